@@ -1,0 +1,38 @@
+# Everything runs in .venv, which is made on first use. Python 3.11 or newer: `make PYTHON=python3.12 test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test test-fast lint format clean chaos
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medv_ray needs Python 3.11 or newer; this is %d.%d. Use: make PYTHON=..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## score an embedded archive with an embedded trained toy model
+	$(BIN)/medv demo
+
+test: $(VENV)/.installed  ## all tests that need no GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+test-fast: $(VENV)/.installed  ## no Ray, under 90 seconds
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not integration"
+
+chaos: $(VENV)/.installed  ## the kill runs in full: 20 of the driver, 10 of actors, 5,000 rows
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_runs
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build medv_ray.egg-info demo-run .mypy_cache .ruff_cache

@@ -1,0 +1,331 @@
+"""The error catalogue: every failure that a user can meet has a code, a reason word, a cause and a
+way out.
+
+A message holds the value, the rule and the way out. It never holds an object address, an absolute
+path, a stack or
+the content of a row: those are patients' data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the catalogue."""
+
+    reason: str
+    """The word that stands in the `reason` column of a quarantined row."""
+    cause: str
+    fix: str
+
+
+CATALOGUE: dict[str, Entry] = {
+    # settings
+    "E1001": Entry(
+        "bad_setting",
+        "A setting is unknown, of the wrong type, or outside its range.",
+        "The message names the setting and the rule; `--help` lists all of them.",
+    ),
+    "E1002": Entry(
+        "steps_do_not_divide",
+        "gen_length must be a multiple of block_length, and steps of the number of blocks.",
+        "Choose steps = blocks x whole number; with one block any number of steps works.",
+    ),
+    # rows and archives
+    "E1101": Entry(
+        "missing_column",
+        "The archive has no column of the name that was asked for.",
+        "Name the columns with --id-column, --image-column, --question-column.",
+    ),
+    "E1102": Entry(
+        "null_id",
+        "The row's id is null or empty.",
+        "Fill the id column, or leave --id-column out: ids are then made from file and row number.",
+    ),
+    "E1103": Entry(
+        "duplicate_id",
+        "Another row of the archive has the same id (compared after Unicode NFC and trimming).",
+        "Make ids unique. The first row keeps the id; each later one is quarantined.",
+    ),
+    "E1104": Entry(
+        "bad_id",
+        "The id has a path separator, '..', a control character, or more than 512 bytes.",
+        "Use short, plain ids; they name rows in reports and must be safe to print and to sort by.",
+    ),
+    "E1105": Entry(
+        "unreadable_shard",
+        "A shard cannot be read: it is empty, half-written, or its checksum does not match.",
+        "Write the shard again (write to a temporary name, then rename). Its rows are not scored.",
+    ),
+    "E1106": Entry(
+        "unsafe_member",
+        "A tar member is a link, a device, an absolute path or a path with '..'.",
+        "Pack regular files under relative names. Nothing is ever extracted to disk.",
+    ),
+    "E1107": Entry(
+        "shard_changed",
+        "A shard vanished or changed after the job planned it.",
+        "Keep inputs unchanged while a job runs; put the shard back and run the same command "
+        "again.",
+    ),
+    "E1108": Entry(
+        "bad_image_path",
+        "The image path leaves the archive's folder, or is not a regular file.",
+        "Give paths relative to the archive, without '..' and without links out of it.",
+    ),
+    "E1109": Entry(
+        "bad_row",
+        "A cell has the wrong type (an image that is no bytes, struct or path; a question that is "
+        "no text).",
+        "Check the column types against docs/archive.md.",
+    ),
+    "E1110": Entry(
+        "empty_archive",
+        "The archive holds no row.",
+        "Check the path and the file endings: parquet, tar, csv, jsonl, json, or image files.",
+    ),
+    "E1111": Entry(
+        "image_missing",
+        "The row names no image, or the named image does not exist.",
+        "Put the file in place and run again with --retry-quarantined, or drop the row.",
+    ),
+    "E1112": Entry(
+        "cell_too_large",
+        "An encoded image is larger than the limit.",
+        "Raise --set image.max_bytes=... if the file is trusted.",
+    ),
+    # images
+    "E1201": Entry("empty_image", "The image has no bytes.", "Export the image again."),
+    "E1202": Entry(
+        "not_an_image",
+        "The bytes are none of the allowed formats, whatever the name says (an HTML page, say).",
+        "Allowed: JPEG, PNG, TIFF, BMP, GIF, WebP; change with --set image.formats=[...].",
+    ),
+    "E1203": Entry(
+        "corrupt_image",
+        "The image is cut short or damaged, and does not decode.",
+        "Copy the file again from its source; a partial picture is never scored.",
+    ),
+    "E1204": Entry(
+        "too_many_pixels",
+        "The header announces more pixels than the limit; the image was not decoded.",
+        "Downscale it, or raise --set image.max_pixels=... (memory grows with it).",
+    ),
+    "E1205": Entry(
+        "too_small",
+        "A side is shorter than the limit.",
+        "Such images carry nothing to answer from; lower --set image.min_side=... to accept them.",
+    ),
+    "E1206": Entry(
+        "extreme_aspect",
+        "One side is too many times longer than the other.",
+        "Crop it, or raise --set image.max_aspect=...",
+    ),
+    "E1207": Entry(
+        "header_lies",
+        "The decoded picture does not have the size that its header announced.",
+        "Export the image again with another program.",
+    ),
+    "E1208": Entry(
+        "non_finite_pixels",
+        "A float image holds NaN or infinite values.",
+        "Replace them before scoring; which grey they stand for is a medical decision.",
+    ),
+    "E1209": Entry(
+        "decoder_limit",
+        "The decoder passed its time or memory limit, or crashed; it runs in a child process.",
+        "Re-encode the image; raise --set image.decode_seconds / decode_bytes for large trusted "
+        "files.",
+    ),
+    "E1210": Entry(
+        "many_frames",
+        "The file holds several pages or frames and the policy is to refuse them.",
+        "Use --set image.frames=first (recorded in the warnings column), or split the file.",
+    ),
+    "E1211": Entry(
+        "no_decode_rule",
+        "The image's pixel mode has no stated conversion to RGB.",
+        "Convert it to 8-bit grey or RGB first.",
+    ),
+    # questions and prompts
+    "E1301": Entry(
+        "empty_question", "The question is empty or white space.", "Fill the question column."
+    ),
+    "E1302": Entry(
+        "question_too_long",
+        "The question is longer than the limit in bytes.",
+        "Shorten it, or raise --set prompt.max_question_bytes=...",
+    ),
+    "E1303": Entry(
+        "prompt_too_long",
+        "Prompt, image tokens and answer together pass the model's maximum length.",
+        "Shorten the question, choose image.aspect=square or a smaller gen_length. Nothing is cut "
+        "silently.",
+    ),
+    "E1304": Entry(
+        "bad_text",
+        "The text holds a NUL or a lone surrogate and cannot be stored.",
+        "Clean the text at its source.",
+    ),
+    # checkpoints
+    "E1401": Entry(
+        "checkpoint_incomplete",
+        "The checkpoint folder lacks a file: config.json, tokenizer, or a safetensors shard named "
+        "by the index.",
+        "Copy the folder again, complete; partial downloads are the usual cause.",
+    ),
+    "E1402": Entry(
+        "missing_tensor",
+        "The checkpoint lacks tensors that its config calls for.",
+        "Check that config.json belongs to these weights.",
+    ),
+    "E1403": Entry(
+        "unexpected_tensor",
+        "The checkpoint holds tensors that its config has no place for.",
+        "Check that config.json belongs to these weights.",
+    ),
+    "E1404": Entry(
+        "wrong_shape",
+        "A tensor's shape is not the one that config.json calls for.",
+        "Check that config.json belongs to these weights.",
+    ),
+    "E1405": Entry(
+        "non_finite_weight", "A weight is NaN or infinite.", "Take an earlier checkpoint."
+    ),
+    "E1406": Entry(
+        "pickle_refused",
+        "The weights come as a pickle (.bin, .pt, .pth, .ckpt); reading one can run code, so it "
+        "is never opened.",
+        "Convert the weights to safetensors first.",
+    ),
+    "E1407": Entry(
+        "corrupt_weights",
+        "A safetensors file is cut short or its header is wrong.",
+        "Copy the file again.",
+    ),
+    "E1408": Entry(
+        "bad_tokenizer",
+        "The tokenizer lacks a special token that the model needs, or its ids do not fit the "
+        "model.",
+        "Use the tokenizer that came with the weights.",
+    ),
+    "E1409": Entry(
+        "unsafe_checkpoint_path",
+        "The weights index names a file outside the checkpoint folder.",
+        "Do not use this checkpoint.",
+    ),
+    "E1410": Entry(
+        "unknown_model",
+        "config.json describes a model that is neither LLaDA, LLaDA-V nor LLaDA-MedV.",
+        "Point --model at such a folder.",
+    ),
+    # runs
+    "E1501": Entry(
+        "output_in_use",
+        "Another job writes to this output folder.",
+        "Wait for it, or choose another --out. If that job is surely dead: --take-over.",
+    ),
+    "E1502": Entry(
+        "run_changed",
+        "The output folder belongs to a run with other settings, another model or another input.",
+        "Use another --out; --new-run starts this one over; --allow-mixed continues, and says so "
+        "in run.json.",
+    ),
+    "E1503": Entry(
+        "disk_full",
+        "The output could not be written: no space is left.",
+        "Free space and run the same command again; what was committed is kept.",
+    ),
+    "E1504": Entry(
+        "worker_crash",
+        "The row ended its worker process three times in a row.",
+        "Look at the image in a sandbox; the row is left out and the job goes on.",
+    ),
+    "E1505": Entry(
+        "not_enough_cpus",
+        "The actor pool would take every CPU, and Ray's own tasks would wait for ever.",
+        "Use fewer actors (--max-actors), smaller ones (--cpus-per-actor), or more CPUs.",
+    ),
+    "E1506": Entry(
+        "corrupt_run",
+        "The ledger or a committed file does not match its checksum.",
+        "Restore the file, or run again with --new-run.",
+    ),
+    "E1507": Entry(
+        "not_a_run_folder",
+        "The output folder is not empty and is not a run of this job, or it lies inside the input.",
+        "Choose an empty folder outside the archive.",
+    ),
+    "E1508": Entry(
+        "workers_keep_dying",
+        "Workers died again and again without finishing a chunk; no single row is to blame.",
+        "Look at memory first (fewer actors, a smaller dtype), then at the worker's own log.",
+    ),
+    "E1509": Entry(
+        "internal_error",
+        "A defect of medv_ray itself, while one row was processed; the row is quarantined.",
+        "Please report it with the code and the name of the exception.",
+    ),
+    "E1510": Entry(
+        "row_count",
+        "answered + abstained + quarantined is not the number of rows.",
+        "A defect: please report it. Nothing that was committed is lost.",
+    ),
+}
+
+
+class MedvError(Exception):
+    """Base of all errors that a user can meet. `str(error)` is the message, code first."""
+
+    exit_code = 1
+
+    def __init__(self, code: str, detail: str) -> None:
+        self.code = code
+        self.detail = detail
+        super().__init__(code, detail)  # both stay in args, so that the error survives pickling
+
+    @property
+    def reason(self) -> str:
+        """The catalogue's word for this code."""
+        return CATALOGUE[self.code].reason
+
+    def __str__(self) -> str:
+        kind = type(self).__name__
+        return f"{kind} {self.code}: {self.detail} `medv explain {self.code}` says more."
+
+
+class SettingsError(MedvError, ValueError):
+    """A setting is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class DataError(MedvError, ValueError):
+    """A row, an image or a shard is bad. In a job its rows are quarantined and the job goes on."""
+
+
+class CheckpointError(MedvError):
+    """A checkpoint folder cannot be used."""
+
+    exit_code = 2
+
+
+class RunError(MedvError):
+    """A run folder or the cluster does not allow the job to go on."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(code, detail)
+        # 3: settings, model or input changed. 4: output in use. 5: disk full.
+        self.exit_code = {"E1502": 3, "E1501": 4, "E1503": 5}.get(code, 1)
+
+
+def explain(code: str) -> str:
+    """The catalogue's entry as text. Raises SettingsError for an unknown code."""
+    entry = CATALOGUE.get(code.upper())
+    if entry is None:
+        raise SettingsError(
+            "E1001", f"{code[:20]!r} is not a code of the catalogue (E1001 .. E1510)."
+        )
+    return f"{code.upper()} {entry.reason}\n  cause: {entry.cause}\n  fix:   {entry.fix}"

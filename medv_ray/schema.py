@@ -1,0 +1,55 @@
+"""The row contract and the columns of an answer file.
+
+Every row of the input ends as exactly one of `answered`, `abstained`, `quarantined`; the three sum
+to the input.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pyarrow as pa
+
+Status = Literal["answered", "abstained", "quarantined"]
+STATUSES: tuple[Status, ...] = ("answered", "abstained", "quarantined")
+
+ANSWER_SCHEMA = pa.schema(
+    [
+        pa.field(
+            "id", pa.string(), nullable=False
+        ),  # the archive's id, or "<file>:<row>" where it has none
+        pa.field("file", pa.int32(), nullable=False),  # index of the input file in run.json
+        pa.field("row", pa.int64(), nullable=False),  # row number in that file, from 0
+        pa.field("question", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field(
+            "reason", pa.string()
+        ),  # null when answered; else a word of the error catalogue, or low_confidence
+        pa.field("code", pa.string()),  # E.... when quarantined
+        pa.field("answer", pa.string()),
+        pa.field(
+            "reference", pa.string()
+        ),  # the archive's own answer column, copied where there is one
+        pa.field(
+            "confidence", pa.float32()
+        ),  # mean over the answer's tokens, of the commit confidence
+        pa.field("finish", pa.string()),  # stop | length | cancelled
+        pa.field("token_ids", pa.list_(pa.int32())),
+        pa.field("token_confidence", pa.list_(pa.float32())),
+        pa.field(
+            "token_step", pa.list_(pa.int32())
+        ),  # the step at which each token was committed, from 0
+        pa.field("forward_passes", pa.int32()),
+        pa.field("seconds", pa.float32()),
+        pa.field(
+            "warnings", pa.list_(pa.string())
+        ),  # how the picture was converted; empty for plain RGB
+        pa.field("image_sha256", pa.string()),  # of the encoded bytes
+        pa.field(
+            "prompt_sha256", pa.string()
+        ),  # of the prompt's token ids, image slots as -200, little-endian int64
+        pa.field("chunk", pa.string(), nullable=False),
+    ]
+)
+"""Columns of `rows/*.parquet`, in order. Units: seconds of wall time; confidences are
+probabilities."""

@@ -1,0 +1,231 @@
+"""Settings of a run: frozen, typed, checked before anything heavy is loaded.
+
+One schema serves flags, `--set a.b=c`, YAML and the manifest. `extra="forbid"` makes a misspelt
+name an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from medv_ray.errors import SettingsError
+
+S = TypeVar("S", bound="Settings")
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    """Base of all settings objects."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    def digest(self) -> str:
+        """sha256 of the canonical JSON of all fields, 64 hex digits."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class SamplerSettings(Settings):
+    """Reverse process. Defaults: the VQA setting of LLaDA-MedV (supplement A.2, L = B = Z)."""
+
+    gen_length: PositiveInt = 64
+    """L, response tokens; every answer is denoised at this length."""
+    block_length: PositiveInt = 64
+    """Smaller than gen_length gives semi-autoregressive order, left to right."""
+    steps: PositiveInt = 64
+    """Z, forward passes over the whole response; each block gets its share."""
+    temperature: Annotated[NonNegativeFloat, Field(allow_inf_nan=False)] = 0.0
+    """0 takes the most likely token; above 0, Gumbel noise of this strength is added."""
+    cfg_scale: Annotated[NonNegativeFloat, Field(allow_inf_nan=False)] = 0.0
+    """Classifier-free guidance; above 0, a second forward pass without prompt and image per
+    step."""
+    remasking: Literal["low_confidence", "random", "independent"] = "low_confidence"
+    """Which tokens are kept at a step: the most confident, random ones, or each on its own with
+    probability
+    1 - s/t (Algorithm 1 of the LLaDA-MedV supplement, taken literally)."""
+    stop: tuple[str, ...] = ("<|eot_id|>",)
+    """Token strings that end the answer (LLaDA-V's rule: cut at the first one found)."""
+    forbidden: tuple[str, ...] = (
+        "<|endoftext|>",
+        "<|startoftext|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+    )
+    """Special tokens that are never chosen and leave the softmax. Default: LLaDA-V's four; LLaDA
+    has none."""
+    suffix: str = ""
+    """Text after the masked positions; given, never overwritten, and part of the answer."""
+    logits_eos_inf: bool = False
+    """LLaDA's option: end of text is never chosen and leaves the softmax."""
+    confidence_eos_eot_inf: bool = False
+    """LLaDA's option: end of text and end of turn are committed last (with temperature, end of turn
+    only)."""
+    noise: Literal["needed", "reference"] = "needed"
+    """Where temperature or random remasking draws: at needed positions only, or at every position
+    of the sequence
+    as the reference does, which costs `sequence x vocabulary` draws a step and matches a seeded
+    reference run."""
+
+    @model_validator(mode="after")
+    def _blocks_divide(self) -> Self:
+        blocks, rest = divmod(self.gen_length, self.block_length)
+        if rest or self.steps % blocks:
+            raise PydanticCustomError(
+                "E1002",
+                "gen_length={gen_length} must be a multiple of block_length={block_length}, "
+                "and steps={steps} of the number of blocks ({blocks})",
+                {
+                    "gen_length": self.gen_length,
+                    "block_length": self.block_length,
+                    "steps": self.steps,
+                    "blocks": blocks,
+                },
+            )
+        return self
+
+
+class PromptSettings(Settings):
+    """How question and image become token ids."""
+
+    system: Literal["general", "medical", "none"] = "general"
+    """Which system sentence: LLaDA-V's (also the default of LLaDA-MedV's demo), LLaDA-MedV's own,
+    or none."""
+    token_after_image: Literal["reference", "training"] = "reference"
+    """The reference loses the first token after the image at inference (the newline) and keeps it
+    in training.
+    `reference` matches published results of released checkpoints; `training` matches how they were
+    trained."""
+    question_suffix: str = ""
+    """Appended to every question, e.g. " Answer concisely in English." as in LLaDA-MedV's demo."""
+    max_question_bytes: PositiveInt = 16_384
+    """Longer questions are quarantined, never cut. UTF-8 bytes."""
+
+
+class ImageSettings(Settings):
+    """What counts as an acceptable image and how it becomes tiles."""
+
+    aspect: Literal["checkpoint", "square", "pad", "anyres_max"] = "checkpoint"
+    """`square` squashes to one tile, `pad` pads to a square first, `anyres_max` adds tiles as
+    LLaDA-V's
+    anyres_max_4; `checkpoint` takes what the checkpoint's config says."""
+    formats: tuple[str, ...] = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")
+    """Pillow's names of the formats that may be decoded."""
+    max_bytes: PositiveInt = 256 * 2**20
+    """Encoded size limit."""
+    max_pixels: PositiveInt = 89_478_485
+    """Width x height by the header, checked before decoding. Default: Pillow's own warning
+    limit."""
+    min_side: PositiveInt = 16
+    """Shortest side in pixels."""
+    max_aspect: PositiveFloat = 50.0
+    """Longest side over shortest side."""
+    frames: Literal["first", "refuse"] = "first"
+    """Multi-page and animated files: take the first frame and say so in `warnings`, or
+    quarantine."""
+    background: Annotated[int, Field(ge=0, le=255)] = 255
+    """Grey on which transparent pixels are composited. 255 is white, as figures are printed."""
+    decode_seconds: PositiveFloat = 10.0
+    """Wall time after which the decoder's child process is killed."""
+    decode_bytes: PositiveInt = 2 * 2**30
+    """Address space of the decoder's child process."""
+
+
+class ModelSettings(Settings):
+    """Which checkpoint, and how it is held."""
+
+    path: str
+    """Folder with config.json, tokenizer and safetensors; local."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Weights and activations; RoPE tables and softmax stay float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes CUDA when torch sees it."""
+    logit_size: Literal["checkpoint", "tokenizer"] = "tokenizer"
+    """Rows of the language head that take part: all, as LLaDA does, or len(tokenizer) as LLaDA-V's
+    loader does."""
+
+
+class EngineSettings(Settings):
+    """How many answers are denoised side by side, and what is kept between them."""
+
+    slots: PositiveInt = 8
+    """Requests that are denoised together."""
+    image_cache_bytes: NonNegativeInt = 2**30
+    """Image features kept for repeated images, least recently used first out. 0 keeps none."""
+
+
+class AnswerSettings(Settings):
+    """Everything that decides an answer, apart from the model and the row. Its digest is part of
+    each chunk's key."""
+
+    sampler: SamplerSettings = SamplerSettings()
+    prompt: PromptSettings = PromptSettings()
+    image: ImageSettings = ImageSettings()
+    seed: NonNegativeInt = 0
+    """With temperature or random remasking, each row draws from sha256(seed, row id)."""
+    abstain_below: Annotated[Finite | None, Field(ge=0, le=1)] = None
+    """Mean confidence of the answer's tokens under which the row is `abstained`. None: only empty
+    answers are."""
+
+
+def build(cls: type[S], values: dict[str, Any]) -> S:
+    """`cls(**values)` with a SettingsError that names field, value and rule instead of pydantic's
+    own."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or cls.__name__
+        code = first["type"] if first["type"].startswith("E1") else "E1001"
+        given = (
+            ""
+            if isinstance(first.get("input"), dict)
+            else f" (given: {str(first.get('input'))[:60]!r})"
+        )
+        more = f" And {error.error_count() - 1} more." if error.error_count() > 1 else ""
+        raise SettingsError(code, f"{field}: {first['msg']}{given}.{more}") from None
+
+
+def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Apply `a.b=c` assignments to a nested dict, which is not changed. Values are JSON where they
+    parse as JSON.
+
+    Raises SettingsError for an assignment without '=' or a path through a value that is no group.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(values))
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        *groups, leaf = path.strip().split(".")
+        if not equals or not leaf:
+            raise SettingsError(
+                "E1001", f"--set {assignment[:60]!r}: expected name=value, e.g. sampler.steps=32."
+            )
+        node = result
+        for group in groups:
+            node = node.setdefault(group, {})
+            if not isinstance(node, dict):
+                raise SettingsError(
+                    "E1001", f"--set {assignment[:60]!r}: {group!r} is a value, not a group."
+                )
+        try:
+            node[leaf] = json.loads(text)
+        except json.JSONDecodeError:
+            node[leaf] = text
+    return result
