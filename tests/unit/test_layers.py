@@ -1,0 +1,127 @@
+"""The street of docs/layout.md, held over the syntax tree: imports point backwards only."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROWS = [
+    ["medv_kernels"],
+    ["medv_ray.errors", "medv_ray.settings", "medv_ray.schema"],
+    ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
+    ["medv_ray.engine"],
+    ["medv_ray.on_ray"],
+    ["medv_ray.cli", "jobs"],
+]
+# rooms of the first row after `errors`, in their own order: settings may use errors, schema neither
+WITHIN = {("medv_ray.settings", "medv_ray.errors")}
+THIRD_PARTY = {
+    "medv_kernels": {"torch", "triton"},
+    "medv_ray.errors": set(),
+    "medv_ray.settings": {"pydantic", "pydantic_core"},
+    "medv_ray.schema": {"pyarrow"},
+    "medv_ray.data": {"numpy", "PIL", "transformers", "tokenizers", "pyarrow"},
+    "medv_ray.model": {"torch", "safetensors"},
+    "medv_ray.diffusion": {"torch", "numpy"},
+    "medv_ray.archive": {"pyarrow", "pydantic", "numpy"},
+    "medv_ray.engine": {"torch", "numpy"},
+    "medv_ray.on_ray": {"ray", "numpy", "pyarrow", "rich", "torch", "pydantic"},
+    "medv_ray.cli": {"typer", "rich", "yaml", "pyarrow"},
+    "jobs": {"ray", "typer", "torch", "numpy", "rich", "tokenizers", "transformers"},
+}
+
+
+def room(module: str) -> str | None:
+    """The room that a dotted module name lies in; None for anything that is not ours."""
+    return next((r for row in ROWS for r in row if module == r or module.startswith(r + ".")), None)
+
+
+def sources() -> list[tuple[str, Path]]:
+    found = [
+        *((ROOT / "medv_ray").rglob("*.py")),
+        *((ROOT / "kernels").rglob("*.py")),
+        *((ROOT / "jobs").glob("*.py")),
+    ]
+    names = []
+    for path in sorted(found):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = parts[1:] if parts[0] == "kernels" else parts
+        names.append((".".join(p for p in parts if p != "__init__"), path))
+    return names
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path.name}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def row_of(name: str) -> int:
+    return next(i for i, row in enumerate(ROWS) if name in row)
+
+
+@pytest.mark.parametrize(
+    ("module", "path"), sources(), ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_imports_point_backwards(module: str, path: Path) -> None:
+    own = room(module)
+    if own is None:
+        assert module == "medv_ray", f"{module} lies in no room of docs/layout.md"
+        assert not imports(path), "importing medv_ray must load nothing"
+        return
+    for name in imports(path):
+        top = name.split(".")[0]
+        target = room(name)
+        if target is not None:
+            same = target == own or (own, target) in WITHIN
+            assert same or row_of(target) < row_of(own), (
+                f"{module} imports {name}, which is not behind it"
+            )
+        elif top == "medv_ray":
+            assert name == "medv_ray.__version__", f"{module} imports {name}"
+        elif top not in sys.stdlib_module_names:
+            assert top in THIRD_PARTY[own], f"{module} imports {top}"
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("medv_ray", ["torch", "ray", "numpy", "pyarrow", "pydantic"]),
+        ("medv_ray.settings", ["torch", "ray", "transformers"]),
+        ("medv_ray.archive.run", ["torch", "ray", "transformers"]),
+        ("medv_ray.data.images", ["torch", "ray", "transformers"]),
+        ("medv_ray.engine", ["ray"]),
+        ("medv_ray.cli", ["torch", "ray", "transformers"]),
+    ],
+)
+def test_import_stays_light(module: str, absent: list[str]) -> None:
+    code = f"import sys, {module}; print([m for m in {absent!r} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_package_is_shipped() -> None:
+    import tomllib
+
+    tables = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    on_disk = {
+        ".".join(p.parent.relative_to(ROOT).parts).removeprefix("kernels.")
+        for p in [
+            *(ROOT / "medv_ray").rglob("__init__.py"),
+            *(ROOT / "kernels").rglob("__init__.py"),
+        ]
+    }
+    assert set(tables["packages"]) == on_disk
+
+
+def test_kernels_folder_is_no_package() -> None:
+    """transformers imports the hub's package `kernels`; one of ours would shadow and break it."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
