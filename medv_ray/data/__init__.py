@@ -1,0 +1,1 @@
+"""From encoded images and questions to uint8 tiles and token ids."""

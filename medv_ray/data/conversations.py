@@ -1,0 +1,130 @@
+"""From training conversations to token ids and labels, as LLaDA-V's preprocessing makes them.
+
+A conversation is LLaVA's: messages {"from": "human" | "gpt", "value": text}, in which the word `<image>` marks where an
+image goes. Source: LLaDA-V train.py (preprocess_multimodal, preprocess_llada, preprocess_plain).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from medv_ray.data.prompts import (
+    IMAGE_SLOT,
+    SYSTEM_SENTENCES,
+    SpecialIds,
+    check_storable,
+    encode_pieces,
+    message,
+)
+from medv_ray.errors import DataError
+from medv_ray.settings import PromptSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+IGNORE = -100
+"""Label of a token that is neither masked nor predicted."""
+IMAGE_WORD = "<image>"
+ROLES = {"human": "user", "gpt": "assistant"}
+
+Conversation = Sequence[Mapping[str, str]]
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerFast,
+    conversation: Conversation,
+    settings: PromptSettings,
+    num_images: int,
+    template: Literal["llada", "plain"] = "llada",
+) -> tuple[list[int], list[int]]:
+    """Token ids with IMAGE_SLOT at the images, and labels of the same length (IGNORE, or the id itself).
+
+    Args:
+        num_images: images of the row. The human messages must mark as many places, or none: then all images go in
+            front of the first human message. With 0 images the word `<image>` is plain text.
+        template: `llada` is the chat template; `plain` (alignment stage) is image, caption, newline.
+
+    Raises DataError E1109 for a malformed conversation or another number of marked places, E1304 for bad text.
+    """
+    messages = place_images(checked(conversation), num_images)
+    if template == "plain":
+        return encode_plain(tokenizer, messages)
+    return encode_chat(tokenizer, messages, settings)
+
+
+def checked(conversation: Conversation) -> list[tuple[str, str]]:
+    """(role, text) of each message; a first message from gpt is dropped, as the reference does."""
+    messages: list[tuple[str, str]] = []
+    for entry in conversation:
+        role, text = ROLES.get(entry.get("from", "")), entry.get("value")
+        if role is None or not isinstance(text, str):
+            raise DataError("E1109", "a message needs `from` (human or gpt) and `value` (text).")
+        check_storable(text)
+        messages.append((role, text))
+    if messages and messages[0][0] == "assistant":
+        messages = messages[1:]
+    if [role for role, _ in messages] != ["user", "assistant"] * (len(messages) // 2) or not messages:
+        raise DataError("E1109", "a conversation must be pairs of a human and a gpt message.")
+    return messages
+
+
+def place_images(messages: list[tuple[str, str]], num_images: int) -> list[tuple[str, list[int | str]]]:
+    """(role, pieces) with IMAGE_SLOT for each `<image>` of a human message.
+
+    An only `<image>` of a message goes to its front with a newline behind it; several stay where they are.
+    """
+    if num_images == 0:
+        return [(role, [text]) for role, text in messages]
+    marked = sum(text.count(IMAGE_WORD) for role, text in messages if role == "user")
+    if marked == 0:
+        front = " ".join([IMAGE_WORD] * num_images)
+        messages = [("user", f"{front}\n{messages[0][1]}"), *messages[1:]]
+    elif marked != num_images:
+        raise DataError("E1109", f"the conversation marks {marked} places for {num_images} images.")
+    return [(role, split_at_images(text) if role == "user" else [text]) for role, text in messages]
+
+
+def split_at_images(text: str) -> list[int | str]:
+    """Text pieces with IMAGE_SLOT between them."""
+    if text.count(IMAGE_WORD) == 1 and not text.startswith(IMAGE_WORD):
+        rest = text.replace(IMAGE_WORD, "").strip()
+        text = f"{IMAGE_WORD}\n{rest}".strip()
+    first, *others = text.split(IMAGE_WORD)
+    pieces: list[int | str] = [first]
+    for other in others:
+        pieces += [IMAGE_SLOT, other]
+    return pieces
+
+
+def encode_chat(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: list[tuple[str, list[int | str]]],
+    settings: PromptSettings,
+) -> tuple[list[int], list[int]]:
+    """All of an assistant message is a target, header and end of turn included. Of system and user messages the
+    structural tokens are targets as well: LLaDA-V inherited that, and released weights were trained so.
+
+    Contents are not trimmed here, and the token after an image stays: so does the reference in training.
+    """
+    special = SpecialIds.of(tokenizer)
+    structural = {special.bos, special.start_header, special.end_header, special.eot}
+    ids, labels = [special.bos], [special.bos]
+    system = SYSTEM_SENTENCES[settings.system]
+    first: list[tuple[str, list[int | str]]] = [] if system is None else [("system", [system])]
+    for role, content in first + messages:
+        encoded = encode_pieces(tokenizer, message(special, role, content))
+        ids += encoded
+        labels += [token if role == "assistant" or token in structural else IGNORE for token in encoded]
+    return ids, labels
+
+
+def encode_plain(
+    tokenizer: PreTrainedTokenizerFast, messages: list[tuple[str, list[int | str]]]
+) -> tuple[list[int], list[int]]:
+    """Image slots, then the caption and a newline as targets; the human's words are dropped."""
+    slots = [piece for piece in messages[0][1] if piece == IMAGE_SLOT]
+    if len(messages) != 2 or not slots:
+        raise DataError("E1109", "the plain template takes an image with one human and one gpt message.")
+    ids = encode_pieces(tokenizer, [*slots, *messages[1][1], "\n"])
+    return ids, [IGNORE if token == IMAGE_SLOT else token for token in ids]
