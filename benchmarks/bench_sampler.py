@@ -1,0 +1,130 @@
+r"""The exact sampler against one of the reference's structure: same model, same tokens, CPU seconds.
+
+    python benchmarks/bench_sampler.py [--vocabulary 126464 --vocabulary 8192] [--repeats 5]
+
+Set-up: random weights, body width 256 x 8 layers, float32, 1 thread, 64-token prompt, L = B = Z = 64.
+Both arms alternate in one process; a repeat whose tokens differ is an error, not a figure.
+Prints one JSON line per vocabulary: best, median and range of process CPU seconds of each arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from reference_structure import sample as reference_sample
+from torch import Tensor
+
+from medv_ray.diffusion.sampler import SampleSpec, sample
+from medv_ray.model.config import LanguageConfig, ModelConfig
+from medv_ray.model.denoise import FullRecompute
+from medv_ray.model.medv import Medv
+
+PROMPT, LENGTH = 64, 64
+
+
+def build_model(vocabulary: int) -> Medv:
+    """A random tower of the benchmark's shape; logits are spread as a trained head's are."""
+    torch.manual_seed(0)
+    language = LanguageConfig(
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=vocabulary,
+    )
+    model = Medv(ModelConfig(language=language, vision=None)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, parameter.shape[1] ** -0.5)
+        model.lm_head.weight.normal_(0, 0.25)
+    return model
+
+
+def arms(model: Medv, prompt: Tensor, mask_id: int) -> dict[str, Callable[[], Tensor]]:
+    """The two samplers as functions of nothing that return int64[LENGTH]."""
+    spec = SampleSpec(gen_length=LENGTH, block_length=LENGTH, steps=LENGTH, mask_id=mask_id)
+
+    def ours() -> Tensor:
+        door = FullRecompute(model, [model.embed(prompt)], mask_id=mask_id)
+        for state in sample(door, spec):
+            final = state
+        return final.x[0]
+
+    def reference() -> Tensor:
+        return reference_sample(
+            lambda ids: model.logits(ids),
+            prompt,
+            gen_length=LENGTH,
+            block_length=LENGTH,
+            steps=LENGTH,
+            mask_id=mask_id,
+        )
+
+    return {"reference": reference, "ours": ours}
+
+
+def measure(vocabulary: int, repeats: int) -> dict[str, object]:
+    """Interleaved repeats; raises if the tokens of the arms ever differ."""
+    model = build_model(vocabulary)
+    prompt = torch.randint(0, vocabulary - 1, (PROMPT,), generator=torch.manual_seed(1))
+    both = arms(model, prompt, vocabulary - 1)
+    tokens = {name: run() for name, run in both.items()}  # warm-up and check
+    seconds: dict[str, list[float]] = {name: [] for name in both}
+    for _ in range(repeats):
+        for name, run in both.items():
+            start = time.process_time()
+            got = run()
+            seconds[name].append(time.process_time() - start)
+            if not torch.equal(got, tokens["reference"]):
+                raise SystemExit(f"wrong result, not timed: {name} differs at V={vocabulary}")
+    ratios = [r / o for r, o in zip(seconds["reference"], seconds["ours"], strict=True)]
+    return {
+        "bench": "sampler_exact",
+        "vocabulary": vocabulary,
+        "prompt": PROMPT,
+        "L=B=Z": LENGTH,
+        "cpu_s": {
+            name: {"best": min(s), "median": statistics.median(s), "max": max(s)}
+            for name, s in seconds.items()
+        },
+        "ratio_of_best": min(seconds["reference"]) / min(seconds["ours"]),
+        "ratio_range": [min(ratios), max(ratios)],
+        "tokens_identical": True,
+        "torch": torch.__version__,
+        "cpu": platform.processor() or platform.machine(),
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """Short commit of the checkout, or 'unknown' outside one."""
+    here = Path(__file__).parent
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--vocabulary", type=int, action="append")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    for vocabulary in args.vocabulary or [126_464, 8_192]:
+        print(json.dumps(measure(vocabulary, args.repeats)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
