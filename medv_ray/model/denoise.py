@@ -1,0 +1,150 @@
+"""Door 1: hidden states of the response positions, prompt and image already bound, by full recompute.
+
+Shapes: B rows, L response positions, P prompt positions (image tokens included), D width, N needed positions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medv_ray.model.medv import Medv
+
+IMAGE_SLOT = -200
+"""Stands in a prompt's ids where an image goes; never embedded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Token ids with slots, and the images that fill them in order."""
+
+    ids: Tensor
+    """int64[P], IMAGE_SLOT at each image."""
+    images: tuple[Tensor, ...] = ()
+    """float[I, D] each, from `Medv.encode_image`."""
+
+
+def splice(model: Medv, ids: Tensor, images: Sequence[Tensor]) -> Tensor:
+    """Embeddings of `ids` with each slot replaced by the tokens of its image: int64[P] -> float[P', D].
+
+    Raises ValueError when slots and images differ in number.
+    """
+    ids = ids.to(model.device)
+    slots = (ids == IMAGE_SLOT).nonzero().flatten().tolist()
+    if len(slots) != len(images):
+        raise ValueError(f"{len(slots)} image slots in the prompt and {len(images)} images")
+    pieces, start = [], 0
+    for slot, image in zip(slots, images, strict=True):
+        pieces += [model.embed(ids[start:slot]), image.to(model.device, model.dtype)]
+        start = slot + 1
+    return torch.cat([*pieces, model.embed(ids[start:])])
+
+
+class FullRecompute:
+    """The whole sequence (prompt, response, suffix) goes through the tower at every call; the exact door.
+
+    A row's result does not depend on the other rows. On CPU each row is computed alone, so that it is so to the last
+    bit; elsewhere rows are padded on the right, padding is hidden from attention, and the rows run together.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        model: Medv,
+        prompts: Sequence[Prompt | Tensor],
+        suffix_ids: Sequence[int] = (),
+        together: bool | None = None,
+    ) -> None:
+        """
+        Args:
+            model: not changed.
+            prompts: one per row, a Prompt or its embeddings float[P, D].
+            suffix_ids: given tokens after the response.
+            together: run rows in one padded batch. None: only where the model is not on CPU.
+        """
+        self.model = model
+        self.together = model.device.type != "cpu" if together is None else together
+        self._prompts = [
+            splice(model, prompt.ids, prompt.images) if isinstance(prompt, Prompt) else prompt for prompt in prompts
+        ]
+        self._suffix = model.embed(torch.tensor(suffix_ids, dtype=torch.int64, device=model.device))
+
+    @property
+    def head(self) -> Tensor:
+        """float[V, D]."""
+        return self.model.head
+
+    def prompt_length(self, b: int) -> int:
+        """Positions before the response of row b."""
+        return len(self._prompts[b])
+
+    def sequence_length(self, b: int, gen_length: int) -> int:
+        """All positions of row b: prompt, `gen_length` response positions, suffix."""
+        return len(self._prompts[b]) + gen_length + len(self._suffix)
+
+    @torch.inference_mode()
+    def unconditional(self, mask_id: int) -> FullRecompute:
+        """The same door with the mask token at every prompt and suffix position, for classifier-free guidance."""
+        mask = self.model.embed(torch.tensor([mask_id], device=self.model.device))  # [1, D]
+        door = copy.copy(self)
+        door._prompts = [mask.expand_as(prompt) for prompt in self._prompts]
+        door._suffix = mask.expand_as(self._suffix)
+        return door
+
+    def __call__(self, x: Tensor, need: Tensor) -> Tensor:
+        """Last hidden states of the needed positions.
+
+        Args:
+            x: int64[B, L], response tokens now.
+            need: bool[B, L].
+
+        Returns: float[N, D], rows of x one after the other, positions ascending. Rows that need nothing cost nothing.
+        """
+        return forward_rows([self], [x], [need])[0]
+
+    def _row(self, b: int, x: Tensor) -> Tensor:
+        return torch.cat((self._prompts[b], self.model.embed(x), self._suffix))  # [S, D]
+
+
+@torch.inference_mode()
+def forward_rows(doors: Sequence[FullRecompute], xs: Sequence[Tensor], needs: Sequence[Tensor]) -> list[Tensor]:
+    """Advance several doors of one model in one pass; result i is `doors[i](xs[i], needs[i])`.
+
+    Args:
+        doors: of one model; their rows and response lengths may differ.
+        xs: int64[B_i, L_i] each.
+        needs: bool[B_i, L_i] each.
+    """
+    rows: list[Tensor] = []  # float[S, D] each
+    wanted: list[Tensor] = []  # int64[N], positions in the row
+    owners: list[int] = []
+    for i, (door, x, need) in enumerate(zip(doors, xs, needs, strict=True)):
+        device = door.model.device
+        for b in need.any(dim=1).nonzero().flatten().tolist():
+            rows.append(door._row(b, x[b].to(device)))
+            wanted.append(need[b].to(device).nonzero().flatten() + door.prompt_length(b))
+            owners.append(i)
+    if not rows:
+        return [door.head.new_empty((0, door.head.shape[1])) for door in doors]
+    model, together = doors[0].model, doors[0].together
+    states = _padded(model, rows) if together else [model.hidden(row[None])[0] for row in rows]
+    picked = [state[positions] for state, positions in zip(states, wanted, strict=True)]
+    empty = model.head.new_empty((0, model.head.shape[1]))
+    return [
+        torch.cat([empty, *(p for p, owner in zip(picked, owners, strict=True) if owner == i)])
+        for i in range(len(doors))
+    ]
+
+
+def _padded(model: Medv, rows: list[Tensor]) -> Tensor:
+    """float[S_b, D] each -> float[B, max S, D]; no position sees padding."""
+    lengths = torch.tensor([len(row) for row in rows])
+    embeds = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    if bool((lengths == lengths[0]).all()):
+        return model.hidden(embeds)
+    attention_mask = torch.arange(embeds.shape[1])[None, :] < lengths[:, None]
+    return model.hidden(embeds, attention_mask.to(model.device))

@@ -1,0 +1,156 @@
+"""LLaDA's language tower: a pre-norm transformer in which every position attends to every other.
+
+    x += W_o attention(rms(x));  x += W_down (silu(W_gate y) * W_up y), y = rms(x);  out = rms(x)
+
+Parameter names are those of the published LLaMA-style checkpoints, below `model.`.
+Shapes: B rows, S sequence, D width, H heads, K key-value heads, C width of one head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medv_ray.model.config import LanguageConfig
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosine and sine of the rotary angles, float32[1 or B, 1, S, C] each."""
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight; the root mean square in float32, cast back before the weight."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return wide.to(x.dtype) * self.weight
+
+
+def rotary_table(positions: Tensor, head_dim: int, theta: float) -> Rotary:
+    """Angles of int64[S] or int64[B, S] positions.
+
+    The frequencies are made here, in float32, and are no buffer: `model.to(torch.bfloat16)` would round a buffer,
+    and rounded frequencies turn far positions by visible angles.
+    """
+    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.int64).float() / head_dim
+    angles = positions[..., None].float() * (1.0 / theta**exponent)  # [S, C / 2]
+    angles = torch.cat((angles, angles), dim=-1)
+    if angles.dim() == 2:
+        angles = angles[None]
+    return angles.cos()[:, None], angles.sin()[:, None]
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Turn float[B, H, S, C] by its positions: the halves of C are the two coordinates. Computed in float32."""
+    cos, sin = rotary
+    wide = x.float()
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+def attention_bias(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What `scaled_dot_product_attention` takes: bool (True attends) or additive float, [B, 1, 1 or S, S].
+
+    Args:
+        attention_mask: [B, S] keys that may be seen, or [B, 1, S, S]; non-zero attends. A floating 4-D mask is additive.
+        dtype: of the queries.
+
+    A mask without zeros is none, as in LLaDA: the unmasked kernels are faster.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.is_floating_point() and attention_mask.dim() == 4:
+        return attention_mask.to(dtype)
+    allowed = attention_mask != 0
+    if bool(allowed.all()):
+        return None
+    return allowed[:, None, None, :] if allowed.dim() == 2 else allowed
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases; K key-value heads are shared by H / K heads each."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.shared = config.num_key_value_heads != config.num_attention_heads
+        wide, narrow = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(wide, wide, bias=False)
+        self.k_proj = nn.Linear(wide, narrow, bias=False)
+        self.v_proj = nn.Linear(wide, narrow, bias=False)
+        self.o_proj = nn.Linear(wide, wide, bias=False)
+
+    def forward(self, x: Tensor, rotary: Rotary, bias: Tensor | None) -> Tensor:
+        q, k, v = (
+            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H or K, S, C]
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, rotary), rotate(k, rotary)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=self.shared)
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each behind a norm and beside a residual."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rotary: Rotary, bias: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, bias)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class LanguageTower(nn.Module):
+    """Embedding table, layers and final norm."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.head_dim, self.rope_theta = config.head_dim, config.rope_theta
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, embeds: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Hidden states after the final norm, float[B, S, D].
+
+        Args:
+            embeds: float[B, S, D].
+            attention_mask: see `attention_bias`.
+            positions: int64[S] or int64[B, S]; 0 .. S - 1 by default. Only differences matter.
+        """
+        if positions is None:
+            positions = torch.arange(embeds.shape[1], device=embeds.device)
+        rotary = rotary_table(positions, self.head_dim, self.rope_theta)
+        bias = attention_bias(attention_mask, embeds.dtype)
+        x = embeds
+        for layer in self.layers:
+            x = layer(x, rotary, bias)
+        out: Tensor = self.norm(x)
+        return out

@@ -1,0 +1,96 @@
+"""The whole model: language tower, vision tower, projector and head, under the published parameter names.
+
+Shapes: B rows, S sequence, D width, V vocabulary, T tiles, I image tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from medv_ray.model.config import ModelConfig, no_vision
+from medv_ray.model.llada import LanguageTower
+from medv_ray.model.projector import build_projector, merge_tiles
+from medv_ray.model.vision import VisionTower, scale_pixels
+
+# Tiles that go through the vision tower at a time: an image may have 37, and the tower is the peak of memory.
+TILES_PER_PASS = 8
+
+
+class Medv(nn.Module):
+    """LLaDA-MedV, LLaDA-V, or a text-only LLaDA when `config.vision` is None."""
+
+    def __init__(self, config: ModelConfig, logit_size: int | None = None) -> None:
+        """`logit_size` cuts the head to its first rows, as LLaDA-V's loader does; None keeps all, as LLaDA does."""
+        super().__init__()
+        self.config = config
+        self.logit_size = logit_size
+        language, vision = config.language, config.vision
+        self.model = LanguageTower(language)
+        self.lm_head = nn.Linear(language.hidden_size, language.vocab_size, bias=False)
+        if vision is None:
+            return
+        # the published names nest the tower twice
+        tower = nn.ModuleDict({"vision_model": VisionTower(vision)})
+        self.model.vision_tower = nn.ModuleDict({"vision_tower": tower})
+        self.model.mm_projector = build_projector(vision.hidden_size, language.hidden_size)
+        if "unpad" in config.mm_patch_merge_type:
+            self.model.image_newline = nn.Parameter(torch.zeros(language.hidden_size))
+
+    @property
+    def head(self) -> Tensor:
+        """float[V, D], rows of the language head that take part."""
+        return self.lm_head.weight[: self.logit_size]
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """int64[...] -> float[..., D]."""
+        embeds: Tensor = self.model.embed_tokens(ids)
+        return embeds
+
+    def hidden(self, embeds: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Last hidden states, after the final norm: float[B, S, D] -> float[B, S, D].
+
+        Args:
+            embeds: float[B, S, D].
+            attention_mask: bool[B, S] keys that may be seen, or bool[B, 1, S, S]; None lets all see all.
+            positions: int64[S] or int64[B, S]; 0 .. S - 1 by default.
+        """
+        states: Tensor = self.model(embeds, attention_mask, positions)
+        return states
+
+    def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """int64[B, S] -> float[B, S, V]. For tests and small models: at full size a sampler wants `hidden` and `head`."""
+        return self.hidden(self.embed(ids), attention_mask) @ self.head.T
+
+    def image_features(self, tiles: Tensor) -> Tensor:
+        """uint8[T, H, W, 3] -> float[T, N, D], projected features of each tile alone.
+
+        Raises CheckpointError E1410 without a vision tower.
+        """
+        if self.config.vision is None:
+            raise no_vision()
+        tower, projector = self.model.vision_tower["vision_tower"]["vision_model"], self.model.mm_projector
+        parts = [scale_pixels(part.to(self.device)) for part in tiles.split(TILES_PER_PASS)]
+        return torch.cat([projector(tower(pixels.to(self.dtype))) for pixels in parts])
+
+    def encode_image(self, tiles: Tensor, size_wh: tuple[int, int]) -> Tensor:
+        """Image tokens float[I, D] of one image.
+
+        Args:
+            tiles: uint8[T, H, W, 3], the whole image first. One tile: `square`, `pad`, or one of several images.
+            size_wh: the image's size in pixels, which says how much of the tile map is padding.
+
+        Raises CheckpointError E1410 without a vision tower, ValueError for tiles that do not fit the size.
+        """
+        features = self.image_features(tiles)
+        grid = self.config.tile_grid(size_wh) if len(features) > 1 else None
+        newline = getattr(self.model, "image_newline", None)
+        return merge_tiles(features, newline, size_wh, grid, self.config.max_tiles)
