@@ -1,0 +1,170 @@
+"""One denoising step in plain torch: from hidden rows to a token and its odds, and which positions take theirs.
+
+    l[n, v]  = logits of row n: head[v] . rows[n]; forbidden ids at -inf
+    token[n] = argmax_v l[n, v], the lowest id on ties; with temperature T the argmax of exp(l) / (-log u)^T
+    rest[n]  = sum over v != token[n] of exp(l[n, v] - l[n, token[n]])
+    confidence = 1 / (1 + rest)
+
+Positions are ranked by `rest`, ascending. In float32 a probability saturates at 1 and ties; the sum of the *other*
+exponentials does not. Ties go to the lowest position; torch.topk leaves them open.
+
+Shapes: N rows, D width, V vocabulary, B batch rows, L positions.
+Numerics: logits, exponentials and sums in float32 whatever the dtype of the head; the Gumbel score in float64.
+Memory: PIECE x V float32 for the logits of a piece of rows, SLICE_BYTES for the rest. Each row is reduced alone.
+Source: ML-GSAI/LLaDA generate.py (low_confidence); LLaDA-MedV supplement, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+PIECE = 64
+"""Rows whose logits exist at the same time."""
+SLICE_BYTES = 2**21
+"""Size of the exponentials that exist at the same time; about the cache of one core."""
+CHUNK = 512
+"""Columns that share one maximum in the two-level argmax."""
+
+
+class Selection(NamedTuple):
+    """The token of each row and how sure it is."""
+
+    token: Tensor
+    """int64[N], chosen id."""
+    rest: Tensor
+    """float64[N], odds against it: 0 is certain, inf is probability 0."""
+
+
+def select(
+    rows: Tensor,
+    head: Tensor | None = None,
+    *,
+    forbidden: Sequence[int] = (),
+    unranked: Sequence[int] = (),
+    temperature: float = 0.0,
+    uniform: Tensor | None = None,
+    logit_size: int | None = None,
+    unconditional: Tensor | None = None,
+    cfg_scale: float = 0.0,
+) -> Selection:
+    """Choose a token for every row.
+
+    Args:
+        rows: float[N, D] last hidden states with head float[V, D], or float[N, V] logits with head None.
+        forbidden: ids that leave both the argmax and the sum.
+        unranked: ids that leave only the sum, after the argmax; a row whose token is one of them has rest = inf.
+        temperature: above 0, `uniform` float64[N, V] in [0, 1) decides among the tokens. `rest` stays un-noised.
+        logit_size: take part only the first so many rows of the head.
+        unconditional: rows of the same shape without prompt; logits become un + (cfg_scale + 1)(cond - un).
+
+    Raises FloatingPointError for a row with a NaN or infinite logit, or with every token forbidden. Neither `rows`
+    nor `head` is changed.
+    """
+    if temperature > 0 and uniform is None:
+        raise ValueError(f"temperature={temperature} needs `uniform`, one draw per row and token")
+    if head is not None:
+        head = head[:logit_size]
+    parts = []
+    for start in range(0, len(rows), PIECE):
+        piece = slice(start, start + PIECE)
+        logits = _logits(rows[piece], head, logit_size)
+        if unconditional is not None:
+            base = _logits(unconditional[piece], head, logit_size)
+            logits = base.add_(logits.sub_(base), alpha=cfg_scale + 1)
+        if forbidden:
+            logits[:, list(forbidden)] = -torch.inf
+        draws = uniform[piece] if uniform is not None and temperature > 0 else None
+        parts.append(_select_piece(logits, list(unranked), temperature, draws))
+    if not parts:
+        none = torch.empty(0, device=rows.device)
+        return Selection(none.long(), none.double())
+    return Selection(torch.cat([part.token for part in parts]), torch.cat([part.rest for part in parts]))
+
+
+def commit(
+    x: Tensor, eligible: Tensor, token: Tensor, rest: Tensor, k: Tensor | Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The new x int64[B, L] and which positions were chosen, bool[B, L]; `x` is not changed.
+
+    Row b takes `token` at its k[b] eligible positions of smallest `rest`, ties to the lowest position; all eligible
+    ones where there are fewer than k[b].
+
+    Args:
+        x, token: int64[B, L].  eligible: bool[B, L].  k: int64[B].
+        rest: float[B, L], any key that ranks ascending; ignored where not eligible.
+    """
+    k = torch.as_tensor(k, device=x.device)
+    order = rest.masked_fill(~eligible, torch.inf).argsort(dim=1, stable=True)
+    # A second stable sort: an eligible position may have rest = inf itself and still goes before the others.
+    order = order.gather(1, (~eligible).gather(1, order).to(torch.uint8).argsort(dim=1, stable=True))
+    rank = torch.empty_like(order)
+    rank.scatter_(1, order, torch.arange(x.shape[1], device=x.device).expand_as(order))
+    chosen = eligible & (rank < k[:, None])
+    return torch.where(chosen, token, x), chosen
+
+
+def _logits(rows: Tensor, head: Tensor | None, logit_size: int | None) -> Tensor:
+    """float32[n, V], a tensor of its own that may be written to."""
+    if head is None:
+        return rows[:, :logit_size].to(torch.float32, copy=True)
+    return functional.linear(rows, head).float()
+
+
+def _select_piece(logits: Tensor, unranked: list[int], temperature: float, uniform: Tensor | None) -> Selection:
+    """Tokens and odds of float32[n, V]; a few rows at a time, so that their exponentials stay in cache."""
+    best, top = _max(logits)
+    if not torch.isfinite(best).all():
+        row = int((~torch.isfinite(best)).nonzero()[0])
+        raise FloatingPointError(f"row {row} of {len(best)}: its largest logit is {best[row].item()}; a model with such weights has no answer")
+    tokens, rests = [], []
+    height = max(1, SLICE_BYTES // (4 * logits.shape[1]))
+    for start in range(0, len(logits), height):
+        some = slice(start, start + height)
+        token = top[some]
+        if uniform is not None:
+            token = _gumbel(logits[some], best[some], temperature, uniform[some])
+        tokens.append(token)
+        rests.append(_odds(logits[some], best[some], top[some], token, unranked))
+    return Selection(torch.cat(tokens), torch.cat(rests))
+
+
+def _max(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest value float32[n] and its lowest index int64[n]; NaN if the row has one.
+
+    Two levels: torch's argmax over a long row costs eight times its maximum.
+    """
+    whole = logits.shape[1] // CHUNK * CHUNK
+    maxima = logits[:, :whole].unflatten(1, (-1, CHUNK)).amax(2)
+    best, chunk = torch.cat([maxima, logits[:, whole:]], dim=1).max(1)
+    first = (chunk * CHUNK).clamp(max=whole)
+    width = min(CHUNK, logits.shape[1])
+    columns = (first[:, None] + torch.arange(width, device=logits.device)).clamp(max=logits.shape[1] - 1)
+    inside = logits.gather(1, columns).argmax(1)
+    return best, torch.where(chunk < maxima.shape[1], first + inside, whole + chunk - maxima.shape[1])
+
+
+def _gumbel(logits: Tensor, best: Tensor, temperature: float, uniform: Tensor) -> Tensor:
+    """int64[n], argmax of exp(l) / (-log u)^T; the row's maximum is taken off first, which changes no order."""
+    score = logits.double().sub_(best[:, None]).exp_()
+    return score.div_(uniform.log().neg_().pow_(temperature)).argmax(1)
+
+
+def _odds(logits: Tensor, best: Tensor, top: Tensor, token: Tensor, unranked: list[int]) -> Tensor:
+    """float64[n], `rest` of `token`. `top` is the row's argmax and `best` its logit."""
+    # Softmax is the cheapest pass over exp(l - max); its normaliser cancels in the ratio of the two sums below.
+    p = logits.softmax(1)
+    own = p.gather(1, top[:, None])[:, 0].double()
+    if token is not top:  # exact where the sampled token is too unlikely for float32
+        chosen = logits.gather(1, token[:, None])[:, 0]
+        own = own * (chosen.double() - best.double()).exp()
+    p.scatter_(1, token[:, None], 0.0)  # a sum without the winner, not 1 minus it: that would cancel to nothing
+    if not unranked:
+        return p.sum(1).double() / own
+    p[:, unranked] = 0.0
+    is_unranked = (token[:, None] == torch.tensor(unranked, device=token.device)).any(1)
+    return (p.sum(1).double() / own).masked_fill(is_unranked, torch.inf)

@@ -1,0 +1,71 @@
+"""Loss of the mask predictor, with the language head on masked rows only.
+
+The reference makes logits for every position (4.1 GB for one row of 8192 at LLaDA's vocabulary); only the masked
+ones reach the loss or its gradient.
+
+Shapes: B rows, S positions, D width, V vocabulary, M masked positions of the batch in row-major order.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from medv_ray.diffusion.noise import IGNORE
+
+
+def token_losses(rows: Tensor, head: Tensor | None, targets: Tensor) -> Tensor:
+    """float32[M], cross entropy of each row.
+
+    Args:
+        rows: float[M, D] last hidden states with head float[V, D], or float[M, V] logits with head None.
+        targets: int64[M].
+    """
+    logits = rows if head is None else functional.linear(rows, head)
+    return functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def weighted(
+    losses: Tensor, labels: Tensor, masked: Tensor, p_mask: Tensor, divide_by: Literal["targets", "positions"]
+) -> Tensor:
+    """float32[], the batch's loss from its token losses float32[M]; arguments as in `masked_loss`."""
+    rows, length = labels.shape
+    row_of = masked.nonzero()[:, 0]  # [M]
+    if divide_by == "positions":
+        return (losses / p_mask[row_of]).sum() / (rows * length)
+    num_targets = (labels != IGNORE).sum(1)
+    return (losses / p_mask[row_of] / num_targets[row_of]).sum() / rows
+
+
+def masked_loss(
+    hidden: Tensor,
+    head: Tensor | None,
+    labels: Tensor,
+    masked: Tensor,
+    p_mask: Tensor,
+    divide_by: Literal["targets", "positions"] = "targets",
+) -> Tensor:
+    """float32[], sum over masked positions of CE / p_mask / (targets of the row), averaged over rows.
+
+    Rows weigh equally, not tokens. `divide_by="positions"` is pre-training: the sum over B x S instead.
+
+    Args:
+        hidden: float[B, S, D] after the final norm with head float[V, D], or float[B, S, V] logits with head None.
+            Or only the masked positions of it: float[M, D] or float[M, V], row-major.
+        labels: int64[B, S], the target token of each position or IGNORE.
+        masked: bool[B, S] and p_mask: float[B], from `forward_noise`.
+
+    Without any masked position the result is 0 and still has a gradient path.
+    Source: LLaDA-V, LLaDAModelLM.forward; LLaDA, GUIDELINES.md.
+    """
+    rows = hidden[masked] if hidden.dim() == 3 else hidden
+    losses = token_losses(rows, head, labels[masked])
+    return weighted(losses, labels, masked, p_mask.to(losses.device), divide_by)
+
+
+def mask_tokens(ids: Tensor, masked: Tensor, mask_id: int) -> Tensor:
+    """int64[B, S], `ids` with the mask token at masked positions."""
+    return torch.where(masked, mask_id, ids)
