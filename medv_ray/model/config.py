@@ -74,9 +74,16 @@ class LanguageConfig:
         eps, theta = _number(raw, "rms_norm_eps", 1e-5), _number(raw, "rope_theta", 500000.0)
         if "d_model" not in raw:
             heads = _size(raw, "num_attention_heads")
-            names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-            sizes = [_size(raw, name) for name in names]
-            return cls(*sizes, heads, _size(raw, "num_key_value_heads", heads), eps, theta)
+            return cls(
+                vocab_size=_size(raw, "vocab_size"),
+                hidden_size=_size(raw, "hidden_size"),
+                intermediate_size=_size(raw, "intermediate_size"),
+                num_hidden_layers=_size(raw, "num_hidden_layers"),
+                num_attention_heads=heads,
+                num_key_value_heads=_size(raw, "num_key_value_heads", heads),
+                rms_norm_eps=eps,
+                rope_theta=theta,
+            )
         width, heads = _size(raw, "d_model"), _size(raw, "n_heads")
         return cls(
             vocab_size=_size(raw, "embedding_size", _size(raw, "vocab_size")),
@@ -134,8 +141,11 @@ class VisionConfig:
 
         Raises CheckpointError E1402 without the tensors, E1410 for widths whose number of heads is not known.
         """
-        names = ("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight")
-        names += ("encoder.layers.0.mlp.fc1.weight",)
+        names = [
+            "embeddings.patch_embedding.weight",
+            "embeddings.position_embedding.weight",
+            "encoder.layers.0.mlp.fc1.weight",
+        ]
         try:
             (width, _, patch, _), (num_patches, _), (mlp, _) = (shapes[VISION_PREFIX + name] for name in names)
         except KeyError as error:
@@ -187,7 +197,8 @@ class ModelConfig:
     def tile_grid(self, size_wh: tuple[int, int]) -> tuple[int, int]:
         """(columns, rows) of the canvas that shows most of an image of this size and wastes least.
 
-        The same choice as the tiling makes; ties go to the first canvas. Source: facts of LLaVA's anyres.
+        The same choice as the tiling makes; ties go to the first canvas.
+        Source: LLaDA-V mm_utils.py, select_best_resolution.
         """
         if self.vision is None:
             raise no_vision()
@@ -230,7 +241,12 @@ class ModelConfig:
     def to_json(self) -> dict[str, Any]:
         """Fields of a config.json that `from_json` and LLaDA-V's own loader read."""
         fixed = {name: _FIXED[name] for name in ("attention_bias", "hidden_act", "rope_scaling", "tie_word_embeddings")}
-        raw = {"model_type": "llada", "architectures": ["LLaDAModelLM"], **asdict(self.language), **fixed}
+        raw = {
+            "model_type": "llada",
+            "architectures": ["LLaDAModelLM"],
+            **asdict(self.language),
+            **fixed,
+        }
         raw |= {"tokenizer_model_max_length": self.max_length, "use_cache": False}
         if self.vision is None:
             return raw

@@ -6,7 +6,7 @@ Shapes: B rows, L response positions, P prompt positions (image tokens included)
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,24 +120,26 @@ def forward_rows(doors: Sequence[FullRecompute], xs: Sequence[Tensor], needs: Se
         needs: bool[B_i, L_i] each.
     """
     rows: list[Tensor] = []  # float[S, D] each
-    wanted: list[Tensor] = []  # int64[N], positions in the row
-    owners: list[int] = []
-    for i, (door, x, need) in enumerate(zip(doors, xs, needs, strict=True)):
-        device = door.model.device
+    wanted: list[tuple[int, Tensor]] = []  # whose row, and int64[N] positions in it
+    for owner, (door, x, need) in enumerate(zip(doors, xs, needs, strict=True)):
+        x, need = x.to(door.model.device), need.to(door.model.device)
         for b in need.any(dim=1).nonzero().flatten().tolist():
-            rows.append(door._row(b, x[b].to(device)))
-            wanted.append(need[b].to(device).nonzero().flatten() + door.prompt_length(b))
-            owners.append(i)
+            rows.append(door._row(b, x[b]))
+            wanted.append((owner, need[b].nonzero().flatten() + door.prompt_length(b)))
+    found = [[door.head.new_empty((0, door.head.shape[1]))] for door in doors]
+    for state, (owner, positions) in zip(_run(doors, rows), wanted, strict=True):
+        found[owner].append(state[positions])
+    return [torch.cat(pieces) for pieces in found]
+
+
+def _run(doors: Sequence[FullRecompute], rows: list[Tensor]) -> Iterable[Tensor]:
+    """float[S_b, D] each -> hidden states of each, at least as long; computed alone or in one padded batch."""
     if not rows:
-        return [door.head.new_empty((0, door.head.shape[1])) for door in doors]
-    model, together = doors[0].model, doors[0].together
-    states = _padded(model, rows) if together else [model.hidden(row[None])[0] for row in rows]
-    picked = [state[positions] for state, positions in zip(states, wanted, strict=True)]
-    empty = model.head.new_empty((0, model.head.shape[1]))
-    return [
-        torch.cat([empty, *(p for p, owner in zip(picked, owners, strict=True) if owner == i)])
-        for i in range(len(doors))
-    ]
+        return []
+    model = doors[0].model
+    if not doors[0].together:
+        return (model.hidden(row[None])[0] for row in rows)
+    return _padded(model, rows)
 
 
 def _padded(model: Medv, rows: list[Tensor]) -> Tensor:

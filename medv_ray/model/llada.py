@@ -58,7 +58,8 @@ def attention_bias(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor 
     """What `scaled_dot_product_attention` takes: bool (True attends) or additive float, [B, 1, 1 or S, S].
 
     Args:
-        attention_mask: [B, S] keys that may be seen, or [B, 1, S, S]; non-zero attends. A floating 4-D mask is additive.
+        attention_mask: [B, S] keys that may be seen, or [B, 1, S, S]; non-zero attends. A floating
+            4-D mask is additive.
         dtype: of the queries.
 
     A mask without zeros is none, as in LLaDA: the unmasked kernels are faster.

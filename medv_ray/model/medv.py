@@ -67,7 +67,7 @@ class Medv(nn.Module):
         return states
 
     def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """int64[B, S] -> float[B, S, V]. For tests and small models: at full size a sampler wants `hidden` and `head`."""
+        """int64[B, S] -> float[B, S, V]. For tests and training; a sampler needs few rows of it."""
         return self.hidden(self.embed(ids), attention_mask) @ self.head.T
 
     def image_features(self, tiles: Tensor) -> Tensor:
@@ -77,9 +77,11 @@ class Medv(nn.Module):
         """
         if self.config.vision is None:
             raise no_vision()
-        tower, projector = self.model.vision_tower["vision_tower"]["vision_model"], self.model.mm_projector
-        parts = [scale_pixels(part.to(self.device)) for part in tiles.split(TILES_PER_PASS)]
-        return torch.cat([projector(tower(pixels.to(self.dtype))) for pixels in parts])
+        tower = self.model.get_submodule("vision_tower.vision_tower.vision_model")
+        projector = self.model.get_submodule("mm_projector")
+        parts = torch.split(tiles, TILES_PER_PASS)
+        pixels = (scale_pixels(part.to(self.device)).to(self.dtype) for part in parts)
+        return torch.cat([projector(tower(part)) for part in pixels])
 
     def encode_image(self, tiles: Tensor, size_wh: tuple[int, int]) -> Tensor:
         """Image tokens float[I, D] of one image.

@@ -45,8 +45,9 @@ def merge_tiles(
     if grid is None or len(features) != 1 + grid[0] * grid[1]:
         raise ValueError(f"{len(features)} tiles do not make a whole image and a grid of {grid} (columns, rows)")
     side = math.isqrt(whole.shape[0])
-    tiles = features[1:].unflatten(1, (side, side)).unflatten(0, (grid[1], grid[0]))  # [rows, columns, side, side, D]
-    tile_map = tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)  # [rows * side, columns * side, D]
+    columns, rows = grid
+    tiles = features[1:].reshape(rows, columns, side, side, -1)
+    tile_map = tiles.transpose(1, 2).reshape(rows * side, columns * side, -1)
     tile_map = _shrink(_unpad(tile_map, size_wh), side, max_tiles)
     lines = torch.cat((tile_map, newline.expand(tile_map.shape[0], 1, -1)), dim=1)
     return torch.cat((whole, lines.flatten(0, 1)))
