@@ -1,8 +1,10 @@
-r"""The exact sampler against one of the reference's structure: same model, same tokens, CPU seconds.
+r"""The exact sampler against one of the reference's structure: same model, same tokens, CPU
+seconds.
 
     python benchmarks/bench_sampler.py [--vocabulary 126464 --vocabulary 8192] [--repeats 5]
 
-Set-up: random weights, body width 256 x 8 layers, float32, 1 thread, 64-token prompt, L = B = Z = 64.
+Set-up: random weights, body width 256 x 8 layers, float32, 1 thread, 64-token prompt, L = B = Z =
+64.
 Both arms alternate in one process; a repeat whose tokens differ is an error, not a figure.
 Prints one JSON line per vocabulary: best, median and range of process CPU seconds of each arm.
 """
@@ -20,10 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from medv_ray.diffusion.sampler import SampleSpec, sample
 from reference_structure import sample as reference_sample
 from torch import Tensor
 
-from medv_ray.diffusion.sampler import SampleSpec, sample
 from medv_ray.model.config import LanguageConfig, ModelConfig
 from medv_ray.model.denoise import FullRecompute
 from medv_ray.model.medv import Medv
@@ -56,7 +58,7 @@ def arms(model: Medv, prompt: Tensor, mask_id: int) -> dict[str, Callable[[], Te
     spec = SampleSpec(gen_length=LENGTH, block_length=LENGTH, steps=LENGTH, mask_id=mask_id)
 
     def ours() -> Tensor:
-        door = FullRecompute(model, [model.embed(prompt)], mask_id=mask_id)
+        door = FullRecompute(model, [model.embed(prompt)])
         for state in sample(door, spec):
             final = state
         return final.x[0]
@@ -116,7 +118,9 @@ def commit() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--vocabulary", type=int, action="append")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()

@@ -165,8 +165,9 @@ class ModelSettings(Settings):
 class EngineSettings(Settings):
     """How many answers are denoised side by side, and what is kept between them."""
 
-    slots: PositiveInt = 8
-    """Requests that are denoised together."""
+    slots: PositiveInt | None = None
+    """Requests that are denoised together. None: 8 on a GPU, 1 on a CPU, where batching buys
+    nothing."""
     image_cache_bytes: NonNegativeInt = 2**30
     """Image features kept for repeated images, least recently used first out. 0 keeps none."""
 

@@ -1,0 +1,7 @@
+"""Door 2: requests in, answers and denoising states out."""
+
+from medv_ray.engine.engine import Engine
+from medv_ray.engine.predictor import Predictor
+from medv_ray.engine.request import Answer, Counters, Request, View, row_seed
+
+__all__ = ["Answer", "Counters", "Engine", "Predictor", "Request", "View", "row_seed"]

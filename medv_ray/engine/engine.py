@@ -1,0 +1,197 @@
+"""`Engine`: slots that requests enter, are denoised in side by side, and leave.
+
+A row's answer depends on the row alone: rows draw from generators of their own, and on CPU each is
+computed alone, so that company, batch size and order change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from medv_ray.data.prompts import SpecialIds, Turn, build, decode
+from medv_ray.diffusion.sampler import Denoising, SampleSpec
+from medv_ray.engine.images import ImageStore
+from medv_ray.engine.request import Answer, Counters, Request, View
+from medv_ray.engine.resolve import resolve
+from medv_ray.errors import DataError
+from medv_ray.model.denoise import FullRecompute, Prompt, forward_rows
+from medv_ray.model.medv import Medv
+from medv_ray.settings import AnswerSettings, EngineSettings, SamplerSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass
+class _Slot:
+    ticket: int
+    started_s: float
+    denoising: Denoising
+    door: FullRecompute
+    blind: FullRecompute | None
+    warnings: tuple[str, ...]
+    image_sha256: tuple[str, ...]
+    prompt_sha256: str
+    cancelled: bool = False
+
+
+class Engine:
+    """Slots that requests enter, are denoised in, and leave. Not thread-safe: one thread steps
+    it."""
+
+    def __init__(
+        self,
+        model: Medv,
+        tokenizer: PreTrainedTokenizerFast,
+        answer: AnswerSettings,
+        engine: EngineSettings,
+    ) -> None:
+        self.counters = Counters()
+        self._model = model
+        self._tokenizer = tokenizer
+        self._settings = answer
+        self._special = SpecialIds.of(tokenizer)
+        self._images = ImageStore(model, answer.image, engine.image_cache_bytes, self.counters)
+        self._specs: dict[SamplerSettings, SampleSpec] = {}
+        self._num_slots = engine.slots or (1 if model.device.type == "cpu" else 8)
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._slots: list[_Slot] = []
+        self._tickets = 0
+        self.spec(answer.sampler)  # an unknown token name is an error now, not at the first row
+
+    def admit(self, request: Request) -> int:
+        """Queue a request; its ticket comes back from `step`. Raises SettingsError for bad
+        settings."""
+        self.spec(request.sampler or self._settings.sampler)
+        self._tickets += 1
+        self._waiting.append((self._tickets, request))
+        return self._tickets
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits and no slot is taken."""
+        return not self._waiting and not self._slots
+
+    def cancel(self, ticket: int) -> None:
+        """End a request before its next step; `step` returns what it has, marked `cancelled`."""
+        self._waiting = deque(entry for entry in self._waiting if entry[0] != ticket)
+        for slot in self._slots:
+            slot.cancelled |= slot.ticket == ticket
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, Answer | DataError]]:
+        """Fill free slots, move every slot one denoising step on, and return what ended."""
+        ended: list[tuple[int, Answer | DataError]] = []
+        while self._waiting and len(self._slots) < self._num_slots:
+            ticket, request = self._waiting.popleft()
+            try:
+                self._slots.append(self._start(ticket, request))
+            except DataError as error:
+                ended.append((ticket, error))
+        active = [slot for slot in self._slots if not slot.cancelled and not slot.denoising.done]
+        self._advance(active)
+        for slot in [s for s in self._slots if s.cancelled or s.denoising.done]:
+            self._slots.remove(slot)
+            ended.append((slot.ticket, self._finish(slot)))
+        return ended
+
+    def _advance(self, slots: Sequence[_Slot]) -> None:
+        xs = [slot.denoising.x for slot in slots]
+        needs = [slot.denoising.need() for slot in slots]
+        rows = forward_rows([slot.door for slot in slots], xs, needs)
+        guided = [i for i, slot in enumerate(slots) if slot.blind is not None]
+        blind_rows = dict(
+            zip(
+                guided,
+                forward_rows(
+                    [door for i in guided if (door := slots[i].blind) is not None],
+                    [slots[i].denoising.blind_x() for i in guided],
+                    [needs[i] for i in guided],
+                ),
+                strict=True,
+            )
+        )
+        for i, slot in enumerate(slots):
+            before = slot.denoising.forward_passes
+            slot.denoising.advance(rows[i], slot.door.head, blind_rows.get(i))
+            self.counters.forward_passes += slot.denoising.forward_passes - before
+
+    def _start(self, ticket: int, request: Request) -> _Slot:
+        started_s = time.perf_counter()
+        settings = request.sampler or self._settings.sampler
+        spec = self.spec(settings)
+        turns = [*request.history, Turn("user", request.question)]
+        ids = build(self._tokenizer, turns, len(request.images), self._settings.prompt)
+        several = len(request.images) > 1
+        features = [self._images.get(data, several) for data in request.images]
+        prompt = Prompt(torch.tensor(ids), tuple(f.tokens for f in features))
+        door = FullRecompute(self._model, [prompt], suffix_ids=spec.suffix_ids)
+        length, limit = door.sequence_length(0, spec.gen_length), self._model.config.max_length
+        if length > limit:
+            raise DataError(
+                "E1303",
+                f"prompt, image and answer need {length} positions; the model has {limit}.",
+            )
+        generator = torch.Generator().manual_seed(request.seed)
+        return _Slot(
+            ticket,
+            started_s,
+            Denoising.of(door, spec, [generator]),
+            door,
+            door.unconditional(spec.mask_id) if spec.cfg_scale else None,
+            tuple(word for f in features for word in f.warnings),
+            tuple(f.sha256 for f in features),
+            hashlib.sha256(np.array(ids, dtype="<i8").tobytes()).hexdigest(),
+        )
+
+    def _finish(self, slot: _Slot) -> Answer:
+        done = slot.denoising
+        self.counters.answers += 1
+        kept = done.answer_positions(0)
+        ids = done.x[0, kept].tolist()
+        return Answer(
+            text=decode(self._tokenizer, ids),
+            token_ids=tuple(ids),
+            token_confidence=tuple(done.token_confidence[0, kept].tolist()),
+            token_step=tuple(done.token_step[0, kept].tolist()),
+            forward_passes=done.forward_passes,
+            seconds=time.perf_counter() - slot.started_s,
+            finish="cancelled" if slot.cancelled else done.finish(0),
+            warnings=slot.warnings,
+            image_sha256=slot.image_sha256,
+            prompt_sha256=slot.prompt_sha256,
+        )
+
+    def view(self, ticket: int) -> View | None:
+        """The response of a request that holds a slot; None when it holds none."""
+        slot = next((s for s in self._slots if s.ticket == ticket), None)
+        if slot is None:
+            return None
+        now = slot.denoising
+        ids = now.x[0].tolist()
+        return View(
+            step=now.step,
+            tokens=tuple(
+                None if masked else self._tokenizer.decode([token])
+                for token, masked in zip(ids, now.masked[0].tolist(), strict=True)
+            ),
+            confidence=tuple(now.token_confidence[0].tolist()),
+        )
+
+    def spec(self, settings: SamplerSettings) -> SampleSpec:
+        """Sampler settings with token names turned into ids. Raises SettingsError E1001."""
+        if settings not in self._specs:
+            self._specs[settings] = resolve(settings, self._tokenizer, self._special)
+        return self._specs[settings]
+
+    def close(self) -> None:
+        """End the image decoder's child processes."""
+        self._images.close()

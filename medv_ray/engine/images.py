@@ -1,0 +1,111 @@
+"""Image features by digest: one decode and one tower run per distinct image while it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from medv_ray.data.decode_child import Decoder
+from medv_ray.data.images import TileSettings
+from medv_ray.engine.request import Counters
+from medv_ray.errors import DataError
+from medv_ray.model.config import no_vision
+from medv_ray.model.medv import Medv
+from medv_ray.settings import ImageSettings
+
+
+@dataclass(frozen=True)
+class Features:
+    """One image as the language tower sees it."""
+
+    tokens: Tensor  # float[I, D]
+    warnings: tuple[str, ...]
+    sha256: str
+
+
+class ImageStore:
+    """Features by digest of the encoded bytes, the least recently used dropped beyond `cache_bytes`.
+
+    Failures are kept too, so that a broken image with many questions is decoded once.
+    """
+
+    def __init__(
+        self, model: Medv, image: ImageSettings, cache_bytes: int, counters: Counters
+    ) -> None:
+        self._model = model
+        self._image = image
+        self._cache_bytes = cache_bytes
+        self._used_bytes = 0
+        self._kept: OrderedDict[tuple[str, bool], Features | DataError] = OrderedDict()
+        self._counters = counters
+        self._decoders: dict[bool, Decoder] = {}
+
+    def get(self, data: bytes, several: bool) -> Features:
+        """Features of one encoded image; `several`: it is one of a group. Raises DataError E12xx."""
+        key = (hashlib.sha256(data).hexdigest(), several)
+        found = self._kept.get(key)
+        if found is None:
+            found = self._make(data, several)
+            self._keep(key, found)
+        else:
+            self._kept.move_to_end(key)
+            self._counters.image_hits += 1
+        if isinstance(found, DataError):
+            raise found
+        return found
+
+    def _make(self, data: bytes, several: bool) -> Features | DataError:
+        try:
+            self._counters.decodes += 1
+            prepared = self._decoder(several).prepare(data)
+        except DataError as error:
+            return error
+        self._counters.tower_runs += 1
+        with torch.inference_mode():
+            tokens = self._model.encode_image(torch.from_numpy(prepared.tiles), prepared.size_wh)
+        return Features(tokens, prepared.warnings, prepared.sha256)
+
+    def _decoder(self, several: bool) -> Decoder:
+        if several not in self._decoders:
+            tiles = tile_settings(self._model, self._image)
+            if several:  # the reference pads each image of a group and cuts no tiles
+                tiles = replace(tiles, aspect="pad")
+            self._decoders[several] = Decoder(self._image, tiles)
+        return self._decoders[several]
+
+    def _keep(self, key: tuple[str, bool], made: Features | DataError) -> None:
+        self._kept[key] = made
+        self._used_bytes += _size(made)
+        while self._used_bytes > self._cache_bytes:
+            _, dropped = self._kept.popitem(last=False)
+            self._used_bytes -= _size(dropped)
+
+    def close(self) -> None:
+        """End the decoder's child processes."""
+        for decoder in self._decoders.values():
+            decoder.close()
+        self._decoders.clear()
+
+
+def _size(made: Features | DataError) -> int:
+    """Bytes that a kept entry stands for."""
+    return 1024 if isinstance(made, DataError) else made.tokens.nbytes + 1024
+
+
+def tile_settings(model: Medv, image: ImageSettings) -> TileSettings:
+    """How this checkpoint cuts images. Raises CheckpointError E1410 without a vision tower."""
+    config = model.config
+    if config.vision is None:
+        raise no_vision()
+    named = config.image_aspect_ratio if image.aspect == "checkpoint" else image.aspect
+    aspect: Literal["square", "pad", "anyres_max"] = "square"
+    if named.startswith("anyres"):
+        aspect = "anyres_max"
+    elif named == "pad":
+        aspect = "pad"  # every name that is not known is squashed, as the reference does
+    return TileSettings(aspect, config.vision.image_size, config.image_grid_pinpoints)

@@ -1,0 +1,107 @@
+"""`Predictor`: the engine for callers that wait."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from medv_ray.data.prompts import SpecialIds, load_tokenizer
+from medv_ray.engine.engine import Engine
+from medv_ray.engine.request import Answer, Counters, Request, View
+from medv_ray.errors import CheckpointError, DataError, SettingsError
+from medv_ray.model import weights
+from medv_ray.settings import AnswerSettings, EngineSettings, ModelSettings
+
+
+class Predictor:
+    """`Engine` for callers that wait. Use as a context manager, or call `close`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @classmethod
+    def load(
+        cls,
+        model: ModelSettings,
+        answer: AnswerSettings | None = None,
+        engine: EngineSettings | None = None,
+    ) -> Self:
+        """From a checkpoint folder. Raises CheckpointError E14xx, SettingsError E1001."""
+        folder = Path(model.path)
+        tokenizer = load_tokenizer(folder)
+        device = model.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise SettingsError("E1001", "model.device=cuda: torch sees no GPU; use cpu or auto.")
+        size = len(tokenizer) if model.logit_size == "tokenizer" else None
+        loaded = weights.load(
+            folder, dtype=getattr(torch, model.dtype), device=device, logit_size=size
+        )
+        if max(SpecialIds.of(tokenizer)) >= loaded.config.language.vocab_size:
+            raise CheckpointError(
+                "E1408", "the tokenizer's special ids lie outside the vocabulary."
+            )
+        return cls(
+            Engine(loaded, tokenizer, answer or AnswerSettings(), engine or EngineSettings())
+        )
+
+    @property
+    def counters(self) -> Counters:
+        """What the engine has done so far."""
+        return self.engine.counters
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer | DataError]:
+        """One answer per request, in their order; a bad row's place holds its DataError."""
+        places = {self.engine.admit(request): i for i, request in enumerate(requests)}
+        answers: list[Answer | DataError | None] = [None] * len(requests)
+        while not self.engine.idle:
+            for ticket, ended in self.engine.step():
+                answers[places[ticket]] = ended
+        return [ended for ended in answers if ended is not None]
+
+    def watch(self, request: Request) -> Iterator[View]:
+        """The response after every step; the last view carries the answer. Raises DataError.
+
+        Closing the iterator cancels the request.
+        """
+        ticket = self.engine.admit(request)
+        last: View | None = None
+        try:
+            while True:
+                for ended_ticket, ended in self.engine.step():
+                    if ended_ticket != ticket:
+                        continue
+                    if isinstance(ended, DataError):
+                        raise ended
+                    yield self._last_view(ended, last)
+                    return
+                last = self.engine.view(ticket)
+                if last is not None:
+                    yield last
+        finally:
+            self.engine.cancel(ticket)
+
+    def _last_view(self, answer: Answer, before: View | None) -> View:
+        tokens = tuple(self.engine.token_text(token) for token in answer.token_ids)
+        step = max(answer.token_step, default=0 if before is None else before.step)
+        return View(step, tokens, answer.token_confidence, answer)
+
+    def close(self) -> None:
+        """End the image decoder's child processes."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

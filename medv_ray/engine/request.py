@@ -1,0 +1,79 @@
+"""What goes through door 2: requests in, answers and views of the denoising out."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from medv_ray.data.prompts import Turn
+from medv_ray.settings import SamplerSettings
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question about any number of images."""
+
+    question: str
+    images: tuple[bytes, ...] = ()
+    """Encoded files, in the order in which the prompt names them."""
+    history: tuple[Turn, ...] = ()
+    """Earlier turns, user first; the images belong to the first of them."""
+    seed: int = 0
+    """Of this row's own generator; see `row_seed`."""
+    sampler: SamplerSettings | None = None
+    """Overrides the engine's sampler settings."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request ends as. Lists run over the answer's tokens, stop sequence excluded."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    token_confidence: tuple[float, ...]
+    """Probability of each token at the step at which it was committed."""
+    token_step: tuple[int, ...]
+    """The step, from 0, at which each token was committed."""
+    forward_passes: int
+    seconds: float
+    """Wall time from taking a slot to leaving it."""
+    finish: str
+    """`stop`: a stop sequence was found. `length`: all of gen_length. `cancelled`."""
+    warnings: tuple[str, ...] = ()
+    image_sha256: tuple[str, ...] = ()
+    prompt_sha256: str = ""
+
+    @property
+    def confidence(self) -> float:
+        """Mean over the answer's tokens; 0 for an answer without tokens."""
+        return float(np.mean(self.token_confidence)) if self.token_confidence else 0.0
+
+
+@dataclass(frozen=True)
+class View:
+    """The response as it stands before a step; the last one carries the answer."""
+
+    step: int
+    tokens: tuple[str | None, ...]
+    """Text of each position's token; None where it is still masked."""
+    confidence: tuple[float, ...]
+    answer: Answer | None = None
+
+
+@dataclass
+class Counters:
+    """What an engine has done so far."""
+
+    decodes: int = 0
+    tower_runs: int = 0
+    image_hits: int = 0
+    forward_passes: int = 0
+    answers: int = 0
+
+
+def row_seed(seed: int, row_id: str) -> int:
+    """Seed of a row's generator: the first 8 bytes of sha256("seed:id"), so that order is
+    nothing."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{row_id}".encode()).digest()[:8], "little") >> 1
