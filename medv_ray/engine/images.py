@@ -29,7 +29,7 @@ class Features:
 
 
 class ImageStore:
-    """Features by digest of the encoded bytes, the least recently used dropped beyond `cache_bytes`.
+    """Features by digest of the encoded bytes; the least recently used go beyond `cache_bytes`.
 
     Failures are kept too, so that a broken image with many questions is decoded once.
     """
@@ -46,7 +46,7 @@ class ImageStore:
         self._decoders: dict[bool, Decoder] = {}
 
     def get(self, data: bytes, several: bool) -> Features:
-        """Features of one encoded image; `several`: it is one of a group. Raises DataError E12xx."""
+        """Features of an encoded image; `several`: it is one of a group. Raises DataError E12xx."""
         key = (hashlib.sha256(data).hexdigest(), several)
         found = self._kept.get(key)
         if found is None:
