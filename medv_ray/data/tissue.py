@@ -1,6 +1,6 @@
 """Stained-tissue-like tiles, drawn from the attributes that `quiz` asks about.
 
-A tile has 4 x 4 fields. Large round cells lie in distinct fields, a vessel at the middle of an edge,
+A tile has 4 x 4 fields. Large round cells lie in distinct fields, a vessel mid-edge,
 pigment in one corner; a fibrous band crosses the tile below the cells. Coordinates are fractions of
 width and height, so that a tile squashed to a square shows the same picture at any aspect ratio.
 """

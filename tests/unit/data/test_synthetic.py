@@ -1,0 +1,151 @@
+"""Tiles, questions and archives are seeded, balanced, and share no picture between splits."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter, defaultdict
+from itertools import islice
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from medv_ray.data import quiz, synthetic
+from medv_ray.data.tissue import Scene, draw
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return list(synthetic.rows(600, seed=5))
+
+
+def digests(rows):
+    return {hashlib.sha256(row.image).hexdigest() for row in rows}
+
+
+def test_same_arguments_give_the_same_rows(held_out):
+    assert list(synthetic.rows(600, seed=5)) == held_out
+    assert [row.id for row in held_out] == sorted({row.id for row in held_out})
+
+
+def test_splits_and_seeds_share_no_picture(held_out):
+    others = [synthetic.rows(150, seed=5, split=split) for split in ("train", "validation")]
+    others.append(synthetic.rows(150, seed=6))
+    seen = digests(held_out)
+    assert len(seen) == 200
+    for other in others:
+        pictures = digests(other)
+        assert len(pictures) == 50
+        assert not seen & pictures
+
+
+def test_every_question_has_all_its_answers_equally_often(held_out):
+    per_question = defaultdict(Counter)
+    for row in held_out:
+        per_question[row.question_type, row.question][row.answer] += 1
+    assert Counter(row.question_type for row in held_out) == dict.fromkeys(quiz.QUESTION_TYPES, 120)
+    for (kind, question), answers in per_question.items():
+        options = {target.answer for target in quiz.targets(kind) if target.question == question}
+        assert set(answers) == options
+        assert len(set(answers.values())) == 1, (question, answers)
+
+
+def test_answers_are_true_of_the_tile(held_out):
+    for row in held_out:
+        (target,) = [
+            target
+            for target in quiz.targets(row.question_type)
+            if (target.question, target.answer) == (row.question, row.answer)
+        ]
+        assert all(row.attributes[name] in values for name, values in target.needs.items())
+
+
+def test_the_other_answers_are_false_of_the_tile(held_out):
+    for row in held_out:
+        wrong = [
+            target
+            for target in quiz.targets(row.question_type)
+            if target.question == row.question and target.answer != row.answer
+        ]
+        for target in wrong:
+            assert any(row.attributes[name] not in v for name, v in target.needs.items())
+
+
+def test_captions_name_every_attribute():
+    rows = list(synthetic.rows(9, captions=True))
+    captions = [row for row in rows if row.question_type == "caption"]
+    assert (len(rows), len(captions)) == (12, 3)
+    for row in captions:
+        assert row.attributes["colour"] in row.answer
+        assert row.attributes["count"] in row.answer
+        assert ("no pigment" in row.answer) == (row.attributes["pigment"] == "no")
+        assert ("no vessel" in row.answer) == (row.attributes["vessel"] == "none")
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 601])
+def test_any_number_of_rows(num_rows):
+    assert len(list(synthetic.rows(num_rows, per_image=4))) == num_rows
+
+
+def scene(**changes):
+    values = {"colour": "red", "count": "two", "vessel": "none", "pigment": "no", "band": "no"}
+    return Scene(**(values | changes), seed=(1, 2))
+
+
+def test_a_vessel_shows_on_its_side():
+    plain = np.asarray(draw(scene()), int)
+    for side, part in {
+        "left": np.s_[:, :32],
+        "right": np.s_[:, -32:],
+        "top": np.s_[:32],
+        "bottom": np.s_[-32:],
+    }.items():
+        white = np.asarray(draw(scene(vessel=side)), int).min(axis=2) > 235
+        assert white[part].sum() > 0.9 * white.sum() > 100
+        assert (plain.min(axis=2) > 235).sum() == 0
+
+
+def test_a_larger_size_shows_the_same_tile():
+    small, large = draw(scene()), draw(scene(), (700, 400))
+    assert large.size == (700, 400)
+    shrunk = np.asarray(large.resize(small.size, Image.Resampling.BOX), int)
+    assert np.abs(shrunk - np.asarray(small, int)).mean() < 4
+
+
+def test_archive_has_the_layout_of_hugging_face(tmp_path, held_out):
+    path = synthetic.write_archive(tmp_path / "demo.parquet", 600, seed=5)
+    table = pq.read_table(path)
+    assert b"huggingface" in table.schema.metadata
+    assert table.column("image").to_pylist()[7] == {
+        "bytes": held_out[7].image,
+        "path": held_out[7].image_name,
+    }
+    for name in ("id", "question", "answer", "question_type", "attributes"):
+        assert table.column(name).to_pylist() == [getattr(row, name) for row in held_out]
+
+
+def test_grey_archive_keeps_all_but_the_pictures(tmp_path, held_out):
+    table = pq.read_table(synthetic.write_archive(tmp_path / "g.parquet", 600, seed=5, grey=True))
+    assert table.column("answer").to_pylist() == [row.answer for row in held_out]
+    (data,) = {cell["bytes"] for cell in table.column("image").to_pylist()}
+    assert np.unique(np.asarray(Image.open(io.BytesIO(data)))).tolist() == [synthetic.GREY]
+
+
+def test_pathvqa_shape(tmp_path):
+    path = synthetic.pathvqa_shaped(
+        tmp_path / "p.parquet", 250, 31, max_pixels=200_000, row_group_rows=100
+    )
+    file = pq.ParquetFile(path)
+    assert file.schema_arrow.names == ["image", "question", "answer"]
+    assert [file.metadata.row_group(i).num_rows for i in range(3)] == [100, 100, 50]
+    cells = file.read().column("image").to_pylist()
+    pictures = [Image.open(io.BytesIO(data)) for data in {cell["bytes"] for cell in cells}]
+    assert (len(cells), len(pictures)) == (250, 31)
+    assert Counter(picture.mode for picture in pictures)["CMYK"] == 3
+    assert all(42_000 < picture.width * picture.height < 202_000 for picture in pictures)
+
+
+def test_rows_are_made_one_block_at_a_time():
+    assert len(list(islice(synthetic.rows(10**9), 3))) == 3
