@@ -1,8 +1,8 @@
-"""Sizes and merge rules of a checkpoint, read from config.json in any of its three published spellings.
+"""Sizes and merge rules of a checkpoint, read from config.json in any of its published spellings.
 
-LLaDA-8B (OLMo field names), LLaDA-8B-HF (LLaMA field names) and LLaDA-V / LLaDA-MedV (LLaMA names and `mm_*` fields).
-No special id is read here: config.json's are stale, the tokenizer is asked by token name. `auto_map` and
-`mm_vision_tower` (often a private path) are never looked at: the vision weights are in the checkpoint.
+LLaDA-8B (OLMo field names), LLaDA-8B-HF (LLaMA field names), LLaDA-V and LLaDA-MedV (LLaMA names
+and `mm_*` fields). Never looked at: special ids (config.json's are stale, the tokenizer is asked by
+token name), `auto_map`, and `mm_vision_tower` (often a private path; the checkpoint has the tower).
 """
 
 from __future__ import annotations
@@ -15,31 +15,34 @@ from typing import Any
 
 from medv_ray.errors import CheckpointError
 
-VISION_PREFIX = "model.vision_tower.vision_tower.vision_model."
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shape of each tensor of a checkpoint by its published name."""
+
+VISION = "model.vision_tower.vision_tower.vision_model."
 MODEL_TYPES = ("llada", "llava_llada")
 
-# What this implementation computes. A config that says otherwise names another function and is refused.
+# What this implementation computes. A config that says otherwise means another function: refused.
 _FIXED: dict[str, Any] = {
     "activation_type": "silu",
     "alibi": False,
+    "attention_bias": False,
     "attention_layer_norm": False,
     "bias_for_layer_norm": False,
     "block_group_size": 1,
     "block_type": "llama",
+    "hidden_act": "silu",
     "include_bias": False,
     "include_qkv_bias": False,
     "input_emb_norm": False,
     "layer_norm_type": "rms",
-    "rope": True,
-    "scale_logits": False,
-    "weight_tying": False,
-    "attention_bias": False,
-    "hidden_act": "silu",
     "mlp_bias": False,
-    "rope_scaling": None,
-    "tie_word_embeddings": False,
     "mm_projector_type": "mlp2x_gelu",
     "mm_resampler_type": None,
+    "rope": True,
+    "rope_scaling": None,
+    "scale_logits": False,
+    "tie_word_embeddings": False,
+    "weight_tying": False,
 }
 
 
@@ -70,39 +73,39 @@ class LanguageConfig:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> LanguageConfig:
-        """From OLMo names when `d_model` is there, else from LLaMA names. Raises CheckpointError E1410."""
-        eps, theta = _number(raw, "rms_norm_eps", 1e-5), _number(raw, "rope_theta", 500000.0)
-        if "d_model" not in raw:
-            heads = _size(raw, "num_attention_heads")
-            return cls(
-                vocab_size=_size(raw, "vocab_size"),
-                hidden_size=_size(raw, "hidden_size"),
-                intermediate_size=_size(raw, "intermediate_size"),
-                num_hidden_layers=_size(raw, "num_hidden_layers"),
-                num_attention_heads=heads,
-                num_key_value_heads=_size(raw, "num_key_value_heads", heads),
-                rms_norm_eps=eps,
-                rope_theta=theta,
-            )
-        width, heads = _size(raw, "d_model"), _size(raw, "n_heads")
+        """From OLMo names where there is `d_model`, else from LLaMA names.
+
+        Raises CheckpointError E1410 for a field that is absent or out of range.
+        """
+        olmo = "d_model" in raw
+        width = _size(raw, "d_model" if olmo else "hidden_size")
+        heads = _size(raw, "n_heads" if olmo else "num_attention_heads")
+        vocab_size = _size(raw, "vocab_size")
+        if olmo:
+            vocab_size = _size(raw, "embedding_size", vocab_size)
+            mlp = _size(raw, "mlp_hidden_size", width * _size(raw, "mlp_ratio", 4))
+            kv_heads = _size(raw, "n_kv_heads", 1 if raw.get("multi_query_attention") else heads)
+        else:
+            mlp = _size(raw, "intermediate_size")
+            kv_heads = _size(raw, "num_key_value_heads", heads)
         return cls(
-            vocab_size=_size(raw, "embedding_size", _size(raw, "vocab_size")),
+            vocab_size=vocab_size,
             hidden_size=width,
-            intermediate_size=_size(raw, "mlp_hidden_size", width * _size(raw, "mlp_ratio", 4)),
-            num_hidden_layers=_size(raw, "n_layers"),
+            intermediate_size=mlp,
+            num_hidden_layers=_size(raw, "n_layers" if olmo else "num_hidden_layers"),
             num_attention_heads=heads,
-            num_key_value_heads=_size(raw, "n_kv_heads", 1 if raw.get("multi_query_attention") else heads),
-            rms_norm_eps=eps,
-            rope_theta=theta,
+            num_key_value_heads=kv_heads,
+            rms_norm_eps=_number(raw, "rms_norm_eps", 1e-5),
+            rope_theta=_number(raw, "rope_theta", 500000.0),
         )
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """SigLIP tower as the checkpoint stores it. Defaults: SigLIP2-so400m-patch14-384 without its last layer.
+    """SigLIP tower as a checkpoint stores it. Defaults: SigLIP2-so400m-patch14-384, last layer cut.
 
-    `num_hidden_layers` counts the layers kept and run. The `vision_config` of a config.json counts as SigLIP does,
-    one more, because LLaDA-V always drops the last.
+    `num_hidden_layers` counts the layers that are kept. `vision_config` in a config.json counts one
+    more, SigLIP's own number (27), because LLaDA-V always drops the last.
     """
 
     hidden_size: int = 1152
@@ -115,10 +118,12 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         _check_heads(self.hidden_size, self.num_attention_heads)
+        if self.patch_size > self.image_size:
+            raise _bad(f"patches of {self.patch_size} do not fit tiles of {self.image_size} pixels")
 
     @property
     def side(self) -> int:
-        """Patches along one side of a tile; what is left over at the right and bottom edge is not seen."""
+        """Patches along one side of a tile; what they leave over at right and bottom is not seen."""
         return self.image_size // self.patch_size
 
     @classmethod
@@ -126,39 +131,45 @@ class VisionConfig:
         """From a `vision_config` entry. Raises CheckpointError E1410."""
         if raw.get("hidden_act") not in (None, "gelu_pytorch_tanh"):
             raise _bad("vision_config.hidden_act must be 'gelu_pytorch_tanh'")
-        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        width, mlp, layers, heads = (_size(raw, name) for name in names)
-        tile, patch = _size(raw, "image_size"), _size(raw, "patch_size")
-        return cls(width, mlp, layers - 1, heads, tile, patch, _number(raw, "layer_norm_eps", 1e-6))
+        return cls(
+            hidden_size=_size(raw, "hidden_size"),
+            intermediate_size=_size(raw, "intermediate_size"),
+            num_hidden_layers=_size(raw, "num_hidden_layers") - 1,
+            num_attention_heads=_size(raw, "num_attention_heads"),
+            image_size=_size(raw, "image_size"),
+            patch_size=_size(raw, "patch_size"),
+            layer_norm_eps=_number(raw, "layer_norm_eps", 1e-6),
+        )
 
     @classmethod
-    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], tile: int | None) -> VisionConfig:
-        """From the tensors' shapes: released checkpoints say nothing else about their tower.
+    def from_shapes(cls, shapes: Shapes, tile: int | None) -> VisionConfig:
+        """From the tensors themselves: released checkpoints say nothing else about their tower.
 
         Args:
-            shapes: of all tensors of the checkpoint, by published name.
-            tile: side of a tile in pixels, where the config tells it; patches cut off some of it.
+            shapes: of all tensors of the checkpoint.
+            tile: side of a tile in pixels where the config tells it; patches may not cover it all.
 
-        Raises CheckpointError E1402 without the tensors, E1410 for widths whose number of heads is not known.
+        Raises CheckpointError E1402 without the tensors, E1404 for tensors of other dimensions,
+        E1410 for a width of which the number of heads is not known.
         """
-        names = [
-            "embeddings.patch_embedding.weight",
-            "embeddings.position_embedding.weight",
-            "encoder.layers.0.mlp.fc1.weight",
-        ]
-        try:
-            (width, _, patch, _), (num_patches, _), (mlp, _) = (shapes[VISION_PREFIX + name] for name in names)
-        except KeyError as error:
-            raise CheckpointError("E1402", f"the checkpoint has no tensor {error.args[0]}.") from None
-        except ValueError:
-            raise CheckpointError("E1404", f"{', '.join(names)} must be of 4, 2 and 2 dimensions.") from None
+        names = ("embeddings.patch_embedding", "embeddings.position_embedding")
+        keys = [f"{VISION}{name}.weight" for name in (*names, "encoder.layers.0.mlp.fc1")]
+        absent = [key for key in keys if key not in shapes]
+        if absent:
+            raise CheckpointError("E1402", f"missing: {', '.join(absent)}.")
+        conv, positions, fc1 = (shapes[key] for key in keys)
+        if (len(conv), len(positions), len(fc1)) != (4, 2, 2):
+            raise CheckpointError("E1404", f"{', '.join(keys)} must have 4, 2 and 2 dimensions.")
         known = cls()
-        if width != known.hidden_size:
-            raise _bad(f"a vision tower of width {width} needs a `vision_config` entry (it gives the number of heads)")
-        side = math.isqrt(num_patches)
-        if tile is None or tile // patch != side:
-            tile = known.image_size if known.image_size // patch == side else side * patch
-        return cls(intermediate_size=mlp, image_size=tile, patch_size=patch)
+        if conv[0] != known.hidden_size:
+            raise _bad(f"a vision tower of width {conv[0]} needs `vision_config` (number of heads)")
+        side, patch = math.isqrt(positions[0]), conv[2]
+        fits = [size for size in (tile, known.image_size) if size and size // patch == side]
+        return cls(
+            intermediate_size=fc1[0],
+            image_size=fits[0] if fits else side * patch,
+            patch_size=patch,
+        )
 
 
 @dataclass(frozen=True)
@@ -169,93 +180,80 @@ class ModelConfig:
     vision: VisionConfig | None = field(default_factory=VisionConfig)
     image_aspect_ratio: str = "anyres_max_4"
     image_grid_pinpoints: tuple[tuple[int, int], ...] = ()
-    """Canvas sizes (width, height) that anyres chooses from. Empty: 1..6 x 1..6 tiles, as LLaDA-V."""
+    """Canvases (width, height) that anyres chooses from. Empty: 1..6 x 1..6 tiles, as LLaDA-V."""
     mm_patch_merge_type: str = "spatial_unpad"
     max_length: int = 8192
     """Longest sequence in tokens, image tokens and answer included."""
 
     def __post_init__(self) -> None:
         if self.mm_patch_merge_type not in ("flat", "spatial_unpad"):
-            raise _bad(f"mm_patch_merge_type must be 'flat' or 'spatial_unpad', not {self.mm_patch_merge_type[:40]!r}")
-        if self.vision and not self.image_grid_pinpoints:
-            sides = [self.vision.image_size * n for n in range(1, 7)]
-            object.__setattr__(self, "image_grid_pinpoints", tuple((w, h) for w in sides for h in sides))
-        if self.vision and any(side % self.vision.image_size for size in self.image_grid_pinpoints for side in size):
-            raise _bad(f"image_grid_pinpoints must be multiples of the tile side, {self.vision.image_size}")
+            given = self.mm_patch_merge_type[:40]
+            raise _bad(f"mm_patch_merge_type must be 'flat' or 'spatial_unpad', not {given!r}")
+        if self.vision is None:
+            return
+        tile = self.vision.image_size
+        if not self.image_grid_pinpoints:
+            canvases = tuple((w * tile, h * tile) for w in range(1, 7) for h in range(1, 7))
+            object.__setattr__(self, "image_grid_pinpoints", canvases)
+        if any(side % tile for canvas in self.image_grid_pinpoints for side in canvas):
+            raise _bad(f"image_grid_pinpoints must be multiples of the tile side, {tile}")
 
     @property
     def max_tiles(self) -> int | None:
-        """N of anyres_max_N: the tile map is shrunk to about N tiles' worth of tokens. None: never shrunk.
+        """N of anyres_max_N: a larger tile map is shrunk to about N tiles' worth of tokens.
 
-        4, LLaDA-V's own, where the checkpoint is not trained with tiles and a setting asks for them.
+        None: never shrunk. 4, LLaDA-V's own, where the checkpoint itself does not tile.
         """
         match = re.search(r"anyres_max_(\d+)", self.image_aspect_ratio)
         if match:
             return int(match[1])
         return None if "anyres" in self.image_aspect_ratio else 4
 
-    def tile_grid(self, size_wh: tuple[int, int]) -> tuple[int, int]:
-        """(columns, rows) of the canvas that shows most of an image of this size and wastes least.
-
-        The same choice as the tiling makes; ties go to the first canvas.
-        Source: LLaDA-V mm_utils.py, select_best_resolution.
-        """
-        if self.vision is None:
-            raise no_vision()
-        width, height = size_wh
-
-        def worth(canvas: tuple[int, int]) -> tuple[int, int]:
-            scale = min(canvas[0] / width, canvas[1] / height)
-            effective = min(int(width * scale) * int(height * scale), width * height)
-            return effective, effective - canvas[0] * canvas[1]
-
-        best = max(self.image_grid_pinpoints, key=worth)
-        return best[0] // self.vision.image_size, best[1] // self.vision.image_size
-
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None) -> ModelConfig:
-        """From a config.json.
+    def from_json(cls, raw: Mapping[str, Any], shapes: Shapes | None = None) -> ModelConfig:
+        """From a parsed config.json, and the checkpoint's tensors for what it leaves out.
 
-        Args:
-            raw: the parsed file.
-            shapes: shapes of the checkpoint's tensors by published name; sizes that config.json leaves out, and
-                whether a vision tower exists, are then read from them.
+        Without `shapes`, a LLaDA-V that does not describe its tower gets SigLIP2-so400m.
 
-        Raises CheckpointError E1410 for another kind of model or a field out of range, E1402 without its tensors.
+        Raises CheckpointError E1410 for another kind of model or a field out of range; see also
+        `VisionConfig.from_shapes`.
         """
         if raw.get("model_type") not in (None, *MODEL_TYPES):
-            raise _bad(f"model_type must be one of {', '.join(MODEL_TYPES)}, not {str(raw['model_type'])[:40]!r}")
+            given = str(raw["model_type"])[:40]
+            raise _bad(f"model_type must be one of {', '.join(MODEL_TYPES)}, not {given!r}")
         for name, wanted in _FIXED.items():
             if raw.get(name) not in (None, wanted):
                 raise _bad(f"{name} must be {wanted!r}, not {str(raw[name])[:40]!r}")
         pinpoints = _pinpoints(raw)
+        limit = _size(raw, "max_sequence_length", 8192)
         return cls(
             language=LanguageConfig.from_json(raw),
-            vision=_vision(raw, shapes, min((min(size) for size in pinpoints), default=None)),
+            vision=_vision(raw, shapes, min(map(min, pinpoints), default=None)),
             image_aspect_ratio=str(raw.get("image_aspect_ratio") or "square"),
             image_grid_pinpoints=pinpoints,
             mm_patch_merge_type=str(raw.get("mm_patch_merge_type") or "flat"),
-            max_length=_size(raw, "tokenizer_model_max_length", _size(raw, "max_sequence_length", 8192)),
+            max_length=_size(raw, "tokenizer_model_max_length", limit),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Fields of a config.json that `from_json` and LLaDA-V's own loader read."""
-        fixed = {name: _FIXED[name] for name in ("attention_bias", "hidden_act", "rope_scaling", "tie_word_embeddings")}
+        """A config.json that `from_json` and LLaDA-V's own loader read."""
         raw = {
-            "model_type": "llada",
-            "architectures": ["LLaDAModelLM"],
             **asdict(self.language),
-            **fixed,
+            "architectures": ["LLaDAModelLM"],
+            "attention_bias": False,
+            "hidden_act": "silu",
+            "model_type": "llada",
+            "rope_scaling": None,
+            "tie_word_embeddings": False,
+            "tokenizer_model_max_length": self.max_length,
+            "use_cache": False,
         }
-        raw |= {"tokenizer_model_max_length": self.max_length, "use_cache": False}
         if self.vision is None:
             return raw
-        vision = asdict(self.vision) | {"num_hidden_layers": self.vision.num_hidden_layers + 1}
         return raw | {
-            "model_type": "llava_llada",
             "architectures": ["LlavaLLaDAModelLM"],
             "image_aspect_ratio": self.image_aspect_ratio,
-            "image_grid_pinpoints": [list(size) for size in self.image_grid_pinpoints],
+            "image_grid_pinpoints": [list(canvas) for canvas in self.image_grid_pinpoints],
             "mm_hidden_size": self.vision.hidden_size,
             "mm_newline_position": "grid",
             "mm_patch_merge_type": self.mm_patch_merge_type,
@@ -265,15 +263,21 @@ class ModelConfig:
             "mm_vision_select_feature": "patch",
             "mm_vision_select_layer": -2,
             "mm_vision_tower": "google/siglip2-so400m-patch14-384",
+            "model_type": "llava_llada",
             "tokenizer_padding_side": "right",
             "use_mm_proj": True,
-            "vision_config": vision | {"hidden_act": "gelu_pytorch_tanh", "model_type": "siglip_vision_model"},
+            "vision_config": {
+                **asdict(self.vision),
+                "hidden_act": "gelu_pytorch_tanh",
+                "model_type": "siglip_vision_model",
+                "num_hidden_layers": self.vision.num_hidden_layers + 1,
+            },
         }
 
 
 def no_vision() -> CheckpointError:
     """What a text-only checkpoint answers to an image."""
-    return CheckpointError("E1410", "the checkpoint has no vision tower: it answers questions without images only.")
+    return CheckpointError("E1410", "the checkpoint has no vision tower and cannot see images.")
 
 
 def _bad(rule: str) -> CheckpointError:
@@ -287,38 +291,35 @@ def _check_heads(width: int, heads: int) -> None:
 
 def _size(raw: Mapping[str, Any], name: str, default: int | None = None) -> int:
     value = raw.get(name) if raw.get(name) is not None else default
-    # the upper bound keeps a damaged file from building modules for hours
+    # the bound keeps a damaged file from building layers for hours
     limit = 1024 if name.endswith("layers") else 2**31
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
-        raise _bad(f"{name} must be a whole number from 1 to {limit}, not {str(value)[:40]!r}")
+        given = "absent" if value is None else repr(value)[:40]
+        raise _bad(f"{name} must be a whole number from 1 to {limit}, not {given}")
     return value
 
 
 def _number(raw: Mapping[str, Any], name: str, default: float) -> float:
     value = raw.get(name) if raw.get(name) is not None else default
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise _bad(f"{name} must be a positive number, not {str(value)[:40]!r}")
+        raise _bad(f"{name} must be a positive number, not {repr(value)[:40]}")
     return float(value)
 
 
 def _pinpoints(raw: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
-    value = raw.get("image_grid_pinpoints") or []
     try:
-        sizes = tuple((int(width), int(height)) for width, height in value)
+        pairs = raw.get("image_grid_pinpoints") or []
+        canvases = tuple((int(width), int(height)) for width, height in pairs)
     except (TypeError, ValueError):
-        sizes = ((0, 0),)
-    if any(side <= 0 for size in sizes for side in size):
+        canvases = ((0, 0),)
+    if any(side <= 0 for canvas in canvases for side in canvas):
         raise _bad("image_grid_pinpoints must be a list of [width, height] pairs of pixels")
-    return sizes
+    return canvases
 
 
-def _vision(
-    raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None, tile: int | None
-) -> VisionConfig | None:
+def _vision(raw: Mapping[str, Any], shapes: Shapes | None, tile: int | None) -> VisionConfig | None:
     given = raw.get("vision_config")
-    if given is not None:
-        if not isinstance(given, Mapping):
-            raise _bad("vision_config must be a group of fields")
+    if isinstance(given, Mapping):
         return VisionConfig.from_json(given)
     stored = any(name.startswith("model.vision_tower.") for name in shapes or ())
     if not stored and raw.get("model_type") != "llava_llada":

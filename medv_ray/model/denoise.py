@@ -1,6 +1,7 @@
-"""Door 1: hidden states of the response positions, prompt and image already bound, by full recompute.
+"""Door 1 by full recompute: hidden states of response positions, prompt and image already bound.
 
-Shapes: B rows, L response positions, P prompt positions (image tokens included), D width, N needed positions.
+Shapes: B rows, L response positions, P prompt positions (image tokens included), S all positions
+of a row, D width, N needed positions.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Prompt:
 
 
 def splice(model: Medv, ids: Tensor, images: Sequence[Tensor]) -> Tensor:
-    """Embeddings of `ids` with each slot replaced by the tokens of its image: int64[P] -> float[P', D].
+    """Embeddings of `ids`, image tokens in place of each slot: int64[P] -> float[P', D].
 
     Raises ValueError when slots and images differ in number.
     """
@@ -45,10 +46,11 @@ def splice(model: Medv, ids: Tensor, images: Sequence[Tensor]) -> Tensor:
 
 
 class FullRecompute:
-    """The whole sequence (prompt, response, suffix) goes through the tower at every call; the exact door.
+    """The exact door: prompt, response and suffix go through the tower at every call.
 
-    A row's result does not depend on the other rows. On CPU each row is computed alone, so that it is so to the last
-    bit; elsewhere rows are padded on the right, padding is hidden from attention, and the rows run together.
+    A row's result does not depend on other rows. On CPU each row is computed alone, which makes it
+    so to the last bit and costs nothing; elsewhere rows are padded on the right, padding is hidden
+    from attention, and they run together.
     """
 
     @torch.inference_mode()
@@ -69,7 +71,8 @@ class FullRecompute:
         self.model = model
         self.together = model.device.type != "cpu" if together is None else together
         self._prompts = [
-            splice(model, prompt.ids, prompt.images) if isinstance(prompt, Prompt) else prompt for prompt in prompts
+            splice(model, prompt.ids, prompt.images) if isinstance(prompt, Prompt) else prompt
+            for prompt in prompts
         ]
         self._suffix = model.embed(torch.tensor(suffix_ids, dtype=torch.int64, device=model.device))
 
@@ -88,7 +91,7 @@ class FullRecompute:
 
     @torch.inference_mode()
     def unconditional(self, mask_id: int) -> FullRecompute:
-        """The same door with the mask token at every prompt and suffix position, for classifier-free guidance."""
+        """The same door with the mask token at every prompt and suffix position, for guidance."""
         mask = self.model.embed(torch.tensor([mask_id], device=self.model.device))  # [1, D]
         door = copy.copy(self)
         door._prompts = [mask.expand_as(prompt) for prompt in self._prompts]
@@ -102,7 +105,7 @@ class FullRecompute:
             x: int64[B, L], response tokens now.
             need: bool[B, L].
 
-        Returns: float[N, D], rows of x one after the other, positions ascending. Rows that need nothing cost nothing.
+        Returns: float[N, D], row after row, positions ascending. Rows without need cost nothing.
         """
         return forward_rows([self], [x], [need])[0]
 
@@ -111,7 +114,9 @@ class FullRecompute:
 
 
 @torch.inference_mode()
-def forward_rows(doors: Sequence[FullRecompute], xs: Sequence[Tensor], needs: Sequence[Tensor]) -> list[Tensor]:
+def forward_rows(
+    doors: Sequence[FullRecompute], xs: Sequence[Tensor], needs: Sequence[Tensor]
+) -> list[Tensor]:
     """Advance several doors of one model in one pass; result i is `doors[i](xs[i], needs[i])`.
 
     Args:
@@ -133,7 +138,7 @@ def forward_rows(doors: Sequence[FullRecompute], xs: Sequence[Tensor], needs: Se
 
 
 def _run(doors: Sequence[FullRecompute], rows: list[Tensor]) -> Iterable[Tensor]:
-    """float[S_b, D] each -> hidden states of each, at least as long; computed alone or in one padded batch."""
+    """float[S, D] each -> hidden states of each, float[>= S, D], alone or in one padded batch."""
     if not rows:
         return []
     model = doors[0].model
@@ -143,7 +148,7 @@ def _run(doors: Sequence[FullRecompute], rows: list[Tensor]) -> Iterable[Tensor]
 
 
 def _padded(model: Medv, rows: list[Tensor]) -> Tensor:
-    """float[S_b, D] each -> float[B, max S, D]; no position sees padding."""
+    """float[S, D] each -> float[B, max S, D]; no position sees padding."""
     lengths = torch.tensor([len(row) for row in rows])
     embeds = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     if bool((lengths == lengths[0]).all()):

@@ -35,10 +35,12 @@ class RMSNorm(nn.Module):
 def rotary_table(positions: Tensor, head_dim: int, theta: float) -> Rotary:
     """Angles of int64[S] or int64[B, S] positions.
 
-    The frequencies are made here, in float32, and are no buffer: `model.to(torch.bfloat16)` would round a buffer,
-    and rounded frequencies turn far positions by visible angles.
+    The frequencies are made here, in float32, and are no buffer: `model.to(torch.bfloat16)` would
+    round a buffer, and then far positions turn by wrong angles.
     """
-    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.int64).float() / head_dim
+    exponent = (
+        torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.int64).float() / head_dim
+    )
     angles = positions[..., None].float() * (1.0 / theta**exponent)  # [S, C / 2]
     angles = torch.cat((angles, angles), dim=-1)
     if angles.dim() == 2:
@@ -47,7 +49,7 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float) -> Rotary:
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Turn float[B, H, S, C] by its positions: the halves of C are the two coordinates. Computed in float32."""
+    """Turn float[B, H, S, C] by its positions, the halves of C as two coordinates, in float32."""
     cos, sin = rotary
     wide = x.float()
     first, second = wide.chunk(2, dim=-1)
@@ -55,11 +57,11 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 def attention_bias(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """What `scaled_dot_product_attention` takes: bool (True attends) or additive float, [B, 1, 1 or S, S].
+    """What `scaled_dot_product_attention` takes: bool (True attends) or float, [B, 1, 1 or S, S].
 
     Args:
-        attention_mask: [B, S] keys that may be seen, or [B, 1, S, S]; non-zero attends. A floating
-            4-D mask is additive.
+        attention_mask: [B, S] keys that may be seen, or [B, 1, S, S]; non-zero attends. A 4-D mask
+            of floats is additive.
         dtype: of the queries.
 
     A mask without zeros is none, as in LLaDA: the unmasked kernels are faster.
@@ -138,7 +140,9 @@ class LanguageTower(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, embeds: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self, embeds: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """Hidden states after the final norm, float[B, S, D].
 
         Args:

@@ -1,4 +1,4 @@
-"""The whole model: language tower, vision tower, projector and head, under the published parameter names.
+"""The whole model: both towers, projector and head, under the published parameter names.
 
 Shapes: B rows, S sequence, D width, V vocabulary, T tiles, I image tokens.
 """
@@ -13,7 +13,7 @@ from medv_ray.model.llada import LanguageTower
 from medv_ray.model.projector import build_projector, merge_tiles
 from medv_ray.model.vision import VisionTower, scale_pixels
 
-# Tiles that go through the vision tower at a time: an image may have 37, and the tower is the peak of memory.
+# Tiles that go through the vision tower at a time: an image may have 37.
 TILES_PER_PASS = 8
 
 
@@ -21,7 +21,7 @@ class Medv(nn.Module):
     """LLaDA-MedV, LLaDA-V, or a text-only LLaDA when `config.vision` is None."""
 
     def __init__(self, config: ModelConfig, logit_size: int | None = None) -> None:
-        """`logit_size` cuts the head to its first rows, as LLaDA-V's loader does; None keeps all, as LLaDA does."""
+        """`logit_size` cuts the head to its first rows, as LLaDA-V does; LLaDA keeps all."""
         super().__init__()
         self.config = config
         self.logit_size = logit_size
@@ -55,12 +55,14 @@ class Medv(nn.Module):
         embeds: Tensor = self.model.embed_tokens(ids)
         return embeds
 
-    def hidden(self, embeds: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, embeds: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """Last hidden states, after the final norm: float[B, S, D] -> float[B, S, D].
 
         Args:
             embeds: float[B, S, D].
-            attention_mask: bool[B, S] keys that may be seen, or bool[B, 1, S, S]; None lets all see all.
+            attention_mask: bool[B, S] keys that may be seen, or bool[B, 1, S, S]. None: all.
             positions: int64[S] or int64[B, S]; 0 .. S - 1 by default.
         """
         states: Tensor = self.model(embeds, attention_mask, positions)
@@ -87,12 +89,15 @@ class Medv(nn.Module):
         """Image tokens float[I, D] of one image.
 
         Args:
-            tiles: uint8[T, H, W, 3], the whole image first. One tile: `square`, `pad`, or one of several images.
-            size_wh: the image's size in pixels, which says how much of the tile map is padding.
+            tiles: uint8[T, H, W, 3], the whole image first; one tile for `square`, `pad` and each
+                of several images.
+            size_wh: the image's own size in pixels, which says what of the tile map is padding.
 
-        Raises CheckpointError E1410 without a vision tower, ValueError for tiles that do not fit the size.
+        Raises CheckpointError E1410 without a vision tower, ValueError for tiles that do not fit
+        the size.
         """
-        features = self.image_features(tiles)
-        grid = self.config.tile_grid(size_wh) if len(features) > 1 else None
+        if self.config.vision is None:
+            raise no_vision()
         newline = getattr(self.model, "image_newline", None)
-        return merge_tiles(features, newline, size_wh, grid, self.config.max_tiles)
+        canvases, max_tiles = self.config.image_grid_pinpoints, self.config.max_tiles
+        return merge_tiles(self.image_features(tiles), newline, size_wh, canvases, max_tiles)

@@ -1,11 +1,13 @@
-"""From vision features to image tokens: the projector, and how the tiles of one image become one sequence.
+"""From vision features to image tokens: the projector, and how tiles become one sequence.
 
-Shapes: T tiles (the whole image first, then its tiles row by row), N = side * side patches, D language width.
+Shapes: T tiles (the whole image, then its tiles row by row), N = side * side patches of a tile,
+D language width, I image tokens.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,48 +15,74 @@ from torch import Tensor, nn
 
 
 def build_projector(vision_size: int, hidden_size: int) -> nn.Sequential:
-    """`mlp2x_gelu`: linear, exact GELU, linear. Its published names are `model.mm_projector.0` and `.2`."""
-    return nn.Sequential(nn.Linear(vision_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
+    """`mlp2x_gelu`: linear, exact GELU, linear; published as `model.mm_projector.0` and `.2`."""
+    first, second = nn.Linear(vision_size, hidden_size), nn.Linear(hidden_size, hidden_size)
+    return nn.Sequential(first, nn.GELU(), second)
+
+
+def best_canvas(size_wh: tuple[int, int], canvases: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The canvas (width, height) that shows most of an image, and wastes least where several do.
+
+    It is the choice that the tiling made: the first of equals. Source: LLaVA's anyres rule.
+    """
+    width, height = size_wh
+
+    def worth(canvas: tuple[int, int]) -> tuple[int, int]:
+        scale = min(canvas[0] / width, canvas[1] / height)
+        shown = min(int(width * scale) * int(height * scale), width * height)
+        return shown, -(canvas[0] * canvas[1] - shown)
+
+    return max(canvases, key=worth)
 
 
 def merge_tiles(
     features: Tensor,
     newline: Tensor | None,
     size_wh: tuple[int, int],
-    grid: tuple[int, int] | None,
+    canvases: Sequence[tuple[int, int]],
     max_tiles: int | None,
 ) -> Tensor:
     """Image tokens of one image, in the order in which the language tower reads them.
 
     Args:
         features: float[T, N, D], projected.
-        newline: float[D], put after every row of the tile map (`spatial_unpad`), or None (`flat`: tiles in a line).
-        size_wh: size in pixels of the image that was tiled.
-        grid: (columns, rows) of the tiles; needed for T > 1 with a newline.
-        max_tiles: a tile map of more tokens than so many tiles have (by more than a tenth) is shrunk. None: never.
+        newline: float[D], ends every row of the tile map (`spatial_unpad`). None: no map, the
+            tiles follow each other (`flat`).
+        size_wh: the image's own size in pixels.
+        canvases: sizes (width, height) that the tiling chose from.
+        max_tiles: see `ModelConfig.max_tiles`.
 
-    Returns: float[I, D]. `flat` gives T * N tokens; one tile N + 1; more tiles N and the map of what is not padding.
+    Returns: float[I, D]. I is T * N for `flat`; N + 1 for one tile; else N for the whole image and
+    rows * (columns + 1) for the map of what is not padding.
 
-    Raises ValueError when T is not 1 + columns * rows.
+    Raises ValueError when T is not one more than the tiles of the canvas.
     """
     if newline is None:
         return features.flatten(0, 1)
-    whole = features[0]
-    if len(features) == 1:
+    whole, tiles = features[0], features[1:]
+    if not len(tiles):
         return torch.cat((whole, newline[None]))
-    if grid is None or len(features) != 1 + grid[0] * grid[1]:
-        raise ValueError(f"{len(features)} tiles do not make a whole image and a grid of {grid} (columns, rows)")
-    side = math.isqrt(whole.shape[0])
-    columns, rows = grid
-    tiles = features[1:].reshape(rows, columns, side, side, -1)
-    tile_map = tiles.transpose(1, 2).reshape(rows * side, columns * side, -1)
-    tile_map = _shrink(_unpad(tile_map, size_wh), side, max_tiles)
-    lines = torch.cat((tile_map, newline.expand(tile_map.shape[0], 1, -1)), dim=1)
+    tile_map = _shrink(
+        _unpad(_map(tiles, best_canvas(size_wh, canvases)), size_wh), tiles, max_tiles
+    )
+    lines = torch.cat((tile_map, newline.expand(len(tile_map), 1, -1)), dim=1)
     return torch.cat((whole, lines.flatten(0, 1)))
 
 
+def _map(tiles: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """float[T, N, D], row by row, -> float[rows * side, columns * side, D]."""
+    # all tiles are squares of one size, so the canvas' aspect ratio and T give rows and columns
+    columns = math.isqrt(len(tiles) * canvas[0] // canvas[1])
+    rows = len(tiles) // max(columns, 1)
+    if rows * columns != len(tiles) or rows * canvas[0] != columns * canvas[1]:
+        raise ValueError(f"{len(tiles)} tiles do not cover a canvas of {canvas} pixels")
+    side = math.isqrt(tiles.shape[1])
+    grid = tiles.reshape(rows, columns, side, side, -1).transpose(1, 2)
+    return grid.reshape(rows * side, columns * side, -1)
+
+
 def _unpad(tile_map: Tensor, size_wh: tuple[int, int]) -> Tensor:
-    """Cut the bands that the canvas shows beside the image; float[H, W, D] -> float[H' <= H, W' <= W, D]."""
+    """Cut the bands beside the image: float[H, W, D] -> float[H' <= H, W' <= W, D]."""
     rows, columns = tile_map.shape[:2]
     width, height = size_wh
     if width / height > columns / rows:
@@ -64,10 +92,10 @@ def _unpad(tile_map: Tensor, size_wh: tuple[int, int]) -> Tensor:
     return tile_map[:, band : columns - band]
 
 
-def _shrink(tile_map: Tensor, side: int, max_tiles: int | None) -> Tensor:
-    """Bilinear reduction to about `max_tiles` tiles' worth of tokens, where there are clearly more."""
+def _shrink(tile_map: Tensor, tiles: Tensor, max_tiles: int | None) -> Tensor:
+    """Bilinear, to about the tokens of `max_tiles` tiles, where the map is a fifth larger."""
     rows, columns = tile_map.shape[:2]
-    times = math.sqrt(rows * columns / (max_tiles * side**2)) if max_tiles else 0.0
+    times = math.sqrt(rows * columns / (max_tiles * tiles.shape[1])) if max_tiles else 0.0
     if times <= 1.1:
         return tile_map
     size = (int(rows // times), int(columns // times))

@@ -1,6 +1,6 @@
-"""SigLIP's vision tower as LLaDA-V uses it: patches of one tile in, features of the last kept layer out.
+"""SigLIP's vision tower as LLaDA-V uses it: tiles in, features of the last kept layer out.
 
-The checkpoint holds 26 of SigLIP's 27 layers. `post_layernorm` is stored and carried along, and never applied.
+A checkpoint holds 26 of SigLIP's 27 layers. `post_layernorm` is carried along and never applied.
 Parameter names are Hugging Face's, below `model.vision_tower.vision_tower.vision_model.`.
 Shapes: T tiles, N patches of a tile (729), E width of the tower.
 """
@@ -15,8 +15,9 @@ from medv_ray.model.config import VisionConfig
 
 
 def scale_pixels(tiles: Tensor) -> Tensor:
-    """uint8[T, H, W, 3] -> float32[T, 3, H, W] in -1..1, bit for bit the reference's (x / 255 - 0.5) / 0.5."""
-    levels = torch.arange(256, device=tiles.device, dtype=torch.float64) * (1 / 255)  # the product is rounded once
+    """uint8[T, H, W, 3] -> float32[T, 3, H, W] in -1..1: (x / 255 - 0.5) / 0.5."""
+    # the reference rounds x * (1 / 255) from float64 once; a table does so for few values
+    levels = torch.arange(256, device=tiles.device, dtype=torch.float64) * (1 / 255)
     return ((levels.float() - 0.5) / 0.5)[tiles.int()].permute(0, 3, 1, 2)
 
 
@@ -25,7 +26,9 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.patch_embedding = nn.Conv2d(3, config.hidden_size, config.patch_size, stride=config.patch_size)
+        self.patch_embedding = nn.Conv2d(
+            3, config.hidden_size, config.patch_size, stride=config.patch_size
+        )
         self.position_embedding = nn.Embedding(config.side**2, config.hidden_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -49,7 +52,9 @@ class Attention(nn.Module):
             proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out: Tensor = self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        out: Tensor = self.out_proj(
+            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        )
         return out
 
 
@@ -88,7 +93,9 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))})
+        self.encoder = nn.ModuleDict(
+            {"layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))}
+        )
         self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
