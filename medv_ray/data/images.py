@@ -1,0 +1,161 @@
+"""From the encoded bytes of an image to uint8 tiles: header check, decode, stated conversion, tiling.
+
+Every refusal is a DataError of the catalogue whose text is ours: Pillow's messages hold object addresses. This module
+needs Pillow and numpy only, and neither changes nor relies on Pillow's global switches. T tiles of H x W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medv_ray.data.encoded import end_of_image, open_header
+from medv_ray.data.pixels import header_words, orientation, tiff_orientation, to_rgb, upright
+from medv_ray.data.tiles import TileSettings, cut
+from medv_ray.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from medv_ray.settings import ImageSettings
+
+__all__ = ["Prepared", "TileSettings", "prepare"]
+
+_TAIL_ROWS = 8  # the smallest block row of a JPEG
+_UNDECODED = 128  # grey that libjpeg leaves where the data ended early
+_ZERO_RUN = 512  # zero bytes in a row at the end of a JPEG's data
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image ready for the vision tower."""
+
+    tiles: NDArray[np.uint8]
+    """uint8[T, H, W, 3]."""
+    size_wh: tuple[int, int]
+    """Width and height of the upright picture, in pixels; the merge of tile features depends on it."""
+    warnings: tuple[str, ...]
+    """What was done to the picture beyond plain decoding; docs/images.md lists the words."""
+    sha256: str
+    """Of the encoded bytes."""
+
+
+def prepare(data: bytes, image: ImageSettings, tiles: TileSettings) -> Prepared:
+    """Tiles of an encoded image.
+
+    Nothing is decoded before the header passed all limits. Raises DataError E1112, E1201 .. E1211.
+    """
+    if not data:
+        raise DataError("E1201", "the image has no bytes.")
+    if len(data) > image.max_bytes:
+        raise DataError("E1112", f"the encoded image has {len(data)} bytes; the limit is {image.max_bytes}.")
+    picture, warnings = decode(data, image)
+    with _own_words(len(data), None):
+        array = cut(picture, tiles)
+    return Prepared(array, picture.size, tuple(warnings), hashlib.sha256(data).hexdigest())
+
+
+def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:
+    """Upright RGB picture and warnings. Raises DataError E1202 .. E1211."""
+    with _own_words(len(data), None):
+        source = open_header(data, image.formats)
+    check_header(source.size, image)
+    with _own_words(len(data), source.format):
+        warnings = frame_words(source, image)
+        announced, transposed = source.size, tiff_orientation(source)
+        warnings += header_words(source)
+        source.load()
+        if source.size != announced:
+            raise DataError(
+                "E1207", f"the header announced {_by(announced)} pixels, the picture has {_by(source.size)}."
+            )
+        rgb, words = to_rgb(source, image.background)
+        warnings += words
+        if source.format in ("JPEG", "MPO", "PNG"):
+            warnings += tail_words(data, source, rgb)
+        turn = orientation(source)
+        if turn is None:
+            warnings.append("exif_unreadable")
+        elif turn > 1 or transposed > 1:
+            warnings.append(f"exif_transposed:{max(turn, transposed)}")
+        return upright(rgb, turn or 1), warnings
+
+
+def check_header(size: tuple[int, int], image: ImageSettings) -> None:
+    """Raises DataError E1205 (a side too short), E1204 (too many pixels) or E1206 (too long for its width)."""
+    short, long = sorted(size)
+    if short < image.min_side:
+        raise DataError("E1205", f"the image is {_by(size)} pixels; the shortest side allowed is {image.min_side}.")
+    if short * long > image.max_pixels:
+        raise DataError("E1204", f"the header announces {_by(size)} pixels; the limit is {image.max_pixels} in all.")
+    if long > image.max_aspect * short:
+        raise DataError("E1206", f"the image is {_by(size)} pixels; the longest ratio allowed is {image.max_aspect:g}.")
+
+
+def frame_words(source: Image.Image, image: ImageSettings) -> list[str]:
+    """Raises DataError E1210 for several frames under the policy `refuse`."""
+    frames = getattr(source, "n_frames", 1)
+    if frames > 1 and image.frames == "refuse":
+        raise DataError("E1210", f"the file holds {frames} frames.")
+    return [f"first_of_frames:{frames}"] if frames > 1 else []
+
+
+def tail_words(data: bytes, source: Image.Image, rgb: Image.Image) -> list[str]:
+    """Words for bytes behind the image and for a JPEG whose data look wiped at the end.
+
+    Raises DataError E1203 for a JPEG without an end, or whose data end before its last row: decoders fill in grey.
+    """
+    end = end_of_image(data, source.format)
+    words = []
+    if source.format in ("JPEG", "MPO"):
+        if end is None or _ends_early(data, end, rgb):
+            raise DataError("E1203", f"the JPEG of {len(data)} bytes ends before its last row.")
+        coded = data[: end - 2]
+        if len(coded) - len(coded.rstrip(b"\0")) >= _ZERO_RUN:
+            words.append("suspect_flat_tail")
+    if end is not None and end < len(data) and source.format != "MPO":  # an MPO's other frames follow the first
+        words.append(f"trailing_bytes:{len(data) - end}")
+    return words
+
+
+def _ends_early(data: bytes, end: int, rgb: Image.Image) -> bool:
+    """Whether a JPEG whose last rows are the decoder's filling grey ran out of data, or really is grey there.
+
+    More coded data is put in front of its end marker: a complete picture does not change by that.
+    """
+    box = (0, max(rgb.height - _TAIL_ROWS, 0), rgb.width, rgb.height)
+    tail = rgb.crop(box)
+    if tail.getextrema() != ((_UNDECODED, _UNDECODED),) * 3:
+        return False
+    longer = data[: end - 2] + bytes(range(1, 128)) * 8 + b"\xff\xd9"
+    again = open_header(longer, ["JPEG"]).convert("RGB")
+    return again.crop(box).tobytes() != tail.tobytes()
+
+
+@contextmanager
+def _own_words(size: int, image_format: str | None) -> Iterator[None]:
+    """Turn whatever Pillow raises into a DataError with a text of ours."""
+    name = f" ({image_format})" if image_format else ""
+    try:
+        yield
+    except (DataError, SettingsError):
+        raise
+    except MemoryError:
+        raise DataError("E1209", f"decoding {size} bytes{name} needs more memory than the decoder may take.") from None
+    except Image.DecompressionBombError:
+        raise DataError("E1204", f"the header of the {size} bytes announces more pixels than the limit.") from None
+    except Exception as error:  # plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
+        if isinstance(error, ValueError) and "too large" in str(error):
+            raise DataError(
+                "E1209", f"a text chunk of the {size} bytes{name} unpacks to more than its limit."
+            ) from None
+        raise DataError("E1203", f"cannot decode {size} bytes as an image{name}: damaged or cut short.") from None
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

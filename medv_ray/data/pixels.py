@@ -1,0 +1,126 @@
+"""From a decoded picture of any mode to 8-bit RGB, by stated rules that leave a word in `warnings`.
+
+Pillow's own `convert("RGB")` clips 16-bit, integer and float pictures at 255 and turns NaN into 0, in silence: it is
+used only where it is exact. The table that users read is docs/images.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medv_ray.errors import DataError
+
+BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339  # TIFF tags
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PLAIN_WORDS = {"1": "bilevel", "CMYK": "cmyk", "YCbCr": "ycbcr", "RGBX": "extra_channels_dropped"}
+_STRIP_ROWS = 256  # scaling works on strips, so that its float64 copy stays small
+
+
+def to_rgb(image: Image.Image, background: int = 255) -> tuple[Image.Image, list[str]]:
+    """RGB picture and the words for what was done to it; none for 8-bit RGB and 8-bit grey.
+
+    Raises DataError E1208 (NaN or infinite values) and E1211 (no rule for this mode).
+    """
+    mode = image.mode
+    if mode.startswith("I") or mode == "F":
+        scaled, word = scale(image)
+        words = [word]
+        if "transparency" in image.info:
+            words.append("transparency_ignored")
+        return scaled.convert("RGB"), words
+    if mode == "L" and 2 in _tag(image, SAMPLE_FORMAT):
+        raise DataError("E1211", "signed 8-bit pixels have no stated conversion to RGB.")
+    words = ["palette"] if mode in ("P", "PA") else []
+    if mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
+        rgb, word = composite(image, background)
+        return rgb, [*words, word]
+    if mode in _PLAIN_WORDS:
+        words.append(_PLAIN_WORDS[mode])
+    elif mode not in ("RGB", "L", "P"):
+        raise DataError("E1211", f"pixel mode {mode[:8]!r} has no stated conversion to RGB.")
+    return (image if mode == "RGB" else image.convert("RGB")), words
+
+
+def scale(image: Image.Image) -> tuple[Image.Image, str]:
+    """8-bit grey by min-max scaling: the lowest value becomes 0, the highest 255; a constant picture becomes 0.
+
+    TIFF's white-is-zero is inverted afterwards. Raises DataError E1208.
+    """
+    values: NDArray[Any] = np.asarray(image)
+    if image.mode == "I" and _tag(image, BITS_PER_SAMPLE) == (32,) and 2 not in _tag(image, SAMPLE_FORMAT):
+        values = values.view(np.uint32)  # Pillow holds unsigned 32-bit pixels in a signed mode
+    if not np.isfinite(values).all():
+        raise DataError("E1208", "the float image holds NaN or infinite values.")
+    low, high = float(values.min()), float(values.max())
+    grey = np.zeros(values.shape, np.uint8)
+    if high > low:
+        for top in range(0, len(values), _STRIP_ROWS):
+            strip = values[top : top + _STRIP_ROWS].astype(np.float64)
+            grey[top : top + _STRIP_ROWS] = np.rint((strip - low) * (255 / (high - low)))
+    kind = {"I": "grey32", "F": "float"}.get(image.mode, "grey16")
+    word = f"{kind}_scaled:{low:.10g}..{high:.10g}"
+    if _tag(image, PHOTOMETRIC) == (0,):
+        return Image.fromarray(255 - grey), word + ",inverted"
+    return Image.fromarray(grey), word
+
+
+def composite(image: Image.Image, background: int) -> tuple[Image.Image, str]:
+    """The picture laid over a grey background by its alpha channel or its transparent colour."""
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert(image.mode.replace("a", "A"))
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    if rgba.getchannel("A").getextrema() == (255, 255):
+        return rgba.convert("RGB"), "alpha_opaque"
+    canvas = Image.new("RGB", rgba.size, (background, background, background))
+    canvas.paste(rgba, mask=rgba)
+    return canvas, f"alpha_composited:{background}"
+
+
+def header_words(image: Image.Image) -> list[str]:
+    """Words for what Pillow's decoder will do in silence; asked before decoding, which forgets the raw mode."""
+    raw = [str(tile.args) for tile in getattr(image, "tile", [])]
+    words = []
+    if any(";16" in mode for mode in raw) and image.mode[0] not in "IF":
+        words.append("depth_reduced:16")
+    if image.format == "TIFF" and any("X" in mode.split(",")[0] for mode in raw):
+        words.append("extra_channels_dropped")
+    return words
+
+
+def orientation(image: Image.Image) -> int | None:
+    """1 to 8 by EXIF (or XMP); 1 without; None when the EXIF block cannot be read. After decoding only: a PNG may
+    carry it behind its pixels."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF raises many types, and the picture is still good
+        return None
+    return value if isinstance(value, int) and value in _TRANSPOSE else 1
+
+
+def tiff_orientation(image: Image.Image) -> int:
+    """Orientation that Pillow's TIFF reader will apply itself while decoding; 1 for other formats."""
+    value = _tag(image, ORIENTATION)
+    return int(value[0]) if value and value[0] in _TRANSPOSE else 1
+
+
+def upright(image: Image.Image, value: int) -> Image.Image:
+    """The picture as its EXIF orientation wants it shown."""
+    return image.transpose(_TRANSPOSE[value]) if value in _TRANSPOSE else image
+
+
+def _tag(image: Image.Image, number: int) -> tuple[Any, ...]:
+    """A TIFF tag as a tuple; empty for other formats and absent tags."""
+    value = getattr(image, "tag_v2", {}).get(number, ())
+    return value if isinstance(value, tuple) else (value,)
