@@ -22,13 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from medv_ray.diffusion.sampler import SampleSpec, sample
-from reference_structure import sample as reference_sample
 from torch import Tensor
 
+from medv_ray.diffusion.sampler import SampleSpec, sample
 from medv_ray.model.config import LanguageConfig, ModelConfig
 from medv_ray.model.denoise import FullRecompute
 from medv_ray.model.medv import Medv
+from reference_structure import sample as reference_sample
 
 PROMPT, LENGTH = 64, 64
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from medv_ray.data.prompts import SpecialIds, Turn, build, decode
 from medv_ray.diffusion.sampler import Denoising, SampleSpec
@@ -104,25 +105,20 @@ class Engine:
         return ended
 
     def _advance(self, slots: Sequence[_Slot]) -> None:
+        """One denoising step of each slot; their forward passes run as one where the model can."""
         xs = [slot.denoising.x for slot in slots]
         needs = [slot.denoising.need() for slot in slots]
         rows = forward_rows([slot.door for slot in slots], xs, needs)
-        guided = [i for i, slot in enumerate(slots) if slot.blind is not None]
-        blind_rows = dict(
-            zip(
-                guided,
-                forward_rows(
-                    [door for i in guided if (door := slots[i].blind) is not None],
-                    [slots[i].denoising.blind_x() for i in guided],
-                    [needs[i] for i in guided],
-                ),
-                strict=True,
+        blind: dict[int, Tensor] = {}
+        guided = {i: slot.blind for i, slot in enumerate(slots) if slot.blind is not None}
+        if guided:
+            found = forward_rows(
+                list(guided.values()), [xs[i] for i in guided], [needs[i] for i in guided]
             )
-        )
+            blind = dict(zip(guided, found, strict=True))
         for i, slot in enumerate(slots):
-            before = slot.denoising.forward_passes
-            slot.denoising.advance(rows[i], slot.door.head, blind_rows.get(i))
-            self.counters.forward_passes += slot.denoising.forward_passes - before
+            self.counters.forward_passes += bool(len(rows[i])) * (2 if i in blind else 1)
+            slot.denoising.advance(rows[i], slot.door.head, blind.get(i))
 
     def _start(self, ticket: int, request: Request) -> _Slot:
         started_s = time.perf_counter()
@@ -144,7 +140,7 @@ class Engine:
         return _Slot(
             ticket,
             started_s,
-            Denoising.of(door, spec, [generator]),
+            Denoising.blank(spec, 1, [generator], [door.prompt_length(0)], self._model.device),
             door,
             door.unconditional(spec.mask_id) if spec.cfg_scale else None,
             tuple(word for f in features for word in f.warnings),
@@ -153,15 +149,19 @@ class Engine:
         )
 
     def _finish(self, slot: _Slot) -> Answer:
-        done = slot.denoising
         self.counters.answers += 1
-        kept = done.answer_positions(0)
-        ids = done.x[0, kept].tolist()
+        done = slot.denoising
+        # a cancelled answer has masks left, and a model may commit the mask token itself
+        kept = ~done.masked[0, : done.stop_position(0)]
+        suffix = done.spec.suffix_ids
+        ids = [*done.x[0, : len(kept)][kept].tolist(), *suffix]
+        confidence = done.token_confidence[0, : len(kept)][kept].tolist()
+        steps = done.token_step[0, : len(kept)][kept].tolist()
         return Answer(
             text=decode(self._tokenizer, ids),
             token_ids=tuple(ids),
-            token_confidence=tuple(done.token_confidence[0, kept].tolist()),
-            token_step=tuple(done.token_step[0, kept].tolist()),
+            token_confidence=(*confidence, *(1.0 for _ in suffix)),
+            token_step=(*steps, *(-1 for _ in suffix)),
             forward_passes=done.forward_passes,
             seconds=time.perf_counter() - slot.started_s,
             finish="cancelled" if slot.cancelled else done.finish(0),
@@ -180,11 +180,15 @@ class Engine:
         return View(
             step=now.step,
             tokens=tuple(
-                None if masked else self._tokenizer.decode([token])
+                None if masked else self.token_text(token)
                 for token, masked in zip(ids, now.masked[0].tolist(), strict=True)
             ),
             confidence=tuple(now.token_confidence[0].tolist()),
         )
+
+    def token_text(self, token: int) -> str:
+        """How one token reads."""
+        return str(self._tokenizer.decode([token]))
 
     def spec(self, settings: SamplerSettings) -> SampleSpec:
         """Sampler settings with token names turned into ids. Raises SettingsError E1001."""

@@ -35,7 +35,7 @@ class Answer:
     token_confidence: tuple[float, ...]
     """Probability of each token at the step at which it was committed."""
     token_step: tuple[int, ...]
-    """The step, from 0, at which each token was committed."""
+    """The step, from 0, at which each token was committed; -1 for the suffix, which is given."""
     forward_passes: int
     seconds: float
     """Wall time from taking a slot to leaving it."""
