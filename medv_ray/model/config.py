@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from medv_ray.errors import CheckpointError
+from medv_ray.model.fields import bad, number, pairs, size
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of each tensor of a checkpoint by its published name."""
@@ -62,7 +63,7 @@ class LanguageConfig:
     def __post_init__(self) -> None:
         _check_heads(self.hidden_size, self.num_attention_heads)
         if self.num_attention_heads % self.num_key_value_heads or self.head_dim % 2:
-            raise _bad(
+            raise bad(
                 f"{self.num_attention_heads} attention heads of {self.head_dim} do not share "
                 f"{self.num_key_value_heads} key-value heads of an even size"
             )
@@ -78,25 +79,25 @@ class LanguageConfig:
         Raises CheckpointError E1410 for a field that is absent or out of range.
         """
         olmo = "d_model" in raw
-        width = _size(raw, "d_model" if olmo else "hidden_size")
-        heads = _size(raw, "n_heads" if olmo else "num_attention_heads")
-        vocab_size = _size(raw, "vocab_size")
+        width = size(raw, "d_model" if olmo else "hidden_size")
+        heads = size(raw, "n_heads" if olmo else "num_attention_heads")
+        vocab_size = size(raw, "vocab_size")
         if olmo:
-            vocab_size = _size(raw, "embedding_size", vocab_size)
-            mlp = _size(raw, "mlp_hidden_size", width * _size(raw, "mlp_ratio", 4))
-            kv_heads = _size(raw, "n_kv_heads", 1 if raw.get("multi_query_attention") else heads)
+            vocab_size = size(raw, "embedding_size", vocab_size)
+            mlp = size(raw, "mlp_hidden_size", width * size(raw, "mlp_ratio", 4))
+            kv_heads = size(raw, "n_kv_heads", 1 if raw.get("multi_query_attention") else heads)
         else:
-            mlp = _size(raw, "intermediate_size")
-            kv_heads = _size(raw, "num_key_value_heads", heads)
+            mlp = size(raw, "intermediate_size")
+            kv_heads = size(raw, "num_key_value_heads", heads)
         return cls(
             vocab_size=vocab_size,
             hidden_size=width,
             intermediate_size=mlp,
-            num_hidden_layers=_size(raw, "n_layers" if olmo else "num_hidden_layers"),
+            num_hidden_layers=size(raw, "n_layers" if olmo else "num_hidden_layers"),
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
-            rms_norm_eps=_number(raw, "rms_norm_eps", 1e-5),
-            rope_theta=_number(raw, "rope_theta", 500000.0),
+            rms_norm_eps=number(raw, "rms_norm_eps", 1e-5),
+            rope_theta=number(raw, "rope_theta", 500000.0),
         )
 
 
@@ -119,26 +120,26 @@ class VisionConfig:
     def __post_init__(self) -> None:
         _check_heads(self.hidden_size, self.num_attention_heads)
         if self.patch_size > self.image_size:
-            raise _bad(f"patches of {self.patch_size} do not fit tiles of {self.image_size} pixels")
+            raise bad(f"patches of {self.patch_size} do not fit tiles of {self.image_size} pixels")
 
     @property
     def side(self) -> int:
-        """Patches along one side of a tile; what they leave over at right and bottom is not seen."""
+        """Patches along one side of a tile; what they leave over at the edge is not seen."""
         return self.image_size // self.patch_size
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> VisionConfig:
         """From a `vision_config` entry. Raises CheckpointError E1410."""
         if raw.get("hidden_act") not in (None, "gelu_pytorch_tanh"):
-            raise _bad("vision_config.hidden_act must be 'gelu_pytorch_tanh'")
+            raise bad("vision_config.hidden_act must be 'gelu_pytorch_tanh'")
         return cls(
-            hidden_size=_size(raw, "hidden_size"),
-            intermediate_size=_size(raw, "intermediate_size"),
-            num_hidden_layers=_size(raw, "num_hidden_layers") - 1,
-            num_attention_heads=_size(raw, "num_attention_heads"),
-            image_size=_size(raw, "image_size"),
-            patch_size=_size(raw, "patch_size"),
-            layer_norm_eps=_number(raw, "layer_norm_eps", 1e-6),
+            hidden_size=size(raw, "hidden_size"),
+            intermediate_size=size(raw, "intermediate_size"),
+            num_hidden_layers=size(raw, "num_hidden_layers") - 1,
+            num_attention_heads=size(raw, "num_attention_heads"),
+            image_size=size(raw, "image_size"),
+            patch_size=size(raw, "patch_size"),
+            layer_norm_eps=number(raw, "layer_norm_eps", 1e-6),
         )
 
     @classmethod
@@ -162,9 +163,9 @@ class VisionConfig:
             raise CheckpointError("E1404", f"{', '.join(keys)} must have 4, 2 and 2 dimensions.")
         known = cls()
         if conv[0] != known.hidden_size:
-            raise _bad(f"a vision tower of width {conv[0]} needs `vision_config` (number of heads)")
+            raise bad(f"a vision tower of width {conv[0]} needs `vision_config` (number of heads)")
         side, patch = math.isqrt(positions[0]), conv[2]
-        fits = [size for size in (tile, known.image_size) if size and size // patch == side]
+        fits = [n for n in (tile, known.image_size) if n and n // patch == side]
         return cls(
             intermediate_size=fc1[0],
             image_size=fits[0] if fits else side * patch,
@@ -188,7 +189,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.mm_patch_merge_type not in ("flat", "spatial_unpad"):
             given = self.mm_patch_merge_type[:40]
-            raise _bad(f"mm_patch_merge_type must be 'flat' or 'spatial_unpad', not {given!r}")
+            raise bad(f"mm_patch_merge_type must be 'flat' or 'spatial_unpad', not {given!r}")
         if self.vision is None:
             return
         tile = self.vision.image_size
@@ -196,7 +197,7 @@ class ModelConfig:
             canvases = tuple((w * tile, h * tile) for w in range(1, 7) for h in range(1, 7))
             object.__setattr__(self, "image_grid_pinpoints", canvases)
         if any(side % tile for canvas in self.image_grid_pinpoints for side in canvas):
-            raise _bad(f"image_grid_pinpoints must be multiples of the tile side, {tile}")
+            raise bad(f"image_grid_pinpoints must be multiples of the tile side, {tile}")
 
     @property
     def max_tiles(self) -> int | None:
@@ -220,19 +221,19 @@ class ModelConfig:
         """
         if raw.get("model_type") not in (None, *MODEL_TYPES):
             given = str(raw["model_type"])[:40]
-            raise _bad(f"model_type must be one of {', '.join(MODEL_TYPES)}, not {given!r}")
+            raise bad(f"model_type must be one of {', '.join(MODEL_TYPES)}, not {given!r}")
         for name, wanted in _FIXED.items():
             if raw.get(name) not in (None, wanted):
-                raise _bad(f"{name} must be {wanted!r}, not {str(raw[name])[:40]!r}")
-        pinpoints = _pinpoints(raw)
-        limit = _size(raw, "max_sequence_length", 8192)
+                raise bad(f"{name} must be {wanted!r}, not {str(raw[name])[:40]!r}")
+        pinpoints = pairs(raw, "image_grid_pinpoints")
+        limit = size(raw, "max_sequence_length", 8192)
         return cls(
             language=LanguageConfig.from_json(raw),
             vision=_vision(raw, shapes, min(map(min, pinpoints), default=None)),
             image_aspect_ratio=str(raw.get("image_aspect_ratio") or "square"),
             image_grid_pinpoints=pinpoints,
             mm_patch_merge_type=str(raw.get("mm_patch_merge_type") or "flat"),
-            max_length=_size(raw, "tokenizer_model_max_length", limit),
+            max_length=size(raw, "tokenizer_model_max_length", limit),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -280,41 +281,9 @@ def no_vision() -> CheckpointError:
     return CheckpointError("E1410", "the checkpoint has no vision tower and cannot see images.")
 
 
-def _bad(rule: str) -> CheckpointError:
-    return CheckpointError("E1410", f"config.json: {rule}.")
-
-
 def _check_heads(width: int, heads: int) -> None:
     if width % heads:
-        raise _bad(f"a width of {width} does not divide into {heads} attention heads")
-
-
-def _size(raw: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = raw.get(name) if raw.get(name) is not None else default
-    # the bound keeps a damaged file from building layers for hours
-    limit = 1024 if name.endswith("layers") else 2**31
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
-        given = "absent" if value is None else repr(value)[:40]
-        raise _bad(f"{name} must be a whole number from 1 to {limit}, not {given}")
-    return value
-
-
-def _number(raw: Mapping[str, Any], name: str, default: float) -> float:
-    value = raw.get(name) if raw.get(name) is not None else default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise _bad(f"{name} must be a positive number, not {repr(value)[:40]}")
-    return float(value)
-
-
-def _pinpoints(raw: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
-    try:
-        pairs = raw.get("image_grid_pinpoints") or []
-        canvases = tuple((int(width), int(height)) for width, height in pairs)
-    except (TypeError, ValueError):
-        canvases = ((0, 0),)
-    if any(side <= 0 for canvas in canvases for side in canvas):
-        raise _bad("image_grid_pinpoints must be a list of [width, height] pairs of pixels")
-    return canvases
+        raise bad(f"a width of {width} does not divide into {heads} attention heads")
 
 
 def _vision(raw: Mapping[str, Any], shapes: Shapes | None, tile: int | None) -> VisionConfig | None:

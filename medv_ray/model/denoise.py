@@ -53,7 +53,7 @@ class FullRecompute:
     from attention, and they run together.
     """
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __init__(
         self,
         model: Medv,
@@ -71,7 +71,9 @@ class FullRecompute:
         self.model = model
         self.together = model.device.type != "cpu" if together is None else together
         self._prompts = [
-            splice(model, prompt.ids, prompt.images) if isinstance(prompt, Prompt) else prompt
+            splice(model, prompt.ids, prompt.images)
+            if isinstance(prompt, Prompt)
+            else prompt.to(model.device, model.dtype)
             for prompt in prompts
         ]
         self._suffix = model.embed(torch.tensor(suffix_ids, dtype=torch.int64, device=model.device))
@@ -89,7 +91,7 @@ class FullRecompute:
         """All positions of row b: prompt, `gen_length` response positions, suffix."""
         return len(self._prompts[b]) + gen_length + len(self._suffix)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def unconditional(self, mask_id: int) -> FullRecompute:
         """The same door with the mask token at every prompt and suffix position, for guidance."""
         mask = self.model.embed(torch.tensor([mask_id], device=self.model.device))  # [1, D]
@@ -113,7 +115,7 @@ class FullRecompute:
         return torch.cat((self._prompts[b], self.model.embed(x), self._suffix))  # [S, D]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def forward_rows(
     doors: Sequence[FullRecompute], xs: Sequence[Tensor], needs: Sequence[Tensor]
 ) -> list[Tensor]:

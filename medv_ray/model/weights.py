@@ -1,6 +1,5 @@
 """Checkpoint folders: safetensors and config.json in, a `Medv` out, and back.
 
-Nothing else of a folder is opened: a pickle or a module named by `auto_map` could run code.
 Tensors are read through memory maps into a model built on the meta device. A tensor of the wanted
 dtype stays a (private) map of the file, so processes of one machine share its pages; others are
 converted one by one, largest first, each through a map of its own that ends with it. Host memory
@@ -13,26 +12,30 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from medv_ray.errors import CheckpointError, SettingsError
 from medv_ray.model.config import ModelConfig
 from medv_ray.model.medv import Medv
+from medv_ray.model.shards import (
+    INDEX,
+    SINGLE,
+    Stored,
+    headers,
+    join,
+    open_shard,
+    read_json,
+    require,
+)
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -49,43 +52,6 @@ _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-# OLMo spelling, below `model.transformer.`, of the published LLaMA-style names.
-_OLMO = {
-    "wte": "model.embed_tokens",
-    "ln_f": "model.norm",
-    "ff_out": "lm_head",
-    "attn_norm": "input_layernorm",
-    "attn_out": "self_attn.o_proj",
-    "ff_norm": "post_attention_layernorm",
-    "ff_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "blocks.ff_out": "mlp.down_proj",
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-}
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where a tensor lies, and what its file's header says of it."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-def published_name(name: str) -> str:
-    """The LLaMA-style name of a tensor; names of the OLMo layout are translated, others kept."""
-    match = re.fullmatch(r"model\.transformer\.(?:blocks\.(\d+)\.)?(\w+)\.weight", name)
-    if not match:
-        return name
-    layer, part = match.groups()
-    if layer is None:
-        return f"{_OLMO[part]}.weight" if part in ("wte", "ln_f", "ff_out") else name
-    part = _OLMO.get(f"blocks.{part}") or _OLMO.get(part, "?")
-    return name if part == "?" else f"model.layers.{layer}.{part}.weight"
 
 
 def load(
@@ -107,8 +73,8 @@ def load(
     than the head has), E1409 (index leaves the folder), E1410 (another kind of model).
     """
     folder = Path(path)
-    raw = _read_json(folder, "config.json")
-    stored = _headers(folder)
+    raw = read_json(folder, "config.json")
+    stored = headers(folder)
     config = ModelConfig.from_json(raw, {name: entry.shape for name, entry in stored.items()})
     vocab_size = config.language.vocab_size
     if logit_size is not None and not 0 < logit_size <= vocab_size:
@@ -168,7 +134,7 @@ def digest(path: str | os.PathLike[str]) -> str:
     Raises CheckpointError E1401 when there is no config.json.
     """
     folder = Path(path)
-    _require(folder, ["config.json"])
+    require(folder, ["config.json"])
     kinds = {".safetensors", ".json", ".jinja", ".txt"}
     files = sorted(f for f in folder.iterdir() if f.suffix in kinds and f.is_file())
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
@@ -182,88 +148,10 @@ def _file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    _require(folder, [name])
-    try:
-        raw = json.loads((folder / name).read_bytes())
-    except (ValueError, RecursionError):
-        raw = None
-    if not isinstance(raw, dict):
-        raise CheckpointError("E1410", f"{name} is not a JSON object.")
-    return raw
-
-
 def _write_json(file: Path, value: dict[str, Any]) -> None:
     partial = file.with_name(file.name + ".tmp")
     partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
     os.replace(partial, file)
-
-
-def _require(folder: Path, names: Iterable[str]) -> None:
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise CheckpointError("E1401", f"folder {folder.name!r} lacks {_list(absent)}.")
-
-
-def _list(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    more = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""
-    return ", ".join(name[:120] for name in ordered[:5]) + more
-
-
-def _shards(folder: Path) -> list[str]:
-    """Names of the weight files, all present, none outside the folder, none a pickle."""
-    if (folder / SINGLE).is_file():
-        return [SINGLE]
-    if (folder / INDEX).is_file():
-        names = sorted({str(file) for file in _weight_map(folder).values()})
-        for name in names:
-            if Path(name).suffix in PICKLES:
-                raise CheckpointError("E1406", f"{INDEX} names {name[:120]!r}.")
-            if Path(name).name != name or "\\" in name or Path(name).suffix != ".safetensors":
-                raise CheckpointError("E1409", f"{INDEX} names {name[:120]!r}.")
-        _require(folder, names)
-        return names
-    names = sorted(file.name for file in folder.glob("*.safetensors"))
-    pickles = [file.name for file in folder.iterdir() if file.suffix in PICKLES]
-    if not names and pickles:
-        raise CheckpointError("E1406", f"the weights are {_list(pickles)}.")
-    if len(names) != 1:
-        raise CheckpointError(
-            "E1401", f"folder {folder.name!r} lacks {SINGLE if not names else INDEX}."
-        )
-    return names
-
-
-def _weight_map(folder: Path) -> dict[str, Any]:
-    found = _read_json(folder, INDEX).get("weight_map")
-    if not isinstance(found, dict) or not found:
-        raise CheckpointError("E1407", f"{INDEX} has no weight_map.")
-    return found
-
-
-def _headers(folder: Path) -> dict[str, Stored]:
-    """Every tensor by its published name; no data is read."""
-    found: dict[str, Stored] = {}
-    for file in _shards(folder):
-        with _open(folder / file) as handle:
-            for name in handle.keys():  # noqa: SIM118  # the handle is no dict
-                if name.endswith("rotary_emb.inv_freq"):
-                    continue  # old exports store the RoPE table; it follows from the config
-                part = handle.get_slice(name)
-                entry = Stored(folder / file, name, tuple(part.get_shape()), part.get_dtype())
-                if published_name(name) in found:
-                    raise CheckpointError("E1403", f"{name} is stored twice.")
-                found[published_name(name)] = entry
-    return found
-
-
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise CheckpointError("E1407", f"{file.name}: {str(why)[:120]}.") from None
 
 
 def _compare(model: Medv, stored: dict[str, Stored]) -> None:
@@ -271,22 +159,22 @@ def _compare(model: Medv, stored: dict[str, Stored]) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     missing, unexpected = wanted.keys() - stored.keys(), stored.keys() - wanted.keys()
     if missing:
-        also = f" Not asked for: {_list(unexpected)}." if unexpected else ""
-        raise CheckpointError("E1402", f"missing: {_list(missing)}.{also}")
+        also = f" Not asked for: {join(unexpected)}." if unexpected else ""
+        raise CheckpointError("E1402", f"missing: {join(missing)}.{also}")
     if unexpected:
-        raise CheckpointError("E1403", f"unexpected: {_list(unexpected)}.")
+        raise CheckpointError("E1403", f"unexpected: {join(unexpected)}.")
     wrong = [
         f"{name} is {list(stored[name].shape)}, not {list(shape)}"
         for name, shape in wanted.items()
         if stored[name].shape != shape
     ]
     if wrong:
-        raise CheckpointError("E1404", f"{_list(wrong)}.")
+        raise CheckpointError("E1404", f"{join(wrong)}.")
     packed = [
         f"{name} is {entry.dtype}" for name, entry in stored.items() if entry.dtype not in _DTYPES
     ]
     if packed:
-        raise CheckpointError("E1410", f"weights must be {', '.join(_DTYPES)}: {_list(packed)}.")
+        raise CheckpointError("E1410", f"weights must be {', '.join(_DTYPES)}: {join(packed)}.")
 
 
 def _tensors(
@@ -297,9 +185,9 @@ def _tensors(
     # largest first: the source of a conversion is then small beside what is already converted
     for name, entry in sorted(stored.items(), key=lambda item: -math.prod(item[1].shape)):
         if _DTYPES[entry.dtype] == dtype and device.type == "cpu":
-            handle = shared.get(entry.file) or shared.setdefault(entry.file, _open(entry.file))
+            handle = shared.get(entry.file) or shared.setdefault(entry.file, open_shard(entry.file))
         else:
-            handle = _open(entry.file)
+            handle = open_shard(entry.file)
         tensor = handle.get_tensor(entry.name).to(device=device, dtype=dtype)
         # smallest and largest value are NaN if any is; float16 overflows to inf; no copy is made
         if not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
