@@ -50,14 +50,19 @@ def prepare(data: bytes, image: ImageSettings, tiles: TileSettings) -> Prepared:
 
     Nothing is decoded before the header passed all limits. Raises DataError E1112, E1201 .. E1211.
     """
-    if not data:
-        raise DataError("E1201", "the image has no bytes.")
-    if len(data) > image.max_bytes:
-        raise DataError("E1112", f"the encoded image has {len(data)} bytes; the limit is {image.max_bytes}.")
+    check_bytes(data, image)
     picture, warnings = decode(data, image)
     with _own_words(len(data), None):
         array = cut(picture, tiles)
     return Prepared(array, picture.size, tuple(warnings), hashlib.sha256(data).hexdigest())
+
+
+def check_bytes(data: bytes, image: ImageSettings) -> None:
+    """Raises DataError E1201 (no bytes) or E1112 (too many)."""
+    if not data:
+        raise DataError("E1201", "the image has no bytes.")
+    if len(data) > image.max_bytes:
+        raise DataError("E1112", f"the encoded image has {len(data)} bytes; the limit is {image.max_bytes}.")
 
 
 def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:

@@ -1,0 +1,285 @@
+"""Image preparation in a child process with limits on memory and time, restarted after a crash.
+
+Decoders of image formats are C code that reads untrusted bytes. The child holds Pillow and numpy only, no model and no
+secret; what it sends back is checked, and a picture that kills it costs one quarantined row.
+
+Protocol over two pipes, no pickle. Parent: a frame of JSON settings, then one frame per image (uint64 size, bytes).
+Child: one byte when ready, then per image a header (uint32 and uint64 sizes), JSON, and the tiles as raw uint8.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+import numpy as np
+
+from medv_ray.data.encoded import open_header
+from medv_ray.data.images import Prepared, check_bytes, prepare
+from medv_ray.data.tiles import TileSettings
+from medv_ray.errors import CATALOGUE, DataError, RunError, SettingsError
+
+if TYPE_CHECKING:
+    from medv_ray.settings import ImageSettings
+
+_SIZE = struct.Struct(">Q")
+_REPLY = struct.Struct(">IQ")
+_REPLY_JSON_BYTES = 2**16
+_PIPE_BYTES = 2**20  # one tile of 384 x 384 fits, so that most replies are one write
+_START_SECONDS = 60.0
+_ORPHAN_CHECK_SECONDS = 5.0
+
+
+class Decoder:
+    """`prepare` behind a child process, which starts with the first image and ends with `close`.
+
+    Safe to call from several threads; images are prepared one at a time.
+    """
+
+    def __init__(self, image: ImageSettings, tiles: TileSettings) -> None:
+        self._image = image
+        self._side = tiles.tile
+        cells = [width * height // tiles.tile**2 for width, height in tiles.grid]
+        self._most_tiles = 1 + max(cells, default=0)
+        setup = {"image": image.model_dump(mode="json"), "tiles": asdict(tiles), "parent": os.getpid()}
+        self._setup = json.dumps(setup).encode()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def prepare(self, data: bytes) -> Prepared:
+        """As `images.prepare`. Raises DataError E1112, E1201 .. E1211; E1209 when the child passed a limit or died.
+
+        Raises RunError E1509 when the child does not start.
+        """
+        check_bytes(data, self._image)
+        with self._lock:
+            if self._process is None:
+                self._process = self._start()
+            try:
+                header, payload = self._exchange(self._process, data, self._image.decode_seconds)
+                return self._understand(header, payload)
+            except TimeoutError:
+                self._stop()
+                limit = f"{self._image.decode_seconds:g} s"
+                raise DataError("E1209", f"decoding {len(data)} bytes took longer than {limit}.") from None
+            except (EOFError, OSError, ValueError, KeyError, TypeError) as error:
+                if isinstance(error, DataError | SettingsError):
+                    raise
+                how = self._stop()
+                raise DataError("E1209", f"the decoder ended ({how}) on an image of {len(data)} bytes.") from None
+            except BaseException:  # interrupted between request and reply: the next image must not get this reply
+                self._stop()
+                raise
+
+    def close(self) -> None:
+        """End the child. The next `prepare` starts another."""
+        with self._lock:
+            self._stop()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # Where this process found its modules, the child finds them too; nothing else of the environment goes along.
+        keep = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+        found = os.pathsep.join(os.path.abspath(place) for place in sys.path)
+        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread would reserve address space
+        process = subprocess.Popen(
+            [sys.executable, "-s", "-P", "-W", "ignore", "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={**keep, **one_thread, "PYTHONPATH": found, "LC_ALL": "C.UTF-8"},
+            start_new_session=True,
+        )
+        for pipe in _pipes(process):
+            os.set_blocking(pipe, False)
+            with contextlib.suppress(OSError):  # a user's total is limited; smaller pipes are only slower
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        deadline = time.monotonic() + _START_SECONDS
+        try:
+            _send(_pipes(process)[0], _SIZE.pack(len(self._setup)) + self._setup, deadline)
+            _receive(_pipes(process)[1], 1, deadline)
+        except (TimeoutError, EOFError, OSError):
+            self._process = process
+            how = self._stop()
+            raise RunError("E1509", f"the image decoder's child process did not start ({how}).") from None
+        return process
+
+    def _stop(self) -> str:
+        """Kill and reap the child, and say how it ended."""
+        process, self._process = self._process, None
+        if process is None:
+            return "not running"
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it may be on its way out: then the reason is its own
+            process.wait(0 if process.poll() is not None else 0.2)
+        ended = process.poll()
+        process.kill()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+        process.wait()
+        if ended is None:
+            return "stopped by its parent"
+        return f"signal {-ended}" if ended < 0 else f"exit status {ended}"
+
+    def _exchange(
+        self, process: subprocess.Popen[bytes], data: bytes, seconds: float
+    ) -> tuple[dict[str, Any], bytearray]:
+        deadline = time.monotonic() + seconds
+        stdin, stdout = _pipes(process)
+        _send(stdin, _SIZE.pack(len(data)), deadline)
+        _send(stdin, data, deadline)
+        json_bytes, tile_bytes = _REPLY.unpack(_receive(stdout, _REPLY.size, deadline))
+        if json_bytes > _REPLY_JSON_BYTES or tile_bytes > self._most_tiles * self._side**2 * 3:
+            raise ValueError("a reply larger than any good one")
+        header = json.loads(_receive(stdout, json_bytes, deadline))
+        return header, _receive(stdout, tile_bytes, deadline)
+
+    def _understand(self, header: dict[str, Any], payload: bytearray) -> Prepared:
+        """The reply of a child that may have been taken over: every field is checked."""
+        code = header.get("code")
+        if code is not None:
+            kind = SettingsError if code == "E1001" else DataError
+            raise kind(code if code in CATALOGUE else "E1209", str(header["detail"])[:500])
+        width, height = header["size_wh"]
+        words = tuple(str(word)[:100] for word in header["warnings"])
+        tiles = np.frombuffer(payload, np.uint8).reshape(-1, self._side, self._side, 3)
+        return Prepared(tiles, (int(width), int(height)), words, str(header["sha256"])[:64])
+
+
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[int, int]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin.fileno(), process.stdout.fileno()
+
+
+def _wait(pipe: int, event: int, deadline: float) -> None:
+    """Until the pipe is ready. Raises TimeoutError. `poll`, since `select` knows no descriptor above 1023."""
+    poll = select.poll()
+    poll.register(pipe, event)
+    left = deadline - time.monotonic()
+    if left <= 0 or not poll.poll(math.ceil(left * 1000)):
+        raise TimeoutError
+
+
+def _send(pipe: int, data: bytes, deadline: float) -> None:
+    view = memoryview(data)
+    while view:
+        _wait(pipe, select.POLLOUT, deadline)
+        with contextlib.suppress(BlockingIOError):
+            view = view[os.write(pipe, view) :]
+
+
+def _receive(pipe: int, size: int, deadline: float) -> bytearray:
+    """Raises EOFError when the other side is gone."""
+    result = bytearray(size)
+    view = memoryview(result)
+    while view:
+        _wait(pipe, select.POLLIN, deadline)
+        got = os.readv(pipe, [view])
+        if not got:
+            raise EOFError
+        view = view[got:]
+    return result
+
+
+def main() -> None:
+    """The child. Ends at end of input, that is with its parent."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):  # nothing that a library prints reaches the protocol or a log
+        os.dup2(nowhere, standard)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # short of memory, the kernel ends this process and not the one with the model
+    setup = json.loads(_frame(requests))
+    image = cast("ImageSettings", SimpleNamespace(**setup["image"]))
+    tiles = TileSettings(**setup["tiles"])  # the grid as lists, which serve as well
+    with contextlib.suppress(DataError, SettingsError):
+        open_header(b"\0", image.formats)  # loads the plugins while files may still be opened
+    limit(image.decode_bytes)
+    replies.write(b"+")
+    replies.flush()
+    while wait_for_request(requests, setup["parent"]):
+        data = _frame(requests)
+        # Should the parent be gone by then, nobody else ends a decoder that hangs: the signal's default does.
+        signal.setitimer(signal.ITIMER_REAL, image.decode_seconds + 1)
+        header, payload = answer(data, image, tiles)
+        del data
+        text = json.dumps(header).encode()
+        replies.write(_REPLY.pack(len(text), payload.nbytes) + text)
+        replies.write(payload)
+        replies.flush()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def limit(memory_bytes: int) -> None:
+    """Cap address space; no core dump, which would hold pixels, and no file written."""
+    for what, amount in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+    ):
+        hard = resource.getrlimit(what)[1]
+        amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
+        resource.setrlimit(what, (amount, amount))
+
+
+def wait_for_request(requests: BinaryIO, parent: int) -> bool:
+    """False when there will be none: the input ended, or the parent died while a copy of its pipe lives on."""
+    poll = select.poll()
+    poll.register(requests, select.POLLIN)
+    while not poll.poll(_ORPHAN_CHECK_SECONDS * 1000):
+        if os.getppid() != parent:
+            return False
+    return True
+
+
+def answer(
+    data: bytes, image: ImageSettings, tiles: TileSettings
+) -> tuple[dict[str, Any], memoryview]:
+    """JSON header and tile bytes for one image."""
+    try:
+        prepared = prepare(data, image, tiles)
+    except (DataError, SettingsError) as error:
+        return {"code": error.code, "detail": error.detail}, memoryview(b"")
+    header = {
+        "size_wh": prepared.size_wh,
+        "warnings": prepared.warnings,
+        "sha256": prepared.sha256,
+    }
+    return header, np.ascontiguousarray(prepared.tiles).data.cast("B")
+
+
+def _frame(requests: BinaryIO) -> bytes:
+    """Ends the child when the input ends."""
+    head = requests.read(_SIZE.size)
+    if len(head) < _SIZE.size:
+        raise SystemExit
+    (size,) = _SIZE.unpack(head)
+    data = requests.read(size)
+    if len(data) < size:
+        raise SystemExit
+    return data
+
+
+if __name__ == "__main__":
+    main()
