@@ -1,0 +1,204 @@
+"""The list of committed chunks: what is in it is done, what is not in it never happened.
+
+Local disk: `ledger.jsonl`, one fsynced line a commit, each with its own CRC-32. Object store: one
+small object a commit under `ledger/`. A line is `<crc, 8 hex digits> <json>`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from medv_ray.archive.store import Store, writing
+from medv_ray.errors import RunError
+
+FILE, FOLDER = "ledger.jsonl", "ledger"
+READERS = 16
+
+
+@dataclass(slots=True)
+class Commit:
+    """One committed chunk."""
+
+    key: str
+    part: str
+    """The file of `rows/` that holds its rows; a merge changes it."""
+    rows: int
+    answered: int
+    abstained: int
+    quarantined: int
+    number: int
+    """Commits, merges and drops are numbered in the order in which they happened."""
+
+
+class PartFile(NamedTuple):
+    """A file of `rows/` that commits point at."""
+
+    sha256: str
+    size: int
+
+
+class Ledger:
+    """The committed chunks of a run by place, and how to add to them."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.commits: dict[str, Commit] = {}
+        self.files: dict[str, PartFile] = {}
+        self.held: dict[str, set[str]] = {}
+        """Places whose rows each file of `rows/` holds."""
+        self.number = 0
+        self._size = 0
+
+    @classmethod
+    def load(cls, store: Store, repair: bool = False) -> Ledger:
+        """Read the ledger. With `repair`, a last line that a crash cut short is also cut off.
+
+        Raises RunError E1506 for any other damage.
+        """
+        ledger = cls(store)
+        if store.local:
+            ledger._load_lines(repair)
+        else:
+            ledger._load_objects()
+        return ledger
+
+    def _load_lines(self, repair: bool) -> None:
+        path = self.store.path(FILE)
+        if not os.path.exists(path):
+            return
+        with open(path, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # the crash came before its newline: it never happened
+                self.apply(parse(line, self.number + 1))
+                self._size += len(line)
+        if repair and os.path.getsize(path) != self._size:
+            os.truncate(path, self._size)
+
+    def _load_objects(self) -> None:
+        names = [f.name for f in self.store.listing(FOLDER)]
+        with ThreadPoolExecutor(READERS) as pool:
+            lines = pool.map(self.store.read, names)
+            records = [
+                parse(line, number) for number, line in enumerate(lines, start=1)
+            ]
+        nested = [commit for record in records for commit in record.pop("commits", [])]
+        for record in sorted(nested + records, key=lambda r: int(r["number"])):
+            self.apply(record)
+
+    def apply(self, record: dict[str, Any]) -> None:
+        """Take a record into account; the last commit of a place counts."""
+        self.number = max(self.number, record["number"])
+        if record["op"] == "commit":
+            self._apply_commit(record)
+        elif record["op"] == "merge":
+            name = record["part"]
+            places = set().union(*(self.held.pop(old, set()) for old in record["parts"]))
+            self.held[name] = places
+            self.files[name] = PartFile(record["sha256"], record["size"])
+            for place in places:
+                self.commits[place].part = name
+            for old in record["parts"]:
+                self.files.pop(old, None)
+        else:
+            for place in record["places"]:
+                self._forget(place)
+
+    def _apply_commit(self, record: dict[str, Any]) -> None:
+        place, name = record["place"], record["part"]
+        self._forget(place)
+        self.commits[place] = Commit(
+            record["key"],
+            name,
+            record["rows"],
+            record["answered"],
+            record["abstained"],
+            record["quarantined"],
+            record["number"],
+        )
+        self.held.setdefault(name, set()).add(place)
+        self.files[name] = PartFile(record["sha256"], record["size"])
+
+    def _forget(self, place: str) -> None:
+        old = self.commits.pop(place, None)
+        if old is None:
+            return
+        self.held[old.part].discard(place)
+        if not self.held[old.part]:
+            del self.held[old.part], self.files[old.part]
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Make a record durable, then take it into account.
+
+        Raises RunError E1503 when the disk is full; the ledger is then as it was.
+        """
+        record = {**record, "number": self.number + 1}
+        line = render(record)
+        if self.store.local:
+            self._append_line(line)
+        else:
+            self.store.write(object_name(record), line)
+        record.pop("commits", None)
+        self.apply(record)
+
+    def _append_line(self, line: bytes) -> None:
+        path = self.store.path(FILE)
+        new = not self._size
+        with writing(path, len(line)):
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            try:
+                written = os.write(handle, line)
+                if written != len(line):
+                    os.write(handle, line[written:])  # says why: no space, most likely
+                os.fsync(handle)
+            except BaseException:
+                os.ftruncate(handle, self._size)
+                raise
+            finally:
+                os.close(handle)
+            if new:
+                self.store.sync_folder(self.store.root)
+        self._size += len(line)
+
+    def counts(self, places: Iterable[str] | None = None) -> dict[str, int]:
+        """Sums of rows, answered, abstained and quarantined, over all or the given places."""
+        chosen = self.commits.values() if places is None else self._of(places)
+        total = {"rows": 0, "answered": 0, "abstained": 0, "quarantined": 0}
+        for commit in chosen:
+            total["rows"] += commit.rows
+            total["answered"] += commit.answered
+            total["abstained"] += commit.abstained
+            total["quarantined"] += commit.quarantined
+        return total
+
+    def _of(self, places: Iterable[str]) -> Iterator[Commit]:
+        return (self.commits[place] for place in places if place in self.commits)
+
+
+def render(record: dict[str, Any]) -> bytes:
+    """A record as a line."""
+    body = json.dumps(record, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def parse(line: bytes, number: int) -> dict[str, Any]:
+    """The record of a line. Raises RunError E1506 with the line's number."""
+    body = line[9:-1]
+    if line[:9] != b"%08x " % zlib.crc32(body) or not line.endswith(b"\n"):
+        raise RunError("E1506", f"ledger record {number} does not match its checksum.")
+    record: dict[str, Any] = json.loads(body)
+    return record
+
+
+def object_name(record: dict[str, Any]) -> str:
+    """Where a record lies on an object store. Writing a chunk's record twice is harmless."""
+    if record["op"] == "commit":
+        return f"{FOLDER}/{record['key']}.json"
+    return f"{FOLDER}/{record['op']}-{record['number']:012d}-{uuid4().hex[:8]}.json"

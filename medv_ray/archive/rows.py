@@ -1,0 +1,150 @@
+"""The row contract on disk: writing a chunk's answers, and reading a run back, verified."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from medv_ray.archive.ledger import Ledger
+from medv_ray.archive.sources import Chunk, Row
+from medv_ray.archive.store import Store
+from medv_ray.errors import DataError, RunError
+from medv_ray.schema import ANSWER_SCHEMA, STATUSES
+
+FOLDER = "rows"
+ORDER = [("file", "ascending"), ("row", "ascending")]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A chunk's rows, written and durable but not committed yet."""
+
+    key: str
+    place: str
+    hidden: str
+    """The name under which it was written."""
+    name: str
+    """The name that it gets by the commit; the same one on an object store."""
+    sha256: str
+    size: int
+    rows: int
+    answered: int
+    abstained: int
+    quarantined: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain strings and numbers; `Part(**value)` is the way back."""
+        return asdict(self)
+
+
+def quarantine_record(row: Row, error: DataError) -> dict[str, Any]:
+    """The output row of an input row that could not be answered."""
+    return {
+        "id": row.id,
+        "row": row.row,
+        "question": row.question,
+        "reference": row.reference,
+        "status": "quarantined",
+        "code": error.code,
+        "reason": error.reason,
+    }
+
+
+def write_part(store: Store, chunk: Chunk, records: Sequence[dict[str, Any]]) -> Part:
+    """Write a chunk's output rows, one dict a row with names of ANSWER_SCHEMA; durable on return.
+
+    `file` and `chunk` are filled in here. Raises RunError E1510 unless there is exactly one record
+    for every row of the chunk, E1503 when the disk is full.
+    """
+    check_records(chunk, records)
+    ordered = sorted(records, key=lambda record: int(record["row"]))
+    full = [{**record, "file": chunk.file, "chunk": chunk.key} for record in ordered]
+    data = render(pa.Table.from_pylist(full, schema=ANSWER_SCHEMA))
+    attempt = uuid4().hex[:12]  # a chunk may be tried twice at the same time
+    name = f"{FOLDER}/part-{chunk.key[:16]}.parquet"
+    hidden = f"{FOLDER}/part-{chunk.key[:16]}-{attempt}.parquet"
+    if store.local:
+        hidden += ".tmp"
+        store.write_hidden(hidden, data)
+    else:
+        name = hidden
+        store.write(name, data)
+    tally = [sum(record["status"] == status for record in records) for status in STATUSES]
+    digest = hashlib.sha256(data).hexdigest()
+    return Part(
+        chunk.key, chunk.place, hidden, name, digest, len(data), len(records), *tally
+    )
+
+
+def check_records(chunk: Chunk, records: Sequence[dict[str, Any]]) -> None:
+    """Every row once, with a known status, quarantined ones with a reason; else RunError E1510."""
+    if sorted(record["row"] for record in records) != sorted(chunk.rows):
+        raise RunError(
+            "E1510", f"a chunk of {len(chunk.rows)} rows came back as {len(records)} records."
+        )
+    for record in records:
+        if record["status"] not in STATUSES:
+            raise RunError("E1510", f"unknown status {str(record['status'])[:20]!r}.")
+        if record["status"] == "quarantined" and not (record["code"] and record["reason"]):
+            raise RunError("E1510", "a quarantined row has no code or reason.")
+
+
+def render(table: pa.Table) -> bytes:
+    """A table as a parquet file with page checksums."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def read_part(
+    store: Store, name: str, sha256: str, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """A committed file's rows. Raises RunError E1506 if it is not what was committed."""
+    data = store.read(name)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise RunError("E1506", f"{name} does not match the checksum in the ledger.")
+    return pq.read_table(
+        pa.BufferReader(data), columns=columns, page_checksum_verification=True, use_threads=False
+    )
+
+
+def read_run(out: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The committed rows of a run, a table at a time, each verified; also while the job runs.
+
+    Raises RunError E1506 for damage.
+    """
+    store = Store(out)
+    done: set[str] = set()
+    for _ in range(8):
+        ledger = Ledger.load(store)
+        vanished = False
+        for name, places in ledger.held.items():
+            keys = {ledger.commits[place].key for place in places} - done
+            if not keys:
+                continue
+            wanted = None if columns is None else [*columns, "chunk"]
+            try:
+                table = read_part(store, name, ledger.files[name].sha256, wanted)
+            except FileNotFoundError:
+                vanished = True  # merged away between our two looks
+                continue
+            done |= keys
+            yield only(table, keys, columns)
+        if not vanished:
+            return
+    raise RunError("E1506", "files of rows/ that the ledger names are missing.")
+
+
+def only(table: pa.Table, keys: set[str], columns: Sequence[str] | None) -> pa.Table:
+    """The rows of the given chunks: a merged file may hold older versions of others."""
+    chunk = table.column("chunk")
+    if set(pc.unique(chunk).to_pylist()) != keys:
+        table = table.filter(pc.is_in(chunk, value_set=pa.array(sorted(keys), pa.string())))
+    return table if columns is None else table.select(list(columns))

@@ -1,0 +1,296 @@
+"""A run folder while a job writes to it: opened, resumed, committed to, finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Self
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medv_ray.archive import ledger as ledgers
+from medv_ray.archive import manifest as manifests
+from medv_ray.archive import rows
+from medv_ray.archive.compact import compact, small_parts
+from medv_ray.archive.ledger import Ledger
+from medv_ray.archive.lock import NAME as LOCK
+from medv_ray.archive.lock import Lock
+from medv_ray.archive.plan import Plan
+from medv_ray.archive.rows import Part
+from medv_ray.archive.sources import Chunk, would_list
+from medv_ray.archive.store import Store, is_local, writing
+from medv_ray.errors import DataError, RunError
+from medv_ray.schema import ANSWER_SCHEMA
+
+EVENTS, METRICS, QUARANTINE = "events.jsonl", "metrics.json", "quarantine/quarantine.parquet"
+OWN = (
+    manifests.FILE, ledgers.FILE, ledgers.FOLDER, rows.FOLDER, LOCK, EVENTS, METRICS, "quarantine",
+    "report.html", "events",
+)  # fmt: skip
+MERGE_AFTER = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Every row of the archive, by what became of it."""
+
+    rows: int
+    answered: int
+    abstained: int
+    quarantined: int
+    not_scored: int
+    """Rows of files that vanished or changed while the job ran; a later run scores them."""
+    unreadable_files: int
+    """Files that could not be planned; how many rows they have is not known."""
+    reasons: dict[str, int]
+    """Quarantined rows by reason word."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every row of every file is accounted for, else 1."""
+        return 1 if self.not_scored or self.unreadable_files else 0
+
+
+class Run:
+    """The one writer of a run folder. Use as a context manager: it holds the lock."""
+
+    def __init__(self, store: Store, plan: Plan, lock: Lock) -> None:
+        self.store = store
+        self.plan = plan
+        self.lock = lock
+        self.session = uuid4().hex[:12]
+        self.ledger = Ledger(store)
+        self.manifest: dict[str, Any] = {}
+        self.skipped: dict[str, tuple[str, int]] = {}
+        self._places = {chunk.place for chunk in plan.chunks}
+        self._events: list[str] = []
+
+    @classmethod
+    def open(
+        cls,
+        out: str,
+        plan: Plan,
+        identity: dict[str, Any],
+        *,
+        new_run: bool = False,
+        allow_mixed: bool = False,
+        take_over: bool = False,
+    ) -> Run:
+        """Take the folder, and continue the run in it or begin one.
+
+        `identity` is nested plain data: settings, model and code; the plan adds the input's.
+        Raises RunError: E1501 in use, E1502 another run's (the fields are named), E1506 damaged,
+        E1507 no run folder or inside the input.
+        """
+        check_outside(out, plan)
+        store = Store(out)
+        check_is_run_folder(store)
+        store.make()
+        run = cls(store, plan, Lock(store))
+        run.lock.acquire(take_over)
+        try:
+            run._begin({**identity, **plan.identity()}, new_run, allow_mixed)
+        except BaseException:
+            run.lock.release()
+            raise
+        return run
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the folder go. What was committed stays."""
+        self._flush_events()
+        self.lock.release()
+
+    def _begin(self, identity: dict[str, Any], new_run: bool, allow_mixed: bool) -> None:
+        if new_run:
+            self._wipe()
+        found = manifests.read_manifest(self.store)
+        mixed: list[Any] = []
+        if found is not None:
+            mixed = found.get("mixed_with", [])
+            if not allow_mixed:
+                manifests.refuse_changes(found["identity"], identity)
+            elif manifests.differences(found["identity"], identity):
+                mixed = [*mixed, found["identity"]]
+        started = time.time() if found is None else found["started"]
+        self.manifest = {
+            "version": manifests.VERSION,
+            "identity": identity,
+            "files": [list(file) for file in self.plan.files],
+            "mixed_with": mixed,
+            "started": started,
+        }
+        if found != {**self.manifest, "sha256": (found or {}).get("sha256")}:
+            manifests.write_manifest(self.store, self.manifest)
+        self.ledger = Ledger.load(self.store, repair=True)
+        stale = sorted(set(self.ledger.commits) - self._places)
+        if stale:  # the input changed under --allow-mixed: those rows are cut otherwise now
+            self.ledger.append({"op": "drop", "places": stale})
+        self._sweep()
+        self._check_files()
+        done = len(self.ledger.commits)
+        self.event("open", session=self.session, chunks=len(self.plan.chunks), done=done)
+
+    def _wipe(self) -> None:
+        for file in self.store.listing():
+            top = file.name.partition("/")[0]
+            if top != LOCK and top.removesuffix(".tmp") in OWN:
+                self.store.delete(file.name)
+
+    def _sweep(self) -> None:
+        """Remove what dead writers left: hidden files, and files that no ledger record names."""
+        for file in self.store.listing():
+            hidden = file.name.endswith(".tmp")
+            orphan = file.name.startswith(f"{rows.FOLDER}/") and file.name not in self.ledger.files
+            if hidden or orphan:
+                self.store.delete(file.name)
+
+    def _check_files(self) -> None:
+        there = {file.name: file.size for file in self.store.listing(rows.FOLDER)}
+        for name, part in self.ledger.files.items():
+            if there.get(name) != part.size:
+                raise RunError("E1506", f"{name} is missing or has another size than committed.")
+
+    def todo(self) -> list[Chunk]:
+        """The chunks that are not committed yet, in the plan's order."""
+        return [chunk for chunk in self.plan.chunks if chunk.place not in self.ledger.commits]
+
+    def commit(self, part: Part) -> bool:
+        """Make a written part count. False when its chunk was committed already."""
+        self.lock.check()
+        if part.place in self.ledger.commits or part.place not in self._places:
+            self.store.delete(part.hidden)
+            return False
+        if self.store.local:
+            self.store.reveal(part.hidden, part.name)
+        record = part.to_json()
+        del record["hidden"]
+        record["part"] = record.pop("name")
+        self.ledger.append({"op": "commit", **record})
+        self.skipped.pop(part.place, None)
+        if len(small_parts(self.ledger)) >= MERGE_AFTER:
+            compact(self.store, self.ledger)
+        return True
+
+    def skip(self, chunk: Chunk, error: DataError) -> None:
+        """Note that a chunk could not be read: it stays open, and the job ends with exit code 1."""
+        name = self.plan.files[chunk.file].name
+        self.skipped[chunk.place] = (name, len(chunk.rows))
+        self.event("skip", code=error.code, file=name, rows=len(chunk.rows))
+
+    def finish(self) -> Summary:
+        """Account for every row, compact, write quarantine and metrics.
+
+        Raises RunError E1510 unless answered + abstained + quarantined + not scored = rows.
+        """
+        self.lock.check()
+        counts = self.ledger.counts()
+        not_scored = sum(num_rows for _, num_rows in self.skipped.values())
+        total = counts["answered"] + counts["abstained"] + counts["quarantined"]
+        if total != counts["rows"] or total + not_scored != self.plan.rows:
+            raise RunError(
+                "E1510",
+                f"{counts['answered']} answered + {counts['abstained']} abstained + "
+                f"{counts['quarantined']} quarantined + {not_scored} not scored is not "
+                f"{self.plan.rows} rows.",
+            )
+        compact(self.store, self.ledger)
+        self._sweep()
+        reasons = self._write_quarantine()
+        summary = Summary(
+            self.plan.rows, counts["answered"], counts["abstained"], counts["quarantined"],
+            not_scored, len(self.plan.unreadable), reasons,
+        )  # fmt: skip
+        self._write_metrics(summary)
+        self.event("finish", rows=summary.rows, quarantined=summary.quarantined)
+        return summary
+
+    def _write_quarantine(self) -> dict[str, int]:
+        columns = ["id", "file", "row", "code", "reason", "chunk"]
+        found = []
+        for name, places in self.ledger.held.items():
+            commits = [self.ledger.commits[place] for place in places]
+            if not any(commit.quarantined for commit in commits):
+                continue
+            sha256 = self.ledger.files[name].sha256
+            table = rows.read_part(self.store, name, sha256, [*columns, "status"])
+            table = rows.only(table, {commit.key for commit in commits}, None)
+            mask = pc.equal(table.column("status"), "quarantined")
+            found.append(table.filter(mask).select(columns))
+        empty = ANSWER_SCHEMA.empty_table().select(columns)
+        whole = pa.concat_tables([empty, *found]).sort_by(rows.ORDER)
+        self.store.write(QUARANTINE, rows.render(whole))
+        return dict(sorted(Counter(whole.column("reason").to_pylist()).items()))
+
+    def _write_metrics(self, summary: Summary) -> None:
+        files = sorted({name for name, _ in self.skipped.values()})
+        told = {
+            "rows": summary.rows,
+            "answered": summary.answered,
+            "abstained": summary.abstained,
+            "quarantined": summary.quarantined,
+            "not_scored": summary.not_scored,
+            "reasons": summary.reasons,
+            "files_not_scored": files,
+            "unreadable_files": [{"name": u.name, "code": u.code} for u in self.plan.unreadable],
+        }
+        self.store.write(METRICS, (json.dumps(told, indent=1) + "\n").encode())
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Note something in events.jsonl: counts, codes and file names, never row content."""
+        line = json.dumps({"time": time.time(), "event": event, **fields}) + "\n"
+        if self.store.local:
+            with writing(EVENTS, len(line)), open(self.store.path(EVENTS), "a") as file:
+                file.write(line)
+        else:
+            self._events.append(line)
+
+    def _flush_events(self) -> None:
+        if self._events:
+            data = "".join(self._events).encode()
+            self.store.write(f"events/{self.session}.jsonl", data)
+
+
+def check_is_run_folder(store: Store) -> None:
+    """Raises RunError E1507 for a folder that holds anything but a run."""
+    tops = {name.removesuffix(".tmp") for name in store.top()}
+    strange = sorted(tops - set(OWN))
+    headless = manifests.FILE not in tops and (ledgers.FILE in tops or rows.FOLDER in tops)
+    if strange or headless:
+        what = f"it holds {strange[0]!r}" if strange else f"it has rows but no {manifests.FILE}"
+        raise RunError("E1507", f"the output folder is neither empty nor a run: {what}.")
+
+
+def check_outside(out: str, plan: Plan) -> None:
+    """Raises RunError E1507 when the output folder holds input, or would be listed as input."""
+    archive = plan.archive
+    folder = canonical(out)
+    inputs = [(archive.uri, archive.settings.questions or archive.settings.archive)]
+    if archive.settings.questions is not None:
+        inputs.append((archive.images_uri, archive.settings.archive))
+    for uri, pattern in inputs:
+        if is_local(uri) != is_local(out):
+            continue
+        root = canonical(uri)
+        held = [f"{root}/{file.path}" for file in archive.files] if archive.uri == uri else [root]
+        if any(path.startswith(folder + "/") for path in held) or root == folder:
+            raise RunError("E1507", "the output folder holds the archive.")
+        name = f"{folder}/rows/part-0.parquet".removeprefix(root + "/")
+        if folder.startswith(root + "/") and would_list(pattern, name):
+            raise RunError("E1507", "the output folder lies inside the archive.")
+
+
+def canonical(uri: str) -> str:
+    path = Store(uri).root
+    return os.path.realpath(path) if is_local(uri) else posixpath.normpath(path)

@@ -1,0 +1,320 @@
+"""What an archive is made of, and which files of it hold rows.
+
+Four kinds: parquet files, question tables (csv, jsonl, json) beside a folder of images, tar shards,
+and a folder of images with one fixed question. docs/archive.md describes each.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Self
+
+from pyarrow import fs
+from pydantic import Field, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
+
+from medv_ray.archive.store import Stored, resolve
+from medv_ray.errors import DataError, SettingsError
+from medv_ray.settings import Settings
+
+Kind = Literal["parquet", "table", "tar", "images"]
+TABLE_ENDINGS = (".csv", ".jsonl", ".json")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+
+
+class ArchiveSettings(Settings):
+    """Where the rows lie, which columns they have, and how they are cut into chunks."""
+
+    archive: str
+    """File, folder, or pattern with `*`; local, or an `s3://` or `gs://` URI."""
+    questions: str | None = None
+    """A csv, jsonl or json file of questions; `archive` is then the folder of its images."""
+    images: str | None = None
+    """Folder that image paths in columns are relative to. Default: the archive's own folder."""
+    question: str | None = None
+    """One question for every image; a question column is then not looked at."""
+    id_column: str | None = None
+    """Column of row ids. Default: `id` where there is one, else ids made of file and row number."""
+    image_column: str = "image"
+    """Encoded bytes, a struct {bytes, path}, or a path."""
+    question_column: str = "question"
+    """Text."""
+    answer_column: str | None = None
+    """The known answer, copied to the output as `reference`. Default: `answer` where it exists."""
+    chunk_rows: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Rows that are read, answered and committed together: what a kill can cost."""
+    limit: PositiveInt | None = None
+    """Only the first rows of the archive."""
+    fingerprint: Literal["fast", "full"] = "fast"
+    """How a changed input file is noticed: by size, time and both ends, or by its whole content."""
+    max_image_bytes: PositiveInt = 256 * 2**20
+    """Larger encoded images are quarantined, before they are read where the format allows it."""
+
+    @model_validator(mode="after")
+    def _one_source_of_questions(self) -> Self:
+        if self.question is not None and not self.question.strip():
+            raise PydanticCustomError("E1301", "question is empty or white space")
+        if self.question is not None and self.questions is not None:
+            raise PydanticCustomError("E1001", "give `questions` or `question`, not both")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One input file. For a folder of images with a fixed question the folder is the file."""
+
+    name: str
+    """Relative to the archive; never an absolute path."""
+    path: str
+    """Path in the archive's filesystem."""
+    size: int
+    mtime_ns: int
+    stem: str
+    """Unique in the archive; ids of rows without one are `<stem>:<row>`."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of the archive. A bad row carries its error and no image; it never raises."""
+
+    id: str
+    file: int
+    row: int
+    question: str | None = None
+    image: bytes | None = None
+    """Encoded bytes. Repeats inside a chunk share one object."""
+    image_name: str | None = None
+    reference: str | None = None
+    error: DataError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows that are read, answered and committed together. It holds no row content."""
+
+    key: str
+    """32 hex digits: digest of `place` and of the settings that decide answers."""
+    place: str
+    """32 hex digits: digest of the file's fingerprint and of which rows these are."""
+    file: int
+    rows: range | tuple[int, ...]
+    """Row numbers in the file, from 0, in the order in which they are read."""
+    group: tuple[int, int] = (-1, 0)
+    """Parquet: number of the row group, and the row number of its first row."""
+    at: tuple[tuple[Any, ...], ...] = ()
+    """Where each row lies, for tables, tars and images; the kind's own module knows the fields."""
+    duplicates: tuple[int, ...] = ()
+    """Those of `rows` whose id another row holds already."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and strings; `from_json` is the way back."""
+        rows = self.rows
+        return {
+            "key": self.key,
+            "place": self.place,
+            "file": self.file,
+            "rows": [rows.start, rows.stop] if isinstance(rows, range) else None,
+            "row_list": None if isinstance(rows, range) else list(rows),
+            "group": list(self.group),
+            "at": [list(place) for place in self.at],
+            "duplicates": list(self.duplicates),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Chunk:
+        """The chunk that `to_json` was made of."""
+        span = value["rows"]
+        rows = range(*span) if span is not None else tuple(value["row_list"])
+        first, second = value["group"]
+        return cls(
+            key=value["key"],
+            place=value["place"],
+            file=value["file"],
+            rows=rows,
+            group=(first, second),
+            at=tuple(tuple(place) for place in value["at"]),
+            duplicates=tuple(value["duplicates"]),
+        )
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The files of an archive. Picklable and small: no row of it is held."""
+
+    settings: ArchiveSettings
+    kind: Kind
+    uri: str
+    """The folder of the archive, or the questions file's."""
+    files: tuple[SourceFile, ...]
+    images_uri: str
+    """The folder that image paths are relative to."""
+    ignored: int = 0
+    """Files whose ending says nothing."""
+
+
+def open_archive(settings: ArchiveSettings) -> Archive:
+    """List the archive and tell its kind; no row is read.
+
+    Raises DataError E1110 when nothing is there, SettingsError E1001 when its kind is not clear.
+    """
+    found = list_files(settings.archive)
+    folder = folder_of(settings.archive)
+    images = settings.images or folder
+    if settings.questions is not None:
+        tables = [f for f in list_files(settings.questions) if ending(f.name) in TABLE_ENDINGS]
+        if not tables:
+            raise DataError("E1110", f"--questions: no {', '.join(TABLE_ENDINGS)} file.")
+        uri = folder_of(settings.questions)
+        return Archive(settings, "table", uri, source_files(tables), images)
+    kind, chosen = choose(settings, found)
+    if kind == "images":
+        name = posixpath.basename(folder.rstrip("/")) or "images"
+        size = sum(file.size for file in chosen)
+        whole = SourceFile(name, resolve(folder)[1], size, 0, clean_stem(name))
+        return Archive(settings, kind, folder, (whole,), images, len(found) - len(chosen))
+    files = source_files(chosen)
+    return Archive(settings, kind, folder, files, images, len(found) - len(files))
+
+
+def choose(settings: ArchiveSettings, found: list[Stored]) -> tuple[Kind, list[Stored]]:
+    """The kind of an archive by the endings of its files, and the files of that kind."""
+    by_kind: dict[Kind, list[Stored]] = {"parquet": [], "tar": [], "table": [], "images": []}
+    for file in found:
+        end = ending(file.name)
+        hidden = any(part.startswith((".", "_")) for part in file.name.split("/"))
+        if end in IMAGE_ENDINGS and not file.name.rpartition("/")[2].startswith("."):
+            by_kind["images"].append(file)
+        elif end in (".parquet", ".pq") and not hidden:
+            by_kind["parquet"].append(file)
+        elif (end == ".tar" or file.name.endswith((".tar.gz", ".tgz"))) and not hidden:
+            by_kind["tar"].append(file)
+        elif end in TABLE_ENDINGS and not hidden:
+            by_kind["table"].append(file)
+    if by_kind["parquet"] and by_kind["tar"]:
+        raise SettingsError(
+            "E1001", "archive holds both parquet and tar files; choose with a pattern, '*.tar'."
+        )
+    for kind in ("parquet", "tar"):
+        if by_kind[kind]:
+            return kind, by_kind[kind]
+    if by_kind["images"] and settings.question is not None:
+        return "images", by_kind["images"]
+    if by_kind["table"]:
+        return "table", by_kind["table"]
+    if by_kind["images"]:
+        raise SettingsError(
+            "E1001", "archive holds images only: give --questions FILE or --question TEXT."
+        )
+    raise DataError("E1110", f"archive: {len(found)} files, none of a known ending.")
+
+
+def list_files(pattern: str) -> list[Stored]:
+    """All files that a file name, folder or pattern with `*` stands for, sorted by name."""
+    filesystem, path = resolve(pattern)
+    info = filesystem.get_file_info(path)
+    if info.type == fs.FileType.File:
+        return [Stored(posixpath.basename(path), info.size, info.mtime_ns or 0)]
+    base, glob = (path, "") if info.type == fs.FileType.Directory else split_glob(path)
+    matches = re.compile(glob_regex(glob)) if glob else None
+    selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
+    found = []
+    for entry in filesystem.get_file_info(selector):
+        name = entry.path[len(base) :].lstrip("/")
+        if entry.type == fs.FileType.File and (matches is None or matches.fullmatch(name)):
+            found.append(Stored(name, entry.size, entry.mtime_ns or 0))
+    if not found:
+        raise DataError("E1110", "archive: no such file or folder, or it is empty.")
+    return sorted(found)
+
+
+def folder_of(pattern: str) -> str:
+    """The URI of the folder that the names of `list_files` are relative to."""
+    filesystem, path = resolve(pattern)
+    kind = filesystem.get_file_info(path).type
+    base = path if kind == fs.FileType.Directory else posixpath.dirname(path)
+    if kind == fs.FileType.NotFound and "*" in path:
+        base = split_glob(path)[0]
+    if "://" not in pattern:
+        return base
+    scheme, _, rest = pattern.partition("://")
+    query = "?" + rest.partition("?")[2] if "?" in rest else ""
+    location = rest.partition("?")[0]
+    cut = len(path) - len(base)
+    return f"{scheme}://{location.rstrip('/')[:-cut] if cut else location}{query}"
+
+
+def would_list(pattern: str, name: str) -> bool:
+    """Whether a file `name`, relative to the pattern's folder, would be part of the archive."""
+    filesystem, path = resolve(pattern)
+    if filesystem.get_file_info(path).type == fs.FileType.File:
+        return False
+    glob = split_glob(path)[1]
+    return not glob or re.fullmatch(glob_regex(glob), name) is not None
+
+
+def split_glob(path: str) -> tuple[str, str]:
+    """`a/b/*/c.parquet` -> (`a/b`, `*/c.parquet`); no pattern gives an empty second part."""
+    if "*" not in path:
+        return path, ""
+    base = path[: path.index("*")].rpartition("/")[0]
+    return base, path[len(base) :].lstrip("/")
+
+
+def glob_regex(pattern: str) -> str:
+    """`*` stays inside a folder, `**` crosses folders."""
+    marked = re.escape(pattern).replace(r"\*\*/", "(?:.*/)?").replace(r"\*\*", ".*")
+    return re.sub(r"\\\*", "[^/]*", marked)
+
+
+def ending(name: str) -> str:
+    """`.JPG` -> `.jpg`."""
+    return posixpath.splitext(name)[1].lower()
+
+
+def source_files(files: Iterable[Stored]) -> tuple[SourceFile, ...]:
+    """Give every file a stem of its own: its name without folder and ending where unique."""
+    listed = list(files)
+    stems = [clean_stem(posixpath.basename(f.name)) for f in listed]
+    seen: dict[str, int] = {}
+    for stem in stems:
+        seen[stem] = seen.get(stem, 0) + 1
+    longer = [clean_stem(f.name.replace("/", ".")) for f in listed]
+    chosen = [s if seen[s] == 1 else long for s, long in zip(stems, longer, strict=True)]
+    taken: set[str] = set()
+    result = []
+    for file, wanted in zip(listed, chosen, strict=True):
+        stem = next(s for s in numbered(wanted) if s not in taken)
+        taken.add(stem)
+        result.append(SourceFile(file.name, file.name, file.size, file.mtime_ns, stem))
+    return tuple(result)
+
+
+def numbered(stem: str) -> Iterator[str]:
+    yield stem
+    number = 2
+    while True:
+        yield f"{stem}~{number}"
+        number += 1
+
+
+def clean_stem(name: str) -> str:
+    """A file name without its ending, with nothing in it that an id may not have."""
+    stem = name.rpartition(".")[0] or name
+    stem = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in stem)
+    return stem.replace("..", "__").encode(errors="replace").decode()[:128].strip() or "file"
+
+
+@lru_cache(maxsize=16)
+def place_of(uri: str) -> tuple[Any, str]:
+    """`resolve`, once per process."""
+    return resolve(uri)
+
+
+def file_path(archive: Archive, file: SourceFile) -> tuple[Any, str]:
+    """Filesystem and path of an input file."""
+    filesystem, root = place_of(archive.uri)
+    return filesystem, file.path if archive.kind == "images" else f"{root}/{file.path}"

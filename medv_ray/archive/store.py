@@ -1,0 +1,168 @@
+"""Where a run or an archive lies: a local folder, or a prefix of an object store.
+
+A name is relative to the root, with forward slashes. On a local disk a file becomes visible by
+`.tmp`, fsync, rename, fsync of the folder; on an object store by one PUT, which is atomic there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+from medv_ray.errors import RunError, SettingsError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Stored(NamedTuple):
+    """One file of a listing."""
+
+    name: str
+    size: int
+    """Bytes."""
+    mtime_ns: int
+
+
+def resolve(uri: str) -> tuple[Any, str]:
+    """A pyarrow filesystem and a path in it, from a local path or a URI (s3, gs, file).
+
+    `AWS_ENDPOINT_URL` or `?endpoint_override=host:port&scheme=http` points s3 at another server.
+    Raises SettingsError E1001 for a URI that pyarrow does not know.
+    """
+    if "://" not in uri:
+        return fs.LocalFileSystem(), os.path.abspath(uri)
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    except (ValueError, OSError) as error:  # pyarrow's errors are both; their text repeats the URI
+        scheme = urlsplit(uri).scheme
+        raise SettingsError(
+            "E1001", f"{scheme}://...: not a place that can be opened (local, s3://, gs://)."
+        ) from error
+    return filesystem, path.rstrip("/") or path
+
+
+def is_local(uri: str) -> bool:
+    """Whether `uri` names a folder of this machine."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+class Store:
+    """A folder of files, read and written by name. Picklable: opened again where it arrives."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri if "://" in uri else os.path.abspath(uri)
+        self.local = is_local(uri)
+        self.filesystem, self.root = resolve(uri)
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.uri,)
+
+    def path(self, name: str) -> str:
+        """The file's path in the filesystem."""
+        return f"{self.root}/{name}"
+
+    def make(self) -> None:
+        """Make the folder itself; nothing to do on an object store."""
+        if self.local:
+            with writing(self.root, 0):
+                os.makedirs(self.root, exist_ok=True)
+
+    def read(self, name: str) -> bytes:
+        """The whole file. Raises FileNotFoundError."""
+        with self.filesystem.open_input_file(self.path(name)) as file:
+            data: bytes = file.read()
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put the file in place as a whole. Raises RunError E1503 when the disk is full."""
+        if not self.local:
+            with self.filesystem.open_output_stream(self.path(name)) as file:
+                file.write(data)
+            return
+        self.write_hidden(name + ".tmp", data)
+        self.reveal(name + ".tmp", name)
+
+    def write_hidden(self, name: str, data: bytes) -> None:
+        """Write and fsync a local file that no reader looks at; leave nothing on failure."""
+        path = self.path(name)
+        with writing(path, len(data)):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            try:
+                with open(path, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except BaseException:
+                if os.path.exists(path):
+                    os.unlink(path)
+                raise
+
+    def reveal(self, hidden: str, name: str) -> None:
+        """Rename a local file to its visible name and make the rename durable."""
+        with writing(self.path(name), 0):
+            os.replace(self.path(hidden), self.path(name))
+            self.sync_folder(os.path.dirname(self.path(name)))
+
+    @staticmethod
+    def sync_folder(path: str) -> None:
+        """fsync a local folder, so that the names in it survive a power cut."""
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def listing(self, prefix: str = "") -> list[Stored]:
+        """All files below `prefix`, sorted by name; empty when there is no such folder."""
+        base = f"{self.root}/{prefix}".rstrip("/")
+        selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
+        found = [
+            Stored(info.path[len(self.root) + 1 :], info.size, info.mtime_ns or 0)
+            for info in self.filesystem.get_file_info(selector)
+            if info.type == fs.FileType.File
+        ]
+        return sorted(found)
+
+    def top(self) -> list[str]:
+        """Names of the files and folders directly in the root."""
+        selector = fs.FileSelector(self.root, recursive=False, allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        return bool(self.filesystem.get_file_info(self.path(name)).type == fs.FileType.File)
+
+    def delete(self, name: str) -> None:
+        """Remove the file; nothing happens when it is not there."""
+        try:
+            self.filesystem.delete_file(self.path(name))
+        except FileNotFoundError:
+            return
+
+
+@contextmanager
+def writing(path: str, num_bytes: int) -> Iterator[None]:
+    """Turn a failed local write into RunError: E1503 for a full disk, E1511 for the rest."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            folder = os.path.dirname(path)
+            free = shutil.disk_usage(folder if os.path.isdir(folder) else "/").free
+            missing = max(num_bytes - free, 1)
+            raise RunError(
+                "E1503",
+                f"{os.path.basename(path)} needs {num_bytes} bytes, {free} are free, "
+                f"at least {missing} are missing.",
+            ) from error
+        reason = errno.errorcode.get(error.errno or 0, "unknown")
+        raise RunError(
+            "E1511", f"{os.path.basename(path)} could not be written ({reason})."
+        ) from error
