@@ -65,7 +65,7 @@ def select(
     Raises FloatingPointError for a row with a NaN or infinite logit, or with every token forbidden. Neither `rows`
     nor `head` is changed.
     """
-    if temperature > 0 and uniform is None:
+    if temperature > 0 and uniform is None and len(rows):
         raise ValueError(f"temperature={temperature} needs `uniform`, one draw per row and token")
     if head is not None:
         head = head[:logit_size]
@@ -83,7 +83,9 @@ def select(
     if not parts:
         none = torch.empty(0, device=rows.device)
         return Selection(none.long(), none.double())
-    return Selection(torch.cat([part.token for part in parts]), torch.cat([part.rest for part in parts]))
+    return Selection(
+        torch.cat([part.token for part in parts]), torch.cat([part.rest for part in parts])
+    )
 
 
 def commit(
@@ -101,7 +103,9 @@ def commit(
     k = torch.as_tensor(k, device=x.device)
     order = rest.masked_fill(~eligible, torch.inf).argsort(dim=1, stable=True)
     # A second stable sort: an eligible position may have rest = inf itself and still goes before the others.
-    order = order.gather(1, (~eligible).gather(1, order).to(torch.uint8).argsort(dim=1, stable=True))
+    order = order.gather(
+        1, (~eligible).gather(1, order).to(torch.uint8).argsort(dim=1, stable=True)
+    )
     rank = torch.empty_like(order)
     rank.scatter_(1, order, torch.arange(x.shape[1], device=x.device).expand_as(order))
     chosen = eligible & (rank < k[:, None])
@@ -115,12 +119,16 @@ def _logits(rows: Tensor, head: Tensor | None, logit_size: int | None) -> Tensor
     return functional.linear(rows, head).float()
 
 
-def _select_piece(logits: Tensor, unranked: list[int], temperature: float, uniform: Tensor | None) -> Selection:
+def _select_piece(
+    logits: Tensor, unranked: list[int], temperature: float, uniform: Tensor | None
+) -> Selection:
     """Tokens and odds of float32[n, V]; a few rows at a time, so that their exponentials stay in cache."""
     best, top = _max(logits)
     if not torch.isfinite(best).all():
         row = int((~torch.isfinite(best)).nonzero()[0])
-        raise FloatingPointError(f"row {row} of {len(best)}: its largest logit is {best[row].item()}; a model with such weights has no answer")
+        raise FloatingPointError(
+            f"row {row} of {len(best)}: its largest logit is {best[row].item()}; a model with such weights has no answer"
+        )
     tokens, rests = [], []
     height = max(1, SLICE_BYTES // (4 * logits.shape[1]))
     for start in range(0, len(logits), height):
@@ -138,14 +146,20 @@ def _max(logits: Tensor) -> tuple[Tensor, Tensor]:
 
     Two levels: torch's argmax over a long row costs eight times its maximum.
     """
-    whole = logits.shape[1] // CHUNK * CHUNK
-    maxima = logits[:, :whole].unflatten(1, (-1, CHUNK)).amax(2)
-    best, chunk = torch.cat([maxima, logits[:, whole:]], dim=1).max(1)
-    first = (chunk * CHUNK).clamp(max=whole)
-    width = min(CHUNK, logits.shape[1])
-    columns = (first[:, None] + torch.arange(width, device=logits.device)).clamp(max=logits.shape[1] - 1)
-    inside = logits.gather(1, columns).argmax(1)
-    return best, torch.where(chunk < maxima.shape[1], first + inside, whole + chunk - maxima.shape[1])
+    rows, vocabulary = logits.shape
+    chunks = vocabulary // CHUNK
+    whole = chunks * CHUNK
+    maxima = logits[:, :whole].view(rows, chunks, CHUNK).amax(2)
+    best, chunk = torch.cat([maxima, logits[:, whole:]], dim=1).max(
+        1
+    )  # the tail's columns stand for themselves
+    inside = logits.new_zeros(rows, dtype=torch.int64)
+    if chunks:
+        columns = chunk.clamp(max=chunks - 1)[:, None] * CHUNK + torch.arange(
+            CHUNK, device=logits.device
+        )
+        inside = logits.gather(1, columns).argmax(1)
+    return best, torch.where(chunk < chunks, chunk * CHUNK + inside, whole + chunk - chunks)
 
 
 def _gumbel(logits: Tensor, best: Tensor, temperature: float, uniform: Tensor) -> Tensor:
@@ -162,7 +176,9 @@ def _odds(logits: Tensor, best: Tensor, top: Tensor, token: Tensor, unranked: li
     if token is not top:  # exact where the sampled token is too unlikely for float32
         chosen = logits.gather(1, token[:, None])[:, 0]
         own = own * (chosen.double() - best.double()).exp()
-    p.scatter_(1, token[:, None], 0.0)  # a sum without the winner, not 1 minus it: that would cancel to nothing
+    p.scatter_(
+        1, token[:, None], 0.0
+    )  # a sum without the winner, not 1 minus it: that would cancel to nothing
     if not unranked:
         return p.sum(1).double() / own
     p[:, unranked] = 0.0

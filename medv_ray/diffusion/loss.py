@@ -29,7 +29,11 @@ def token_losses(rows: Tensor, head: Tensor | None, targets: Tensor) -> Tensor:
 
 
 def weighted(
-    losses: Tensor, labels: Tensor, masked: Tensor, p_mask: Tensor, divide_by: Literal["targets", "positions"]
+    losses: Tensor,
+    labels: Tensor,
+    masked: Tensor,
+    p_mask: Tensor,
+    divide_by: Literal["targets", "positions"],
 ) -> Tensor:
     """float32[], the batch's loss from its token losses float32[M]; arguments as in `masked_loss`."""
     rows, length = labels.shape

@@ -44,7 +44,16 @@ NOT_SUPPORTED = {
 }
 """Sub-cases that are known and not run, by case."""
 INPUTS = {
-    *("prompt", "prompt_ids", "prompt_embeds", "attention_mask", "input_ids", "pixels", "emb", "head"),
+    *(
+        "prompt",
+        "prompt_ids",
+        "prompt_embeds",
+        "attention_mask",
+        "input_ids",
+        "pixels",
+        "emb",
+        "head",
+    ),
     *("head_row", "big", "A", "B", "C", "D", "batch", "llada", "med", "plain"),
 }
 """First parts of tensor names that hold inputs, or that case.json lists by a fuller name."""
@@ -73,7 +82,9 @@ class Golden:
         """As `find`; skips the test where the file is missing."""
         found = self.find(case, name)
         if found is None:
-            pytest.skip(f"golden {case} has no {name} here: it is not committed, see data/README.md")
+            pytest.skip(
+                f"golden {case} has no {name} here: it is not committed, see data/README.md"
+            )
         return found
 
     @lru_cache(maxsize=32)  # noqa: B019  lives as long as the session
@@ -96,7 +107,11 @@ class Golden:
     @cached_property
     def numbers(self) -> list[str]:
         """Cases found, as "01", "02", ..."""
-        found = {path.parent.name[:2] for root in self.roots for path in root.glob("[0-9][0-9]_*/case.json")}
+        found = {
+            path.parent.name[:2]
+            for root in self.roots
+            for path in root.glob("[0-9][0-9]_*/case.json")
+        }
         return sorted(found)
 
     def state(self, case: str) -> dict[str, Tensor]:
@@ -121,7 +136,11 @@ class Golden:
         """Source: `vocab_recipe` of case 07."""
         tables, config = self.tensors("07"), self.case("07")["config"]
         ids = torch.arange(config["vocab_size"])
-        state = {name: value for name, value in base.items() if name.startswith(("model.layers.", "model.norm"))}
+        state = {
+            name: value
+            for name, value in base.items()
+            if name.startswith(("model.layers.", "model.norm"))
+        }
         state = {n: v for n, v in state.items() if _layer(n) < config["num_hidden_layers"]}
         for ours, theirs in (("model.embed_tokens.weight", "emb"), ("lm_head.weight", "head")):
             a, b, c = (tables[f"{theirs}.{part}"] for part in "ABC")
@@ -166,10 +185,15 @@ def sub_cases(golden: Golden, case: str) -> list[str]:
     names = stored or []
     firsts = {name.split(".")[0] for name in names} - INPUTS
     keys += sorted(first for first in firsts if case != "08" and first not in keys)
-    keys += sorted({".".join(n.split(".")[:2]) for n in names if n.startswith(("inputs_embeds.", "conv."))})
+    keys += sorted(
+        {".".join(n.split(".")[:2]) for n in names if n.startswith(("inputs_embeds.", "conv."))}
+    )
     if case == "12":
         keys += [f"prompt.{name}" for name in raw["prompts"]]
-    if any(isinstance(v, list) and k.startswith(("transfer_", "acceptance_", "best_res")) for k, v in raw.items()):
+    if any(
+        isinstance(v, list) and k.startswith(("transfer_", "acceptance_", "best_res"))
+        for k, v in raw.items()
+    ):
         keys.append("table")
     if golden.find(case, "state_gqa.safetensors") is None:
         keys = [key for key in keys if key != "gqa"]
@@ -289,7 +313,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     run, skipped, failed = _tally()
     if config.stash.get(_WHOLE, False):
-        terminalreporter.write_line(f"golden: {run} run, {skipped} not supported, {len(failed)} failed")
+        terminalreporter.write_line(
+            f"golden: {run} run, {skipped} not supported, {len(failed)} failed"
+        )
         for name in failed:
             terminalreporter.write_line(f"golden: {name} failed or was not run")
     else:

@@ -1,0 +1,25 @@
+"""How many tokens each step of a block commits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def transfer_schedule(masked: Tensor, steps: int) -> Tensor:
+    """Tokens to commit at each step, int64[B, steps], for `masked` int64[B] masks at the block's start.
+
+    n masks over s steps: n // s each, the first n % s steps one more. With s > n the last steps commit nothing.
+    Source: LLaDA generate.py, get_num_transfer_tokens.
+    """
+    base = masked[:, None] // steps
+    extra = torch.arange(steps, device=masked.device) < masked[:, None] % steps
+    return base + extra
+
+
+def remain_probability(step: int, steps: int) -> float:
+    """s/t, with which Algorithm 1 leaves a masked token masked at step 0 .. steps - 1; 0 at the last.
+
+    t = 1 - step/steps and s = t - 1/steps. Source: LLaDA-MedV supplement, Algorithm 1.
+    """
+    return (steps - step - 1) / (steps - step)

@@ -1,0 +1,181 @@
+"""The sampler against LLaDA generate (03, 07 g), LLaDA-V generate_with_embeds (04, 07 v) and image runs (10)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from medv_ray.diffusion.sampler import Denoising, SampleSpec, sample
+from medv_ray.diffusion.schedule import transfer_schedule
+from medv_ray.model.config import LanguageConfig, ModelConfig
+from medv_ray.model.denoise import FullRecompute, Prompt
+from medv_ray.model.medv import Medv
+
+
+@pytest.fixture(scope="module")
+def tower(golden: Any) -> Any:
+    """Language tower of a case, by its number; made once."""
+    made: dict[str, Medv] = {}
+
+    def get(case: str) -> Medv:
+        if case not in made:
+            config = LanguageConfig.from_json(
+                golden.case("02" if case in ("04", "10") else case)["config"]
+            )
+            model = Medv(ModelConfig(language=config, vision=None)).eval()
+            model.load_state_dict(golden.state(case))
+            made[case] = model
+        return made[case]
+
+    return get
+
+
+class WholeSequence:
+    """Door whose x is the whole sequence, prompt included, with an optional mask of keys: LLaDA's own layout."""
+
+    def __init__(self, model: Medv, maskable: Tensor, keys: Tensor | None, mask_id: int) -> None:
+        self.model, self.maskable, self.keys, self.mask_id = model, maskable, keys, mask_id
+        self.blind = False
+
+    @property
+    def head(self) -> Tensor:
+        return self.model.head
+
+    def __call__(self, x: Tensor, need: Tensor) -> Tensor:
+        if self.blind:
+            x = torch.where(self.maskable, x, self.mask_id)
+        with torch.inference_mode():
+            return self.model.hidden(self.model.embed(x), self.keys)[need]
+
+    def unconditional(self, mask_id: int) -> WholeSequence:
+        door = copy.copy(self)
+        door.blind = True
+        return door
+
+    def prompt_length(self, b: int) -> int:
+        return 0
+
+
+def spec_of(run: dict[str, Any], mask_id: int, **more: Any) -> SampleSpec:
+    """Settings of a run of case.json.
+
+    Seeded runs draw as the reference does. With confidence_eos_eot_inf every end token ties at probability 0, and only
+    the reference's own order of ties gives its tokens. All others run with the default.
+    """
+    names = ("gen_length", "block_length", "steps", "temperature", "cfg_scale", "remasking")
+    names += ("logits_eos_inf", "confidence_eos_eot_inf")
+    values = {name: run[name] for name in names if name in run}
+    values["stop_ids"] = tuple(tuple(sequence) for sequence in run.get("stop") or ())
+    values["suffix_ids"] = tuple(run.get("suffix") or ())
+    as_reference = run.get("seed") is not None or run.get("confidence_eos_eot_inf", False)
+    noise = "reference" if as_reference else "needed"
+    return SampleSpec(mask_id=mask_id, noise=noise, **(values | more))
+
+
+def generators_of(run: dict[str, Any]) -> list[torch.Generator]:
+    seed = run.get("seed")
+    return [] if seed is None else [torch.Generator().manual_seed(seed)]
+
+
+def assert_states(got: list[Tensor], want: Tensor) -> None:
+    """Equal before every step; names the first step that differs."""
+    for step, (mine, theirs) in enumerate(zip(got, want, strict=False)):
+        same = torch.equal(mine, theirs.long())
+        assert same, f"before step {step}: ours {mine.tolist()}, golden {theirs.tolist()}"
+    assert len(got) == len(want), f"{len(got)} states, golden has {len(want)}"
+
+
+def llada(
+    golden: Any,
+    model: Medv,
+    run: dict[str, Any],
+    prompt: Tensor,
+    keys: Tensor | None,
+    spec: SampleSpec,
+) -> Denoising:
+    """A run of LLaDA's generate, checked at every state."""
+    case = "03" if run["key"].startswith("c") else "07"
+    tensors, rows, length = golden.tensors(case), len(prompt), spec.gen_length
+    x = torch.cat([prompt, torch.full((rows, length), spec.mask_id)], dim=1)
+    maskable = x == spec.mask_id  # this is how LLaDA finds them: masks in the prompt too
+    if keys is not None:
+        keys = torch.cat([keys.bool(), torch.ones(rows, length, dtype=torch.bool)], dim=1)
+    door = WholeSequence(model, maskable, keys, spec.mask_id)
+    denoising = Denoising(spec, x, maskable, prompt.shape[1], generators_of(run), [0] * rows)
+    states = [state.x for state in sample(door, spec, denoising)]
+    assert_states(states, tensors[f"{run['key']}.states"])
+    assert torch.equal(denoising.x, tensors[f"{run['key']}.out"])
+    return denoising
+
+
+@pytest.mark.subcases("03", "c")
+def test_llada_generate(golden: Any, tower: Any, key: str) -> None:
+    run, tensors = golden.run("03", key), golden.tensors("03")
+    spec = spec_of(run, golden.case("03")["mask_id"], run_all_steps=True)
+    keys = tensors.get(f"attention_mask.{run['prompt']}") if run["mask"] else None
+    denoising = llada(golden, tower("03"), run, tensors[f"prompt.{run['prompt']}"], keys, spec)
+    assert denoising.step == run["forward_calls"]
+    assert int(denoising.masked.sum()) == run["masks_left"]
+
+
+@pytest.mark.subcases("03", "table")
+def test_transfer_schedule(golden: Any, key: str) -> None:
+    for entry in golden.case("03")["transfer_schedule"]:
+        got = transfer_schedule(torch.tensor(entry["mask_counts"]), entry["steps"])
+        assert got.tolist() == entry["num_transfer_tokens"]
+
+
+@pytest.mark.subcases("07", "g")
+def test_llada_generate_real_ids(golden: Any, tower: Any, key: str) -> None:
+    run, ids = golden.run("07", key), special_ids(golden)
+    spec = spec_of(
+        run,
+        golden.case("07")["mask_id"],
+        run_all_steps=True,
+        eos_id=ids["<|endoftext|>"],
+        eot_id=ids["<|eot_id|>"],
+    )
+    llada(golden, tower("07"), run, golden.tensors("07")["prompt_ids"], None, spec)
+
+
+def special_ids(golden: Any) -> dict[str, int]:
+    return golden.case("12")["special_ids_real"]
+
+
+def llada_v(
+    model: Medv, prompt: Tensor, run: dict[str, Any], spec: SampleSpec, tensors: dict[str, Tensor]
+) -> None:
+    """A run of LLaDA-V's generate_with_embeds for one row, checked at every state where the case stores them."""
+    door = FullRecompute(model, [prompt], spec.suffix_ids)
+    denoising = Denoising.blank(spec, 1, generators_of(run), [door.prompt_length(0)])
+    states = [state.x[0] for state in sample(door, spec, denoising)]
+    assert denoising.step == run["forward_calls"]
+    if f"{run['key']}.states" in tensors:
+        assert_states(states[:-1], tensors[f"{run['key']}.states"])
+    assert torch.equal(denoising.answer(0)[None], tensors[f"{run['key']}.out"])
+
+
+@pytest.mark.subcases("04")
+def test_llada_v_generate_with_embeds(golden: Any, tower: Any, key: str) -> None:
+    run, tensors, case = golden.run("04", key), golden.tensors("04"), golden.case("04")
+    model = tower("04")
+    embeds = tensors.get(f"prompt_embeds.{run['prompt']}")
+    if embeds is None:
+        embeds = model.embed(tensors[f"prompt_ids.{run['prompt']}"])
+    spec = spec_of(run, case["mask_id"], forbidden_ids=tuple(case["forbidden_ids"]))
+    llada_v(model, embeds[0].detach(), run, spec, tensors)
+
+
+@pytest.mark.subcases("07", "v")
+def test_llada_v_real_ids(golden: Any, tower: Any, key: str) -> None:
+    run, ids, model = golden.run("07", key), special_ids(golden), tower("07")
+    names = ("<|endoftext|>", "<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>")
+    spec = spec_of(
+        run, golden.case("07")["mask_id"], forbidden_ids=tuple(ids[name] for name in names)
+    )
+    prompt = model.embed(golden.tensors("07")["prompt_ids"])[0].detach()
+    llada_v(model, prompt, run, spec, golden.tensors("07"))
