@@ -273,6 +273,11 @@ CATALOGUE: dict[str, Entry] = {
         "answered + abstained + quarantined is not the number of rows.",
         "A defect: please report it. Nothing that was committed is lost.",
     ),
+    "E1511": Entry(
+        "output_unwritable",
+        "The output could not be written: no permission, a read-only file system, or an I/O error.",
+        "Check the output folder's rights and its disk; what was committed is kept.",
+    ),
 }
 
 
@@ -326,6 +331,6 @@ def explain(code: str) -> str:
     entry = CATALOGUE.get(code.upper())
     if entry is None:
         raise SettingsError(
-            "E1001", f"{code[:20]!r} is not a code of the catalogue (E1001 .. E1510)."
+            "E1001", f"{code[:20]!r} is not a code of the catalogue (E1001 .. E1511)."
         )
     return f"{code.upper()} {entry.reason}\n  cause: {entry.cause}\n  fix:   {entry.fix}"
