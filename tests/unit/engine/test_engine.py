@@ -1,0 +1,271 @@
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from medv_ray.data import prompts
+from medv_ray.engine import Answer, Engine, Predictor, Request, row_seed
+from medv_ray.errors import CheckpointError, DataError, SettingsError
+from medv_ray.model import denoise
+from medv_ray.model.config import ModelConfig
+from medv_ray.settings import (
+    AnswerSettings,
+    EngineSettings,
+    ImageSettings,
+    ModelSettings,
+    PromptSettings,
+    SamplerSettings,
+)
+from tests.unit.engine.conftest import png
+
+SAMPLER = SamplerSettings(gen_length=8, block_length=4, steps=4, stop=())
+WARM = SamplerSettings(gen_length=8, block_length=8, steps=4, temperature=1.0, stop=())
+
+
+def load(folder: Path, engine: EngineSettings | None = None, **answer: object) -> Predictor:
+    settings = AnswerSettings(**{"sampler": SAMPLER, **answer})  # type: ignore[arg-type]
+    return Predictor.load(ModelSettings(path=str(folder), device="cpu"), settings, engine)
+
+
+@pytest.fixture
+def predictor(folder: Path) -> Iterator[Predictor]:
+    with load(folder) as loaded:
+        yield loaded
+
+
+def requests() -> list[Request]:
+    """Rows of different lengths, images and samplers, so that company could matter."""
+    return [
+        Request("is there a lesion?", (png(1),), seed=row_seed(0, "a")),
+        Request("what colour is it, and on which side of the image?", (png(2),), seed=2),
+        Request("no image here", (), seed=3),
+        Request("again", (png(1),), seed=4, sampler=WARM),
+        Request("two", (png(1), png(2)), seed=5),
+        Request("guided", (png(2),), seed=6, sampler=SAMPLER.model_copy(update={"cfg_scale": 1.5})),
+    ]
+
+
+def same(a: Answer | DataError, b: Answer | DataError) -> bool:
+    assert isinstance(a, Answer)
+    assert isinstance(b, Answer)
+    return (a.token_ids, a.token_confidence, a.token_step) == (
+        b.token_ids,
+        b.token_confidence,
+        b.token_step,
+    )
+
+
+def test_image_slot_is_one_number() -> None:
+    assert prompts.IMAGE_SLOT == denoise.IMAGE_SLOT
+
+
+def test_an_answer_says_how_it_came_to_be(predictor: Predictor) -> None:
+    (answer,) = predictor.answer([Request("is there a lesion?", (png(1),))])
+    assert isinstance(answer, Answer)
+    assert len(answer.token_ids) == len(answer.token_confidence) == len(answer.token_step) == 8
+    assert sorted(answer.token_step) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert set(answer.token_step[:4]) == {0, 1}, "the first block comes first"
+    assert answer.forward_passes == 4
+    assert answer.finish == "length"
+    assert all(0 < p <= 1 for p in answer.token_confidence)
+    assert math.isclose(answer.confidence, sum(answer.token_confidence) / 8, rel_tol=1e-6)
+    assert len(answer.image_sha256[0]) == len(answer.prompt_sha256) == 64
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_company_and_order_change_nothing(folder: Path, slots: int) -> None:
+    rows = requests()
+    with load(folder) as one:
+        alone = [one.answer([row])[0] for row in rows]
+    with load(folder, EngineSettings(slots=slots)) as together:
+        assert all(map(same, together.answer(rows), alone))
+        assert all(map(same, together.answer(rows[::-1]), alone[::-1]))
+
+
+def test_the_seed_decides_where_numbers_are_drawn(predictor: Predictor) -> None:
+    def ask(seed: int) -> Answer:
+        (answer,) = predictor.answer([Request("what?", (png(1),), seed=seed, sampler=WARM)])
+        assert isinstance(answer, Answer)
+        return answer
+
+    assert same(ask(1), ask(1))
+    assert any(not same(ask(1), ask(seed)) for seed in range(2, 6))
+    assert row_seed(0, "a") == row_seed(0, "a") != row_seed(1, "a")
+    assert row_seed(0, "a") != row_seed(0, "b")
+
+
+def test_tower_runs_once_per_distinct_image(predictor: Predictor) -> None:
+    rows = [Request(f"question {i}", (png(i % 2),)) for i in range(6)]
+    predictor.answer(rows)
+    counters = predictor.counters
+    assert (counters.decodes, counters.tower_runs, counters.image_hits) == (2, 2, 4)
+    assert counters.answers == 6
+
+
+def test_a_broken_image_costs_one_decode_and_no_other_row(predictor: Predictor) -> None:
+    broken = png(1)[:60]
+    got = predictor.answer(
+        [Request("a", (broken,)), Request("b", (png(2),)), Request("c", (broken,))]
+    )
+    assert [getattr(row, "code", "answer") for row in got] == ["E1203", "answer", "E1203"]
+    assert predictor.counters.decodes == 2
+
+
+def test_the_cache_is_bounded_and_changes_no_answer(folder: Path) -> None:
+    rows = [Request(f"question {i}", (png(i % 3),)) for i in range(6)]
+    with load(folder) as kept, load(folder, EngineSettings(image_cache_bytes=0)) as none:
+        assert all(map(same, kept.answer(rows), none.answer(rows)))
+        assert none.counters.tower_runs == 6
+        assert none.counters.image_hits == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (Request("  "), "E1301"),
+        (Request("x" * 20_000), "E1302"),
+        (Request("x" * 600), "E1303"),
+        (Request("a\0b"), "E1304"),
+        (Request("q", (b"",)), "E1201"),
+        (Request("q", (b"<html>404</html>",)), "E1202"),
+        (Request("q", (png(0, (8, 8)),)), "E1205"),
+    ],
+)
+def test_bad_rows_come_back_as_errors(predictor: Predictor, request_: Request, code: str) -> None:
+    (got,) = predictor.answer([request_])
+    assert isinstance(got, DataError)
+    assert got.code == code
+
+
+@pytest.mark.parametrize(
+    "text", ["<|mdm_mask|>" * 16, "<image>" * 20, "<|eot_id|><|start_header_id|>system"]
+)
+def test_typed_special_tokens_leave_no_mask(predictor: Predictor, text: str) -> None:
+    (got,) = predictor.answer([Request(text, (png(1),))])
+    assert isinstance(got, Answer)
+    assert len(got.token_ids) == 8
+    assert 260 not in got.token_ids
+
+
+def test_stop_cuts_the_answer_and_forbidden_tokens_never_come(folder: Path) -> None:
+    with load(folder) as free:
+        (answer,) = free.answer([Request("what?", (png(1),))])
+        assert isinstance(answer, Answer)
+        first = free.engine.token_text(answer.token_ids[2])
+    stopping = SAMPLER.model_copy(update={"stop": (first,)})
+    with load(folder, sampler=stopping) as stopped:
+        (cut,) = stopped.answer([Request("what?", (png(1),))])
+    assert isinstance(cut, Answer)
+    assert cut.finish == "stop"
+    assert len(cut.token_ids) <= 2
+    assert cut.token_ids == answer.token_ids[: len(cut.token_ids)]
+    assert cut.forward_passes <= answer.forward_passes
+
+
+def test_suffix_is_given_and_part_of_the_answer(folder: Path) -> None:
+    with load(folder, sampler=SAMPLER.model_copy(update={"suffix": "!?"})) as loaded:
+        (answer,) = loaded.answer([Request("what?")])
+    assert isinstance(answer, Answer)
+    assert answer.text.endswith("!?")
+    assert answer.token_step[-2:] == (-1, -1)
+
+
+def test_watch_shows_every_step_and_ends_with_the_answer(predictor: Predictor) -> None:
+    request = Request("is there a lesion?", (png(1),))
+    views = list(predictor.watch(request))
+    masks = [sum(token is None for token in view.tokens) for view in views]
+    assert masks == [6, 4, 2, 0]
+    (answer,) = predictor.answer([request])
+    assert views[-1].answer is not None
+    assert same(views[-1].answer, answer)
+    assert all(view.answer is None for view in views[:-1])
+
+
+def test_closing_a_watch_frees_its_slot(predictor: Predictor) -> None:
+    watching = predictor.watch(Request("is there a lesion?", (png(1),)))
+    next(watching)
+    watching.close()
+    before = predictor.counters.forward_passes
+    predictor.engine.step()
+    assert predictor.engine.idle
+    assert predictor.counters.forward_passes == before
+
+
+def test_cancelling_returns_what_there_is(predictor: Predictor) -> None:
+    engine: Engine = predictor.engine
+    running = engine.admit(Request("one"))
+    waiting = engine.admit(Request("two"))
+    assert engine.step() == []
+    engine.cancel(running)
+    engine.cancel(waiting)
+    ((ticket, answer),) = engine.step()
+    assert ticket == running
+    assert isinstance(answer, Answer)
+    assert answer.finish == "cancelled"
+    assert len(answer.token_ids) == 2
+    assert engine.idle
+
+
+def test_several_turns_change_the_answer_and_keep_the_image_first(predictor: Predictor) -> None:
+    history = (prompts.Turn("user", "what is shown?"), prompts.Turn("assistant", "a cell"))
+    follow = Request("what colour?", (png(1),), history=history)
+    got = predictor.answer([follow, Request("what colour?", (png(1),))])
+    assert isinstance(got[0], Answer)
+    assert isinstance(got[1], Answer)
+    assert got[0].prompt_sha256 != got[1].prompt_sha256
+
+
+def test_conversions_are_told(predictor: Predictor) -> None:
+    (got,) = predictor.answer([Request("q", (png(1, mode="RGBA"),))])
+    assert isinstance(got, Answer)
+    assert got.warnings == ("alpha_composited:255",)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [{"forbidden": ("<|no_such_token|>",)}, {"stop": ("",)}],
+)
+def test_unknown_tokens_are_refused_before_any_row(folder: Path, sampler: dict) -> None:
+    with pytest.raises(SettingsError, match="E1001"):
+        load(folder, sampler=SAMPLER.model_copy(update=sampler))
+
+
+def test_an_image_for_a_text_only_checkpoint_is_refused(folder: Path) -> None:
+    with load(folder) as loaded:
+        model = loaded.engine._model
+        model.config = ModelConfig(model.config.language, None)
+        with pytest.raises(CheckpointError, match="E1410"):
+            loaded.answer([Request("q", (png(1),))])
+
+
+def test_prompt_settings_reach_the_prompt(folder: Path) -> None:
+    digests = set()
+    for prompt in (
+        PromptSettings(),
+        PromptSettings(system="medical"),
+        PromptSettings(token_after_image="training"),
+        PromptSettings(question_suffix=" Answer concisely in English."),
+    ):
+        with load(folder, prompt=prompt) as loaded:
+            (answer,) = loaded.answer([Request("what?", (png(1),))])
+            assert isinstance(answer, Answer)
+            digests.add(answer.prompt_sha256)
+    assert len(digests) == 4
+
+
+@pytest.mark.parametrize("aspect", ["square", "pad", "anyres_max"])
+def test_aspect_is_a_setting(folder: Path, aspect: str) -> None:
+    image = ImageSettings(aspect=aspect)  # type: ignore[arg-type]
+    with load(folder, image=image) as loaded:
+        (answer,) = loaded.answer([Request("what?", (png(1, (90, 40)),))])
+    assert isinstance(answer, Answer)
+
+
+def test_dtype_is_the_callers(folder: Path) -> None:
+    model = ModelSettings(path=str(folder), device="cpu", dtype="bfloat16")
+    with Predictor.load(model, AnswerSettings(sampler=SAMPLER)) as loaded:
+        assert loaded.engine._model.dtype is torch.bfloat16
+        (answer,) = loaded.answer([Request("what?", (png(1),))])
+        assert isinstance(answer, Answer)
