@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 Batch = dict[str, NDArray[np.int64] | NDArray[np.bool_]]
 
 
-def collate(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int, dialogue_mask: bool = False) -> Batch:
+def collate(
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int, dialogue_mask: bool = False
+) -> Batch:
     """`input_ids` and `labels`, int64[B, S], both padded on the right with `pad_id` (end of text).
 
-    Padding is a prediction target and is attended to, as in LLaDA and LLaDA-V: that is how a model learns to end.
-    `dialogue_mask` adds `attention_mask` bool[B, S], all true, and takes one row only: turns are told apart from the
-    labels later, and padding has no turn. Raises ValueError for no rows, uneven rows, or several with that mask.
+    Padding is a prediction target and is attended to, as in LLaDA and LLaDA-V: that is how a model
+    learns to end. `dialogue_mask` adds `attention_mask` bool[B, S], all true, and takes one row
+    only: turns are told apart by the labels later, and padding has no turn.
+    Raises ValueError for no rows, uneven rows, or several with that mask.
     """
     if not rows or any(len(ids) != len(labels) for ids, labels in rows):
         raise ValueError("collate needs at least one row, and as many labels as ids in each.")

@@ -1,7 +1,8 @@
 """From training conversations to token ids and labels, as LLaDA-V's preprocessing makes them.
 
-A conversation is LLaVA's: messages {"from": "human" | "gpt", "value": text}, in which the word `<image>` marks where an
-image goes. Source: LLaDA-V train.py (preprocess_multimodal, preprocess_llada, preprocess_plain).
+A conversation is LLaVA's: messages {"from": "human" | "gpt", "value": text}, in which the word
+`<image>` marks where an image goes. Source: LLaDA-V train.py (preprocess_multimodal,
+preprocess_llada, preprocess_plain).
 """
 
 from __future__ import annotations
@@ -38,14 +39,17 @@ def encode_conversation(
     num_images: int,
     template: Literal["llada", "plain"] = "llada",
 ) -> tuple[list[int], list[int]]:
-    """Token ids with IMAGE_SLOT at the images, and labels of the same length (IGNORE, or the id itself).
+    """Token ids with IMAGE_SLOT at the images, and as many labels: IGNORE, or the id itself.
 
     Args:
-        num_images: images of the row. The human messages must mark as many places, or none: then all images go in
-            front of the first human message. With 0 images the word `<image>` is plain text.
-        template: `llada` is the chat template; `plain` (alignment stage) is image, caption, newline.
+        num_images: images of the row. The human messages must mark as many places, or none: then
+            all images go in front of the first human message. With 0 images the word `<image>` is
+            plain text.
+        template: `llada` is the chat template; `plain`, of the alignment stage, is image, caption
+            and newline.
 
-    Raises DataError E1109 for a malformed conversation or another number of marked places, E1304 for bad text.
+    Raises DataError E1109 for a malformed conversation or another number of marked places, E1304
+    for bad text.
     """
     messages = place_images(checked(conversation), num_images)
     if template == "plain":
@@ -64,15 +68,19 @@ def checked(conversation: Conversation) -> list[tuple[str, str]]:
         messages.append((role, text))
     if messages and messages[0][0] == "assistant":
         messages = messages[1:]
-    if [role for role, _ in messages] != ["user", "assistant"] * (len(messages) // 2) or not messages:
+    pairs = ["user", "assistant"] * (len(messages) // 2)
+    if not messages or [role for role, _ in messages] != pairs:
         raise DataError("E1109", "a conversation must be pairs of a human and a gpt message.")
     return messages
 
 
-def place_images(messages: list[tuple[str, str]], num_images: int) -> list[tuple[str, list[int | str]]]:
+def place_images(
+    messages: list[tuple[str, str]], num_images: int
+) -> list[tuple[str, list[int | str]]]:
     """(role, pieces) with IMAGE_SLOT for each `<image>` of a human message.
 
-    An only `<image>` of a message goes to its front with a newline behind it; several stay where they are.
+    An only `<image>` of a message goes to its front with a newline behind it; several stay where
+    they are.
     """
     if num_images == 0:
         return [(role, [text]) for role, text in messages]
@@ -102,10 +110,12 @@ def encode_chat(
     messages: list[tuple[str, list[int | str]]],
     settings: PromptSettings,
 ) -> tuple[list[int], list[int]]:
-    """All of an assistant message is a target, header and end of turn included. Of system and user messages the
-    structural tokens are targets as well: LLaDA-V inherited that, and released weights were trained so.
+    """Ids and labels by the chat template.
 
-    Contents are not trimmed here, and the token after an image stays: so does the reference in training.
+    All of an assistant message is a target, header and end of turn included. Of system and user
+    messages the structural tokens are targets as well: LLaDA-V inherited that, and released weights
+    were trained so. Contents are not trimmed, and the token after an image stays, as in the
+    reference's training.
     """
     special = SpecialIds.of(tokenizer)
     structural = {special.bos, special.start_header, special.end_header, special.eot}
@@ -115,7 +125,9 @@ def encode_chat(
     for role, content in first + messages:
         encoded = encode_pieces(tokenizer, message(special, role, content))
         ids += encoded
-        labels += [token if role == "assistant" or token in structural else IGNORE for token in encoded]
+        labels += [
+            token if role == "assistant" or token in structural else IGNORE for token in encoded
+        ]
     return ids, labels
 
 
@@ -125,6 +137,6 @@ def encode_plain(
     """Image slots, then the caption and a newline as targets; the human's words are dropped."""
     slots = [piece for piece in messages[0][1] if piece == IMAGE_SLOT]
     if len(messages) != 2 or not slots:
-        raise DataError("E1109", "the plain template takes an image with one human and one gpt message.")
+        raise DataError("E1109", "the plain template takes an image, a human and a gpt message.")
     ids = encode_pieces(tokenizer, [*slots, *messages[1][1], "\n"])
     return ids, [IGNORE if token == IMAGE_SLOT else token for token in ids]

@@ -1,10 +1,12 @@
 """Image preparation in a child process with limits on memory and time, restarted after a crash.
 
-Decoders of image formats are C code that reads untrusted bytes. The child holds Pillow and numpy only, no model and no
-secret; what it sends back is checked, and a picture that kills it costs one quarantined row.
+Decoders of image formats are C code that reads untrusted bytes. The child holds Pillow and numpy
+only, no model and no secret; what it sends back is checked, and a picture that kills it costs one
+quarantined row.
 
-Protocol over two pipes, no pickle. Parent: a frame of JSON settings, then one frame per image (uint64 size, bytes).
-Child: one byte when ready, then per image a header (uint32 and uint64 sizes), JSON, and the tiles as raw uint8.
+Protocol over two pipes, no pickle. Parent: a frame of JSON settings, then one frame per image
+(uint64 size, bytes). Child: one byte when ready, then per image a header (uint32 and uint64 sizes),
+JSON, and the tiles as raw uint8.
 """
 
 from __future__ import annotations
@@ -55,7 +57,11 @@ class Decoder:
         self._side = tiles.tile
         cells = [width * height // tiles.tile**2 for width, height in tiles.grid]
         self._most_tiles = 1 + max(cells, default=0)
-        setup = {"image": image.model_dump(mode="json"), "tiles": asdict(tiles), "parent": os.getpid()}
+        setup = {
+            "image": image.model_dump(mode="json"),
+            "tiles": asdict(tiles),
+            "parent": os.getpid(),
+        }
         self._setup = json.dumps(setup).encode()
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -67,27 +73,30 @@ class Decoder:
         self.close()
 
     def prepare(self, data: bytes) -> Prepared:
-        """As `images.prepare`. Raises DataError E1112, E1201 .. E1211; E1209 when the child passed a limit or died.
+        """As `images.prepare`.
 
-        Raises RunError E1509 when the child does not start.
+        Raises DataError E1112, E1201 .. E1211 (E1209 when the child passed a limit or died), and
+        RunError E1509 when the child does not start.
         """
         check_bytes(data, self._image)
         with self._lock:
             if self._process is None:
                 self._process = self._start()
+            what, seconds = f"{len(data)} bytes", self._image.decode_seconds
             try:
-                header, payload = self._exchange(self._process, data, self._image.decode_seconds)
-                return self._understand(header, payload)
+                return self._understand(*self._exchange(self._process, data, seconds))
+            except (DataError, SettingsError):
+                raise
             except TimeoutError:
                 self._stop()
-                limit = f"{self._image.decode_seconds:g} s"
-                raise DataError("E1209", f"decoding {len(data)} bytes took longer than {limit}.") from None
-            except (EOFError, OSError, ValueError, KeyError, TypeError) as error:
-                if isinstance(error, DataError | SettingsError):
-                    raise
+                raise DataError(
+                    "E1209", f"decoding {what} took longer than {seconds:g} s."
+                ) from None
+            except (EOFError, OSError, ValueError, KeyError, TypeError):
                 how = self._stop()
-                raise DataError("E1209", f"the decoder ended ({how}) on an image of {len(data)} bytes.") from None
-            except BaseException:  # interrupted between request and reply: the next image must not get this reply
+                raise DataError("E1209", f"the decoder ended ({how}) on {what}.") from None
+            # interrupted between request and reply: the next image must not get this reply
+            except BaseException:
                 self._stop()
                 raise
 
@@ -97,10 +106,12 @@ class Decoder:
             self._stop()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # Where this process found its modules, the child finds them too; nothing else of the environment goes along.
+        # Where this process found its modules, the child finds them too; nothing else of the
+        # environment goes along.
         keep = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         found = os.pathsep.join(os.path.abspath(place) for place in sys.path)
-        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread would reserve address space
+        # each thread of a maths library would reserve address space
+        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-s", "-P", "-W", "ignore", "-m", __name__],
             stdin=subprocess.PIPE,
@@ -112,7 +123,8 @@ class Decoder:
         )
         for pipe in _pipes(process):
             os.set_blocking(pipe, False)
-            with contextlib.suppress(OSError):  # a user's total is limited; smaller pipes are only slower
+            # a user's total is limited; smaller pipes are only slower
+            with contextlib.suppress(OSError):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         deadline = time.monotonic() + _START_SECONDS
         try:
@@ -121,7 +133,7 @@ class Decoder:
         except (TimeoutError, EOFError, OSError):
             self._process = process
             how = self._stop()
-            raise RunError("E1509", f"the image decoder's child process did not start ({how}).") from None
+            raise RunError("E1509", f"the image decoder did not start ({how}).") from None
         return process
 
     def _stop(self) -> str:
@@ -129,8 +141,9 @@ class Decoder:
         process, self._process = self._process, None
         if process is None:
             return "not running"
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it may be on its way out: then the reason is its own
-            process.wait(0 if process.poll() is not None else 0.2)
+        # it may be on its way out: then the reason is its own
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
         ended = process.poll()
         process.kill()
         for stream in (process.stdin, process.stdout):
@@ -173,7 +186,8 @@ def _pipes(process: subprocess.Popen[bytes]) -> tuple[int, int]:
 
 
 def _wait(pipe: int, event: int, deadline: float) -> None:
-    """Until the pipe is ready. Raises TimeoutError. `poll`, since `select` knows no descriptor above 1023."""
+    """Until the pipe is ready. Raises TimeoutError."""
+    # not select(), which knows no descriptor above 1023
     poll = select.poll()
     poll.register(pipe, event)
     left = deadline - time.monotonic()
@@ -208,8 +222,9 @@ def main() -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):  # nothing that a library prints reaches the protocol or a log
         os.dup2(nowhere, standard)
+    # short of memory, the kernel is to end this process and not the one with the model
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # short of memory, the kernel ends this process and not the one with the model
+        file.write("1000")
     setup = json.loads(_frame(requests))
     image = cast("ImageSettings", SimpleNamespace(**setup["image"]))
     tiles = TileSettings(**setup["tiles"])  # the grid as lists, which serve as well
@@ -220,7 +235,7 @@ def main() -> None:
     replies.flush()
     while wait_for_request(requests, setup["parent"]):
         data = _frame(requests)
-        # Should the parent be gone by then, nobody else ends a decoder that hangs: the signal's default does.
+        # Should the parent be gone by then, only this signal ends a decoder that hangs.
         signal.setitimer(signal.ITIMER_REAL, image.decode_seconds + 1)
         header, payload = answer(data, image, tiles)
         del data
@@ -244,7 +259,7 @@ def limit(memory_bytes: int) -> None:
 
 
 def wait_for_request(requests: BinaryIO, parent: int) -> bool:
-    """False when there will be none: the input ended, or the parent died while a copy of its pipe lives on."""
+    """False when the parent died while a copy of its pipe lives on."""
     poll = select.poll()
     poll.register(requests, select.POLLIN)
     while not poll.poll(_ORPHAN_CHECK_SECONDS * 1000):

@@ -1,7 +1,8 @@
-"""From the encoded bytes of an image to uint8 tiles: header check, decode, stated conversion, tiling.
+"""From an image's encoded bytes to uint8 tiles: header check, decode, stated conversion, tiling.
 
-Every refusal is a DataError of the catalogue whose text is ours: Pillow's messages hold object addresses. This module
-needs Pillow and numpy only, and neither changes nor relies on Pillow's global switches. T tiles of H x W pixels.
+Every refusal is a DataError of the catalogue whose text is ours: Pillow's messages hold object
+addresses. This module needs Pillow and numpy only, and neither changes nor relies on Pillow's
+global switches. T tiles of H x W pixels.
 """
 
 from __future__ import annotations
@@ -16,8 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medv_ray.data.encoded import end_of_image, open_header
-from medv_ray.data.pixels import header_words, orientation, tiff_orientation, to_rgb, upright
+from medv_ray.data.encoded import end_of_image, open_header, png_bytes
+from medv_ray.data.pixels import (
+    check_tiff_strips,
+    header_words,
+    orientation,
+    tiff_orientation,
+    to_rgb,
+    upright,
+)
 from medv_ray.data.tiles import TileSettings, cut
 from medv_ray.errors import DataError, SettingsError
 
@@ -38,7 +46,7 @@ class Prepared:
     tiles: NDArray[np.uint8]
     """uint8[T, H, W, 3]."""
     size_wh: tuple[int, int]
-    """Width and height of the upright picture, in pixels; the merge of tile features depends on it."""
+    """Width and height of the upright picture, in pixels; the merge of tile features needs it."""
     warnings: tuple[str, ...]
     """What was done to the picture beyond plain decoding; docs/images.md lists the words."""
     sha256: str
@@ -62,7 +70,9 @@ def check_bytes(data: bytes, image: ImageSettings) -> None:
     if not data:
         raise DataError("E1201", "the image has no bytes.")
     if len(data) > image.max_bytes:
-        raise DataError("E1112", f"the encoded image has {len(data)} bytes; the limit is {image.max_bytes}.")
+        raise DataError(
+            "E1112", f"the encoded image has {len(data)} bytes; the limit is {image.max_bytes}."
+        )
 
 
 def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:
@@ -73,12 +83,12 @@ def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:
     with _own_words(len(data), source.format):
         warnings = frame_words(source, image)
         announced, transposed = source.size, tiff_orientation(source)
+        check_tiff_strips(source)
         warnings += header_words(source)
         source.load()
         if source.size != announced:
-            raise DataError(
-                "E1207", f"the header announced {_by(announced)} pixels, the picture has {_by(source.size)}."
-            )
+            sizes = f"{_by(announced)} pixels, the picture has {_by(source.size)}"
+            raise DataError("E1207", f"the header announced {sizes}.")
         rgb, words = to_rgb(source, image.background)
         warnings += words
         if source.format in ("JPEG", "MPO", "PNG"):
@@ -92,14 +102,17 @@ def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:
 
 
 def check_header(size: tuple[int, int], image: ImageSettings) -> None:
-    """Raises DataError E1205 (a side too short), E1204 (too many pixels) or E1206 (too long for its width)."""
+    """Raises DataError E1205 (a side too short), E1204 (too many pixels) or E1206 (elongated)."""
     short, long = sorted(size)
+    code, rule = "", ""
     if short < image.min_side:
-        raise DataError("E1205", f"the image is {_by(size)} pixels; the shortest side allowed is {image.min_side}.")
-    if short * long > image.max_pixels:
-        raise DataError("E1204", f"the header announces {_by(size)} pixels; the limit is {image.max_pixels} in all.")
-    if long > image.max_aspect * short:
-        raise DataError("E1206", f"the image is {_by(size)} pixels; the longest ratio allowed is {image.max_aspect:g}.")
+        code, rule = "E1205", f"shortest side allowed is {image.min_side}"
+    elif short * long > image.max_pixels:
+        code, rule = "E1204", f"most pixels allowed are {image.max_pixels}"
+    elif long > image.max_aspect * short:
+        code, rule = "E1206", f"largest ratio of the sides allowed is {image.max_aspect:g}"
+    if code:
+        raise DataError(code, f"the header announces {_by(size)} pixels; the {rule}.")
 
 
 def frame_words(source: Image.Image, image: ImageSettings) -> list[str]:
@@ -113,7 +126,9 @@ def frame_words(source: Image.Image, image: ImageSettings) -> list[str]:
 def tail_words(data: bytes, source: Image.Image, rgb: Image.Image) -> list[str]:
     """Words for bytes behind the image and for a JPEG whose data look wiped at the end.
 
-    Raises DataError E1203 for a JPEG without an end, or whose data end before its last row: decoders fill in grey.
+    Raises DataError E1203 for a JPEG without an end, or whose data end before its last row (a
+    decoder fills in grey), and E1207 for a PNG whose data are not the rows that its header calls
+    for.
     """
     end = end_of_image(data, source.format)
     words = []
@@ -123,15 +138,25 @@ def tail_words(data: bytes, source: Image.Image, rgb: Image.Image) -> list[str]:
         coded = data[: end - 2]
         if len(coded) - len(coded.rstrip(b"\0")) >= _ZERO_RUN:
             words.append("suspect_flat_tail")
-    if end is not None and end < len(data) and source.format != "MPO":  # an MPO's other frames follow the first
+    if source.format == "PNG":
+        called_for, held, row = png_bytes(data)
+        if held < called_for or held >= called_for + row:
+            held_words = "more" if held > called_for else f"{held}"
+            raise DataError(
+                "E1207",
+                f"the header calls for {called_for} bytes of pixels, there are {held_words}.",
+            )
+    # an MPO's other frames follow the first
+    if end is not None and end < len(data) and source.format != "MPO":
         words.append(f"trailing_bytes:{len(data) - end}")
     return words
 
 
 def _ends_early(data: bytes, end: int, rgb: Image.Image) -> bool:
-    """Whether a JPEG whose last rows are the decoder's filling grey ran out of data, or really is grey there.
+    """Whether a JPEG whose last rows are a decoder's filling grey ran out of data.
 
-    More coded data is put in front of its end marker: a complete picture does not change by that.
+    It may really be grey there. So more coded data are put in front of its end marker: a complete
+    picture does not change by that.
     """
     box = (0, max(rgb.height - _TAIL_ROWS, 0), rgb.width, rgb.height)
     tail = rgb.crop(box)
@@ -145,21 +170,20 @@ def _ends_early(data: bytes, end: int, rgb: Image.Image) -> bool:
 @contextmanager
 def _own_words(size: int, image_format: str | None) -> Iterator[None]:
     """Turn whatever Pillow raises into a DataError with a text of ours."""
-    name = f" ({image_format})" if image_format else ""
+    what = f"{size} bytes ({image_format})" if image_format else f"{size} bytes"
     try:
         yield
     except (DataError, SettingsError):
         raise
     except MemoryError:
-        raise DataError("E1209", f"decoding {size} bytes{name} needs more memory than the decoder may take.") from None
+        raise DataError("E1209", f"decoding {what} takes more memory than allowed.") from None
     except Image.DecompressionBombError:
-        raise DataError("E1204", f"the header of the {size} bytes announces more pixels than the limit.") from None
-    except Exception as error:  # plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
+        raise DataError("E1204", f"the header of {what} announces too many pixels.") from None
+    # plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError and more
+    except Exception as error:
         if isinstance(error, ValueError) and "too large" in str(error):
-            raise DataError(
-                "E1209", f"a text chunk of the {size} bytes{name} unpacks to more than its limit."
-            ) from None
-        raise DataError("E1203", f"cannot decode {size} bytes as an image{name}: damaged or cut short.") from None
+            raise DataError("E1209", f"a text chunk of {what} unpacks beyond its limit.") from None
+        raise DataError("E1203", f"cannot decode {what}: damaged or cut short.") from None
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -1,7 +1,7 @@
 """From a decoded picture of any mode to 8-bit RGB, by stated rules that leave a word in `warnings`.
 
-Pillow's own `convert("RGB")` clips 16-bit, integer and float pictures at 255 and turns NaN into 0, in silence: it is
-used only where it is exact. The table that users read is docs/images.md.
+Pillow's own `convert("RGB")` clips 16-bit, integer and float pictures at 255 and turns NaN into 0,
+in silence: it is used only where it is exact. The table that users read is docs/images.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from PIL import Image
 
 from medv_ray.errors import DataError
 
-BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339  # TIFF tags
+# TIFF tags
+HEIGHT, BITS_PER_SAMPLE, PHOTOMETRIC, STRIP_OFFSETS, ORIENTATION = 257, 258, 262, 273, 274
+SAMPLES_PER_PIXEL, ROWS_PER_STRIP, PLANAR_CONFIGURATION, SAMPLE_FORMAT = 277, 278, 284, 339
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,12 +56,13 @@ def to_rgb(image: Image.Image, background: int = 255) -> tuple[Image.Image, list
 
 
 def scale(image: Image.Image) -> tuple[Image.Image, str]:
-    """8-bit grey by min-max scaling: the lowest value becomes 0, the highest 255; a constant picture becomes 0.
+    """8-bit grey by min-max scaling: lowest value 0, highest 255; a constant picture becomes 0.
 
     TIFF's white-is-zero is inverted afterwards. Raises DataError E1208.
     """
     values: NDArray[Any] = np.asarray(image)
-    if image.mode == "I" and _tag(image, BITS_PER_SAMPLE) == (32,) and 2 not in _tag(image, SAMPLE_FORMAT):
+    unsigned = _tag(image, BITS_PER_SAMPLE) == (32,) and 2 not in _tag(image, SAMPLE_FORMAT)
+    if image.mode == "I" and unsigned:
         values = values.view(np.uint32)  # Pillow holds unsigned 32-bit pixels in a signed mode
     if not np.isfinite(values).all():
         raise DataError("E1208", "the float image holds NaN or infinite values.")
@@ -89,7 +92,7 @@ def composite(image: Image.Image, background: int) -> tuple[Image.Image, str]:
 
 
 def header_words(image: Image.Image) -> list[str]:
-    """Words for what Pillow's decoder will do in silence; asked before decoding, which forgets the raw mode."""
+    """Words for what Pillow's decoder will do in silence; to be asked before decoding."""
     raw = [str(tile.args) for tile in getattr(image, "tile", [])]
     words = []
     if any(";16" in mode for mode in raw) and image.mode[0] not in "IF":
@@ -100,8 +103,10 @@ def header_words(image: Image.Image) -> list[str]:
 
 
 def orientation(image: Image.Image) -> int | None:
-    """1 to 8 by EXIF (or XMP); 1 without; None when the EXIF block cannot be read. After decoding only: a PNG may
-    carry it behind its pixels."""
+    """1 to 8 by EXIF or XMP; 1 without; None when the EXIF block cannot be read.
+
+    To be asked after decoding: a PNG may carry it behind its pixels.
+    """
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF raises many types, and the picture is still good
@@ -110,9 +115,22 @@ def orientation(image: Image.Image) -> int | None:
 
 
 def tiff_orientation(image: Image.Image) -> int:
-    """Orientation that Pillow's TIFF reader will apply itself while decoding; 1 for other formats."""
+    """Orientation that Pillow's TIFF reader will apply while decoding; 1 for other formats."""
     value = _tag(image, ORIENTATION)
     return int(value[0]) if value and value[0] in _TRANSPOSE else 1
+
+
+def check_tiff_strips(image: Image.Image) -> None:
+    """Raises DataError E1207 for a TIFF that lists fewer strips than its height calls for.
+
+    Pillow leaves the missing ones black. No-op for other formats and for tiled files.
+    """
+    strips, (height,) = len(_tag(image, STRIP_OFFSETS)), _tag(image, HEIGHT) or (0,)
+    planes = (_tag(image, SAMPLES_PER_PIXEL) or (1,))[0]
+    planes = planes if _tag(image, PLANAR_CONFIGURATION) == (2,) else 1
+    rows = (_tag(image, ROWS_PER_STRIP) or (height,))[0]
+    if strips and strips // planes * rows < height:
+        raise DataError("E1207", f"the header announces {height} rows, the strips hold fewer.")
 
 
 def upright(image: Image.Image, value: int) -> Image.Image:

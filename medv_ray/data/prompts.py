@@ -1,8 +1,9 @@
 """From questions to prompt token ids, and from answer ids back to text.
 
-A prompt is built from pieces: special tokens are put in as ids by name, everything else is encoded as plain text, so
-text can never become a special token. An image is bound by its position, never by a word in the text.
-Template text and the token after the image: LLaDA-V conversation.py and mm_utils.py.
+A prompt is built from pieces: special tokens are put in as ids by name, everything else is encoded
+as plain text, so text can never become a special token. An image is bound by its position, never by
+a word in the text. Template text and the token after the image: LLaDA-V conversation.py and
+mm_utils.py.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ IMAGE_SLOT = -200
 Role = Literal["user", "assistant"]
 
 _SYSTEM = (
-    "You are a helpful {}language and vision assistant. You are able to understand the visual content that the user "
-    "provides, and assist the user with a variety of tasks using natural language."
+    "You are a helpful {}language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural "
+    "language."
 )
 SYSTEM_SENTENCES: dict[str, str | None] = {
     "general": _SYSTEM.format(""),
@@ -53,11 +55,12 @@ class SpecialIds(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> SpecialIds:
-        """Raises CheckpointError E1408 when one is missing, is a plain word, or shares its id with another."""
+        """Raises CheckpointError E1408 when one is missing or a plain word, or two share an id."""
         added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
         missing = [name for name in SPECIAL_TOKENS.values() if name not in added]
         if missing:
-            raise CheckpointError("E1408", f"the tokenizer has no special token {', '.join(missing)}.")
+            names = ", ".join(missing)
+            raise CheckpointError("E1408", f"the tokenizer has no special token {names}.")
         ids = cls(**{field: added[name] for field, name in SPECIAL_TOKENS.items()})
         if len(set(ids)) < len(ids):
             raise CheckpointError("E1408", "two special tokens of the tokenizer share one id.")
@@ -78,7 +81,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     """The fast tokenizer of a checkpoint folder. Local files only; no code of the folder is run.
 
     Every added token is treated as special afterwards, so that none of them can be typed.
-    Raises CheckpointError E1401 (no tokenizer.json) or E1408 (unreadable, or a special token is missing).
+    Raises CheckpointError E1401 (no tokenizer.json) or E1408 (unreadable, or a special token is
+    missing).
     """
     from transformers import AddedToken, PreTrainedTokenizerFast
 
@@ -124,7 +128,7 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 def encode_markup(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Ids of trusted text (settings, never a row) in which names of special tokens mean those tokens."""
+    """Ids of trusted text, never a row's, in which names of special tokens mean those tokens."""
     names = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
     if not names:
         return encode_text(tokenizer, text)
@@ -139,8 +143,9 @@ def encode_markup(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 def encode_pieces(
     tokenizer: PreTrainedTokenizerFast, pieces: Sequence[int | str], drop_after_image: bool = False
 ) -> list[int]:
-    """Ids of a prompt given as ids (special tokens, image slots) and text; neighbouring texts are encoded as one.
+    """Ids of a prompt given as ids (special tokens, image slots) and text.
 
+    Neighbouring texts are encoded as one, since a tokenizer may merge across their border.
     `drop_after_image` leaves out the first token of a text that directly follows an image slot.
     """
     ids: list[int] = []
@@ -170,18 +175,19 @@ def build(
     num_images: int,
     settings: PromptSettings,
 ) -> list[int]:
-    """Prompt ids up to and including the assistant's header; images as IMAGE_SLOT in front of the first user text.
+    """Prompt ids, the assistant's header last; IMAGE_SLOTs in front of the first user text.
 
     Args:
-        turns: a question, or user and assistant messages in turn, the first and the last from the user.
-        num_images: one slot each, joined by a blank; the text follows after a newline. 0 is a prompt of text alone.
+        turns: a question, or messages of user and assistant by turns, from a user's to a user's.
+        num_images: one slot each, joined by blanks, and a newline before the text. 0: text alone.
 
-    Texts are trimmed, as the chat template does. Raises DataError E1301, E1302, E1304 (see `check_question`), E1109.
+    Texts are trimmed, as by the chat template. Raises DataError E1301, E1302, E1304 as
+    `check_question`, and E1109 for messages out of turn.
     """
     dialogue = [Turn("user", turns)] if isinstance(turns, str) else list(turns)
     expected = [("user", "assistant")[index % 2] for index in range(len(dialogue))]
     if [turn.role for turn in dialogue] != expected or len(dialogue) % 2 == 0:
-        raise DataError("E1109", "a dialogue must alternate user, assistant, ... and end with the user.")
+        raise DataError("E1109", "a dialogue goes user, assistant, ... and ends with the user.")
     special = SpecialIds.of(tokenizer)
     pieces: list[int | str] = [special.bos]
     system = SYSTEM_SENTENCES[settings.system]
@@ -199,20 +205,16 @@ def build(
         image = [*slots, "\n"] if index == 0 and num_images else []
         pieces += message(special, turn.role, [*image, text])
     pieces += [special.start_header, "assistant", special.end_header, "\n\n"]
-    return encode_pieces(tokenizer, pieces, drop_after_image=settings.token_after_image == "reference")
+    return encode_pieces(tokenizer, pieces, settings.token_after_image == "reference")
 
 
 def check_question(question: str, settings: PromptSettings) -> None:
     """Raises DataError E1301 (empty), E1302 (too long) or E1304 (cannot be stored)."""
     if not question.strip():
         raise DataError("E1301", "the question is empty.")
-    # A character has at most 4 bytes: a far too long question is refused without encoding it.
-    size = len(question) if len(question) > settings.max_question_bytes else check_storable(question)
-    if size > settings.max_question_bytes:
-        raise DataError(
-            "E1302",
-            f"the question has {size} bytes or more; the limit is {settings.max_question_bytes}.",
-        )
+    size, limit = check_storable(question), settings.max_question_bytes
+    if size > limit:
+        raise DataError("E1302", f"the question has {size} bytes; the limit is {limit}.")
 
 
 def check_storable(text: str) -> int:
@@ -222,7 +224,7 @@ def check_storable(text: str) -> int:
     try:
         return len(text.encode())
     except UnicodeEncodeError:
-        raise DataError("E1304", "the text holds a lone surrogate, which has no UTF-8 form.") from None
+        raise DataError("E1304", "the text holds a lone surrogate.") from None
 
 
 def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:

@@ -1,7 +1,8 @@
 """From one RGB picture to the square uint8 tiles that the vision tower sees.
 
-Source: LLaDA-V mm_utils.py (process_images, select_best_resolution, process_anyres_image). Values stay uint8: the
-tower's scaling (x / 255 - 0.5) / 0.5 is exact from there. Shapes: T tiles, H = W = tile side in pixels.
+Source: LLaDA-V mm_utils.py (process_images, select_best_resolution, process_anyres_image). Values
+stay uint8: the tower's scaling (x / 255 - 0.5) / 0.5 is exact from there. Shapes: T tiles,
+H = W = tile side in pixels.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class TileSettings:
 def cut(picture: Image.Image, settings: TileSettings) -> NDArray[np.uint8]:
     """uint8[T, H, W, 3] of an RGB picture.
 
-    `square` squashes it to one tile, `pad` centres it on a grey square first, `anyres_max` gives the squashed whole
-    followed by the tiles of the best canvas, row by row.
+    `square` squashes it to one tile, `pad` centres it on a grey square first, `anyres_max` gives
+    the squashed whole followed by the tiles of the best canvas, row by row.
     """
     side = (settings.tile, settings.tile)
     if settings.aspect == "pad":
@@ -62,7 +63,8 @@ def pad_to_square(picture: Image.Image) -> Image.Image:
 
 
 def best_canvas(size: tuple[int, int], grid: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The canvas (w, h) on which most of the picture's own pixels fit, then the one with least waste, then the first.
+    """The canvas (w, h) on which most of the picture's own pixels fit, then the one with least
+    waste, then the first.
 
     Raises ValueError for an empty grid.
     """
