@@ -1,0 +1,114 @@
+"""The Ray Data actor around `ChunkScorer`: reports to the supervisor, keeps Ray's errors clean."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from medv_ray.archive.chunks import Chunk
+from medv_ray.archive.sources import Archive
+from medv_ray.archive.store import Store
+from medv_ray.engine import Predictor
+from medv_ray.errors import DataError, MedvError, RunError
+from medv_ray.on_ray.chunk import Answerer, ChunkScorer
+from medv_ray.on_ray.options import ScoreSettings
+
+PREDICTOR = "medv_ray.on_ray.actor:load_predictor"
+
+
+@dataclass(frozen=True, repr=False)
+class Work:
+    """What an actor is made of. Its repr holds nothing: Ray Data writes it into its own logs."""
+
+    settings: ScoreSettings
+    archive: Archive
+    supervisor: Any
+    factory: str = PREDICTOR
+    """`module:function` from ScoreSettings to a predictor; tests put their own here."""
+
+
+def load_predictor(settings: ScoreSettings) -> Answerer:
+    """The predictor of a real job."""
+    return Predictor.load(settings.model, settings.answer, settings.engine)
+
+
+def find(path: str) -> Callable[[ScoreSettings], Answerer]:
+    """The function that a `module:function` path names."""
+    module, _, name = path.partition(":")
+    found: Callable[[ScoreSettings], Answerer] = getattr(importlib.import_module(module), name)
+    return found
+
+
+class ScoreChunk:
+    """Batch in: one chunk as JSON. Out: one JSON with the written part, or why there is none."""
+
+    def __init__(self, work: Work) -> None:
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        self._supervisor = work.supervisor
+        self._me = str(ray.get_runtime_context().get_actor_id())
+        # Ray Data calls from changing threads; cursors and torch's settings belong to one
+        self._thread = ThreadPoolExecutor(1)
+        self._scorer: ChunkScorer = self._guarded(self._load, work)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        text = str(batch["chunk"][0])
+        if not text:  # a source that was run again has nothing for a finished chunk
+            return {"result": ["{}"]}
+        result = self._guarded(self._score, json.loads(text))
+        return {"result": [json.dumps(result)]}
+
+    def _load(self, work: Work) -> ChunkScorer:
+        told = ray.get(self._supervisor.born.remote(self._me))
+        if told:
+            raise RunError("E1508", told)
+        settings = work.settings
+        if settings.pool.cpus >= 1:
+            torch.set_num_threads(int(settings.pool.cpus))
+        make = find(work.factory)
+        store = Store(settings.out)
+        scorer = ChunkScorer(work.archive, store, settings.answer, lambda: make(settings))
+        self._supervisor.ready.remote(self._me)
+        return scorer
+
+    def _score(self, message: dict[str, Any]) -> dict[str, Any]:
+        number, chunk = message["number"], Chunk.from_json(message["chunk"])
+        orders = ray.get(self._supervisor.start.remote(chunk.place))
+        result: dict[str, Any] = {"number": number, "actor": f"{self._me[:8]}.{os.getpid()}"}
+        if orders.skip == "stop":
+            return result
+        if orders.skip == "lost":
+            error = DataError("E1508", "workers died on a chunk of it, and no row is to blame.")
+            return {**result, "skip": [chunk.place, error.code, error.detail]}
+        announce = self._announce(chunk.place) if orders.announce else None
+        try:
+            part, reasons = self._scorer.score(chunk, orders.crashed, announce)
+            result |= {"part": part.to_json(), "reasons": reasons}
+        except DataError as error:
+            result["skip"] = [chunk.place, error.code, error.detail]
+        self._supervisor.done.remote(chunk.place)
+        return {**result, "counters": self._scorer.take_counters()}
+
+    def _announce(self, place: str) -> Callable[[int | None], None]:
+        return lambda row: ray.get(self._supervisor.row.remote(place, row))
+
+    def _guarded(self, call: Callable[..., Any], *given: Any) -> Any:
+        """Run in the actor's own thread; report what ends the job, and show Ray nothing of it."""
+        try:
+            return self._thread.submit(call, *given).result()
+        except MedvError as error:
+            told = error
+        except Exception as error:
+            told = RunError("E1509", f"{type(error).__name__} in a worker.")
+        report = (type(told).__name__, told.code, told.detail)
+        ray.get(self._supervisor.fail.remote(*report))
+        raise RunError(told.code, "the job's driver says more.") from None

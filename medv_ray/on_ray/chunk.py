@@ -1,0 +1,188 @@
+"""Scores one chunk: rows in, a written part out. No Ray here."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from medv_ray.archive.chunks import Chunk, Row
+from medv_ray.archive.plan import read_rows
+from medv_ray.archive.rows import Part, quarantine_record, write_part
+from medv_ray.archive.sources import Archive
+from medv_ray.archive.store import Store
+from medv_ray.engine import Answer, Request, row_seed
+from medv_ray.errors import DataError, MedvError, RunError
+from medv_ray.settings import AnswerSettings
+
+CRASH_CODE = 70  # EX_SOFTWARE
+
+
+class Answerer(Protocol):
+    """What a chunk needs of a Predictor."""
+
+    @property
+    def counters(self) -> Any:
+        """An object of whole-number fields."""
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer | DataError]:
+        """One answer or error a request."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+Announce = Callable[[int | None], None]
+"""Called with a row number before the row is tried, and with None after the last."""
+
+
+class ChunkScorer:
+    """Turns chunks into parts with one predictor, which `make` can make again."""
+
+    def __init__(
+        self, archive: Archive, store: Store, answer: AnswerSettings, make: Callable[[], Answerer]
+    ) -> None:
+        self._archive = archive
+        self._store = store
+        self._settings = answer
+        self._make = make
+        self._predictor = make()
+        self._counted: Counter[str] = Counter()
+
+    def score(
+        self, chunk: Chunk, crashed: Sequence[int] = (), announce: Announce | None = None
+    ) -> tuple[Part, dict[str, int]]:
+        """Answer every row of the chunk and write the part.
+
+        `crashed` rows are quarantined untried; with `announce`, rows are tried one by one. Returns
+        the part and the reasons of its quarantined rows. Raises DataError when the input file
+        vanished or changed (the chunk stays open), RunError when the output can not be written or
+        memory is short.
+        """
+        rows = self._read(chunk)
+        records = [self._judge(row, crashed) for row in rows]
+        open_rows = [row for row, record in zip(rows, records, strict=True) if record is None]
+        answered = dict(
+            zip(
+                (row.row for row in open_rows),
+                self._answer_each(open_rows, announce) if announce else self._answer(open_rows),
+                strict=True,
+            )
+        )
+        full = [
+            record or self._record(row, answered[row.row])
+            for row, record in zip(rows, records, strict=True)
+        ]
+        reasons = Counter(str(r["reason"]) for r in full if r["status"] == "quarantined")
+        return write_part(self._store, chunk, full), dict(reasons)
+
+    def take_counters(self) -> dict[str, int]:
+        """What the predictor did since the last call."""
+        now = Counter(vars(self._predictor.counters))
+        new = {name: count - self._counted[name] for name, count in now.items()}
+        self._counted = now
+        return new
+
+    def close(self) -> None:
+        """End the image decoder's processes."""
+        self._predictor.close()
+
+    def _read(self, chunk: Chunk) -> list[Row]:
+        try:
+            return read_rows(self._archive, chunk)
+        except OSError as error:
+            name = self._archive.files[chunk.file].name
+            kind = type(error).__name__
+            raise DataError("E1105", f"{name}: could not be read ({kind}).") from None
+
+    def _judge(self, row: Row, crashed: Sequence[int]) -> dict[str, Any] | None:
+        """The record of a row that is not to be tried."""
+        if row.error is not None:
+            return quarantine_record(row, row.error)
+        if row.row in crashed:
+            error = DataError("E1504", "the row ended its worker three times.")
+            return quarantine_record(row, error)
+        return None
+
+    def _request(self, row: Row) -> Request:
+        images = () if row.image is None else (row.image,)
+        return Request(row.question or "", images, seed=row_seed(self._settings.seed, row.id))
+
+    def _answer(self, rows: list[Row]) -> list[Answer | DataError]:
+        """All rows in one call, rows of one picture side by side."""
+        first = {id(row.image): place for place, row in reversed(list(enumerate(rows)))}
+        order = sorted(range(len(rows)), key=lambda place: first[id(rows[place].image)])
+        try:
+            ended = self._predictor.answer([self._request(rows[place]) for place in order])
+        except Exception as error:
+            raise_if_fatal(error)
+            self._renew()
+            return self._answer_each(rows, None)
+        places = sorted(range(len(rows)), key=order.__getitem__)
+        return [ended[place] for place in places]
+
+    def _answer_each(self, rows: list[Row], announce: Announce | None) -> list[Answer | DataError]:
+        """Row by row, so that a defect costs the row it falls on and no other."""
+        ended: list[Answer | DataError] = []
+        for row in rows:
+            if announce:
+                announce(row.row)
+            try:
+                ended += self._predictor.answer([self._request(row)])
+            except Exception as error:
+                raise_if_fatal(error)
+                self._renew()
+                ended.append(DataError("E1509", f"{type(error).__name__} in one row."))
+        if announce:
+            announce(None)
+        return ended
+
+    def _renew(self) -> None:
+        """A predictor that raised may hold half-done rows."""
+        self._predictor.close()
+        self._predictor = self._make()
+        self._counted = Counter()
+
+    def _record(self, row: Row, ended: Answer | DataError) -> dict[str, Any]:
+        if isinstance(ended, DataError):
+            return quarantine_record(row, ended)
+        limit = self._settings.abstain_below
+        reason = None
+        if not ended.text:
+            reason = "empty_answer"
+        elif limit is not None and ended.confidence < limit:
+            reason = "low_confidence"
+        return {
+            "id": row.id,
+            "row": row.row,
+            "question": row.question,
+            "reference": row.reference,
+            "status": "abstained" if reason else "answered",
+            "reason": reason,
+            "answer": ended.text,
+            "confidence": ended.confidence,
+            "finish": ended.finish,
+            "token_ids": ended.token_ids,
+            "token_confidence": ended.token_confidence,
+            "token_step": ended.token_step,
+            "forward_passes": ended.forward_passes,
+            "seconds": ended.seconds,
+            "warnings": ended.warnings,
+            "image_sha256": next(iter(ended.image_sha256), None),
+            "prompt_sha256": ended.prompt_sha256,
+        }
+
+
+def raise_if_fatal(error: Exception) -> None:
+    """Errors that no other row would escape: end the job, or the process where only that helps."""
+    if isinstance(error, MedvError) and not isinstance(error, DataError):
+        raise error
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        raise RunError(
+            "E1508", f"a worker ran out of memory ({type(error).__name__}) on one row."
+        ) from None
+    if isinstance(error, torch.AcceleratorError):
+        os._exit(CRASH_CODE)  # the CUDA context is lost; a new process gets a new one

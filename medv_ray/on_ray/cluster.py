@@ -1,0 +1,104 @@
+"""Ray for the length of a job: connected to a cluster, or started on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from medv_ray.on_ray.preflight import Capacity
+
+OBJECT_STORE_BYTES = 256 * 2**20  # only chunk descriptors and results pass through it
+
+
+@contextmanager
+def running_ray(address: str | None = None) -> Iterator[Capacity]:
+    """A running Ray, silent. `address` or RAY_ADDRESS connects; without, one is started and ended.
+
+    A Ray that runs in this process already is used and left alone.
+    """
+    # before ray is imported: a local Ray would write a token file to the home folder otherwise
+    connect = address or os.environ.get("RAY_ADDRESS")
+    if not connect:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with ExitStack() as stack:
+        if not os.environ.get("MEDV_DEBUG"):
+            stack.enter_context(quiet())
+        import ray
+
+        if not ray.is_initialized():
+            stack.callback(ray.shutdown)
+            if connect:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                _start_local()
+        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield Capacity(total.get("CPU", 0), total.get("GPU", 0), elastic=bool(connect))
+
+
+def _start_local() -> None:
+    import ray
+
+    cores = len(os.sched_getaffinity(0))
+    ray.init(
+        address="local",
+        num_cpus=cores if cores < (os.cpu_count() or 1) else None,  # None: Ray reads the cgroup
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Ray's chatter from the terminal: its Python log, its warnings, and its C++ core.
+
+    The core writes to file descriptor 2 whatever the log level is, an error line at each job start
+    among it (ray issue 53727). Our own stderr goes on, over a descriptor of its own.
+    """
+    with warnings.catch_warnings(), native_stderr_closed():
+        warnings.filterwarnings("ignore", module=r"ray\b")
+        import ray.data  # noqa: F401  sets its handlers up
+
+        loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
+        handlers = [h for logger in loggers for h in logger.handlers if not _to_file(h)]
+        levels = [handler.level for handler in handlers]
+        for handler in handlers:
+            handler.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for handler, level in zip(handlers, levels, strict=True):
+                handler.setLevel(level)
+
+
+def _to_file(handler: logging.Handler) -> bool:
+    return "File" in type(handler).__name__
+
+
+@contextmanager
+def native_stderr_closed() -> Iterator[None]:
+    """Send file descriptor 2 nowhere, and sys.stderr where descriptor 2 went."""
+    try:
+        shared = sys.stderr.fileno() == 2
+    except (OSError, ValueError, AttributeError):
+        shared = False
+    sys.stderr.flush()
+    kept, before = os.dup(2), sys.stderr
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    if shared:
+        sys.stderr = open(kept, "w", buffering=1, closefd=False)  # noqa: SIM115  until the end
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        sys.stderr = before
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,78 @@
+"""Settings of a scoring job: one object for flags, YAML, `--set` and the manifest. Loads no ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
+
+import medv_ray
+from medv_ray.archive.sources import ArchiveSettings
+from medv_ray.settings import AnswerSettings, EngineSettings, ModelSettings, Settings
+
+
+class PoolSettings(Settings):
+    """How many scoring actors there are and what each takes of the cluster."""
+
+    min_actors: PositiveInt | None = None
+    """Actors that are started at once. None: all of `max_actors` without a cluster, else 1."""
+    max_actors: PositiveInt | None = None
+    """Actors that the pool may grow to. None: as many as the cluster has room for now."""
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs of each actor; a fraction puts several actors on one GPU."""
+    cpus_per_actor: Annotated[float, Field(ge=0)] | None = None
+    """CPU cores and torch threads of each actor. None: 1 on CPU, 0 beside a GPU."""
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> PoolSettings:
+        if self.min_actors and self.max_actors and self.min_actors > self.max_actors:
+            raise PydanticCustomError(
+                "E1001",
+                "min_actors={low} is more than max_actors={high}",
+                {"low": self.min_actors, "high": self.max_actors},
+            )
+        return self
+
+    @property
+    def cpus(self) -> float:
+        """CPU cores that one actor takes."""
+        if self.cpus_per_actor is not None:
+            return self.cpus_per_actor
+        return 0.0 if self.num_gpus else 1.0
+
+
+class ScoreSettings(AnswerSettings):
+    """A scoring job. The fields of AnswerSettings stand at the top: `--set sampler.steps=32`."""
+
+    out: str
+    """Run folder, local or `s3://`, `gs://`; outside the archive."""
+    archive: ArchiveSettings
+    model: ModelSettings
+    engine: EngineSettings = EngineSettings()
+    pool: PoolSettings = PoolSettings()
+
+    @property
+    def answer(self) -> AnswerSettings:
+        """Only what decides an answer."""
+        return AnswerSettings(**{name: getattr(self, name) for name in AnswerSettings.model_fields})
+
+    def identity(self, model_sha256: str) -> dict[str, Any]:
+        """What must be equal for a resume, beside the input: answers depend on it."""
+        return {
+            "settings": self.answer.model_dump(mode="json"),
+            "model": {
+                "sha256": model_sha256,
+                "dtype": self.model.dtype,
+                "device": self.model.device,
+                "logit_size": self.model.logit_size,
+            },
+            "code": {"medv_ray": medv_ray.__version__},
+        }
+
+
+def identity_digest(identity: dict[str, Any]) -> str:
+    """64 hex digits of an identity: the part of a chunk's key that its rows do not give."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,163 @@
+"""A scoring job: plan, stream what is not committed, commit in the order of arrival, account."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from medv_ray.archive.chunks import Chunk
+from medv_ray.archive.plan import Plan
+from medv_ray.archive.plan import plan as make_plan
+from medv_ray.archive.rows import Part
+from medv_ray.archive.run import Run, Summary
+from medv_ray.archive.sources import open_archive
+from medv_ray.errors import DataError, RunError
+from medv_ray.on_ray.cluster import running_ray
+from medv_ray.on_ray.options import ScoreSettings, identity_digest
+from medv_ray.on_ray.preflight import size_pool
+from medv_ray.on_ray.progress import Progress
+
+PASSES = 3  # over chunks that came back with nothing, as when a node with a result is lost
+DEFECTS = 100  # rows of this session that ended in E1509, before the job gives up
+
+
+@dataclass(frozen=True)
+class Resume:
+    """What to do with a run folder that is not empty. Default: go on where it stopped."""
+
+    new_run: bool = False
+    allow_mixed: bool = False
+    take_over: bool = False
+
+
+@dataclass
+class Session:
+    """What this process did, apart from what the run folder holds."""
+
+    rows: int = 0
+    seconds: float = 0.0
+    first_chunk_s: float | None = None
+    """From the start of Ray to the first committed chunk."""
+    counters: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    deaths: int = 0
+    stopped: bool = False
+    skipped_files: list[str] = field(default_factory=list)
+
+    @property
+    def rows_per_s(self) -> float | None:
+        """Rows a second, start-up included."""
+        return self.rows / self.seconds if self.seconds and self.rows else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a job."""
+
+    summary: Summary | None
+    """None when the job was stopped."""
+    session: Session
+    committed: int
+    total: int
+    unreadable: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every row of the archive is accounted for, else 1."""
+        return 1 if self.summary is None else self.summary.exit_code
+
+
+def planned(settings: ScoreSettings) -> tuple[Plan, dict[str, Any]]:
+    """The plan of the archive and the identity of the run, without opening the run folder."""
+    from medv_ray.model.weights import digest
+
+    identity = settings.identity(digest(settings.model.path))
+    archive = open_archive(settings.archive)
+    return make_plan(archive, identity_digest(identity)), identity
+
+
+def score(
+    settings: ScoreSettings,
+    resume: Resume | None = None,
+    *,
+    address: str | None = None,
+    factory: str | None = None,
+) -> Outcome:
+    """Score the archive into `settings.out`. Raises MedvError with the exit code of the failure."""
+    resume = resume or Resume()
+    plan, identity = planned(settings)
+    session = Session()
+    with Run.open(
+        settings.out,
+        plan,
+        identity,
+        new_run=resume.new_run,
+        allow_mixed=resume.allow_mixed,
+        take_over=resume.take_over,
+    ) as run:
+        if run.todo():
+            started = time.monotonic()
+            try:
+                _drive(run, settings, session, address, factory)
+            finally:
+                session.seconds = time.monotonic() - started
+        unreadable = tuple(file.name for file in plan.unreadable)
+        session.skipped_files = sorted({name for name, _ in run.skipped.values()})
+        summary = None if session.stopped else run.finish()
+        committed = run.ledger.counts()["rows"]
+        return Outcome(summary, session, committed, plan.rows, unreadable)
+
+
+def _drive(
+    run: Run, settings: ScoreSettings, session: Session, address: str | None, factory: str | None
+) -> None:
+    """Passes over the open chunks until none is left."""
+    with (
+        running_ray(address) as capacity,
+        Progress(run.plan.rows, run.ledger.counts()) as progress,
+    ):
+        from medv_ray.on_ray.actor import PREDICTOR, Work
+        from medv_ray.on_ray.stream import Stream, stopping
+
+        for _ in range(PASSES):
+            todo = [chunk for chunk in run.todo() if chunk.place not in run.skipped]
+            if not todo or session.stopped:
+                return
+            stream = Stream(todo, size_pool(settings.pool, capacity, len(todo)))
+            work = Work(settings, run.plan.archive, stream.supervisor, factory or PREDICTOR)
+            started = time.monotonic()
+            with stopping(stream.stop, progress.say):
+                for chunk, result in stream.run(work):
+                    _take(run, session, progress, chunk, result)
+                    if session.first_chunk_s is None:
+                        session.first_chunk_s = time.monotonic() - started
+            session.stopped = stream.stopped and bool(run.todo())
+            session.deaths += stream.report()["deaths"]
+        if not session.stopped and any(c.place not in run.skipped for c in run.todo()):
+            raise RunError("E1508", f"chunks came back without a result in {PASSES} passes.")
+
+
+def _take(
+    run: Run, session: Session, progress: Progress, chunk: Chunk, result: dict[str, Any]
+) -> None:
+    """Commit one result, or note that its input was not there."""
+    session.counters.update(result.get("counters", {}))
+    if "skip" in result:
+        _, code, detail = result["skip"]
+        run.skip(chunk, DataError(code, detail))
+        return
+    part = Part(**result["part"])
+    if not run.commit(part):
+        return
+    session.rows += part.rows
+    session.reasons.update(result["reasons"])
+    progress.add(
+        {"answered": part.answered, "abstained": part.abstained, "quarantined": part.quarantined}
+    )
+    defects = session.reasons["internal_error"]
+    if defects >= DEFECTS and 2 * defects > session.rows:
+        raise RunError(
+            "E1509", f"{defects} of {session.rows} rows failed the same way; nothing more is tried."
+        )

@@ -1,0 +1,155 @@
+"""Chunks through Ray Data: one result each, in the order in which they finish."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from medv_ray import errors
+from medv_ray.archive.chunks import Chunk
+from medv_ray.errors import MedvError, RunError
+from medv_ray.on_ray.actor import ScoreChunk, Work
+from medv_ray.on_ray.preflight import PoolSize
+from medv_ray.on_ray.source import ChunkSource
+from medv_ray.on_ray.supervisor import Supervisor
+
+ASK_S = 20.0  # patience with the supervisor once the job has failed
+
+
+class Stream:
+    """One pass over chunks. Iterate over it; `stop` ends it early but whole."""
+
+    def __init__(self, chunks: Sequence[Chunk], size: PoolSize) -> None:
+        self._chunks = chunks
+        self._size = size
+        # deaths without a finished chunk: every actor may meet a crashing row of its own
+        limit = 3 * size.largest + 3
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        remote: Any = ray.remote(Supervisor)
+        self.supervisor: Any = remote.options(num_cpus=0, scheduling_strategy=here).remote(limit)
+        self._out: dict[int, Chunk] = {}
+        self._fed = 0
+        self._window = 2 * size.largest * size.in_flight + 2
+        self.stopped = False
+
+    def run(self, work: Work) -> Iterator[tuple[Chunk, dict[str, Any]]]:
+        """Each chunk with its result. Raises the error that an actor reported."""
+        self._feed([])
+        batches = iter(self._dataset(work).iter_batches(batch_size=None, prefetch_batches=0))
+        try:
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except Exception as error:
+                    raise self._reported(error) from None
+                results = [json.loads(text) for text in batch["result"]]
+                found = [result for result in results if result]
+                self._feed([result["number"] for result in found])
+                for result in found:
+                    chunk = self._out.pop(result["number"])
+                    if "part" in result or "skip" in result:
+                        yield chunk, result
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+
+    def stop(self) -> None:
+        """Let no further chunk start; those that run are finished and come out."""
+        self.stopped = True
+        ray.get(self.supervisor.stop.remote())
+
+    def report(self) -> dict[str, Any]:
+        """What the supervisor counted."""
+        told: dict[str, Any] = ray.get(self.supervisor.report.remote(), timeout=ASK_S)
+        return told
+
+    def _feed(self, finished: list[int]) -> None:
+        # after the results: what is out never passes the window
+        room = self._window - len(self._out) + len(finished)
+        new = self._chunks[self._fed : self._fed + room]
+        messages = []
+        for number, chunk in enumerate(new, self._fed):
+            self._out[number] = chunk
+            messages.append(json.dumps({"number": number, "chunk": chunk.to_json()}))
+        self._fed += len(new)
+        self.supervisor.feed.remote(messages, finished, self._fed == len(self._chunks))
+
+    def _dataset(self, work: Work) -> ray.data.Dataset:
+        source = ChunkSource(self.supervisor, len(self._chunks))
+        chunks = ray.data.read_datasource(source, num_cpus=0)
+        context = chunks.context  # this dataset's own copy
+        context.enable_progress_bars = False
+        context.target_max_block_size = 1  # a row is a block
+        context.print_on_execution_start = False
+        pool, settings = self._size, work.settings.pool
+        scored: ray.data.Dataset = chunks.map_batches(
+            ScoreChunk,
+            fn_constructor_args=(work,),
+            batch_size=1,
+            batch_format="numpy",
+            num_cpus=settings.cpus,
+            num_gpus=settings.num_gpus or None,
+            compute=ActorPoolStrategy(
+                min_size=pool.smallest,
+                max_size=pool.largest,
+                max_tasks_in_flight_per_actor=pool.in_flight,
+                # one chunk is scored at a time; the next one's arguments arrive meanwhile
+                max_concurrent_calls_per_actor=2,
+            ),
+        )
+        return scored
+
+    def _reported(self, error: Exception) -> MedvError:
+        """The error that the job's own code reported, in place of Ray's wrapping of it."""
+        try:
+            fatal = self.report()["fatal"]
+        except Exception:
+            fatal = None
+        if fatal is None:
+            return RunError("E1508", f"Ray ended the job ({type(error).__name__}).")
+        kind, code, detail = fatal
+        found: MedvError = getattr(errors, kind)(code, detail)
+        return found
+
+
+@contextmanager
+def stopping(stop: Callable[[], None], say: Callable[[str], None]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM calls `stop` on a thread of its own; the second interrupts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = threading.Event()
+    over = threading.Event()
+
+    def wait() -> None:
+        asked.wait()
+        if not over.is_set():
+            say("stopping once the running chunks are committed; again to stop at once")
+            stop()
+
+    def on_signal(number: int, _: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    waiter = threading.Thread(target=wait, daemon=True)
+    waiter.start()
+    try:
+        yield
+    finally:
+        over.set()
+        asked.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)

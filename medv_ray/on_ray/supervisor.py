@@ -1,0 +1,171 @@
+"""Who dies on what: names the row that ends its worker, and bounds deaths without progress.
+
+The first death of a chunk is anonymous: rows are not announced, which costs nothing in a healthy
+run. A chunk that is tried again announces each row before trying it, so that the next death has a
+name. A row with two such deaths is quarantined (E1504); outside kills do not hit one row twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+BLAMED_DEATHS = 2  # with the anonymous one before it, a crashing row costs three workers
+CHUNK_DEATHS = 6  # deaths of a chunk that no row explains
+START_DEATHS = 3  # deaths of one actor in a row while it loads
+
+
+class Orders(NamedTuple):
+    """What an actor is to do with a chunk."""
+
+    skip: str = ""
+    """`stop`: the job ends. `lost`: its workers died too often and no row is to blame."""
+    announce: bool = False
+    """Report each row before it is tried."""
+    crashed: tuple[int, ...] = ()
+    """Row numbers that are quarantined untried."""
+
+
+@dataclass
+class _Attempts:
+    running: bool = False
+    deaths: int = 0
+    row: int | None = None
+    blamed: Counter[int] = field(default_factory=Counter)
+    crashed: list[int] = field(default_factory=list)
+
+
+class Deaths:
+    """The bookkeeping, without Ray."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        """Deaths since a chunk was finished or a row named, over all actors."""
+        self.total = 0
+        self.since_progress = 0
+        self.crashed_rows = 0
+        self._starting: Counter[str] = Counter()
+        self._alive: set[str] = set()
+        self._chunks: dict[str, _Attempts] = {}
+
+    def born(self, actor: str) -> str:
+        """An actor begins to load. Returns why it must not, or ""."""
+        if actor in self._alive or self._starting[actor]:
+            self.total += 1
+            self.since_progress += 1
+        self._alive.discard(actor)
+        self._starting[actor] += 1
+        if self._starting[actor] > START_DEATHS:
+            return f"A worker died {START_DEATHS} times in a row while it loaded the model."
+        if self.since_progress > self.limit:
+            return f"Workers died {self.since_progress} times and no chunk was finished meanwhile."
+        return ""
+
+    def ready(self, actor: str) -> None:
+        """The actor has loaded."""
+        del self._starting[actor]
+        self._alive.add(actor)
+
+    def start(self, place: str) -> Orders:
+        """A chunk is tried."""
+        attempts = self._chunks.setdefault(place, _Attempts())
+        if attempts.running:
+            self._died(attempts)
+        attempts.running, attempts.row = True, None
+        unexplained = attempts.deaths - BLAMED_DEATHS * len(attempts.crashed)
+        if unexplained > CHUNK_DEATHS:
+            self.done(place)
+            return Orders(skip="lost")
+        return Orders("", attempts.deaths > 0, tuple(attempts.crashed))
+
+    def _died(self, attempts: _Attempts) -> None:
+        attempts.deaths += 1
+        if attempts.row is None:
+            return
+        attempts.blamed[attempts.row] += 1
+        if attempts.blamed[attempts.row] == BLAMED_DEATHS:
+            attempts.crashed.append(attempts.row)
+            self.crashed_rows += 1
+            self.since_progress = 0
+
+    def row(self, place: str, row: int | None) -> None:
+        """A row of a chunk is about to be tried; None: the last one is over."""
+        self._chunks[place].row = row
+
+    def done(self, place: str) -> None:
+        """The chunk's rows are written."""
+        self._chunks.pop(place, None)
+        self.since_progress = 0
+
+
+class Supervisor:
+    """The Ray actor around `Deaths`. It also hands the source its chunks, so that only a window of
+    them exists at any time, and keeps the error that ends the job."""
+
+    def __init__(self, limit: int) -> None:
+        self._deaths = Deaths(limit)
+        self._waiting: dict[int, str] = {}
+        self._fed = 0
+        self._closed = False
+        self._stopped = False
+        self._more = asyncio.Event()
+        self._fatal: tuple[str, str, str] | None = None
+
+    async def feed(self, chunks: list[str], finished: list[int], last: bool) -> None:
+        """Chunks for the source, numbered on from the last ones; numbers that are finished."""
+        for chunk in chunks:
+            self._waiting[self._fed] = chunk
+            self._fed += 1
+        for number in finished:
+            self._waiting.pop(number, None)
+        self._closed |= last
+        self._more.set()
+
+    async def take(self, number: int) -> list[str] | None:
+        """Chunks from `number` on, at least one; None when there are no more. A source that is run
+        again asks for numbers that are finished and gets empty strings for them."""
+        while number >= self._fed and not (self._closed or self._stopped):
+            self._more.clear()
+            await self._more.wait()
+        if self._stopped or number >= self._fed:
+            return None
+        return [self._waiting.get(n, "") for n in range(number, self._fed)]
+
+    async def stop(self) -> None:
+        """Hand out no more chunks, and let none start that waits in an actor's queue."""
+        self._stopped = True
+        self._more.set()
+
+    async def born(self, actor: str) -> str:
+        """See `Deaths.born`."""
+        return self._deaths.born(actor)
+
+    async def ready(self, actor: str) -> None:
+        """See `Deaths.ready`."""
+        self._deaths.ready(actor)
+
+    async def start(self, place: str) -> Orders:
+        """See `Deaths.start`."""
+        return Orders(skip="stop") if self._stopped else self._deaths.start(place)
+
+    async def row(self, place: str, row: int | None) -> None:
+        """See `Deaths.row`."""
+        self._deaths.row(place, row)
+
+    async def done(self, place: str) -> None:
+        """See `Deaths.done`."""
+        self._deaths.done(place)
+
+    async def fail(self, kind: str, code: str, detail: str) -> None:
+        """Keep the first error that must end the job; Ray wraps it in its own on the way."""
+        self._fatal = self._fatal or (kind, code, detail)
+
+    async def report(self) -> dict[str, Any]:
+        """What the driver asks for at the end."""
+        return {
+            "fatal": self._fatal,
+            "deaths": self._deaths.total,
+            "crashed_rows": self._deaths.crashed_rows,
+        }

@@ -1,0 +1,118 @@
+"""A predictor that does what its questions say, and an archive to ask them of.
+
+Question words: `sleep:0.04` seconds, `abort`, `segfault`, `raise`, `memory`, `bad` (a DataError).
+"""
+
+import ctypes
+import hashlib
+import io
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from medv_ray.engine import Answer, Request
+from medv_ray.errors import CheckpointError, DataError
+from medv_ray.on_ray.options import ScoreSettings
+
+STUB = "tests.integration.stub:load"
+
+
+class Stub:
+    def __init__(self) -> None:
+        self.counters = SimpleNamespace(decodes=0, tower_runs=0, answers=0)
+        self._seen: set[str] = set()
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer | DataError]:
+        return [self._one(request) for request in requests]
+
+    def _one(self, request: Request) -> Answer | DataError:
+        for word in request.question.split():
+            name, _, value = word.partition(":")
+            if name == "sleep":
+                time.sleep(float(value))
+            elif name == "abort":
+                os.abort()
+            elif name == "segfault":
+                ctypes.string_at(0)
+            elif name == "raise":
+                raise ValueError(f"the question is {request.question}")
+            elif name == "memory":
+                raise MemoryError
+            elif name == "bad":
+                return DataError("E1303", "too long.")
+        sha256 = tuple(hashlib.sha256(image).hexdigest() for image in request.images)
+        new = set(sha256) - self._seen
+        self._seen |= new
+        self.counters.decodes += len(new)
+        self.counters.tower_runs += len(new)
+        self.counters.answers += 1
+        return Answer(
+            text=f"yes {request.seed % 97}", token_ids=(1, 2), token_confidence=(0.5, 0.75),
+            token_step=(0, 1), forward_passes=2, seconds=0.0, finish="stop", image_sha256=sha256,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        pass
+
+
+def load(settings: ScoreSettings) -> Stub:
+    return Stub()
+
+
+def load_dying(settings: ScoreSettings) -> Stub:
+    """Loading the weights ends the process."""
+    os.abort()
+
+
+def load_broken(settings: ScoreSettings) -> Stub:
+    raise CheckpointError("E1402", "no tensor 'lm_head.weight'.")
+
+
+def png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (number % 256, number // 256 % 256, 7)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_archive(path: Path, questions: Sequence[str], per_image: int = 4) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = [
+        {
+            "id": f"r{number:05d}",
+            "image": {"bytes": png(number // per_image), "path": f"{number // per_image}.png"},
+            "question": question,
+            "answer": "yes",
+        }
+        for number, question in enumerate(questions)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def write_model(folder: Path, text: str = "{}") -> Path:
+    """Enough of a checkpoint to be digested; the stub reads nothing of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(text)
+    return folder
+
+
+def settings(folder: Path, **more: Any) -> ScoreSettings:
+    """A job on `folder/in.parquet` into `folder/run`."""
+    chunk_rows = more.pop("chunk_rows", 8)
+    pool = more.pop("pool", {})
+    return ScoreSettings.model_validate(
+        {
+            "out": str(folder / "run"),
+            "archive": {"archive": str(folder / "in.parquet"), "chunk_rows": chunk_rows},
+            "model": {"path": str(write_model(folder / "model"))},
+            "pool": pool,
+            **more,
+        }
+    )
