@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.ids import fallback_id, id_problem
-from medv_ray.archive.sources import Archive, ArchiveSettings, Chunk, Row
+from medv_ray.archive.sources import Archive, ArchiveSettings
 from medv_ray.errors import DataError
 
 Cells = Mapping[str, Any]
@@ -47,7 +48,6 @@ def make_row(archive: Archive, chunk: Chunk, row: int, cells: Cells, has_id: boo
     """A Row with checked id, question and reference; the image is the caller's.
 
     `cells` may hold id, question, reference as they came, and error: a DataError of the whole row.
-    Where the archive has no id column, a cell `name` may stand in for it.
     """
     stem = archive.files[chunk.file].stem
     result = Row(fallback_id(stem, row), chunk.file, row)
@@ -58,6 +58,8 @@ def make_row(archive: Archive, chunk: Chunk, row: int, cells: Cells, has_id: boo
             result.error = DataError("E1103", "the id belongs to another row already.")
         if result.error is None:
             result.id = str(cells["id"])
+    if "error" in cells:
+        return result
     try:
         result.question = question_of(archive.settings, cells)
         result.reference = text_of(cells.get("reference"), "answer")

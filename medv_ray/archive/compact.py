@@ -1,12 +1,23 @@
-"""Merges committed parts into large files, so that 10^8 rows are not millions of files."""
+"""Merges committed parts into large files, so that 10^8 rows are not millions of files.
+
+Order of events: the merged file is written and durable; one ledger record makes it count; only then
+are the old files deleted. A crash in between leaves files that no record names, and the next
+opening of the run removes them.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pyarrow as pa
+
 from medv_ray.archive import rows
-from medv_ray.archive.ledger import Ledger
+from medv_ray.archive.ledger import Ledger, PartFile
 from medv_ray.archive.store import Store
 
-TARGET_BYTES = 128 * 2**20
+TARGET_BYTES = 64 * 2**20
 
 
 def small_parts(ledger: Ledger) -> list[str]:
@@ -15,5 +26,42 @@ def small_parts(ledger: Ledger) -> list[str]:
 
 
 def compact(store: Store, ledger: Ledger) -> None:
-    """Merge small files until none is left to merge. A crash at any point loses nothing."""
-    return
+    """Merge small files until none is left to merge. A crash at any point loses nothing.
+
+    Raises RunError E1506 for a damaged part, E1503 when the disk is full.
+    """
+    for names in groups(ledger):
+        merge(store, ledger, names)
+
+
+def groups(ledger: Ledger) -> Iterator[list[str]]:
+    """Files to be merged with each other: parts, and merged files far below the target size."""
+    small = [n for n, part in ledger.files.items() if part.size < TARGET_BYTES // 2]
+    small.sort(key=lambda name: min(ledger.commits[p].number for p in ledger.held[name]))
+    group: list[str] = []
+    size = 0
+    for name in small:
+        if group and size + ledger.files[name].size > TARGET_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += ledger.files[name].size
+    if len(group) > 1:
+        yield group
+
+
+def merge(store: Store, ledger: Ledger, names: list[str]) -> None:
+    """Replace committed files by one, its rows sorted by file and row."""
+    tables = []
+    for name in names:
+        table = rows.read_part(store, name, ledger.files[name].sha256)
+        keys = {ledger.commits[place].key for place in ledger.held[name]}
+        tables.append(rows.only(table, keys, None))
+    data = rows.render(pa.concat_tables(tables).sort_by(rows.ORDER))
+    merged = f"{rows.FOLDER}/merged-{uuid4().hex[:16]}.parquet"
+    store.write(merged, data)
+    file = PartFile(hashlib.sha256(data).hexdigest(), len(data))
+    ledger.append(ledger.merge_record(names, merged, file))
+    for name in names:
+        store.delete(name)
+    ledger.forget_records(names)

@@ -11,7 +11,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -54,6 +54,7 @@ class Ledger:
         self.held: dict[str, set[str]] = {}
         """Places whose rows each file of `rows/` holds."""
         self.number = 0
+        self._records: dict[str, str] = {}  # object store: where a file's own record lies
         self._size = 0
 
     @classmethod
@@ -86,9 +87,9 @@ class Ledger:
         names = [f.name for f in self.store.listing(FOLDER)]
         with ThreadPoolExecutor(READERS) as pool:
             lines = pool.map(self.store.read, names)
-            records = [
-                parse(line, number) for number, line in enumerate(lines, start=1)
-            ]
+            records = [parse(line, number) for number, line in enumerate(lines, start=1)]
+        for name, record in zip(names, records, strict=True):
+            self._records[record.get("part", name)] = name
         nested = [commit for record in records for commit in record.pop("commits", [])]
         for record in sorted(nested + records, key=lambda r: int(r["number"])):
             self.apply(record)
@@ -144,7 +145,9 @@ class Ledger:
         if self.store.local:
             self._append_line(line)
         else:
-            self.store.write(object_name(record), line)
+            name = object_name(record)
+            self.store.write(name, line)
+            self._records[record.get("part", name)] = name
         record.pop("commits", None)
         self.apply(record)
 
@@ -166,6 +169,24 @@ class Ledger:
             if new:
                 self.store.sync_folder(self.store.root)
         self._size += len(line)
+
+    def merge_record(self, names: list[str], merged: str, file: PartFile) -> dict[str, Any]:
+        """The record of a merge. On an object store it repeats the commits: their records go."""
+        record = {"op": "merge", "part": merged, "parts": names, **file._asdict()}
+        if not self.store.local:
+            record["commits"] = [
+                {"op": "commit", "place": place, **asdict(self.commits[place]), **file._asdict()}
+                for name in names
+                for place in self.held[name]
+            ]
+        return record
+
+    def forget_records(self, names: list[str]) -> None:
+        """Delete the records of files that a merge has replaced; on an object store only."""
+        for name in names:
+            record = self._records.pop(name, None)
+            if record is not None:
+                self.store.delete(record)
 
     def counts(self, places: Iterable[str] | None = None) -> dict[str, int]:
         """Sums of rows, answered, abstained and quarantined, over all or the given places."""

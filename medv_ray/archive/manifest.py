@@ -62,6 +62,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             file = name.removeprefix("files.")
             verb = "added" if name not in old else "removed" if name not in new else "changed"
             told.append(f"input file {file!r} {verb}")
+        elif name == "images":
+            told.append("an image that rows name by path was changed, added or removed")
         else:
             told.append(f"{name}: {short(old.get(name))} -> {short(new.get(name))}")
     return told

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
 import stat
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from pyarrow import fs
 
-from medv_ray.archive.sources import Archive, place_of
+from medv_ray.archive.chunks import CHUNK_BYTES, Chunk, Cut, Draft, Row, SourceFile
+from medv_ray.archive.columns import make_row
+from medv_ray.archive.sources import IMAGE_ENDINGS, Archive, ending, list_files, place_of
 from medv_ray.archive.store import is_local
 from medv_ray.errors import DataError
 
@@ -78,6 +82,90 @@ def check_size(size: int, limit: int) -> None:
         raise DataError("E1112", f"the image has {size} bytes; at most {limit} are allowed.")
 
 
-def folder_name(path: str) -> str:
-    """`a/b/c.jpg` -> `a/b`."""
-    return posixpath.dirname(path)
+class NamedImages(NamedTuple):
+    """The image files that rows name by path, as they lie there at planning."""
+
+    digest: str
+    """sha256 over path, size and time of each; empty when rows name none."""
+    distinct: int
+    missing: int
+
+
+def look_up(archive: Archive, names: set[str]) -> NamedImages:
+    """List the folders of the named images and compare; no image is read."""
+    if not names:
+        return NamedImages("", 0, 0)
+    filesystem, root = place_of(archive.images_uri)
+    paths = set()
+    missing = 0
+    for name in names:
+        try:
+            paths.add(posixpath.normpath(posixpath.join(root, relative_path(name))))
+        except DataError:
+            missing += 1
+    digest, found = hashlib.sha256(), 0
+    for folder in sorted({posixpath.dirname(path) for path in paths}):
+        selector = fs.FileSelector(folder, recursive=False, allow_not_found=True)
+        try:
+            listed = filesystem.get_file_info(selector)
+        except (OSError, ValueError):
+            continue  # a file where a folder should be, or no permission: missing
+        for info in sorted(listed, key=lambda info: str(info.path)):
+            if info.path in paths and info.type == fs.FileType.File:
+                name = posixpath.relpath(info.path, root)
+                digest.update(f"{name!a} {info.size} {info.mtime_ns}\n".encode())
+                found += 1
+    return NamedImages(digest.hexdigest(), len(paths), missing + len(paths) - found)
+
+
+def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
+    """A folder of images under one question: every image is a row, sorted by name."""
+    settings = archive.settings
+    listed = [f for f in list_files(settings.archive) if ending(f.name) in IMAGE_ENDINGS]
+    images = [f for f in listed if not posixpath.basename(f.name).startswith(".")][:limit]
+    result = Draft(rows=len(images))
+    result.ids = iter([[image.name.replace("/", ":") for image in images]])
+    begin, size = 0, 0
+    for row, image in enumerate([*images, None]):
+        full = row - begin == settings.chunk_rows or size > CHUNK_BYTES
+        if row > begin and (full or image is None):
+            at = tuple(tuple(one) for one in images[begin:row])
+            result.cuts.append(Cut(range(begin, row), at=at))
+            begin, size = row, 0
+        size += image.size if image is not None else 0
+    return result
+
+
+def folder_digest(archive: Archive) -> str:
+    """The fingerprint of a folder of images: names, sizes and times, or names and contents."""
+    filesystem, root = place_of(archive.images_uri)
+    digest = hashlib.sha256()
+    for image in list_files(archive.settings.archive):
+        if ending(image.name) not in IMAGE_ENDINGS:
+            continue
+        digest.update(f"{image.name!a} {image.size}\n".encode())
+        if archive.settings.fingerprint == "full":
+            with filesystem.open_input_file(f"{root}/{image.name}") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+        else:
+            digest.update(f"{image.mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
+    """The rows of a chunk. Raises DataError E1107 when one of its images is not as planned."""
+    filesystem, root = place_of(archive.images_uri)
+    found = filesystem.get_file_info([f"{root}/{name}" for name, _, _ in chunk.at])
+    for info, (_, size, mtime_ns) in zip(found, chunk.at, strict=True):
+        if (info.type, info.size, info.mtime_ns or 0) != (fs.FileType.File, size, mtime_ns):
+            raise DataError("E1107", "an image of the folder changed; its chunk is not scored.")
+    for number, (name, _, _) in zip(chunk.rows, chunk.at, strict=True):
+        row = make_row(archive, chunk, number, {"id": name.replace("/", ":")}, has_id=True)
+        row.image_name = name
+        if row.error is None:
+            try:
+                row.image = named_image(archive, name)
+            except DataError as error:
+                row.error = error
+        yield row

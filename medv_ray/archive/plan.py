@@ -6,20 +6,27 @@ import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pyarrow import fs
-
-from medv_ray.archive import parquet
+from medv_ray.archive import cursor, parquet, pictures, tables, tars
+from medv_ray.archive.chunks import Chunk, Draft, Row, SourceFile
 from medv_ray.archive.ids import IdCensus, row_numbers
-from medv_ray.archive.sources import Archive, Chunk, Row, SourceFile, file_path
+from medv_ray.archive.pictures import NamedImages
+from medv_ray.archive.sources import Archive, check_unchanged, file_path
 from medv_ray.errors import DataError
 
 __all__ = ["Chunk", "Plan", "PlannedFile", "Unreadable", "iter_rows", "plan", "read_rows"]
 
 EDGE_BYTES = 64 * 2**10
 WORKERS = 8
+DRAFT = {
+    "parquet": parquet.draft, "table": tables.draft, "tar": tars.draft, "images": pictures.draft,
+}  # fmt: skip
+READ = {
+    "parquet": cursor.iter_rows, "table": tables.iter_rows, "tar": tars.iter_rows,
+    "images": pictures.iter_rows,
+}  # fmt: skip
 
 
 class PlannedFile(NamedTuple):
@@ -39,23 +46,6 @@ class Unreadable(NamedTuple):
     detail: str
 
 
-class Cut(NamedTuple):
-    """Rows that a kind's module wants in one chunk."""
-
-    rows: range | tuple[int, ...]
-    group: tuple[int, int] = (-1, 0)
-    at: tuple[tuple[Any, ...], ...] = ()
-
-
-@dataclass
-class Draft:
-    """What a file's index says: its rows, how they are cut, and their ids if they have any."""
-
-    rows: int = 0
-    cuts: list[Cut] = field(default_factory=list)
-    ids: Iterator[list[Any]] | None = None
-
-
 @dataclass(frozen=True)
 class Plan:
     """All chunks of an archive."""
@@ -68,6 +58,10 @@ class Plan:
     duplicates: int
     """Rows that will be quarantined because another row has their id."""
     unreadable: tuple[Unreadable, ...]
+    images: NamedImages
+    """Image files that rows name by path; embedded images are not known before they are read."""
+    ignored: int
+    """Files, or members of tars, that are no part of a row."""
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a resume: input settings, and every file's digest by name."""
@@ -75,7 +69,7 @@ class Plan:
         for place in ("archive", "questions", "images"):
             del settings[place]
         files = {file.name: file.digest for file in self.files}
-        return {"archive": settings, "files": files}
+        return {"archive": settings, "files": files, "images": self.images.digest}
 
 
 def plan(archive: Archive, settings_digest: str) -> Plan:
@@ -89,46 +83,64 @@ def plan(archive: Archive, settings_digest: str) -> Plan:
     files: list[PlannedFile] = []
     drafts: list[Draft] = []
     unreadable: list[Unreadable] = []
+    names: set[str] = set()
     problem: DataError | None = None
     rows = 0
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for window in range(0, len(archive.files), 8 * WORKERS):
-            if limit is not None and rows >= limit:
-                break
-            batch = archive.files[window : window + 8 * WORKERS]
-            digests = pool.map(lambda file: digest_or_error(archive, file), batch)
-            for file, digest in zip(batch, digests, strict=True):
-                if limit is not None and rows >= limit:
-                    break
-                try:
-                    if isinstance(digest, DataError):
-                        raise digest
-                    draft = draft_file(archive, file, None if limit is None else limit - rows)
-                    count_ids(census, file, draft)
-                except DataError as error:
-                    problem = error
-                    unreadable.append(Unreadable(file.name, error.code, error.detail))
-                    draft = Draft()
-                drafts.append(draft)
-                known = digest if isinstance(digest, str) else ""
-                files.append(PlannedFile(file.name, file.size, known, draft.rows))
-                rows += draft.rows
+    for file, digest in digests(archive):
+        left = None if limit is None else limit - rows
+        if left == 0:
+            break
+        try:
+            if isinstance(digest, DataError):
+                raise digest
+            draft = DRAFT[archive.kind](archive, file, left)
+            count_ids(census, file, draft)
+        except (OSError, DataError) as error:
+            problem = as_data_error(file, error)
+            unreadable.append(Unreadable(file.name, problem.code, problem.detail))
+            draft = Draft()
+        known = digest if isinstance(digest, str) else ""
+        files.append(PlannedFile(file.name, file.size, known, draft.rows))
+        drafts.append(draft)
+        names |= draft.images
+        rows += draft.rows
     if not rows:
         raise problem or DataError("E1110", "the archive's files hold no row.")
     duplicates = census.duplicates()
     chunks = make_chunks(settings_digest, files, drafts, duplicates)
-    return Plan(archive, tuple(files), chunks, rows, len(duplicates), tuple(unreadable))
+    images = pictures.look_up(archive, names)
+    ignored = archive.ignored + sum(draft.ignored for draft in drafts)
+    return Plan(
+        archive, tuple(files), chunks, rows, len(duplicates), tuple(unreadable), images, ignored
+    )
+
+
+def digests(archive: Archive) -> Iterator[tuple[SourceFile, str | DataError]]:
+    """Every file with its fingerprint, computed a few files ahead."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for first in range(0, len(archive.files), 8 * WORKERS):
+            window = archive.files[first : first + 8 * WORKERS]
+            found = pool.map(lambda file: digest_or_error(archive, file), window)
+            yield from zip(window, found, strict=True)
+
+
+def as_data_error(file: SourceFile, error: OSError | DataError) -> DataError:
+    if isinstance(error, DataError):
+        return error
+    return DataError("E1105", f"{file.name}: cannot be read ({type(error).__name__}).")
 
 
 def digest_or_error(archive: Archive, file: SourceFile) -> str | DataError:
     try:
         return fingerprint(archive, file)
     except OSError as error:
-        return DataError("E1105", f"{file.name}: cannot be read ({type(error).__name__}).")
+        return as_data_error(file, error)
 
 
 def fingerprint(archive: Archive, file: SourceFile) -> str:
     """64 hex digits that change when the file does; docs/archive.md says what each kind sees."""
+    if archive.kind == "images":
+        return pictures.folder_digest(archive)
     filesystem, path = file_path(archive, file)
     digest = hashlib.sha256()
     with filesystem.open_input_file(path) as opened:
@@ -141,25 +153,6 @@ def fingerprint(archive: Archive, file: SourceFile) -> str:
         opened.seek(max(0, file.size - EDGE_BYTES))
         digest.update(opened.read(EDGE_BYTES))
     return digest.hexdigest()
-
-
-def draft_file(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
-    """Index one file. Raises DataError when it cannot be read."""
-    opened = parquet.open_parquet(archive, file)
-    footer = parquet.read_footer(archive.settings, file, opened)
-    draft = Draft()
-    for number, group in enumerate(footer.groups):
-        step = parquet.CHUNK_BYTES // max(group.average, 1)
-        step = max(1, min(archive.settings.chunk_rows, step))
-        stop = group.first + group.rows
-        if limit is not None:
-            stop = min(stop, limit)
-        for first in range(group.first, stop, step):
-            draft.cuts.append(Cut(range(first, min(first + step, stop)), (number, group.first)))
-        draft.rows = max(draft.rows, stop)
-    if footer.columns.id is not None:
-        draft.ids = parquet.read_ids(opened, footer.columns.id, draft.rows)
-    return draft
 
 
 def count_ids(census: IdCensus, file: SourceFile, draft: Draft) -> None:
@@ -189,7 +182,7 @@ def make_chunks(
             told = json.dumps([number, file.name, file.digest, cut.group, rows, cut.at, mine])
             place = hashlib.sha256(told.encode()).hexdigest()[:32]
             key = hashlib.sha256(f"{place} {settings_digest}".encode()).hexdigest()[:32]
-            chunks.append(Chunk(key, place, number, cut.rows, cut.group, cut.at, mine))
+            chunks.append(Chunk(key, place, number, *cut, mine))
     return chunks
 
 
@@ -204,16 +197,11 @@ def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
     Raises DataError E1107 when the file vanished or is not the one that was planned: the chunk must
     then not be committed.
     """
-    check_unchanged(archive, chunk)
-    yield from parquet.iter_rows(archive, chunk)
-
-
-def check_unchanged(archive: Archive, chunk: Chunk) -> None:
-    """Compare size and time with the plan's. Raises DataError E1107."""
     file = archive.files[chunk.file]
-    filesystem, path = file_path(archive, file)
-    info = filesystem.get_file_info(path)
-    if info.type != fs.FileType.File:
-        raise DataError("E1107", f"{file.name} is not there any more; its rows are not scored.")
-    if (info.size, info.mtime_ns or 0) != (file.size, file.mtime_ns):
-        raise DataError("E1107", f"{file.name} changed while the job ran; its rows are not scored.")
+    try:
+        if archive.kind != "images":
+            check_unchanged(archive, file)
+        yield from READ[archive.kind](archive, chunk)
+    except OSError as error:
+        name = type(error).__name__
+        raise DataError("E1107", f"{file.name} cannot be read at the moment ({name}).") from error

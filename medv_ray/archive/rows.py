@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.ledger import Ledger
-from medv_ray.archive.sources import Chunk, Row
 from medv_ray.archive.store import Store
 from medv_ray.errors import DataError, RunError
 from medv_ray.schema import ANSWER_SCHEMA, STATUSES
 
 FOLDER = "rows"
+GROUP_ROWS = 16_384
 ORDER = [("file", "ascending"), ("row", "ascending")]
 
 
@@ -78,9 +79,7 @@ def write_part(store: Store, chunk: Chunk, records: Sequence[dict[str, Any]]) ->
         store.write(name, data)
     tally = [sum(record["status"] == status for record in records) for status in STATUSES]
     digest = hashlib.sha256(data).hexdigest()
-    return Part(
-        chunk.key, chunk.place, hidden, name, digest, len(data), len(records), *tally
-    )
+    return Part(chunk.key, chunk.place, hidden, name, digest, len(data), len(records), *tally)
 
 
 def check_records(chunk: Chunk, records: Sequence[dict[str, Any]]) -> None:
@@ -99,7 +98,9 @@ def check_records(chunk: Chunk, records: Sequence[dict[str, Any]]) -> None:
 def render(table: pa.Table) -> bytes:
     """A table as a parquet file with page checksums."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    pq.write_table(
+        table, sink, compression="zstd", write_page_checksum=True, row_group_size=GROUP_ROWS
+    )
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 

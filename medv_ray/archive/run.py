@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import posixpath
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medv_ray.archive import ledger as ledgers
 from medv_ray.archive import manifest as manifests
 from medv_ray.archive import rows
+from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.compact import compact, small_parts
+from medv_ray.archive.folder import (
+    EVENTS,
+    METRICS,
+    OWN,
+    QUARANTINE,
+    check_is_run_folder,
+    check_outside,
+)
 from medv_ray.archive.ledger import Ledger
 from medv_ray.archive.lock import NAME as LOCK
 from medv_ray.archive.lock import Lock
 from medv_ray.archive.plan import Plan
 from medv_ray.archive.rows import Part
-from medv_ray.archive.sources import Chunk, would_list
-from medv_ray.archive.store import Store, is_local, writing
+from medv_ray.archive.store import Store, writing
 from medv_ray.errors import DataError, RunError
 from medv_ray.schema import ANSWER_SCHEMA
 
-EVENTS, METRICS, QUARANTINE = "events.jsonl", "metrics.json", "quarantine/quarantine.parquet"
-OWN = (
-    manifests.FILE, ledgers.FILE, ledgers.FOLDER, rows.FOLDER, LOCK, EVENTS, METRICS, "quarantine",
-    "report.html", "events",
-)  # fmt: skip
 MERGE_AFTER = 2000
 
 
@@ -70,6 +71,7 @@ class Run:
         self.skipped: dict[str, tuple[str, int]] = {}
         self._places = {chunk.place for chunk in plan.chunks}
         self._events: list[str] = []
+        self._retry_until = 0  # number of the last commit that may be superseded
 
     @classmethod
     def open(
@@ -81,10 +83,13 @@ class Run:
         new_run: bool = False,
         allow_mixed: bool = False,
         take_over: bool = False,
+        retry_quarantined: bool = False,
     ) -> Run:
         """Take the folder, and continue the run in it or begin one.
 
         `identity` is nested plain data: settings, model and code; the plan adds the input's.
+        `retry_quarantined` opens chunks with quarantined rows again (their answered rows are
+        answered again too), and accepts that images which rows name by path have changed.
         Raises RunError: E1501 in use, E1502 another run's (the fields are named), E1506 damaged,
         E1507 no run folder or inside the input.
         """
@@ -95,7 +100,9 @@ class Run:
         run = cls(store, plan, Lock(store))
         run.lock.acquire(take_over)
         try:
-            run._begin({**identity, **plan.identity()}, new_run, allow_mixed)
+            if new_run:
+                run._wipe()
+            run._begin({**identity, **plan.identity()}, allow_mixed, retry_quarantined)
         except BaseException:
             run.lock.release()
             raise
@@ -112,17 +119,17 @@ class Run:
         self._flush_events()
         self.lock.release()
 
-    def _begin(self, identity: dict[str, Any], new_run: bool, allow_mixed: bool) -> None:
-        if new_run:
-            self._wipe()
+    def _begin(self, identity: dict[str, Any], allow_mixed: bool, retry: bool) -> None:
         found = manifests.read_manifest(self.store)
         mixed: list[Any] = []
         if found is not None:
             mixed = found.get("mixed_with", [])
+            before = found["identity"]
             if not allow_mixed:
-                manifests.refuse_changes(found["identity"], identity)
-            elif manifests.differences(found["identity"], identity):
-                mixed = [*mixed, found["identity"]]
+                left_out = {"images": identity["images"]} if retry else {}
+                manifests.refuse_changes({**before, **left_out}, identity)
+            elif manifests.differences(before, identity):
+                mixed = [*mixed, before]
         started = time.time() if found is None else found["started"]
         self.manifest = {
             "version": manifests.VERSION,
@@ -139,6 +146,8 @@ class Run:
             self.ledger.append({"op": "drop", "places": stale})
         self._sweep()
         self._check_files()
+        if retry:
+            self._retry_until = self.ledger.number
         done = len(self.ledger.commits)
         self.event("open", session=self.session, chunks=len(self.plan.chunks), done=done)
 
@@ -164,12 +173,26 @@ class Run:
 
     def todo(self) -> list[Chunk]:
         """The chunks that are not committed yet, in the plan's order."""
-        return [chunk for chunk in self.plan.chunks if chunk.place not in self.ledger.commits]
+        return [self._again(chunk) for chunk in self.plan.chunks if self._is_open(chunk.place)]
+
+    def _is_open(self, place: str) -> bool:
+        commit = self.ledger.commits.get(place)
+        return commit is None or (commit.quarantined > 0 and commit.number <= self._retry_until)
+
+    def _again(self, chunk: Chunk) -> Chunk:
+        """A chunk that is committed already and tried again gets a key of its own."""
+        commit = self.ledger.commits.get(chunk.place)
+        if commit is None:
+            return chunk
+        key = hashlib.sha256(f"{commit.key} again".encode()).hexdigest()[:32]
+        return replace(chunk, key=key)
 
     def commit(self, part: Part) -> bool:
         """Make a written part count. False when its chunk was committed already."""
         self.lock.check()
-        if part.place in self.ledger.commits or part.place not in self._places:
+        committed = self.ledger.commits.get(part.place)
+        repeated = committed is not None and committed.key == part.key
+        if repeated or part.place not in self._places or not self._is_open(part.place):
             self.store.delete(part.hidden)
             return False
         if self.store.local:
@@ -260,37 +283,3 @@ class Run:
         if self._events:
             data = "".join(self._events).encode()
             self.store.write(f"events/{self.session}.jsonl", data)
-
-
-def check_is_run_folder(store: Store) -> None:
-    """Raises RunError E1507 for a folder that holds anything but a run."""
-    tops = {name.removesuffix(".tmp") for name in store.top()}
-    strange = sorted(tops - set(OWN))
-    headless = manifests.FILE not in tops and (ledgers.FILE in tops or rows.FOLDER in tops)
-    if strange or headless:
-        what = f"it holds {strange[0]!r}" if strange else f"it has rows but no {manifests.FILE}"
-        raise RunError("E1507", f"the output folder is neither empty nor a run: {what}.")
-
-
-def check_outside(out: str, plan: Plan) -> None:
-    """Raises RunError E1507 when the output folder holds input, or would be listed as input."""
-    archive = plan.archive
-    folder = canonical(out)
-    inputs = [(archive.uri, archive.settings.questions or archive.settings.archive)]
-    if archive.settings.questions is not None:
-        inputs.append((archive.images_uri, archive.settings.archive))
-    for uri, pattern in inputs:
-        if is_local(uri) != is_local(out):
-            continue
-        root = canonical(uri)
-        held = [f"{root}/{file.path}" for file in archive.files] if archive.uri == uri else [root]
-        if any(path.startswith(folder + "/") for path in held) or root == folder:
-            raise RunError("E1507", "the output folder holds the archive.")
-        name = f"{folder}/rows/part-0.parquet".removeprefix(root + "/")
-        if folder.startswith(root + "/") and would_list(pattern, name):
-            raise RunError("E1507", "the output folder lies inside the archive.")
-
-
-def canonical(uri: str) -> str:
-    path = Store(uri).root
-    return os.path.realpath(path) if is_local(uri) else posixpath.normpath(path)

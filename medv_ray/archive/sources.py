@@ -17,6 +17,7 @@ from pyarrow import fs
 from pydantic import Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
+from medv_ray.archive.chunks import SourceFile
 from medv_ray.archive.store import Stored, resolve
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.settings import Settings
@@ -61,84 +62,6 @@ class ArchiveSettings(Settings):
         if self.question is not None and self.questions is not None:
             raise PydanticCustomError("E1001", "give `questions` or `question`, not both")
         return self
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """One input file. For a folder of images with a fixed question the folder is the file."""
-
-    name: str
-    """Relative to the archive; never an absolute path."""
-    path: str
-    """Path in the archive's filesystem."""
-    size: int
-    mtime_ns: int
-    stem: str
-    """Unique in the archive; ids of rows without one are `<stem>:<row>`."""
-
-
-@dataclass(slots=True)
-class Row:
-    """One row of the archive. A bad row carries its error and no image; it never raises."""
-
-    id: str
-    file: int
-    row: int
-    question: str | None = None
-    image: bytes | None = None
-    """Encoded bytes. Repeats inside a chunk share one object."""
-    image_name: str | None = None
-    reference: str | None = None
-    error: DataError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Rows that are read, answered and committed together. It holds no row content."""
-
-    key: str
-    """32 hex digits: digest of `place` and of the settings that decide answers."""
-    place: str
-    """32 hex digits: digest of the file's fingerprint and of which rows these are."""
-    file: int
-    rows: range | tuple[int, ...]
-    """Row numbers in the file, from 0, in the order in which they are read."""
-    group: tuple[int, int] = (-1, 0)
-    """Parquet: number of the row group, and the row number of its first row."""
-    at: tuple[tuple[Any, ...], ...] = ()
-    """Where each row lies, for tables, tars and images; the kind's own module knows the fields."""
-    duplicates: tuple[int, ...] = ()
-    """Those of `rows` whose id another row holds already."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists and strings; `from_json` is the way back."""
-        rows = self.rows
-        return {
-            "key": self.key,
-            "place": self.place,
-            "file": self.file,
-            "rows": [rows.start, rows.stop] if isinstance(rows, range) else None,
-            "row_list": None if isinstance(rows, range) else list(rows),
-            "group": list(self.group),
-            "at": [list(place) for place in self.at],
-            "duplicates": list(self.duplicates),
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Chunk:
-        """The chunk that `to_json` was made of."""
-        span = value["rows"]
-        rows = range(*span) if span is not None else tuple(value["row_list"])
-        first, second = value["group"]
-        return cls(
-            key=value["key"],
-            place=value["place"],
-            file=value["file"],
-            rows=rows,
-            group=(first, second),
-            at=tuple(tuple(place) for place in value["at"]),
-            duplicates=tuple(value["duplicates"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -318,3 +241,13 @@ def file_path(archive: Archive, file: SourceFile) -> tuple[Any, str]:
     """Filesystem and path of an input file."""
     filesystem, root = place_of(archive.uri)
     return filesystem, file.path if archive.kind == "images" else f"{root}/{file.path}"
+
+
+def check_unchanged(archive: Archive, file: SourceFile) -> None:
+    """Compare a file's size and time with the listing's. Raises DataError E1107."""
+    filesystem, path = file_path(archive, file)
+    info = filesystem.get_file_info(path)
+    if info.type != fs.FileType.File:
+        raise DataError("E1107", f"{file.name} is not there any more; its rows are not scored.")
+    if (info.size, info.mtime_ns or 0) != (file.size, file.mtime_ns):
+        raise DataError("E1107", f"{file.name} changed while the job ran; its rows are not scored.")

@@ -1,0 +1,116 @@
+"""The small records that rows travel in: input files, rows, and chunks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from medv_ray.errors import DataError
+
+CHUNK_BYTES = 128 * 2**20
+"""Encoded images above this do not share a chunk, as far as sizes are known when it is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One input file. For a folder of images with a fixed question the folder is the file."""
+
+    name: str
+    """Relative to the archive; never an absolute path."""
+    path: str
+    """Path in the archive's filesystem."""
+    size: int
+    mtime_ns: int
+    stem: str
+    """Unique in the archive; ids of rows without one are `<stem>:<row>`."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of the archive. A bad row carries its error and no image; it never raises."""
+
+    id: str
+    file: int
+    row: int
+    question: str | None = None
+    image: bytes | None = None
+    """Encoded bytes. Repeats inside a chunk share one object."""
+    image_name: str | None = None
+    reference: str | None = None
+    error: DataError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows that are read, answered and committed together. It holds no row content."""
+
+    key: str
+    """32 hex digits: digest of `place` and of the settings that decide answers."""
+    place: str
+    """32 hex digits: digest of the file's fingerprint and of which rows these are."""
+    file: int
+    rows: range | tuple[int, ...]
+    """Row numbers in the file, from 0, in the order in which they are read."""
+    group: tuple[int, int] = (-1, 0)
+    """Parquet: number of the row group, and the row number of its first row."""
+    at: tuple[tuple[Any, ...], ...] = ()
+    """Where each row lies, for tables, tars and images; the kind's own module knows the fields."""
+    header: tuple[str, ...] = ()
+    """Tables: the names of the file's columns."""
+    duplicates: tuple[int, ...] = ()
+    """Those of `rows` whose id another row holds already."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and strings; `from_json` is the way back."""
+        rows = self.rows
+        return {
+            "key": self.key,
+            "place": self.place,
+            "file": self.file,
+            "rows": [rows.start, rows.stop] if isinstance(rows, range) else None,
+            "row_list": None if isinstance(rows, range) else list(rows),
+            "group": list(self.group),
+            "at": [list(place) for place in self.at],
+            "header": list(self.header),
+            "duplicates": list(self.duplicates),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Chunk:
+        """The chunk that `to_json` was made of."""
+        span = value["rows"]
+        rows = range(*span) if span is not None else tuple(value["row_list"])
+        first, second = value["group"]
+        return cls(
+            key=value["key"],
+            place=value["place"],
+            file=value["file"],
+            rows=rows,
+            group=(first, second),
+            at=tuple(tuple(place) for place in value["at"]),
+            header=tuple(value["header"]),
+            duplicates=tuple(value["duplicates"]),
+        )
+
+
+class Cut(NamedTuple):
+    """Rows that a kind's module wants in one chunk; the planner gives them their keys."""
+
+    rows: range | tuple[int, ...]
+    group: tuple[int, int] = (-1, 0)
+    at: tuple[tuple[Any, ...], ...] = ()
+    header: tuple[str, ...] = ()
+
+
+@dataclass
+class Draft:
+    """What a file's index says: how many rows, how they are cut, and their ids if they have any."""
+
+    rows: int = 0
+    cuts: list[Cut] = field(default_factory=list)
+    ids: Iterator[list[Any]] | None = None
+    images: set[str] = field(default_factory=set)
+    """Image paths that its rows name."""
+    ignored: int = 0
+    """Members of a tar that are neither image nor question."""

@@ -1,0 +1,193 @@
+"""Rows of a parquet file, chunk after chunk, with memory bounded by a few pages.
+
+A cursor stays in its row group between chunks: the next chunk goes on where the last one ended.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pyarrow.types as types
+
+from medv_ray.archive.chunks import Chunk, Row, SourceFile
+from medv_ray.archive.columns import make_row
+from medv_ray.archive.parquet import (
+    BOMB_RATIO,
+    BROKEN,
+    STREAM_BYTES,
+    Footer,
+    cells_of,
+    open_parquet,
+    read_footer,
+)
+from medv_ray.archive.pictures import named_image
+from medv_ray.archive.sources import Archive, check_unchanged, file_path
+from medv_ray.errors import DataError
+
+BATCH_BYTES = 8 * 2**20  # aimed at, decoded at once
+
+
+class Cursor:
+    """A place in one row group that only moves forward; the next chunk goes on from there."""
+
+    def __init__(self, archive: Archive, number: int, group: int) -> None:
+        file = archive.files[number]
+        self.settings = archive.settings
+        self.opened = open_parquet(archive, file)
+        self.footer = read_footer(archive.settings, file, self.opened)
+        self.group = self.footer.groups[group]
+        columns = self.footer.columns
+        image = columns.image
+        leaves = [f"{image}.bytes", f"{image}.path"]
+        names = leaves if self.footer.image_kind == "struct" else [image]
+        names += [n for n in (columns.id, columns.question, columns.answer) if n is not None]
+        fitting = BATCH_BYTES // max(self.group.average, 1)
+        rows = max(1, min(archive.settings.chunk_rows, fitting))
+        self.batches = self.opened.iter_batches(
+            batch_size=rows, row_groups=[group], columns=names, use_threads=False
+        )
+        self.position = self.group.first
+        self.batch: pa.RecordBatch | None = None
+
+    def take(self, start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Batches that cover rows [start, stop) of the file, each with its first row's number."""
+        while self.position < stop:
+            if self.batch is None or not self.batch.num_rows:
+                self.batch = next(self.batches)
+            begin = max(start - self.position, 0)
+            end = min(stop - self.position, self.batch.num_rows)
+            rest, first = self.batch.slice(end), self.position + begin
+            part = self.batch.slice(begin, end - begin) if end > begin else None
+            self.batch, self.position = rest, self.position + end
+            if part is not None:
+                yield first, part
+
+
+class _Open(threading.local):
+    """The cursor that the last chunk of this thread left behind."""
+
+    cursor: Cursor | None = None
+    at: tuple[object, ...] = ()
+    bad_from: dict[tuple[object, ...], int]
+
+    def __init__(self) -> None:
+        self.bad_from = {}
+
+
+_open = _Open()
+
+
+def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
+    """The rows of a chunk, each with its image."""
+    file = archive.files[chunk.file]
+    assert isinstance(chunk.rows, range)
+    at = (archive.uri, archive.settings, file, chunk.group)
+    start, stop = chunk.rows.start, chunk.rows.stop
+    done = start
+    try:
+        if _open.bad_from.get(at, stop) <= start:
+            raise DataError("E1105", f"{file.name}: damaged before row {stop}.")
+        if _open.cursor is None or _open.at != at or _open.cursor.position > start:
+            _open.cursor = None
+            _open.cursor, _open.at = Cursor(archive, chunk.file, chunk.group[0]), at
+        cursor = _open.cursor
+        if cursor.group.bomb:
+            raise DataError("E1112", f"{file.name}: image cells unpack to over {BOMB_RATIO} times.")
+        for first, batch in cursor.take(start, stop):
+            for row in batch_rows(archive, chunk, cursor.footer, first, batch):
+                yield row
+                done = row.row + 1
+    except (*BROKEN, StopIteration, DataError) as error:
+        _open.cursor = None
+        if not isinstance(error, DataError):
+            check_readable(archive, file, chunk.group[0])
+            if len(_open.bad_from) > 64:
+                _open.bad_from.clear()
+            _open.bad_from[at] = done
+            error = DataError("E1105", f"{file.name}: rows from {done} on do not decode.")
+        for row_number in range(done, stop):
+            yield make_row(archive, chunk, row_number, {"error": error}, has_id=False)
+
+
+def check_readable(archive: Archive, file: SourceFile, group: int) -> None:
+    """Tell damage from a failing disk or network: return when the row group's bytes can be read.
+
+    Raises OSError, or DataError E1107 when the file is not the one that was planned.
+    """
+    check_unchanged(archive, file)
+    filesystem, path = file_path(archive, file)
+    with filesystem.open_input_file(path) as opened:
+        try:
+            row_group = pq.read_metadata(opened).row_group(group)
+        except pa.ArrowInvalid:
+            return
+        for index in range(row_group.num_columns):
+            column = row_group.column(index)
+            start = column.dictionary_page_offset or column.data_page_offset
+            opened.seek(start)
+            left = column.total_compressed_size
+            while left > 0 and (block := opened.read(min(left, STREAM_BYTES))):
+                left -= len(block)
+
+
+def batch_rows(
+    archive: Archive, chunk: Chunk, footer: Footer, first: int, batch: pa.RecordBatch
+) -> Iterator[Row]:
+    """Rows of one decoded batch."""
+    columns = footer.columns
+    cells = {
+        name: cells_of(batch.column(column))
+        for name, column in (
+            ("id", columns.id),
+            ("question", columns.question),
+            ("reference", columns.answer),
+        )
+        if column is not None
+    }
+    image = batch.column(columns.image)
+    held, paths = image_cells(image, footer.image_kind)
+    last: bytes | None = None
+    for offset in range(batch.num_rows):
+        values = {name: column[offset] for name, column in cells.items()}
+        row = make_row(archive, chunk, first + offset, values, has_id=columns.id is not None)
+        row.image_name = paths[offset] if paths is not None else None
+        if row.error is None:
+            try:
+                row.image = image_of(archive, held, offset, row.image_name)
+            except DataError as error:
+                row.error = error
+        if row.image is not None and row.image == last:
+            row.image = last  # repeats share one object
+        last = row.image or last
+        yield row
+
+
+def image_cells(image: pa.Array, kind: str) -> tuple[pa.Array | None, list[str | None] | None]:
+    """Bytes and names of a batch of image cells."""
+    if types.is_dictionary(image.type):
+        image = image.cast(image.type.value_type)
+    if kind == "path":
+        return None, cells_of(image)
+    if kind == "binary":
+        return image, None
+    names = [image.type.field(i).name for i in range(image.type.num_fields)]
+    held = pc.struct_field(image, "bytes")
+    if "path" not in names:
+        return held, None
+    return held, cells_of(pc.struct_field(image, "path"))
+
+
+def image_of(archive: Archive, held: pa.Array | None, offset: int, name: object) -> bytes | None:
+    """One image's bytes: the cell's own, or the file that it names."""
+    limit = archive.settings.max_image_bytes
+    cell = held[offset] if held is not None else None
+    if cell is not None and cell.is_valid:
+        buffer = cell.as_buffer()
+        if buffer.size > limit:
+            raise DataError("E1112", f"the image has {buffer.size} bytes; at most {limit}.")
+        return buffer.to_pybytes()  # type: ignore[no-any-return]
+    return named_image(archive, name)
