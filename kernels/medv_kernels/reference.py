@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from medv_kernels.linear import PackedWeight, linear
 
 PIECE = 64
 """Rows whose logits exist at the same time."""
@@ -40,9 +41,10 @@ class Selection(NamedTuple):
     """float64[N], odds against it: 0 is certain, inf is probability 0."""
 
 
+@torch.no_grad()
 def select(
     rows: Tensor,
-    head: Tensor | None = None,
+    head: Tensor | PackedWeight | None = None,
     *,
     forbidden: Sequence[int] = (),
     unranked: Sequence[int] = (),
@@ -67,7 +69,7 @@ def select(
     """
     if temperature > 0 and uniform is None and len(rows):
         raise ValueError(f"temperature={temperature} needs `uniform`, one draw per row and token")
-    if head is not None:
+    if isinstance(head, Tensor):
         head = head[:logit_size]
     parts = []
     for start in range(0, len(rows), PIECE):
@@ -101,22 +103,19 @@ def commit(
         rest: float[B, L], any key that ranks ascending; ignored where not eligible.
     """
     k = torch.as_tensor(k, device=x.device)
-    order = rest.masked_fill(~eligible, torch.inf).argsort(dim=1, stable=True)
-    # A second stable sort: an eligible position may have rest = inf itself and still goes before the others.
-    order = order.gather(
-        1, (~eligible).gather(1, order).to(torch.uint8).argsort(dim=1, stable=True)
-    )
-    rank = torch.empty_like(order)
-    rank.scatter_(1, order, torch.arange(x.shape[1], device=x.device).expand_as(order))
-    chosen = eligible & (rank < k[:, None])
+    # an eligible position of probability 0 still goes before one that is not eligible
+    key = rest.clamp(max=torch.finfo(rest.dtype).max).masked_fill_(~eligible, torch.inf)
+    first = torch.arange(x.shape[1], device=x.device) < k[:, None]  # [B, L], in order of rank
+    chosen = torch.zeros_like(eligible).scatter_(1, key.argsort(dim=1, stable=True), first)
+    chosen &= eligible
     return torch.where(chosen, token, x), chosen
 
 
-def _logits(rows: Tensor, head: Tensor | None, logit_size: int | None) -> Tensor:
+def _logits(rows: Tensor, head: Tensor | PackedWeight | None, logit_size: int | None) -> Tensor:
     """float32[n, V], a tensor of its own that may be written to."""
     if head is None:
         return rows[:, :logit_size].to(torch.float32, copy=True)
-    return functional.linear(rows, head).float()
+    return linear(rows, head)[:, :logit_size].float()
 
 
 def _select_piece(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
+from medv_kernels.linear import PackedWeight, pack
 from medv_kernels.reference import Selection, commit, select
 from torch import Tensor
 
@@ -101,6 +102,7 @@ class Denoising:
         self.x = torch.where(maskable, spec.mask_id, x)
         self.answer_start = answer_start
         self.step = 0
+        self._need: Tensor | None = None
         self.forward_passes = 0
         self.token_confidence = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         self.token_step = torch.full(x.shape, -1, dtype=torch.int32, device=x.device)
@@ -163,14 +165,17 @@ class Denoising:
 
     def need(self) -> Tensor:
         """bool[B, L], positions whose hidden rows `advance` wants; none in a step that commits nothing."""
-        if self.spec.remasking == "independent":
-            return self.eligible()
-        works = torch.tensor([not row.done and row.k > 0 for row in self._progress])
-        return self.eligible() & works.to(self.x.device)[:, None]
+        if self._need is None:
+            works = [
+                not row.done and (row.k > 0 or self.spec.remasking == "independent")
+                for row in self._progress
+            ]
+            self._need = self.eligible() & torch.tensor(works, device=self.x.device)[:, None]
+        return self._need
 
     @torch.no_grad()
     def advance(
-        self, rows: Tensor, head: Tensor | None, unconditional: Tensor | None = None
+        self, rows: Tensor, head: Tensor | PackedWeight | None, unconditional: Tensor | None = None
     ) -> None:
         """Take one step.
 
@@ -181,27 +186,35 @@ class Denoising:
 
         Raises FloatingPointError when a row's logits are not finite; nothing has changed then.
         """
-        need = self.need()
-        if len(rows) != int(need.sum()):
-            raise ValueError(f"{len(rows)} hidden rows for {int(need.sum())} needed positions")
-        if self.spec.cfg_scale > 0 and unconditional is None:
-            raise ValueError(f"cfg_scale={self.spec.cfg_scale} needs the unconditional rows too")
-        token = self.x.clone()
+        need, spec = self.need(), self.spec
+        count = int(need.sum())
+        if len(rows) != count:
+            raise ValueError(f"{len(rows)} hidden rows for {count} needed positions")
+        if spec.cfg_scale > 0 and unconditional is None:
+            raise ValueError(f"cfg_scale={spec.cfg_scale} needs the unconditional rows too")
         rest = torch.full(self.x.shape, torch.inf, dtype=torch.float64, device=self.x.device)
-        token[need], rest[need] = self._choose(need, rows, head, unconditional)
+        selection = self._choose(need, rows, head, unconditional)
+        token = self.x.masked_scatter(need, selection.token)
+        rest.masked_scatter_(need, selection.rest)
         self.x, chosen = self._commit(need, token, rest)
-        self.masked &= ~chosen | (self.x == self.spec.mask_id)
-        self.token_confidence[chosen] = (1 / (1 + rest[chosen])).float()
+        self.masked &= ~chosen | (self.x == spec.mask_id)
         totals = torch.tensor([row.total for row in self._progress], dtype=torch.int32)
         self.token_step = torch.where(chosen, totals.to(chosen.device)[:, None], self.token_step)
+        confidence = (1 / (1 + rest)).float()
+        self.token_confidence = torch.where(chosen, confidence, self.token_confidence)
+        self._need = None
         self.step += 1
-        self.forward_passes += bool(len(rows))
+        self.forward_passes += count > 0
         for b, row in enumerate(self._progress):
             if not row.done:
                 self._finish_step(b, row)
 
     def _choose(
-        self, need: Tensor, rows: Tensor, head: Tensor | None, unconditional: Tensor | None
+        self,
+        need: Tensor,
+        rows: Tensor,
+        head: Tensor | PackedWeight | None,
+        unconditional: Tensor | None,
     ) -> Selection:
         """Token and odds of the needed positions, N of each."""
         spec = self.spec
@@ -303,10 +316,11 @@ def sample(
     if denoising is None:
         lengths = [denoise.prompt_length(0)] if spec.noise == "reference" else None
         denoising = Denoising.blank(spec, 1, generators, lengths, denoise.head.device)
+    head = pack(denoise.head[: spec.logit_size])
     guide = denoise.unconditional(spec.mask_id) if spec.cfg_scale > 0 else None
     yield denoising.state()
     while not denoising.done and not (cancelled and cancelled()):
         x, need = denoising.x, denoising.need()
         rows = denoise(x, need)
-        denoising.advance(rows, denoise.head, guide(x, need) if guide else None)
+        denoising.advance(rows, head, guide(x, need) if guide else None)
         yield denoising.state()

@@ -1,0 +1,47 @@
+"""rows @ weight.T on the CPU, with the weight laid out once for oneDNN.
+
+A product of few rows with a tall weight is mostly the library rearranging that weight, at every call.
+Done once, LLaDA's head of 126464 x 256 takes half the time for 1 to 64 rows, in the same float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ROWS = 64
+"""Rows that the layout is chosen for; any number works."""
+
+
+class PackedWeight:
+    """A copy of a weight float32[V, D] in oneDNN's own layout. Later changes of the weight do not reach it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.shape = weight.shape
+        self.device, self.dtype = weight.device, weight.dtype
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def product(self, rows: Tensor) -> Tensor:
+        """float32[N, D] -> float32[N, V]."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, None, "none", [], "")
+        return out
+
+
+def pack(weight: Tensor) -> Tensor | PackedWeight:
+    """A PackedWeight where that helps (float32 on a CPU whose torch has oneDNN), else `weight` itself."""
+    able = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    packs = able and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    if packs and weight.device.type == "cpu" and weight.dtype == torch.float32 and len(weight):
+        return PackedWeight(weight)
+    return weight
+
+
+def linear(rows: Tensor, weight: Tensor | PackedWeight) -> Tensor:
+    """float[N, D] -> float[N, V], a new tensor."""
+    if isinstance(weight, PackedWeight):
+        return weight.product(rows)
+    return functional.linear(rows, weight)
