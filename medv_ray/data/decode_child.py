@@ -80,25 +80,37 @@ class Decoder:
         """
         check_bytes(data, self._image)
         with self._lock:
-            if self._process is None:
-                self._process = self._start()
-            what, seconds = f"{len(data)} bytes", self._image.decode_seconds
-            try:
-                return self._understand(*self._exchange(self._process, data, seconds))
-            except (DataError, SettingsError):
-                raise
-            except TimeoutError:
-                self._stop()
-                raise DataError(
-                    "E1209", f"decoding {what} took longer than {seconds:g} s."
-                ) from None
-            except (EOFError, OSError, ValueError, KeyError, TypeError):
-                how = self._stop()
-                raise DataError("E1209", f"the decoder ended ({how}) on {what}.") from None
+            how = self._try(data)
+            if isinstance(how, str):  # perhaps killed from outside, which is not the image's fault
+                how = self._try(data)
+            if isinstance(how, str):
+                raise DataError("E1209", f"the decoder ended ({how}) on {len(data)} bytes, twice.")
+            return how
+
+    def _try(self, data: bytes) -> Prepared | str:
+        """The reply, or how the child ended. Raises DataError, SettingsError and RunError."""
+        if self._process is not None and self._process.poll() is not None:
+            self._stop()
+        if self._process is None:
+            self._process = self._start()
+        seconds = self._image.decode_seconds
+        try:
+            return self._understand(*self._exchange(self._process, data, seconds))
+        except (DataError, SettingsError):
+            raise
+        except TimeoutError:
+            self._stop()
+            detail = f"decoding {len(data)} bytes took longer than {seconds:g} s."
+            raise DataError("E1209", detail) from None
+        except (EOFError, OSError):
+            return self._stop(leaving=True)
+        except (ValueError, KeyError, TypeError):
+            self._stop()
+            return "its reply made no sense"
+        except BaseException:
             # interrupted between request and reply: the next image must not get this reply
-            except BaseException:
-                self._stop()
-                raise
+            self._stop()
+            raise
 
     def close(self) -> None:
         """End the child. The next `prepare` starts another."""
@@ -132,18 +144,17 @@ class Decoder:
             _receive(_pipes(process)[1], 1, deadline)
         except (TimeoutError, EOFError, OSError):
             self._process = process
-            how = self._stop()
+            how = self._stop(leaving=True)
             raise RunError("E1509", f"the image decoder did not start ({how}).") from None
         return process
 
-    def _stop(self) -> str:
-        """Kill and reap the child, and say how it ended."""
+    def _stop(self, leaving: bool = False) -> str:
+        """Kill and reap the child, and say how it ended; `leaving`: it closed its pipes already."""
         process, self._process = self._process, None
         if process is None:
             return "not running"
-        # it may be on its way out: then the reason is its own
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.2)
+            process.wait(1 if leaving else 0)
         ended = process.poll()
         process.kill()
         for stream in (process.stdin, process.stdout):
@@ -156,7 +167,7 @@ class Decoder:
 
     def _exchange(
         self, process: subprocess.Popen[bytes], data: bytes, seconds: float
-    ) -> tuple[dict[str, Any], bytearray]:
+    ) -> tuple[Any, bytearray]:
         deadline = time.monotonic() + seconds
         stdin, stdout = _pipes(process)
         _send(stdin, _SIZE.pack(len(data)), deadline)
@@ -167,8 +178,10 @@ class Decoder:
         header = json.loads(_receive(stdout, json_bytes, deadline))
         return header, _receive(stdout, tile_bytes, deadline)
 
-    def _understand(self, header: dict[str, Any], payload: bytearray) -> Prepared:
+    def _understand(self, header: Any, payload: bytearray) -> Prepared:
         """The reply of a child that may have been taken over: every field is checked."""
+        if not isinstance(header, dict):
+            raise ValueError("a reply of the wrong form")
         code = header.get("code")
         if code is not None:
             kind = SettingsError if code == "E1001" else DataError

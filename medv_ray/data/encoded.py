@@ -100,8 +100,8 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 def png_bytes(data: bytes) -> tuple[int, int, int]:
     """Bytes of pixels that a PNG's header calls for, that its data hold, and of the last row.
 
-    Counting stops one row beyond what the header calls for. Pillow does not count: it leaves missing
-    rows black, and surplus rows out. Raises zlib.error for damaged data.
+    Counting stops one row beyond what the header calls for. Pillow does not count: it leaves
+    missing rows black, and surplus rows out. Raises zlib.error for damaged data.
     """
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
