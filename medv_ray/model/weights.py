@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from medv_ray.errors import CheckpointError, SettingsError
 from medv_ray.model.config import ModelConfig
@@ -79,11 +80,27 @@ def load(
     vocab_size = config.language.vocab_size
     if logit_size is not None and not 0 < logit_size <= vocab_size:
         raise CheckpointError("E1408", f"{logit_size} logits asked of a head of {vocab_size} rows.")
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInit():
         model = Medv(config, logit_size)
     _compare(model, stored)
     model.load_state_dict(dict(_tensors(stored, dtype, torch.device(device))), assign=True)
     return model.eval().requires_grad_(False)
+
+
+class _NoInit(TorchFunctionMode):
+    """Modules get no random weights: on meta the first draw would import torch's compiler."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def save(
