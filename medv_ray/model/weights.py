@@ -73,7 +73,7 @@ def load(
     E1404 (shape), E1405 (not finite), E1406 (pickle), E1407 (corrupt file), E1408 (more logits
     than the head has), E1409 (index leaves the folder), E1410 (another kind of model).
     """
-    folder = Path(path)
+    folder = Path(path).absolute()  # "." has no name to show
     raw = read_json(folder, "config.json")
     stored = headers(folder)
     config = ModelConfig.from_json(raw, {name: entry.shape for name, entry in stored.items()})
@@ -119,7 +119,7 @@ def save(
 
     Raises SettingsError E1001 when the folder already holds weights.
     """
-    folder = Path(path)
+    folder = Path(path).absolute()  # "." has no name to show
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("*.safetensors*")):
         raise SettingsError("E1001", f"folder {folder.name!r} already holds weights; take another.")
@@ -150,7 +150,7 @@ def digest(path: str | os.PathLike[str]) -> str:
 
     Raises CheckpointError E1401 when there is no config.json.
     """
-    folder = Path(path)
+    folder = Path(path).absolute()  # "." has no name to show
     require(folder, ["config.json"])
     kinds = {".safetensors", ".json", ".jinja", ".txt"}
     files = sorted(f for f in folder.iterdir() if f.suffix in kinds and f.is_file())
