@@ -25,6 +25,9 @@ def running_ray(address: str | None = None) -> Iterator[Capacity]:
     if not connect:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not os.environ.get("MEDV_DEBUG"):
+        # the raylet's messages are printed to stdout by a thread, whatever the log level
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")
     with ExitStack() as stack:
         if not os.environ.get("MEDV_DEBUG"):
             stack.enter_context(quiet())

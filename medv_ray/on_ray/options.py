@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, model_validator
@@ -71,6 +72,19 @@ class ScoreSettings(AnswerSettings):
             },
             "code": {"medv_ray": medv_ray.__version__},
         }
+
+
+def checkpoint_defaults(path: str) -> dict[str, Any]:
+    """Sampler settings that the checkpoint's config.json recommends (`medv_defaults`), if it does.
+
+    Flags, files and `--set` go over them.
+    """
+    try:
+        config = json.loads((Path(path) / "config.json").read_text())
+        found = config.get("medv_defaults")
+    except (OSError, ValueError, AttributeError):
+        return {}  # loading the checkpoint says what is wrong with it
+    return {"sampler": found} if isinstance(found, dict) else {}
 
 
 def identity_digest(identity: dict[str, Any]) -> str:

@@ -30,6 +30,7 @@ class Resume:
     new_run: bool = False
     allow_mixed: bool = False
     take_over: bool = False
+    retry_quarantined: bool = False
 
 
 @dataclass
@@ -38,8 +39,8 @@ class Session:
 
     rows: int = 0
     seconds: float = 0.0
-    first_chunk_s: float | None = None
-    """From the start of Ray to the first committed chunk."""
+    start_s: float = 0.0
+    """Of `seconds`: until the first actor had loaded its model."""
     counters: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     deaths: int = 0
@@ -47,9 +48,10 @@ class Session:
     skipped_files: list[str] = field(default_factory=list)
 
     @property
-    def rows_per_s(self) -> float | None:
-        """Rows a second, start-up included."""
-        return self.rows / self.seconds if self.seconds and self.rows else None
+    def rate(self) -> float:
+        """Rows a second once the pool was up."""
+        busy = self.seconds - self.start_s
+        return self.rows / busy if busy > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def score(
         new_run=resume.new_run,
         allow_mixed=resume.allow_mixed,
         take_over=resume.take_over,
+        retry_quarantined=resume.retry_quarantined,
     ) as run:
         if run.todo():
             started = time.monotonic()
@@ -114,6 +117,7 @@ def _drive(
     run: Run, settings: ScoreSettings, session: Session, address: str | None, factory: str | None
 ) -> None:
     """Passes over the open chunks until none is left."""
+    began = time.time()
     with (
         running_ray(address) as capacity,
         Progress(run.plan.rows, run.ledger.counts()) as progress,
@@ -127,14 +131,13 @@ def _drive(
                 return
             stream = Stream(todo, size_pool(settings.pool, capacity, len(todo)))
             work = Work(settings, run.plan.archive, stream.supervisor, factory or PREDICTOR)
-            started = time.monotonic()
             with stopping(stream.stop, progress.say):
                 for chunk, result in stream.run(work):
                     _take(run, session, progress, chunk, result)
-                    if session.first_chunk_s is None:
-                        session.first_chunk_s = time.monotonic() - started
             session.stopped = stream.stopped and bool(run.todo())
-            session.deaths += stream.report()["deaths"]
+            report = stream.report()
+            session.deaths += report["deaths"]
+            session.start_s = session.start_s or (report["ready_at"] or time.time()) - began
         if not session.stopped and any(c.place not in run.skipped for c in run.todo()):
             raise RunError("E1508", f"chunks came back without a result in {PASSES} passes.")
 

@@ -8,6 +8,7 @@ name. A row with two such deaths is quarantined (E1504); outside kills do not hi
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -112,6 +113,7 @@ class Supervisor:
         self._stopped = False
         self._more = asyncio.Event()
         self._fatal: tuple[str, str, str] | None = None
+        self._ready_at: float | None = None
 
     async def feed(self, chunks: list[str], finished: list[int], last: bool) -> None:
         """Chunks for the source, numbered on from the last ones; numbers that are finished."""
@@ -145,6 +147,7 @@ class Supervisor:
     async def ready(self, actor: str) -> None:
         """See `Deaths.ready`."""
         self._deaths.ready(actor)
+        self._ready_at = self._ready_at or time.time()
 
     async def start(self, place: str) -> Orders:
         """See `Deaths.start`."""
@@ -166,6 +169,7 @@ class Supervisor:
         """What the driver asks for at the end."""
         return {
             "fatal": self._fatal,
+            "ready_at": self._ready_at,
             "deaths": self._deaths.total,
             "crashed_rows": self._deaths.crashed_rows,
         }

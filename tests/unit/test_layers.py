@@ -16,8 +16,8 @@ ROWS = [
     ["medv_ray.on_ray"],
     ["medv_ray.cli", "jobs"],
 ]
-# rooms of the first row after `errors`, in their own order: settings may use errors, schema neither
-WITHIN = {("medv_ray.settings", "medv_ray.errors")}
+# inside a row: settings may use errors, schema neither; a job is the command line's function
+WITHIN = {("medv_ray.settings", "medv_ray.errors"), ("jobs", "medv_ray.cli")}
 THIRD_PARTY = {
     "medv_kernels": {"torch", "triton"},
     "medv_ray.errors": set(),

@@ -1,0 +1,77 @@
+"""`medv ask`: one question, and the denoising as it happens. No Ray here."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from medv_ray.engine import Answer, Predictor, Request, View
+from medv_ray.errors import DataError, SettingsError
+from medv_ray.on_ray.demo import TOY
+from medv_ray.on_ray.options import checkpoint_defaults
+from medv_ray.settings import AnswerSettings, ModelSettings, build, override
+
+MASK = "·"
+
+
+def ask(image: Path, question: str, model: str, assignments: list[str], watch: bool) -> None:
+    """Print the answer with its confidence. Raises MedvError."""
+    path = str(TOY) if model == "toy" else model
+    values = override(checkpoint_defaults(path), assignments)
+    held = build(ModelSettings, {"path": path, **values.pop("model", {})})
+    settings = build(AnswerSettings, values)
+    try:
+        data = image.read_bytes()
+    except OSError as error:
+        kind = type(error).__name__
+        raise SettingsError("E1001", f"IMAGE: {image.name} cannot be read ({kind}).") from None
+    console = Console(highlight=False, soft_wrap=True)
+    request = Request(question, (data,), seed=settings.seed)
+    with Predictor.load(held, settings) as predictor:
+        answer = _watch(predictor, request, console) if watch else _answer(predictor, request)
+    console.print(Text(answer.text or "(no answer)", style="bold"))
+    passes, seconds = answer.forward_passes, answer.seconds
+    told = f"confidence {answer.confidence:.3f}, {passes} forward passes, {seconds:.2f} s"
+    console.print(told, style="dim")
+    for word in answer.warnings:
+        console.print(f"picture: {word}", style="yellow")
+
+
+def _answer(predictor: Predictor, request: Request) -> Answer:
+    [ended] = predictor.answer([request])
+    if isinstance(ended, DataError):
+        raise ended
+    return ended
+
+
+def _watch(predictor: Predictor, request: Request, console: Console) -> Answer:
+    """Every state in one place of the terminal; a line each where there is none."""
+    answer: Answer | None = None
+    with (
+        Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live
+    ):
+        for view in predictor.watch(request):
+            answer = view.answer
+            if live is not None:
+                live.update(render(view), refresh=True)
+            else:
+                console.print(render(view))
+    assert answer is not None
+    return answer
+
+
+def render(view: View) -> Text:
+    """Dots where the mask is; tokens from red, unsure, to green, sure."""
+    text = Text(f"step {view.step:3}  ", style="dim")
+    for token, confidence in zip(view.tokens, view.confidence, strict=True):
+        if token is None:
+            text.append(MASK, style="dim")
+            continue
+        sure = max(0.0, min(1.0, confidence))
+        style = f"rgb({round(220 * (1 - sure))},{round(60 + 140 * sure)},60)"
+        text.append(token.replace("\n", "⏎"), style=style)
+    return text

@@ -1,0 +1,152 @@
+"""Is this machine ready? One line a check; nothing is changed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from medv_ray.errors import MedvError
+from medv_ray.on_ray.demo import TOY
+
+NEEDED = ("torch", "ray", "transformers", "safetensors", "pyarrow", "pillow", "numpy", "pydantic")
+DASHBOARD_PORT = 8265
+LOW_BYTES = 2 * 2**30
+
+
+class Check(NamedTuple):
+    """One finding."""
+
+    state: Literal["ok", "note", "fault"]
+    name: str
+    told: str
+
+
+def check_all() -> Iterator[Check]:
+    """All checks, each as it is done."""
+    for check in (_python, _packages, _processor, _memory, _temporary, _cluster, _asset):
+        yield from check()
+
+
+def _python() -> Iterator[Check]:
+    told = platform.python_version()
+    yield Check("ok" if sys.version_info >= (3, 11) else "fault", "python", told)
+
+
+def _packages() -> Iterator[Check]:
+    for name in NEEDED:
+        try:
+            yield Check("ok", name, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            yield Check("fault", name, "not installed; `pip install medv-ray` brings it")
+
+
+def _processor() -> Iterator[Check]:
+    yield Check("ok", "cpu", f"{len(os.sched_getaffinity(0))} cores")
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Check("note", "gpu", "torch sees none; scoring runs on the CPU")
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        yield Check("ok", f"gpu {index}", f"{name}, {_gib(free)} of {_gib(total)} free")
+
+
+def _memory() -> Iterator[Check]:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    yield Check("note" if free < LOW_BYTES else "ok", "memory", f"{_gib(free)} available")
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        size = shutil.disk_usage(shared).free
+        state: Literal["ok", "note"] = "note" if size < LOW_BYTES // 4 else "ok"
+        yield Check(state, "shared memory", f"{_gib(size)} free for Ray's object store")
+
+
+def _temporary() -> Iterator[Check]:
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(b"medv")
+            file.flush()
+    except OSError as error:
+        yield Check("fault", "temporary folder", f"not writable ({type(error).__name__})")
+        return
+    free = shutil.disk_usage(folder).free
+    yield Check("note" if free < LOW_BYTES else "ok", "temporary folder", f"{_gib(free)} free")
+
+
+def _cluster() -> Iterator[Check]:
+    """A dashboard without authentication runs any code that reaches it: ShadowRay."""
+    from ray import __version__
+
+    local = _listens("127.0.0.1")
+    if not local:
+        yield Check("ok", "ray cluster", f"none on this machine (ray {__version__})")
+        return
+    others = [address for address in _addresses() if _listens(address)]
+    guarded = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    if others and not guarded:
+        yield Check(
+            "fault",
+            "ray dashboard",
+            f"port {DASHBOARD_PORT} answers beyond this machine and RAY_AUTH_MODE is not `token`: "
+            "who reaches it can run code. Use --dashboard-host=127.0.0.1, or token mode.",
+        )
+        return
+    told = "token mode" if guarded else "this machine only"
+    yield Check("ok", "ray dashboard", f"port {DASHBOARD_PORT}, {told}")
+
+
+def _addresses() -> list[str]:
+    """This machine's own addresses, the loopback left out."""
+    try:
+        found = {str(item[4][0]) for item in socket.getaddrinfo(socket.gethostname(), None)}
+    except OSError:
+        return []
+    return sorted(a for a in found if not a.startswith("127.") and a != "::1")
+
+
+def _listens(address: str) -> bool:
+    try:
+        with socket.create_connection((address, DASHBOARD_PORT), timeout=0.5):
+            return True
+    except OSError:
+        return False
+
+
+def _asset() -> Iterator[Check]:
+    from medv_ray.data.synthetic import grey_image
+    from medv_ray.engine import Predictor, Request
+    from medv_ray.on_ray.options import checkpoint_defaults
+    from medv_ray.settings import AnswerSettings, ModelSettings
+
+    def answer() -> str:
+        settings = AnswerSettings.model_validate(checkpoint_defaults(str(TOY)))
+        with Predictor.load(ModelSettings(path=str(TOY), device="cpu"), settings) as predictor:
+            [ended] = predictor.answer([Request("ready?", (grey_image(),))])
+        return f"loads and answers in {getattr(ended, 'forward_passes', 0)} passes"
+
+    yield _attempt("embedded toy", answer)
+
+
+def _attempt(name: str, call: Callable[[], str]) -> Check:
+    try:
+        return Check("ok", name, call())
+    except MedvError as error:
+        return Check("fault", name, str(error))
+    except Exception as error:
+        return Check("fault", name, type(error).__name__)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
