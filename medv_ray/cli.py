@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-import medv_ray
+from medv_ray import __version__
 from medv_ray.errors import MedvError, SettingsError, explain
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ def explain_command(code: Annotated[str, typer.Argument(help="E1203, say.")]) ->
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"medv-ray {medv_ray.__version__}")
+        typer.echo(f"medv-ray {__version__}")
         raise typer.Exit
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, model_validator
-from pydantic_core import PydanticCustomError
 
-import medv_ray
+from medv_ray import __version__
 from medv_ray.archive.sources import ArchiveSettings
 from medv_ray.settings import AnswerSettings, EngineSettings, ModelSettings, Settings
 
@@ -30,11 +29,7 @@ class PoolSettings(Settings):
     @model_validator(mode="after")
     def _min_below_max(self) -> PoolSettings:
         if self.min_actors and self.max_actors and self.min_actors > self.max_actors:
-            raise PydanticCustomError(
-                "E1001",
-                "min_actors={low} is more than max_actors={high}",
-                {"low": self.min_actors, "high": self.max_actors},
-            )
+            raise ValueError(f"min_actors={self.min_actors} > max_actors={self.max_actors}")
         return self
 
     @property
@@ -70,7 +65,7 @@ class ScoreSettings(AnswerSettings):
                 "device": self.model.device,
                 "logit_size": self.model.logit_size,
             },
-            "code": {"medv_ray": medv_ray.__version__},
+            "code": {"medv_ray": __version__},
         }
 
 
