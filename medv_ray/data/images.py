@@ -36,6 +36,8 @@ __all__ = ["Prepared", "TileSettings", "prepare"]
 
 _TAIL_ROWS = 8  # the smallest block row of a JPEG
 _UNDECODED = 128  # grey that libjpeg leaves where the data ended early
+# what Pillow's plugins say of sound files whose bits or channels they do not read
+_NO_RULE = ("unknown pixel mode", "cannot handle", "Unsupported BMP")
 _ZERO_RUN = 512  # zero bytes in a row at the end of a JPEG's data
 
 
@@ -183,6 +185,8 @@ def _own_words(size: int, image_format: str | None) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and "too large" in str(error):
             raise DataError("E1209", f"a text chunk of {what} unpacks beyond its limit.") from None
+        if any(phrase in str(error) for phrase in _NO_RULE):
+            raise DataError("E1211", f"the pixels of {what} are of a kind not decoded.") from None
         raise DataError("E1203", f"cannot decode {what}: damaged or cut short.") from None
 
 

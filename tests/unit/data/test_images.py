@@ -145,6 +145,8 @@ BAD = {
     "WebP cut": (encode(RGB, "WEBP")[:100], "E1203"),
     "TIFF cut": (encode(RGB, "TIFF")[:4000], "E1203"),
     "TIFF with a strip missing": (tiff_patched(encode(RGB, "TIFF"), 257, 96), "E1207"),
+    "TIFF of 64-bit pixels": (tiff_patched(encode(RGB.convert("L"), "TIFF"), 258, 64), "E1211"),
+    "JPEG of 12-bit pixels": (JPEG[: SOF + 4] + b"\x0c" + JPEG[SOF + 5 :], "E1211"),
     "TIFF in Lab": (encode(Image.merge("LAB", RGB.split()), "TIFF"), "E1211"),
     "TIFF of signed bytes": (encode(RGB.convert("L"), "TIFF", tiffinfo={339: 2}), "E1211"),
 }
