@@ -24,8 +24,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterator
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+
+from medv_ray.model.config import LanguageConfig, ModelConfig, VisionConfig
+from medv_ray.model.medv import Medv
 
 HERE = Path(__file__).parent
 NOT_SUPPORTED = {
@@ -239,6 +242,43 @@ GOLDEN = _open()
 def golden() -> Golden:
     """The golden numbers of this session."""
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def tower(golden: Golden) -> Callable[[str], Medv]:
+    """The language tower that a case runs on, by the case's number; made once."""
+
+    @cache
+    def build(case: str) -> Medv:
+        real = case in ("07", "11")
+        config = LanguageConfig.from_json(golden.case("07" if real else "02")["config"])
+        model = Medv(ModelConfig(language=config, vision=None)).eval()
+        model.load_state_dict(golden.state(case))
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def seeing(golden: Golden) -> Callable[[str], Medv]:
+    """Language, vision tower and projector of cases 10 and 11, by number; made once."""
+
+    @cache
+    def build(case: str) -> Medv:
+        source = "10" if case == "10" else "09"
+        raw = golden.case(source)
+        language = golden.case("07" if case == "11" else "02")["config"]
+        config = ModelConfig(
+            LanguageConfig.from_json(language),
+            VisionConfig.from_json(raw["vision_config"]),
+            image_aspect_ratio=raw["config"]["image_aspect_ratio"],
+            image_grid_pinpoints=tuple(map(tuple, raw["config"]["image_grid_pinpoints"])),
+        )
+        model = Medv(config).eval()
+        model.load_state_dict(golden.state(case) | golden.tensors(source, "state.safetensors"))
+        return model
+
+    return build
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,29 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from medv_ray.data.images import prepare
+from medv_ray.data.tiles import TileSettings
 from medv_ray.diffusion.sampler import Denoising, SampleSpec, sample
 from medv_ray.diffusion.schedule import transfer_schedule
-from medv_ray.model.config import LanguageConfig, ModelConfig
 from medv_ray.model.denoise import FullRecompute, Prompt
 from medv_ray.model.medv import Medv
-
-
-@pytest.fixture(scope="module")
-def tower(golden: Any) -> Any:
-    """Language tower of a case, by its number; made once."""
-    made: dict[str, Medv] = {}
-
-    def get(case: str) -> Medv:
-        if case not in made:
-            config = LanguageConfig.from_json(
-                golden.case("02" if case in ("04", "10") else case)["config"]
-            )
-            model = Medv(ModelConfig(language=config, vision=None)).eval()
-            model.load_state_dict(golden.state(case))
-            made[case] = model
-        return made[case]
-
-    return get
+from medv_ray.settings import ImageSettings
 
 
 class WholeSequence:
@@ -147,16 +131,20 @@ def special_ids(golden: Any) -> dict[str, int]:
 
 
 def llada_v(
-    model: Medv, prompt: Tensor, run: dict[str, Any], spec: SampleSpec, tensors: dict[str, Tensor]
+    model: Medv,
+    prompt: Prompt | Tensor,
+    run: dict[str, Any],
+    spec: SampleSpec,
+    tensors: dict[str, Tensor],
 ) -> None:
-    """A run of LLaDA-V's generate_with_embeds for one row, checked at every state where the case stores them."""
+    """A run of LLaDA-V for one row, checked at every state where the case stores them."""
     door = FullRecompute(model, [prompt], spec.suffix_ids)
     denoising = Denoising.blank(spec, 1, generators_of(run), [door.prompt_length(0)])
     states = [state.x[0] for state in sample(door, spec, denoising)]
-    assert denoising.step == run["forward_calls"]
     if f"{run['key']}.states" in tensors:
         assert_states(states[:-1], tensors[f"{run['key']}.states"])
     assert torch.equal(denoising.answer(0)[None], tensors[f"{run['key']}.out"])
+    assert denoising.step == run["forward_calls"]
 
 
 @pytest.mark.subcases("04")
@@ -179,3 +167,31 @@ def test_llada_v_real_ids(golden: Any, tower: Any, key: str) -> None:
     )
     prompt = model.embed(golden.tensors("07")["prompt_ids"])[0].detach()
     llada_v(model, prompt, run, spec, golden.tensors("07"))
+
+
+@pytest.mark.subcases("10", "c")
+def test_image_to_tokens(golden: Any, seeing: Any, key: str) -> None:
+    run, case, tensors = golden.run("10", key), golden.case("10"), golden.tensors("10")
+    model = seeing("10")
+    picture = golden.path("08", f"{run['image']}.png").read_bytes()
+    grid = tuple(map(tuple, case["grid_pinpoints"]))
+    tiles = TileSettings("anyres_max", case["vision_config"]["image_size"], grid)
+    done = prepare(picture, ImageSettings(min_side=1), tiles)
+    with torch.inference_mode():
+        image = model.encode_image(torch.from_numpy(done.tiles), done.size_wh)
+    prompt = Prompt(tensors[f"input_ids.{run['image']}"][0], (image,))
+    eot = case_ids(golden)["<|eot_id|>"]
+    spec = spec_of(
+        run,
+        case["mask_id"],
+        forbidden_ids=tuple(case["forbidden_ids"]),
+        stop_ids=((eot,),),
+    )
+    llada_v(model, prompt, run, spec, tensors)
+
+
+def case_ids(golden: Any) -> dict[str, int]:
+    """Special ids of the small vocabulary: the real ones through the table of case 04."""
+    table = golden.case("04")["constants_substituted"]
+    real = special_ids(golden)
+    return {name: table[str(value)] for name, value in real.items() if str(value) in table}

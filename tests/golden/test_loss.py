@@ -1,0 +1,87 @@
+"""Training loss, masks and gradients of LLaDA-V (11); the dialogue mask is not supported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from medv_ray.data.images import prepare
+from medv_ray.data.tiles import TileSettings
+from medv_ray.diffusion.loss import masked_loss, token_losses
+from medv_ray.diffusion.noise import IGNORE, draw, forward_noise
+from medv_ray.model.denoise import IMAGE_SLOT, splice
+from medv_ray.model.medv import Medv
+from medv_ray.settings import ImageSettings
+
+
+def batch(golden: Any, tower: Any, seeing: Any, key: str) -> tuple[Medv, Tensor, Tensor]:
+    """The model, the clean embeddings float[B, S, D] and the labels int64[B, S] of a sub-case."""
+    tensors = golden.tensors("11")
+    name = key if f"{key}.input_ids" in tensors else key.split("_")[0]
+    ids, labels = tensors[f"{name}.input_ids"], tensors[f"{name}.labels"]
+    if not bool((ids == IMAGE_SLOT).any()):
+        model = tower("11")
+        return model, model.embed(ids), labels
+    model = seeing("11")
+    picture = golden.run("11", "C_image")["image"].split(",")[0]
+    data = golden.path("08", f"{picture}.png").read_bytes()
+    side = golden.case("09")["vision_config"]["image_size"]
+    done = prepare(data, ImageSettings(), TileSettings("square", side))
+    model.model.vision_tower.requires_grad_(False)  # the case holds no gradients of it
+    image = model.encode_image(torch.from_numpy(done.tiles), done.size_wh)
+    slot = int((ids[0] == IMAGE_SLOT).nonzero())
+    hidden_labels = labels.new_full((1, len(image)), IGNORE)
+    spliced = torch.cat([labels[:, :slot], hidden_labels, labels[:, slot + 1 :]], dim=1)
+    return model, splice(model, ids[0], [image])[None], spliced
+
+
+@pytest.mark.subcases("11")
+def test_loss_and_gradients(golden: Any, tower: Any, seeing: Any, key: str) -> None:
+    run, case, tensors = golden.run("11", key), golden.case("11"), golden.tensors("11")
+    model, embeds, labels = batch(golden, tower, seeing, key)
+    model.zero_grad()
+    assert torch.equal(labels, tensors[f"{key}.labels_final"])
+    assert (labels != IGNORE).sum(1).tolist() == run["answer_tokens_per_row"]
+
+    noise = forward_noise(labels, tensors[f"{key}.t"], tensors[f"{key}.u"], case["eps"])
+    assert torch.equal(noise.p_mask, tensors[f"{key}.p_mask"])
+    assert torch.equal(noise.masked, tensors[f"{key}.masked"])
+    assert int(noise.masked.sum()) == run["masked_tokens"]
+
+    mask = model.embed(torch.tensor(case["mask_id"]))
+    hidden = model.hidden(torch.where(noise.masked[..., None], mask, embeds))
+    loss = masked_loss(hidden, model.head, labels, noise.masked, noise.p_mask)
+    tolerance = 1e-3 if "image" in run or len(embeds[0]) > 700 else 1e-4
+    assert float(loss.detach()) == pytest.approx(run["loss"], abs=tolerance)
+    check_logits(tensors, key, hidden[noise.masked] @ model.head.T, labels[noise.masked])
+
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    for name, norm in run["grad_l2_norms"].items():
+        assert float(parameters[name].grad.norm()) == pytest.approx(norm, rel=1e-3, abs=1e-5), name
+    for name in (n for n in tensors if n.startswith(f"{key}.grad.")):
+        got = parameters[name.removeprefix(f"{key}.grad.")].grad
+        torch.testing.assert_close(got, tensors[name], rtol=1e-3, atol=1e-5)
+
+
+def check_logits(tensors: dict[str, Tensor], key: str, logits: Tensor, targets: Tensor) -> None:
+    """Normaliser and target logit of each masked position, and that their difference is its loss."""
+    logits = logits.detach()
+    total = logits.double().logsumexp(1)
+    chosen = logits.gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(total, tensors[f"{key}.masked_logsumexp"], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(chosen, tensors[f"{key}.masked_target_logit"], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        token_losses(logits, None, targets), (total - chosen).float(), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.subcases("11")
+def test_draws_follow_the_reference(golden: Any, key: str) -> None:
+    run, tensors = golden.run("11", key), golden.tensors("11")
+    t, u = draw(run["batch"], run["length"], torch.Generator().manual_seed(run["seed"]))
+    assert torch.equal(t, tensors[f"{key}.t"])
+    assert torch.equal(u, tensors[f"{key}.u"])
