@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -18,12 +17,9 @@ import torch
 from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
-from medv_ray.engine import Predictor
 from medv_ray.errors import DataError, MedvError, RunError
-from medv_ray.on_ray.chunk import Answerer, ChunkScorer
+from medv_ray.on_ray.chunk import PREDICTOR, ChunkScorer, find
 from medv_ray.on_ray.options import ScoreSettings
-
-PREDICTOR = "medv_ray.on_ray.actor:load_predictor"
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,18 +31,6 @@ class Work:
     supervisor: Any
     factory: str = PREDICTOR
     """`module:function` from ScoreSettings to a predictor; tests put their own here."""
-
-
-def load_predictor(settings: ScoreSettings) -> Answerer:
-    """The predictor of a real job."""
-    return Predictor.load(settings.model, settings.answer, settings.engine)
-
-
-def find(path: str) -> Callable[[ScoreSettings], Answerer]:
-    """The function that a `module:function` path names."""
-    module, _, name = path.partition(":")
-    found: Callable[[ScoreSettings], Answerer] = getattr(importlib.import_module(module), name)
-    return found
 
 
 class ScoreChunk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,11 +15,13 @@ from medv_ray.archive.plan import read_rows
 from medv_ray.archive.rows import Part, quarantine_record, write_part
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
-from medv_ray.engine import Answer, Request, row_seed
+from medv_ray.engine import Answer, Predictor, Request, row_seed
 from medv_ray.errors import DataError, MedvError, RunError
+from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.settings import AnswerSettings
 
 CRASH_CODE = 70  # EX_SOFTWARE
+PREDICTOR = "medv_ray.on_ray.chunk:load_predictor"
 
 
 class Answerer(Protocol):
@@ -37,6 +40,18 @@ class Answerer(Protocol):
 
 Announce = Callable[[int | None], None]
 """Called with a row number before the row is tried, and with None after the last."""
+
+
+def load_predictor(settings: ScoreSettings) -> Answerer:
+    """The predictor of a real job."""
+    return Predictor.load(settings.model, settings.answer, settings.engine)
+
+
+def find(path: str) -> Callable[[ScoreSettings], Answerer]:
+    """The function that a `module:function` path names."""
+    module, _, name = path.partition(":")
+    found: Callable[[ScoreSettings], Answerer] = getattr(importlib.import_module(module), name)
+    return found
 
 
 class ChunkScorer:

@@ -13,8 +13,9 @@ from medv_ray.archive.plan import Plan, read_rows
 from medv_ray.archive.survey import survey
 from medv_ray.data.decode_child import Decoder
 from medv_ray.data.tiles import TileSettings
+from medv_ray.engine import Request
 from medv_ray.errors import DataError
-from medv_ray.on_ray.chunk import Answerer
+from medv_ray.on_ray.chunk import PREDICTOR, Answerer, find
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.score import planned
 
@@ -36,8 +37,6 @@ class Sample:
 
 def preview(settings: ScoreSettings, actors: int, factory: str | None = None) -> dict[str, Any]:
     """Counts, a sample's problems and a probe's speed. Raises what the job would raise."""
-    from medv_ray.on_ray.actor import PREDICTOR, find
-
     plan, identity = planned(settings)
     known = survey(plan, settings.out, identity)
     sample = take_sample(plan, settings)
@@ -119,8 +118,6 @@ def _picture_problem(row: Row, decoder: Decoder, sample: Sample) -> DataError | 
 
 def time_probe(predictor: Answerer, rows: list[Row], settings: ScoreSettings) -> dict[str, Any]:
     """Seconds a row on this machine, after one row that warms up."""
-    from medv_ray.engine import Request
-
     requests = [
         Request(row.question or "", () if row.image is None else (row.image,)) for row in rows
     ]

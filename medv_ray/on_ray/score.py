@@ -122,7 +122,8 @@ def _drive(
         running_ray(address) as capacity,
         Progress(run.plan.rows, run.ledger.counts()) as progress,
     ):
-        from medv_ray.on_ray.actor import PREDICTOR, Work
+        from medv_ray.on_ray.actor import Work
+        from medv_ray.on_ray.chunk import PREDICTOR
         from medv_ray.on_ray.stream import Stream, stopping
 
         for _ in range(PASSES):

@@ -1,0 +1,104 @@
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from medv_ray.archive.chunks import Chunk
+from medv_ray.archive.plan import plan
+from medv_ray.archive.rows import Part
+from medv_ray.archive.sources import open_archive
+from medv_ray.archive.store import Store
+from medv_ray.engine import Answer, Request
+from medv_ray.errors import DataError, RunError
+from medv_ray.on_ray.chunk import ChunkScorer
+from tests.integration import stub
+
+Script = Callable[[Request], None]
+
+
+class Recorder(stub.Stub):
+    """Notes the questions of every call."""
+
+    calls: list[list[str]] = []  # noqa: RUF012
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer | DataError]:
+        self.calls.append([request.question for request in requests])
+        return super().answer(requests)
+
+
+def scorer_of(
+    folder: Path, questions: list[str], per_image: int = 4, abstain: float | None = None
+) -> tuple[ChunkScorer, Chunk]:
+    stub.write_archive(folder / "in.parquet", questions, per_image)
+    settings = stub.settings(folder, abstain_below=abstain)
+    planned = plan(open_archive(settings.archive), "digest")
+    Recorder.calls = []
+    scorer = ChunkScorer(planned.archive, Store(settings.out), settings.answer, Recorder)
+    return scorer, planned.chunks[0]
+
+
+def statuses(part: Part) -> tuple[int, int, int]:
+    return part.answered, part.abstained, part.quarantined
+
+
+def test_every_row_ends_once(tmp_path: Path) -> None:
+    scorer, chunk = scorer_of(tmp_path, ["a", "bad", "c", "", "e"])
+    part, reasons = scorer.score(chunk)
+    assert statuses(part) == (3, 0, 2)
+    assert reasons == {"prompt_too_long": 1, "empty_question": 1}
+
+
+def test_a_raising_row_costs_only_itself(tmp_path: Path) -> None:
+    scorer, chunk = scorer_of(tmp_path, ["a", "raise", "c", "raise"])
+    part, reasons = scorer.score(chunk)
+    assert statuses(part) == (2, 0, 2)
+    assert reasons == {"internal_error": 2}
+
+
+def test_low_confidence_abstains(tmp_path: Path) -> None:
+    scorer, chunk = scorer_of(tmp_path, ["a", "b"], abstain=0.7)
+    assert statuses(scorer.score(chunk)[0]) == (0, 2, 0)
+
+
+def test_memory_ends_the_job_and_not_the_row(tmp_path: Path) -> None:
+    scorer, chunk = scorer_of(tmp_path, ["a", "memory"])
+    with pytest.raises(RunError, match="E1508"):
+        scorer.score(chunk)
+
+
+def test_announced_rows_are_tried_one_by_one(tmp_path: Path) -> None:
+    scorer, chunk = scorer_of(tmp_path, ["a", "b", "c"])
+    told: list[int | None] = []
+    part, reasons = scorer.score(chunk, crashed=[1], announce=told.append)
+    assert told == [0, 2, None]
+    assert Recorder.calls == [["a"], ["c"]]
+    assert statuses(part) == (2, 0, 1)
+    assert reasons == {"worker_crash": 1}
+
+
+def test_rows_of_one_picture_stand_together(tmp_path: Path) -> None:
+    scorer, chunk = scorer_of(tmp_path, list("abcdef"), per_image=1)
+    stub.write_archive(tmp_path / "in.parquet", list("abcdef"), per_image=1)
+    rows = [SimpleNamespace(row=i, id=str(i), question=q, image=None) for i, q in enumerate("abab")]
+    pictures = {"a": b"one", "b": b"two"}
+    for row in rows:
+        row.image = pictures[row.question]
+    ended = scorer._answer(rows)  # type: ignore[arg-type]
+    assert Recorder.calls == [["a", "a", "b", "b"]]
+    seeds = [scorer._request(row).seed % 97 for row in rows]  # type: ignore[arg-type]
+    assert [e.text for e in ended if isinstance(e, Answer)] == [f"yes {seed}" for seed in seeds]
+
+
+def test_a_vanished_file_leaves_the_chunk_open(tmp_path: Path) -> None:
+    scorer, chunk = scorer_of(tmp_path, ["a"])
+    (tmp_path / "in.parquet").unlink()
+    with pytest.raises(DataError, match="E1107"):
+        scorer.score(chunk)
+
+
+def test_counters_are_told_once(tmp_path: Path) -> None:
+    scorer, chunk = scorer_of(tmp_path, ["a", "b"])
+    scorer.score(chunk)
+    assert scorer.take_counters() == {"decodes": 1, "tower_runs": 1, "answers": 2}
+    assert scorer.take_counters() == {"decodes": 0, "tower_runs": 0, "answers": 0}

@@ -1,0 +1,137 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from medv_ray.cli import app, merged, score_settings
+from medv_ray.errors import CATALOGUE, SettingsError
+from medv_ray.on_ray.demo import TOY, accuracy, write_demo
+
+runner = CliRunner()
+BASE = {"out": "o", "archive": {"archive": "a"}, "model": {"path": "m"}}
+
+
+def test_help_is_fast_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv=['medv','--help']\n"
+        "from medv_ray.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch','ray','transformers','pyarrow'} & set(sys.modules)"
+    )
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert time.perf_counter() - started < 5  # 0.4 s on an idle core
+
+
+@pytest.mark.parametrize("code", ["E1203", "e1501"])
+def test_explain(code: str) -> None:
+    result = runner.invoke(app, ["explain", code])
+    assert result.exit_code == 0
+    assert CATALOGUE[code.upper()].reason in result.output
+
+
+def test_unknown_code_is_a_setting_error() -> None:
+    result = runner.invoke(app, ["explain", "E9"])
+    assert result.exit_code == 2
+    assert "E1001" in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "--out"),
+        (["--out", "x", "--archive", "y"], "--model"),
+        (["--out", "x", "--archive", "y", "--model", "toy", "--set", "sampler.step=3"], "step"),
+        (["--out", "x", "--archive", "y", "--model", "toy", "--set", "sampler.steps"], "--set"),
+        (["--out", "x", "--archive", "y", "--model", "toy", "--limit", "0"], "limit"),
+        (["--out", "x", "--archive", "y", "--model", "toy", "--config", "nope.yaml"], "nope.yaml"),
+    ],
+)
+def test_bad_settings_exit_2_in_one_line(arguments: list[str], word: str) -> None:
+    result = runner.invoke(app, ["score", *arguments])
+    assert result.exit_code == 2
+    assert word in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_flags_go_over_yaml_and_set_over_flags(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("sampler: {gen_length: 32, block_length: 32, steps: 16}\narchive: {limit: 5}\n")
+    settings = score_settings(file, {**BASE, "archive": {"archive": "a", "limit": 7}}, ["seed=3"])
+    assert settings.sampler.steps == 16
+    assert settings.archive.limit == 7
+    assert settings.seed == 3
+
+
+@pytest.mark.parametrize("text", ["- a\n", "a: [", "!!python/object:os.system {}\n"])
+def test_yaml_that_is_no_settings_file(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=r"job\.yaml"):
+        score_settings(file, BASE, [])
+
+
+def test_toy_brings_its_own_sampler_settings() -> None:
+    settings = score_settings(None, {**BASE, "model": {"path": "toy"}}, ["sampler.steps=4"])
+    assert settings.model.path == str(TOY)
+    assert (settings.sampler.gen_length, settings.sampler.steps) == (8, 4)
+
+
+def test_settings_that_decide_answers_are_in_the_identity() -> None:
+    one = score_settings(None, BASE, [])
+    same = score_settings(None, BASE, ["pool.max_actors=3", "engine.slots=2"])
+    other = score_settings(None, BASE, ["sampler.temperature=0.5"])
+    assert one.identity("x") == same.identity("x")
+    assert one.identity("x") != other.identity("x")
+    assert one.identity("x") != one.identity("y")
+
+
+def test_merged_ignores_what_was_not_given() -> None:
+    assert merged({"a": {"b": 1}}, {"a": {"b": None, "c": 2}, "d": None}) == {"a": {"b": 1, "c": 2}}
+
+
+def test_plan_writes_nothing(tmp_path: Path) -> None:
+    archive = write_demo(tmp_path, 30)
+    before = sorted(tmp_path.rglob("*"))
+    out = tmp_path / "run"
+    common = ["--archive", str(archive), "--model", "toy", "--out", str(out)]
+    result = runner.invoke(app, ["score", "--plan", *common])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.output)
+    assert told["rows"] == 30
+    assert told["sample"]["distinct_images"] == 10
+    assert told["estimate"]["rows"] == 30
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_ask_watch(tmp_path: Path) -> None:
+    write_demo(tmp_path, 12)
+    picture = str(tmp_path / "images" / "0.png")
+    result = runner.invoke(app, ["ask", picture, "how many nuclei are there?", "--watch"])
+    assert result.exit_code == 0, result.output
+    assert "step   1" in result.output
+    assert "confidence" in result.output
+
+
+def test_ask_about_something_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.png"
+    page.write_text("<html>")
+    result = runner.invoke(app, ["ask", str(page), "what?"])
+    assert result.exit_code == 1
+    assert "E1202" in result.output
+
+
+def test_doctor_finds_no_fault() -> None:
+    result = runner.invoke(app, ["doctor"])
+    assert "embedded toy: loads" in result.output
+    assert str(Path.home()) not in result.output
+
+
+def test_accuracy_of_nothing(tmp_path: Path) -> None:
+    assert accuracy(str(tmp_path)) == {}
