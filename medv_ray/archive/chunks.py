@@ -40,6 +40,12 @@ class Row:
     reference: str | None = None
     error: DataError | None = None
 
+    def refuse(self, error: DataError) -> None:
+        """Quarantine the row. Raises `error` itself for E1107: input that may be there tomorrow."""
+        if error.code == "E1107":
+            raise error
+        self.error = error
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:

@@ -29,6 +29,7 @@ from medv_ray.archive.sources import Archive, check_unchanged, file_path
 from medv_ray.errors import DataError
 
 BATCH_BYTES = 8 * 2**20  # aimed at, decoded at once
+BATCH_ROWS = 4096
 
 
 class Cursor:
@@ -46,7 +47,7 @@ class Cursor:
         names = leaves if self.footer.image_kind == "struct" else [image]
         names += [n for n in (columns.id, columns.question, columns.answer) if n is not None]
         fitting = BATCH_BYTES // max(self.group.average, 1)
-        rows = max(1, min(archive.settings.chunk_rows, fitting))
+        rows = max(1, min(BATCH_ROWS, fitting))
         self.batches = self.opened.iter_batches(
             batch_size=rows, row_groups=[group], columns=names, use_threads=False
         )
@@ -103,6 +104,8 @@ def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
                 done = row.row + 1
     except (*BROKEN, StopIteration, DataError) as error:
         _open.cursor = None
+        if isinstance(error, DataError) and error.code == "E1107":
+            raise
         if not isinstance(error, DataError):
             check_readable(archive, file, chunk.group[0])
             if len(_open.bad_from) > 64:
@@ -159,7 +162,7 @@ def batch_rows(
             try:
                 row.image = image_of(archive, held, offset, row.image_name)
             except DataError as error:
-                row.error = error
+                row.refuse(error)
         if row.image is not None and row.image == last:
             row.image = last  # repeats share one object
         last = row.image or last

@@ -28,11 +28,15 @@ def id_problem(value: object) -> DataError | None:
         return DataError("E1102", "the id is null.")
     if isinstance(value, bool) or not isinstance(value, str | int):
         return DataError("E1109", f"the id is a {type(value).__name__}, no text or whole number.")
-    text = str(value)
+    if isinstance(value, int):
+        return None
+    text = value
     if not text.strip():
         return DataError("E1102", "the id is empty.")
-    if any(part in text for part in ("/", "\\", "..")):
+    if "/" in text or "\\" in text or ".." in text:
         return DataError("E1104", "the id has '/', '\\' or '..'.")
+    if text.isascii() and text.isprintable() and len(text) <= MAX_ID_BYTES:
+        return None
     if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text):
         return DataError("E1104", "the id has a control character or a lone surrogate.")
     size = len(text.encode())
@@ -43,7 +47,7 @@ def id_problem(value: object) -> DataError | None:
 
 def normal(text: str) -> str:
     """The form in which ids are compared: NFC, trimmed."""
-    return text.strip() if text.isascii() else unicodedata.normalize("NFC", text).strip()
+    return (text if text.isascii() else unicodedata.normalize("NFC", text)).strip()
 
 
 def fingerprint(text: str) -> bytes:

@@ -157,9 +157,9 @@ class Ledger:
         with writing(path, len(line)):
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             try:
-                written = os.write(handle, line)
-                if written != len(line):
-                    os.write(handle, line[written:])  # says why: no space, most likely
+                left = memoryview(line)
+                while left:  # a disk that fills up writes a piece first
+                    left = left[os.write(handle, left) :]
                 os.fsync(handle)
             except BaseException:
                 os.ftruncate(handle, self._size)

@@ -3,14 +3,17 @@
 Local: flock on the file `lock`, which the kernel lets go when its holder dies, however it dies.
 The file also names host and process, for machines that share the folder without sharing locks.
 Object store: each writer announces itself under `lock/`, then lists; whoever sees another one
-withdraws. Listings are consistent there, so of two writers at least one sees the other.
+withdraws. Listings are consistent there, so of two writers at least one sees the other. Whoever is
+taken over is marked `.gone` for good: its heartbeat cannot win the folder back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import posixpath
 import random
 import socket
 import threading
@@ -22,6 +25,7 @@ from medv_ray.archive.store import Store, writing
 from medv_ray.errors import RunError
 
 NAME = "lock"
+LIVE, GONE = ".json", ".gone"
 HEARTBEAT_S = 10.0
 TRIES = 5
 
@@ -34,6 +38,7 @@ class Lock:
         self.heartbeat_s = heartbeat_s
         self.token = uuid4().hex
         self._handle: int | None = None
+        self._held = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -47,22 +52,31 @@ class Lock:
         self._thread.start()
 
     def _acquire_file(self, take_over: bool) -> None:
+        handle = self._flocked(os.O_CREAT)
+        owner = owner_of(os.pread(handle, 4096, 0))
+        if owner and owner.get("host") != host():
+            os.close(handle)
+            if not take_over:
+                raise in_use(owner)
+            os.unlink(self.store.path(NAME))  # the other one's heartbeat goes on in the old file
+            handle = self._flocked(os.O_CREAT | os.O_EXCL)
+        self._handle, self._held = handle, True
+        self._write_file()
+
+    def _flocked(self, flags: int) -> int:
+        """The lock file, opened and locked by this process."""
         path = self.store.path(NAME)
         with writing(path, 256):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o644)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise in_use(owner_of(os.pread(handle, 4096, 0))) from None
-            owner = owner_of(os.pread(handle, 4096, 0))
-            if owner and owner.get("host") != host() and not take_over:
-                raise in_use(owner)
-        except BaseException:
-            os.close(handle)
-            raise
-        self._handle = handle
-        self._write_file()
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_same_file(path, handle):
+                return handle
+        except BlockingIOError:
+            pass
+        owner = owner_of(os.pread(handle, 4096, 0))
+        os.close(handle)
+        raise in_use(owner)
 
     def _write_file(self) -> None:
         assert self._handle is not None
@@ -75,35 +89,34 @@ class Lock:
         for _ in range(TRIES):
             self.store.write(self._own(), self._told())
             others = self._others()
-            for name, owner in list(others.items()):
+            for token, owner in list(others.items()):
                 if take_over or is_dead_here(owner):
-                    self.store.delete(name)
-                    del others[name]
+                    self.store.write(f"{NAME}/{token}{GONE}", b"{}\n")
+                    self.store.delete(f"{NAME}/{token}{LIVE}")
+                    del others[token]
             if not others:
+                self._held = True
+                self.store.write(self._own(), self._told())
                 return
             self.store.delete(self._own())
-            if any(owner.get("age_s", 0) > self.heartbeat_s for owner in others.values()):
-                break  # no announcement that will be withdrawn: a holder, or one that died
+            if any(owner.get("held") for owner in others.values()):
+                break  # no announcement that will be withdrawn
             time.sleep(random.uniform(0.1, 0.9))
         raise in_use(next(iter(others.values())))
 
     def _others(self) -> dict[str, dict[str, Any]]:
-        """Announcements of other writers, with their age by the store's clock."""
-        listed = self.store.listing(NAME)
-        now = max((f.mtime_ns for f in listed if f.name == self._own()), default=0)
+        """Announcements of other writers by token, without those that were taken over."""
+        names = {posixpath.basename(file.name) for file in self.store.listing(NAME)}
         found = {}
-        for file in listed:
-            if file.name == self._own():
+        for token in sorted(name.removesuffix(LIVE) for name in names if name.endswith(LIVE)):
+            if token == self.token or token + GONE in names:
                 continue
-            try:
-                owner = owner_of(self.store.read(file.name))
-            except FileNotFoundError:
-                continue
-            found[file.name] = {**owner, "age_s": (now - file.mtime_ns) / 1e9}
+            with contextlib.suppress(FileNotFoundError):
+                found[token] = owner_of(self.store.read(f"{NAME}/{token}{LIVE}"))
         return found
 
     def _own(self) -> str:
-        return f"{NAME}/{self.token}.json"
+        return f"{NAME}/{self.token}{LIVE}"
 
     def _told(self) -> bytes:
         owner = {
@@ -111,6 +124,7 @@ class Lock:
             "host": host(),
             "pid": os.getpid(),
             "started": process_start(os.getpid()),
+            "held": self._held,
             "beat": time.time(),
         }
         return json.dumps(owner).encode() + b"\n"
@@ -130,13 +144,12 @@ class Lock:
         """Raises RunError E1501 when somebody took the folder over."""
         if self.store.local:
             assert self._handle is not None
-            path = self.store.path(NAME)
-            same = os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(self._handle))
-            owner = owner_of(os.pread(self._handle, 4096, 0))
-            if same and owner.get("token") == self.token:
+            if is_same_file(self.store.path(NAME), self._handle):
                 return
-        elif self.store.exists(self._own()):
-            return
+        else:
+            names = {posixpath.basename(file.name) for file in self.store.listing(NAME)}
+            if self.token + LIVE in names and self.token + GONE not in names:
+                return
         raise RunError("E1501", "another job took this output folder over; this one stops.")
 
     def release(self) -> None:
@@ -146,8 +159,7 @@ class Lock:
             self._thread.join()
             self._thread = None
         if self._handle is not None:
-            if owner_of(os.pread(self._handle, 4096, 0)).get("token") == self.token:
-                os.ftruncate(self._handle, 0)
+            os.ftruncate(self._handle, 0)
             os.close(self._handle)
             self._handle = None
         elif not self.store.local:
@@ -161,6 +173,14 @@ def host() -> str:
             return f"{socket.gethostname()}/{file.read().strip()[:8]}"
     except OSError:
         return socket.gethostname()
+
+
+def is_same_file(path: str, handle: int) -> bool:
+    """Whether the file of this name is the one that was opened."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def process_start(pid: int) -> str:

@@ -19,7 +19,10 @@ from medv_ray.errors import DataError
 
 
 def named_image(archive: Archive, name: object) -> bytes:
-    """The bytes of the image that a row names. Raises DataError E1108, E1111, E1112."""
+    """The bytes of the image that a row names.
+
+    Raises DataError E1108, E1111, E1112, and E1107 for one that is there but cannot be read now.
+    """
     if name is None or name == "":
         raise DataError("E1111", "the row has neither image bytes nor an image path.")
     if not isinstance(name, str) or "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
@@ -69,12 +72,17 @@ def read_local(root: str, path: str, limit: int) -> bytes:
         raise DataError("E1111", "the image that the row names does not exist.") from None
     except OSError as error:
         raise DataError("E1108", f"the image cannot be opened ({type(error).__name__}).") from error
-    with os.fdopen(handle, "rb") as file:
-        info = os.fstat(file.fileno())
+    try:
+        info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode):
             raise DataError("E1108", "the image path is not a regular file.")
         check_size(info.st_size, limit)
-        return file.read()
+        with os.fdopen(os.dup(handle), "rb") as file:
+            return file.read(limit + 1)
+    except OSError as error:
+        raise DataError("E1107", f"an image could not be read ({type(error).__name__}).") from error
+    finally:
+        os.close(handle)
 
 
 def check_size(size: int, limit: int) -> None:
@@ -167,5 +175,5 @@ def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
             try:
                 row.image = named_image(archive, name)
             except DataError as error:
-                row.error = error
+                row.refuse(error)
         yield row

@@ -18,6 +18,7 @@ from pyarrow import fs
 
 from medv_ray.errors import RunError, SettingsError
 
+TRIES = 3
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -76,9 +77,18 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""
-        with self.filesystem.open_input_file(self.path(name)) as file:
-            data: bytes = file.read()
-        return data
+        tries = 1 if self.local else TRIES
+        for left in reversed(range(tries)):
+            try:
+                with self.filesystem.open_input_file(self.path(name)) as file:
+                    data: bytes = file.read()
+                return data
+            except FileNotFoundError:
+                raise
+            except OSError:  # an object may be replaced between our HEAD and our GET
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
 
     def write(self, name: str, data: bytes) -> None:
         """Put the file in place as a whole. Raises RunError E1503 when the disk is full."""

@@ -94,7 +94,7 @@ def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
                     row.image = named_image(archive, one_image(name))
                     last = (str(name), row.image)
                 except DataError as error:
-                    row.error = error
+                    row.refuse(error)
             yield row
 
 

@@ -1,0 +1,168 @@
+import os
+import random
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from medv_ray.archive.ledger import FILE, Ledger, PartFile, object_name, parse, render
+from medv_ray.archive.store import Store
+from medv_ray.errors import RunError
+
+
+def commit(number: int, part: str | None = None, rows: int = 32) -> dict:
+    return {
+        "op": "commit",
+        "key": f"{number:032x}",
+        "place": f"{number + 10**9:032x}",
+        "part": part or f"rows/part-{number:016x}.parquet",
+        "sha256": f"{number:064x}",
+        "size": 7000,
+        "rows": rows,
+        "answered": rows - 1,
+        "abstained": 0,
+        "quarantined": 1,
+    }
+
+
+def filled(store, count: int) -> Ledger:
+    ledger = Ledger.load(store, repair=True)
+    for number in range(count):
+        ledger.append(commit(number))
+    return ledger
+
+
+def state(ledger: Ledger):
+    return ledger.commits, ledger.files, {k: set(v) for k, v in ledger.held.items()}, ledger.number
+
+
+@pytest.fixture
+def store(out) -> Store:
+    made = Store(out)
+    made.make()
+    return made
+
+
+def test_what_was_appended_is_loaded(store):
+    ledger = filled(store, 6)
+    assert state(Ledger.load(store)) == state(ledger)
+    assert ledger.counts() == {"rows": 192, "answered": 186, "abstained": 0, "quarantined": 6}
+
+
+def test_merges_and_drops_are_loaded(store):
+    ledger = filled(store, 6)
+    names = [f"rows/part-{n:016x}.parquet" for n in range(3)]
+    ledger.append(ledger.merge_record(names, "rows/merged-a.parquet", PartFile("aa", 9000)))
+    ledger.forget_records(names)
+    assert set(ledger.files) == {
+        "rows/merged-a.parquet", *(f"rows/part-{n:016x}.parquet" for n in (3, 4, 5))
+    }  # fmt: skip
+    again = [f"rows/part-{5:016x}.parquet", "rows/merged-a.parquet"]
+    ledger.append(ledger.merge_record(again, "rows/merged-b.parquet", PartFile("bb", 9500)))
+    ledger.forget_records(again)
+    ledger.append({"op": "drop", "places": [commit(1)["place"], commit(3)["place"]]})
+    ledger.append(commit(2, part="rows/part-again.parquet"))  # a later commit of a place counts
+    loaded = Ledger.load(store)
+    assert state(loaded) == state(ledger)
+    assert loaded.held == {
+        "rows/merged-b.parquet": {commit(0)["place"], commit(5)["place"]},
+        f"rows/part-{4:016x}.parquet": {commit(4)["place"]},
+        "rows/part-again.parquet": {commit(2)["place"]},
+    }
+
+
+def test_old_records_that_a_crash_left_behind_change_nothing(store):
+    ledger = filled(store, 4)
+    names = [f"rows/part-{n:016x}.parquet" for n in range(3)]
+    ledger.append(ledger.merge_record(names, "rows/merged-a.parquet", PartFile("aa", 9000)))
+    assert state(Ledger.load(store)) == state(ledger)  # the crash came before forget_records
+
+
+@pytest.fixture
+def folder(tmp_path) -> Store:
+    return Store(str(tmp_path))
+
+
+def test_a_torn_last_line_is_dropped_at_every_length(folder):
+    filled(folder, 3)
+    path = folder.path(FILE)
+    whole = Path(path).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for cut in range(len(lines[2])):
+        with open(path, "wb") as file:
+            file.write(lines[0] + lines[1] + lines[2][:cut])
+        assert len(Ledger.load(folder).commits) == 2
+    repaired = Ledger.load(folder, repair=True)
+    repaired.append(commit(7))
+    assert len(Ledger.load(folder).commits) == 3
+
+
+def test_no_flipped_bit_goes_unnoticed(folder):
+    ledger = filled(folder, 20)
+    path = folder.path(FILE)
+    whole = Path(path).read_bytes()
+    picks = random.Random(0)
+    for _ in range(300):
+        data = bytearray(whole)
+        data[picks.randrange(len(data))] ^= 1 << picks.randrange(8)
+        with open(path, "wb") as file:
+            file.write(data)
+        if data[-1:] == b"\n":
+            with pytest.raises(RunError) as caught:
+                Ledger.load(folder)
+            assert caught.value.code == "E1506"
+            continue
+        # the newline that ends the file looks like a crash: the last chunk is done again
+        loaded = Ledger.load(folder)
+        assert len(loaded.commits) == 19
+        assert all(ledger.commits[place] == c for place, c in loaded.commits.items())
+
+
+def test_a_full_disk_leaves_the_ledger_as_it_was(folder, monkeypatch):
+    ledger = filled(folder, 2)
+    before = Path(folder.path(FILE)).read_bytes()
+    real = os.write
+
+    def short(handle, data):
+        if len(data) > 50:
+            return real(handle, data[:50])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", short)
+    with pytest.raises(RunError) as caught:
+        ledger.append(commit(2))
+    assert caught.value.code == "E1503"
+    assert caught.value.exit_code == 5
+    monkeypatch.undo()
+    assert Path(folder.path(FILE)).read_bytes() == before
+    ledger.append(commit(3))
+    assert state(Ledger.load(folder)) == state(ledger)
+
+
+def test_a_large_ledger_loads_in_seconds(folder):
+    with open(folder.path(FILE), "wb") as file:
+        for number in range(50_000):
+            file.write(render({**commit(number), "number": number + 1}))
+    start = time.process_time()
+    assert len(Ledger.load(folder).commits) == 50_000
+    assert time.process_time() - start < 3  # 10^6 chunks within a minute
+
+
+def test_a_large_ledger_needs_under_a_kilobyte_a_chunk(folder):
+    with open(folder.path(FILE), "wb") as file:
+        for number in range(4_000):
+            file.write(render({**commit(number), "number": number + 1}))
+    tracemalloc.start()
+    Ledger.load(folder)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert used < 4_000 * 1024
+
+
+def test_lines_hold_their_own_checksum():
+    line = render(commit(1))
+    assert parse(line, 1) == commit(1)
+    with pytest.raises(RunError, match="record 7"):
+        parse(line.replace(b"answered", b"answereD"), 7)
+    assert object_name(commit(1)) == f"ledger/{1:032x}.json"

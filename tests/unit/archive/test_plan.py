@@ -1,0 +1,160 @@
+import json
+
+import pytest
+
+from medv_ray.archive.chunks import Chunk
+from medv_ray.archive.plan import read_rows
+from medv_ray.archive.sources import ArchiveSettings, open_archive
+from medv_ray.errors import DataError, SettingsError
+from medv_ray.settings import build
+
+
+def keys(planned):
+    return [chunk.key for chunk in planned.chunks]
+
+
+def test_keys_stay_while_nothing_changes_and_change_with_file_and_settings(make):
+    path = make.parquet(rows=8)
+    before = make.plan()
+    assert keys(make.plan()) == keys(before)
+    assert not set(keys(make.plan("other settings"))) & set(keys(before))
+    assert [c.place for c in make.plan("other settings").chunks] == [c.place for c in before.chunks]
+    path.touch()
+    assert not set(keys(make.plan())) & set(keys(before))
+
+
+def test_a_full_fingerprint_sees_content_and_not_time(make):
+    path = make.parquet(rows=8)
+    before = make.plan(fingerprint="full")
+    path.touch()
+    assert keys(make.plan(fingerprint="full")) == keys(before)
+    data = bytearray(path.read_bytes())
+    data[4] ^= 1
+    path.write_bytes(data)
+    assert keys(make.plan(fingerprint="full")) != keys(before)
+
+
+def test_equal_files_under_two_names_are_two_sets_of_rows(make):
+    path = make.parquet("a.parquet", rows=4)
+    (make.archive / "b.parquet").write_bytes(path.read_bytes())
+    assert len(set(keys(make.plan(fingerprint="full")))) == 2
+
+
+def test_chunks_survive_json_and_name_no_row_content(make):
+    make.text("1.png", b"one")
+    make.text("q.csv", "id,image,question\nSECRET,1.png,SECRET?\n" * 1)
+    planned = make.plan(questions=str(make.archive / "q.csv"))
+    for chunk in planned.chunks:
+        told = json.dumps(chunk.to_json())
+        assert "SECRET" not in told
+        assert Chunk.from_json(json.loads(told)) == chunk
+        assert read_rows(planned.archive, Chunk.from_json(json.loads(told)))[0].id == "SECRET"
+
+
+def test_limit_cuts_across_files(make):
+    for name in ("a", "b", "c"):
+        make.parquet(f"{name}.parquet", rows=6)
+    planned = make.plan(limit=8)
+    assert planned.rows == 8
+    assert [f.rows for f in planned.files] == [6, 2]
+    assert [row.id for row in make.rows(planned)] == [*(f"a:{r}" for r in range(6)), "b:0", "b:1"]
+
+
+def test_patterns_choose_files(make):
+    for name in ("x/train-0.parquet", "x/test-0.parquet", "y/test-1.parquet", "_tmp.parquet"):
+        make.parquet(name, rows=1)
+    names = lambda pattern: [  # noqa: E731
+        f.name for f in open_archive(ArchiveSettings(archive=f"{make.archive}/{pattern}")).files
+    ]
+    assert names("x/*.parquet") == ["test-0.parquet", "train-0.parquet"]
+    assert names("*/test-*.parquet") == ["x/test-0.parquet", "y/test-1.parquet"]
+    assert names("**/test-*.parquet") == ["x/test-0.parquet", "y/test-1.parquet"]
+    assert names("") == ["x/test-0.parquet", "x/train-0.parquet", "y/test-1.parquet"]
+
+
+def test_a_folder_of_images_under_one_question(make):
+    for name in ("b.png", "a/2.JPG", "a/1.jpg", ".hidden.png", "read.me"):
+        make.text(name, name)
+    planned = make.plan(question="What is it?")
+    rows = make.rows(planned)
+    assert [(row.id, row.question, row.image) for row in rows] == [
+        ("a:1.jpg", "What is it?", b"a/1.jpg"),
+        ("a:2.JPG", "What is it?", b"a/2.JPG"),
+        ("b.png", "What is it?", b"b.png"),
+    ]
+    assert planned.ignored == 2
+    (make.archive / "b.png").write_bytes(b"changed")
+    with pytest.raises(DataError) as caught:
+        make.rows(planned)
+    assert caught.value.code == "E1107"
+    assert make.plan(question="What is it?").files[0].digest != planned.files[0].digest
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "code"),
+    [
+        ([], {}, "E1110"),
+        (["notes.doc"], {}, "E1110"),
+        (["a.png"], {}, "E1001"),
+        (["a.parquet", "a.tar"], {}, "E1001"),
+    ],
+)
+def test_an_archive_without_a_clear_kind(make, names, settings, code):
+    for name in names:
+        make.text(name, "x")
+    with pytest.raises((DataError, SettingsError)) as caught:
+        make.plan(**settings)
+    assert caught.value.code == code
+    assert str(make.root) not in str(caught.value)
+
+
+def test_settings_that_contradict_each_other():
+    with pytest.raises(SettingsError) as caught:
+        build(ArchiveSettings, {"archive": "x", "question": "a", "questions": "b.csv"})
+    assert caught.value.code == "E1001"
+    with pytest.raises(SettingsError) as caught:
+        build(ArchiveSettings, {"archive": "x", "question": " "})
+    assert caught.value.code == "E1301"
+    with pytest.raises(SettingsError, match="s4://"):
+        open_archive(ArchiveSettings(archive="s4://bucket/x"))
+
+
+def test_an_archive_that_is_not_there(make):
+    with pytest.raises(DataError) as caught:
+        make.plan(archive=str(make.root / "nowhere"))
+    assert caught.value.code == "E1110"
+
+
+@pytest.mark.integration
+def test_archives_on_an_object_store(make, s3_server):
+    from pyarrow import fs
+
+    make.parquet("p/a.parquet", rows=6)
+    make.text("t/1.png", b"one")
+    make.text("t/q.csv", "image,question\n1.png,a?\nno.png,b?\n")
+    make.tar([(f"{k}.jpg", b"%d" % k, {}) for k in range(6)], "x.tar")
+    s3 = fs.FileSystem.from_uri("s3://bucket/in")[0]
+    fs.copy_files(str(make.archive), "bucket/in", destination_filesystem=s3)
+    codes = lambda rows: [r.error.code if r.error else None for r in rows]  # noqa: E731
+
+    planned = make.plan(archive="s3://bucket/in/p")
+    assert [row.id for row in make.rows(planned)] == [f"a:{r}" for r in range(6)]
+    assert keys(make.plan(archive="s3://bucket/in/p")) == keys(planned)
+    planned = make.plan(archive="s3://bucket/in/t", questions="s3://bucket/in/t/q.csv")
+    assert codes(make.rows(planned)) == [None, "E1111"]
+    planned = make.plan(archive="s3://bucket/in/x.tar", question="q?")
+    assert [row.image for row in make.rows(planned)] == [b"%d" % k for k in range(6)]
+    planned = make.plan(archive="s3://bucket/in/t", question="q?")
+    assert [row.id for row in make.rows(planned)] == ["1.png"]
+    assert "bucket" not in json.dumps(planned.identity())
+
+    uri = f"s3://testing:testing@bucket/in/p/*.parquet?endpoint_override={s3_server}&scheme=http"
+    planned = make.plan(archive=uri)
+    assert [row.id for row in make.rows(planned)] == [f"a:{r}" for r in range(6)]
+    s3.delete_file("bucket/in/p/a.parquet")
+    with pytest.raises(DataError) as caught:
+        make.rows(planned)
+    assert caught.value.code == "E1107"
+    with pytest.raises(DataError) as caught:
+        make.plan(archive="s3://bucket/nothing")
+    assert caught.value.code == "E1110"

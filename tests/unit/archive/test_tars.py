@@ -1,0 +1,147 @@
+import io
+import json
+import tarfile
+
+import pytest
+
+from medv_ray.errors import DataError
+
+
+def codes(rows):
+    return [row.error.code if row.error else None for row in rows]
+
+
+def test_members_of_one_key_are_a_row(make):
+    make.tar(
+        [
+            ("b.jpg", b"image b", {}),
+            ("b.txt", "größer?".encode(), {}),
+            ("a.json", json.dumps({"question": "a?", "id": 7, "answer": "yes"}).encode(), {}),
+            ("a.PNG", b"image a", {}),
+            ("notes.cls", b"1", {}),
+            ("dir", b"", {"type": tarfile.DIRTYPE}),
+        ]
+    )
+    planned = make.plan()
+    rows = make.rows(planned)
+    assert [(r.id, r.question, r.image, r.reference) for r in rows] == [
+        ("b", "größer?", b"image b", None),
+        ("7", "a?", b"image a", "yes"),
+    ]
+    assert planned.ignored == 1
+
+
+def test_a_key_keeps_its_dots_and_folders(make):
+    make.tar([("s/1.2.840.113.dcm.jpg", b"x", {}), ("s/1.2.840.113.dcm.txt", b"q?", {})])
+    rows = make.rows(make.plan())
+    assert [(row.id, row.image_name, row.question) for row in rows] == [
+        ("s:1.2.840.113.dcm", "s/1.2.840.113.dcm", "q?")
+    ]
+
+
+def test_members_need_not_lie_side_by_side(make):
+    names = [f"{k:03d}" for k in range(50)]
+    members = [(f"{n}.jpg", n.encode(), {}) for n in names]
+    make.tar(members + [(f"{n}.txt", f"q {n}".encode(), {}) for n in reversed(names)])
+    rows = make.rows(make.plan())
+    assert [(row.id, row.image, row.question) for row in rows] == [
+        (n, n.encode(), f"q {n}") for n in names
+    ]
+
+
+def test_attacks_become_quarantined_rows(make):
+    make.tar(
+        [
+            ("good.jpg", b"x", {}),
+            ("../up.jpg", b"x", {}),
+            ("/etc/abs.jpg", b"x", {}),
+            ("..\\win.jpg", b"x", {}),
+            ("C:\\win.jpg", b"x", {}),
+            ("link.jpg", b"", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
+            ("hard.jpg", b"", {"type": tarfile.LNKTYPE, "linkname": "good.jpg"}),
+            ("device", b"", {"type": tarfile.CHRTYPE}),
+            ("pipe.jpg", b"", {"type": tarfile.FIFOTYPE}),
+            ("good.jpg", b"again", {}),
+            ("ctrl\x07.jpg", b"x", {}),
+            ("last.jpg", b"y", {}),
+        ]
+    )
+    planned = make.plan(question="What?")
+    rows = make.rows(planned)
+    assert codes(rows) == [None, *["E1106"] * 8, "E1103", "E1104", None]
+    assert len({row.id for row in rows}) == 12
+    assert [row.image for row in rows if row.error is None] == [b"x", b"y"]
+
+
+def test_rows_that_lack_a_part(make):
+    make.tar(
+        [
+            ("a.jpg", b"x", {}),
+            ("b.txt", b"b?", {}),
+            ("c.jpg", b"x", {}), ("c.json", b'{"question": NaN}', {}),
+            ("d.jpg", b"x", {}), ("d.json", b"[]", {}),
+            ("e.jpg", b"x", {}), ("e.txt", b"\xff\xfe", {}),
+            ("f.jpg", b"x", {}), ("f.txt", b" " * (2**20 + 1), {}),
+            ("g.jpg", b"x" * 200, {}), ("g.txt", b"g?", {}),
+        ]
+    )  # fmt: skip
+    rows = make.rows(make.plan(max_image_bytes=100))
+    assert codes(rows) == ["E1301", "E1111", "E1109", "E1109", "E1304", "E1109", "E1112"]
+
+
+def test_a_member_that_claims_gigabytes_is_never_read(make):
+    info = tarfile.TarInfo("huge.jpg")
+    info.size = 3 * 2**30
+    path = make.text("a.tar", info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(DataError) as caught:
+        make.plan(question="q?")
+    assert caught.value.code == "E1105"
+    with path.open("r+b") as file:  # sparse: the shard is really that long
+        file.truncate(512 + info.size + 1024)
+    assert codes(make.rows(make.plan(question="q?"))) == ["E1112"]
+
+
+@pytest.mark.parametrize(
+    "damage", ["empty", "text", "cut member", "cut end", "header", "gzip", "more"]
+)
+def test_a_damaged_shard_is_listed_and_the_others_are_read(make, damage):
+    members = [(f"{k}.jpg", b"x" * 600, {}) for k in range(5)]
+    make.tar(members, "b.tar")
+    path = make.tar(members, "a.tar")
+    data = bytearray(path.read_bytes())
+    if damage == "empty":
+        data = bytearray()
+    elif damage == "text":
+        data = bytearray(b"<html>" * 500)
+    elif damage == "cut member":
+        data = data[: 1536 * 3 + 700]
+    elif damage == "cut end":
+        data = data[: 1536 * 3]  # on a member's border: only the end mark is missing
+    elif damage == "header":
+        data[1536 * 2 + 3] ^= 1
+    elif damage == "gzip":
+        data = bytearray(b"\x1f\x8b" + bytes(2000))
+    else:
+        data += io.BytesIO(path.read_bytes()).getvalue()
+    path.write_bytes(data)
+    planned = make.plan(question="q?")
+    assert [(u.name, u.code) for u in planned.unreadable] == [("a.tar", "E1105")]
+    rows = make.rows(planned)
+    assert [row.id for row in rows] == ["0", "1", "2", "3", "4"]
+    assert codes(rows) == [None] * 5
+
+
+def test_long_names_and_pax_headers(make):
+    name = "d" * 90 + "/" + "n" * 150 + ".jpg"
+    make.tar([(name, b"long", {}), ("é.jpg", b"accent", {})])
+    rows = make.rows(make.plan(question="q?"))
+    assert [row.image for row in rows] == [b"long", b"accent"]
+    assert rows[1].id == "é"
+
+
+def test_large_members_make_small_chunks(make, monkeypatch):
+    monkeypatch.setattr("medv_ray.archive.tars.CHUNK_BYTES", 250)
+    make.tar([(f"{k}.jpg", b"x" * 100, {}) for k in range(5)])
+    planned = make.plan(question="q?")
+    assert [len(chunk.rows) for chunk in planned.chunks] == [2, 2, 1]
+    assert [row.id for row in make.rows(planned)] == list("01234")
