@@ -1,7 +1,8 @@
 """rows @ weight.T on the CPU, with the weight laid out once for oneDNN.
 
-A product of few rows with a tall weight is mostly the library rearranging that weight, at every call.
-Done once, LLaDA's head of 126464 x 256 takes half the time for 1 to 64 rows, in the same float32.
+A product of few rows with a tall weight is mostly the library rearranging that weight, at every
+call. Done once, LLaDA's head of 126464 x 256 takes half the time for 1 to 64 rows, in the same
+float32.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ ROWS = 64
 
 
 class PackedWeight:
-    """A copy of a weight float32[V, D] in oneDNN's own layout. Later changes of the weight do not reach it."""
+    """A copy of a weight float32[V, D] in oneDNN's layout; later changes do not reach it."""
 
     def __init__(self, weight: Tensor) -> None:
         self.shape = weight.shape
@@ -32,7 +33,7 @@ class PackedWeight:
 
 
 def pack(weight: Tensor) -> Tensor | PackedWeight:
-    """A PackedWeight where that helps (float32 on a CPU whose torch has oneDNN), else `weight` itself."""
+    """A PackedWeight for float32 on a CPU whose torch has oneDNN, else `weight` itself."""
     able = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     packs = able and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     if packs and weight.device.type == "cpu" and weight.dtype == torch.float32 and len(weight):

@@ -1,16 +1,17 @@
-"""One denoising step in plain torch: from hidden rows to a token and its odds, and which positions take theirs.
+"""One denoising step in plain torch: rows to tokens and their odds, and which positions commit.
 
-    l[n, v]  = logits of row n: head[v] . rows[n]; forbidden ids at -inf
-    token[n] = argmax_v l[n, v], the lowest id on ties; with temperature T the argmax of exp(l) / (-log u)^T
-    rest[n]  = sum over v != token[n] of exp(l[n, v] - l[n, token[n]])
+    l[n, v]    = head[v] . rows[n]; forbidden ids at -inf
+    token[n]   = argmax_v l[n, v], or of exp(l[n, v]) / (-log u[n, v])^T at temperature T > 0;
+                 the lowest id on ties
+    rest[n]    = sum over v != token[n] of exp(l[n, v] - l[n, token[n]])
     confidence = 1 / (1 + rest)
 
-Positions are ranked by `rest`, ascending. In float32 a probability saturates at 1 and ties; the sum of the *other*
-exponentials does not. Ties go to the lowest position; torch.topk leaves them open.
+Positions are ranked by `rest`, ascending. In float32 a probability saturates at 1 and ties; the sum
+of the *other* exponentials does not. Ties go to the lowest position; torch.topk leaves them open.
 
 Shapes: N rows, D width, V vocabulary, B batch rows, L positions.
-Numerics: logits, exponentials and sums in float32 whatever the dtype of the head; the Gumbel score in float64.
-Memory: PIECE x V float32 for the logits of a piece of rows, SLICE_BYTES for the rest. Each row is reduced alone.
+Numerics: float32 whatever the dtype of the head; the Gumbel score in float64.
+Memory: PIECE x V float32 for the logits of a piece of rows, SLICE_BYTES for the exponentials.
 Source: ML-GSAI/LLaDA generate.py (low_confidence); LLaDA-MedV supplement, Algorithm 1.
 """
 
@@ -57,15 +58,19 @@ def select(
     """Choose a token for every row.
 
     Args:
-        rows: float[N, D] last hidden states with head float[V, D], or float[N, V] logits with head None.
+        rows: float[N, D] last hidden states with head float[V, D]; or, without head, the logits
+            float[N, V].
         forbidden: ids that leave both the argmax and the sum.
-        unranked: ids that leave only the sum, after the argmax; a row whose token is one of them has rest = inf.
-        temperature: above 0, `uniform` float64[N, V] in [0, 1) decides among the tokens. `rest` stays un-noised.
+        unranked: ids that leave only the sum, after the argmax; a row whose token is one of them
+            has rest = inf.
+        temperature: above 0, `uniform` float64[N, V] in [0, 1) decides among the tokens. `rest`
+            stays un-noised.
         logit_size: take part only the first so many rows of the head.
-        unconditional: rows of the same shape without prompt; logits become un + (cfg_scale + 1)(cond - un).
+        unconditional: like `rows`, without the prompt; for guidance, which takes
+            un + (cfg_scale + 1) (cond - un) for logits.
 
-    Raises FloatingPointError for a row with a NaN or infinite logit, or with every token forbidden. Neither `rows`
-    nor `head` is changed.
+    Raises FloatingPointError for a row with a NaN or infinite logit, or with every token forbidden.
+    Neither `rows` nor `head` is changed.
     """
     if temperature > 0 and uniform is None and len(rows):
         raise ValueError(f"temperature={temperature} needs `uniform`, one draw per row and token")
@@ -95,8 +100,8 @@ def commit(
 ) -> tuple[Tensor, Tensor]:
     """The new x int64[B, L] and which positions were chosen, bool[B, L]; `x` is not changed.
 
-    Row b takes `token` at its k[b] eligible positions of smallest `rest`, ties to the lowest position; all eligible
-    ones where there are fewer than k[b].
+    Row b takes `token` at its k[b] eligible positions of smallest `rest`, ties to the lowest
+    position; all eligible ones where there are fewer than k[b].
 
     Args:
         x, token: int64[B, L].  eligible: bool[B, L].  k: int64[B].
@@ -121,12 +126,13 @@ def _logits(rows: Tensor, head: Tensor | PackedWeight | None, logit_size: int | 
 def _select_piece(
     logits: Tensor, unranked: list[int], temperature: float, uniform: Tensor | None
 ) -> Selection:
-    """Tokens and odds of float32[n, V]; a few rows at a time, so that their exponentials stay in cache."""
+    """Tokens and odds of float32[n, V]; the exponentials of few rows at a time stay in cache."""
     best, top = _max(logits)
     if not torch.isfinite(best).all():
         row = int((~torch.isfinite(best)).nonzero()[0])
         raise FloatingPointError(
-            f"row {row} of {len(best)}: its largest logit is {best[row].item()}; a model with such weights has no answer"
+            f"the largest logit of row {row} of {len(best)} is {best[row].item()}: "
+            "the weights or the hidden states are not finite, or every token is forbidden"
         )
     tokens, rests = [], []
     height = max(1, SLICE_BYTES // (4 * logits.shape[1]))
@@ -162,14 +168,15 @@ def _max(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gumbel(logits: Tensor, best: Tensor, temperature: float, uniform: Tensor) -> Tensor:
-    """int64[n], argmax of exp(l) / (-log u)^T; the row's maximum is taken off first, which changes no order."""
+    """int64[n], argmax of exp(l) / (-log u)^T."""
+    # the row's maximum comes off first: that changes no order and keeps exp in range
     score = logits.double().sub_(best[:, None]).exp_()
     return score.div_(uniform.log().neg_().pow_(temperature)).argmax(1)
 
 
 def _odds(logits: Tensor, best: Tensor, top: Tensor, token: Tensor, unranked: list[int]) -> Tensor:
     """float64[n], `rest` of `token`. `top` is the row's argmax and `best` its logit."""
-    # Softmax is the cheapest pass over exp(l - max); its normaliser cancels in the ratio of the two sums below.
+    # softmax is the cheapest pass over exp(l - max); its normaliser cancels in the ratio below
     p = logits.softmax(1)
     own = p.gather(1, top[:, None])[:, 0].double()
     if token is not top:  # exact where the sampled token is too unlikely for float32

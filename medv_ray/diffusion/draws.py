@@ -1,8 +1,8 @@
 """Random numbers of the sampler, drawn on the CPU so that a seed means the same on every device.
 
-`reference` noise covers every position of the sequence in the reference's order (rows, positions, vocabulary), prompt
-and suffix included, and drops what is not needed; torch's CPU generator is sequential, so pieces equal the whole.
-`needed` noise is drawn for needed positions alone.
+`reference` noise covers every position of the sequence in the reference's order (rows, positions,
+vocabulary), prompt and suffix included, and drops what is not needed; torch's CPU generator is
+sequential, so pieces equal the whole. `needed` noise is drawn for needed positions alone.
 
 Shapes: B rows, L positions of x, S positions of the whole sequence, V vocabulary.
 """
@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from medv_kernels.reference import PIECE
 from torch import Tensor
 from torch.nn import functional
+
+from medv_kernels.reference import PIECE
 
 
 class Draws:
@@ -30,7 +31,7 @@ class Draws:
     ) -> None:
         """
         Args:
-            generators: on the CPU; one per row, or one that all rows share as in a seeded reference batch.
+            generators: on the CPU; one per row, or one for all as in a seeded reference batch.
             reference: draw for the whole sequence.
             before: prompt positions of each row, in front of its x.
             length: L.

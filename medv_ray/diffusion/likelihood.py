@@ -30,8 +30,9 @@ def spread_masks(
 ) -> NoisyAnswers:
     """Mask the copies at evenly spread ratios: less variance than drawing each ratio alone.
 
-    A first count is drawn from 1 .. T, the others follow at distance T / B and wrap around; which positions are masked
-    is a random permutation per copy. Drawn on the CPU, in the reference's order.
+    A first count is drawn from 1 .. T, the others follow at distance T / B and wrap around; which
+    positions are masked is a random permutation per copy. Drawn on the CPU, in the reference's
+    order.
     """
     first = int(torch.randint(1, length + 1, (), generator=generator))
     last = first + (copies - 1) * (length / copies)
@@ -52,7 +53,7 @@ def log_likelihood(
     cfg_scale: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> float:
-    """Estimate of log p(answer | prompt) in nats: minus the mean of CE / mask ratio, summed over the answer.
+    """Estimate of log p(answer | prompt), nats: minus the sum of CE / mask ratio, averaged.
 
     Args:
         denoise: makes door 1 with the prompt bound to so many rows.

@@ -1,9 +1,9 @@
 """Loss of the mask predictor, with the language head on masked rows only.
 
-The reference makes logits for every position (4.1 GB for one row of 8192 at LLaDA's vocabulary); only the masked
-ones reach the loss or its gradient.
+The reference makes logits for every position (4.1 GB for one row of 8192 at LLaDA's vocabulary);
+only the masked ones reach the loss or its gradient.
 
-Shapes: B rows, S positions, D width, V vocabulary, M masked positions of the batch in row-major order.
+Shapes: B rows, S positions, D width, V vocabulary, M masked positions, row-major.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def token_losses(rows: Tensor, head: Tensor | None, targets: Tensor) -> Tensor:
     """float32[M], cross entropy of each row.
 
     Args:
-        rows: float[M, D] last hidden states with head float[V, D], or float[M, V] logits with head None.
+        rows: float[M, D] last hidden states with head float[V, D]; or, without head, the logits
+            float[M, V].
         targets: int64[M].
     """
     if head is not None:
@@ -33,22 +34,6 @@ def token_losses(rows: Tensor, head: Tensor | None, targets: Tensor) -> Tensor:
         padded = functional.pad(rows, (0, 0, 0, padding))
         rows = functional.linear(padded, head)[: len(rows)]
     return functional.cross_entropy(rows.float(), targets, reduction="none")
-
-
-def weighted(
-    losses: Tensor,
-    labels: Tensor,
-    masked: Tensor,
-    p_mask: Tensor,
-    divide_by: Literal["targets", "positions"],
-) -> Tensor:
-    """float32[], the batch's loss from its token losses float32[M]; arguments as in `masked_loss`."""
-    rows, length = labels.shape
-    row_of = masked.nonzero()[:, 0]  # [M]
-    if divide_by == "positions":
-        return (losses / p_mask[row_of]).sum() / (rows * length)
-    num_targets = (labels != IGNORE).sum(1)
-    return (losses / p_mask[row_of] / num_targets[row_of]).sum() / rows
 
 
 def masked_loss(
@@ -59,13 +44,14 @@ def masked_loss(
     p_mask: Tensor,
     divide_by: Literal["targets", "positions"] = "targets",
 ) -> Tensor:
-    """float32[], sum over masked positions of CE / p_mask / (targets of the row), averaged over rows.
+    """float32[]: sum of CE / p_mask / (targets of the row) over masked positions, divided by B.
 
-    Rows weigh equally, not tokens. `divide_by="positions"` is pre-training: the sum over B x S instead.
+    Rows weigh equally, not tokens. `divide_by="positions"` is pre-training: the sum of CE / p_mask
+    divided by B S.
 
     Args:
-        hidden: float[B, S, D] after the final norm with head float[V, D], or float[B, S, V] logits with head None.
-            Or only the masked positions of it: float[M, D] or float[M, V], row-major.
+        hidden: float[B, S, D] after the final norm with head float[V, D]; or, without head, the
+            logits float[B, S, V]. Or only the masked positions of either: [M, D] or [M, V].
         labels: int64[B, S], the target token of each position or IGNORE.
         masked: bool[B, S] and p_mask: float[B], from `forward_noise`.
 
@@ -73,8 +59,12 @@ def masked_loss(
     Source: LLaDA-V, LLaDAModelLM.forward; LLaDA, GUIDELINES.md.
     """
     rows = hidden[masked] if hidden.dim() == 3 else hidden
-    losses = token_losses(rows, head, labels[masked])
-    return weighted(losses, labels, masked, p_mask.to(losses.device), divide_by)
+    row_of = masked.nonzero()[:, 0]  # [M]
+    losses = token_losses(rows, head, labels[masked]) / p_mask.to(rows.device)[row_of]
+    if divide_by == "positions":
+        return losses.sum() / labels.numel()
+    num_targets = (labels != IGNORE).sum(1)
+    return (losses / num_targets[row_of]).sum() / len(labels)
 
 
 def mask_tokens(ids: Tensor, masked: Tensor, mask_id: int) -> Tensor:

@@ -24,12 +24,12 @@ class Noise(NamedTuple):
 
 
 def mask_probability(t: Tensor, eps: float = 1e-3) -> Tensor:
-    """p = (1 - eps) t + eps, so that no row is left without a chance of a mask. Source: LLaDA, GUIDELINES.md."""
+    """(1 - eps) t + eps: no target is without a chance. Source: LLaDA, GUIDELINES.md."""
     return (1 - eps) * t + eps
 
 
 def draw(rows: int, length: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Fresh t float32[B] and u float32[B, S], uniform in [0, 1), in the reference's order: t first."""
+    """Uniform t float32[B] and u float32[B, S] in [0, 1), drawn in the reference's order."""
     t = torch.rand(rows, generator=generator)
     return t, torch.rand(rows, length, generator=generator)
 
@@ -38,7 +38,8 @@ def forward_noise(labels: Tensor, t: Tensor, u: Tensor, eps: float = 1e-3) -> No
     """Mask each target with probability p_mask(t): those with u < p_mask.
 
     Args:
-        labels: int64[B, S], IGNORE where the position is no target (prompt, image, padding after splicing).
+        labels: int64[B, S], IGNORE where the position is no target (prompt, image, padding after
+            splicing).
         t: float[B], one noise level for all turns of a row, in [0, 1].
         u: float[B, S], uniform draws in [0, 1).
 

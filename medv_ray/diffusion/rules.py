@@ -1,4 +1,7 @@
-"""Which positions of a row may be committed, and where its answer ends. Positions count from the start of x."""
+"""Which positions of a row may be committed, and where its answer ends.
+
+Positions count from the start of x. Shapes: B rows, L positions.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from torch.nn import functional
 
 @dataclass
 class RowProgress:
-    """Where one row stands: rows share nothing, so that a row's answer does not depend on the others.
+    """Where one row stands. Rows share nothing: no answer depends on the others.
 
-    Blocks run left to right, each for `steps` steps; a block ends early once it has no mask. Once a stop sequence is
-    found, only positions before it count: they replace the block's limit, and blocks after it do not run.
+    Blocks run left to right, each for `steps` steps; a block ends early once it has no mask. Once a
+    stop sequence is found, only positions before it count: they replace the block's limit, and
+    blocks after it do not run.
     Source: LLaDA-V generate_with_embeds.
     """
 
@@ -68,7 +72,7 @@ class RowProgress:
         return self.count_masks(masked) == 0
 
     def next_block(self) -> None:
-        """Enter the following block, or end the row: after the last block, or where the stop is behind."""
+        """Enter the following block; the row ends behind its last block or its stop."""
         self.block, self.step, self.schedule = self.block + 1, 0, []
         self.done = self.block_start >= (self.end if self.stop is None else self.stop)
 
@@ -76,8 +80,9 @@ class RowProgress:
 def find_stop(answer: Tensor, sequences: Sequence[Sequence[int]], found: int | None) -> int | None:
     """Where the answer int64[L] is cut, given where it was cut before.
 
-    The sequences are tried in order until a cut is known, so once there is one only the first sequence can move it,
-    and only to the left: the reference's own rule, which may keep a later stop than a fresh search would find.
+    The sequences are tried in order until a cut is known. So once there is one, only the first
+    sequence can move it, and only to the left: the reference's rule, which may keep a later cut
+    than a fresh search would find.
     Source: LLaDA-V generate_with_embeds.
     """
     for sequence in sequences:
@@ -102,13 +107,12 @@ def commit_as_topk(
 ) -> tuple[Tensor, Tensor]:
     """As `medv_kernels.reference.commit`, with ties as torch.topk leaves them on the CPU.
 
-    That order is not specified and depends on the length of the whole sequence, so prompt and suffix count: `before`
-    positions in front of each row, `after` behind. Ties are the rule with LLaDA's confidence_eos_eot_inf, where every
-    end token has probability 0.
+    That order is not specified and depends on the length of the whole sequence, so prompt and
+    suffix count: `before` positions in front of each row, `after` behind. Ties are the rule with
+    LLaDA's confidence_eos_eot_inf, where every end token has probability 0.
     """
-    worst = torch.finfo(
-        torch.float64
-    ).max  # probability 0 still goes before a position that is not eligible
+    # an eligible position of probability 0 still goes before one that is not eligible
+    worst = torch.finfo(torch.float64).max
     value = (-rest.double().clamp(max=worst)).masked_fill(~eligible, -torch.inf).cpu()
     chosen = torch.zeros_like(eligible)
     for b, count in enumerate(k):

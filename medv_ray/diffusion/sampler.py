@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from medv_kernels.linear import PackedWeight, pack
-from medv_kernels.reference import Selection, commit, select
 from torch import Tensor
 
+from medv_kernels.linear import PackedWeight, pack
+from medv_kernels.reference import Selection, commit, select
 from medv_ray.diffusion.draws import Draws
 from medv_ray.diffusion.rules import RowProgress, commit_as_topk, find_stop
 from medv_ray.diffusion.schedule import remain_probability, transfer_schedule
@@ -38,10 +38,10 @@ class Denoise(Protocol):
         """x int64[B, L], need bool[B, L] -> float[N, D]."""
 
     def unconditional(self, mask_id: int) -> Denoise:
-        """The same door with the mask token at every given position. Used with cfg_scale > 0 only."""
+        """The same door with the mask token at every given position; for cfg_scale > 0."""
 
     def prompt_length(self, b: int) -> int:
-        """Positions in front of x in row b. Used with noise="reference" only."""
+        """Positions in front of x in row b; for noise="reference"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +58,16 @@ class State:
 
 
 class Denoising:
-    """One batch of rows being denoised, a state machine: while not done, forward `need()`, then `advance`.
+    """A batch being denoised, a state machine: while not done, forward `need()` and `advance`.
 
-    Rows share nothing but the call: blocks, stop rule, and (with one generator per row) random numbers are per row.
+    Rows share nothing but the call: blocks, stop rule, and (with one generator per row) random
+    numbers are per row.
 
     Attributes:
         x: int64[B, L].  masked: bool[B, L].
         step: steps taken.  forward_passes: steps that needed the model.
-        token_confidence: float32[B, L], probability of each token when it was committed, 0 where none was.
+        token_confidence: float32[B, L], probability of each token when it was committed, 0 where
+            none was.
         token_step: int32[B, L], step of the row at which it was committed, -1 where none was.
     """
 
@@ -81,10 +83,11 @@ class Denoising:
         """
         Args:
             x: int64[B, answer_start + gen_length], not changed.
-            maskable: bool[B, L], positions to fill. Those before `answer_start` are filled too, compete with the
-                block's own for its tokens, and count in no schedule.
+            maskable: bool[B, L], positions to fill. Those before `answer_start` are filled too,
+                compete with the block's own for its tokens, and count in no schedule.
             answer_start: where the first block begins.
-            generators: on the CPU, one per row or one for all. Needed with temperature or a random remasking.
+            generators: on the CPU, one per row or one for all. Needed with temperature or a random
+                remasking.
             prompt_lengths: positions in front of x, per row. Needed with noise="reference".
         """
         rows, length = x.shape
@@ -164,7 +167,7 @@ class Denoising:
         return self.masked & (positions < torch.tensor(limits, device=self.x.device)[:, None])
 
     def need(self) -> Tensor:
-        """bool[B, L], positions whose hidden rows `advance` wants; none in a step that commits nothing."""
+        """bool[B, L], positions whose hidden rows `advance` wants; a step may commit nothing."""
         if self._need is None:
             works = [
                 not row.done and (row.k > 0 or self.spec.remasking == "independent")
@@ -243,10 +246,10 @@ class Denoising:
         )
 
     def _pieces(self, need: Tensor, vocabulary: int) -> Iterator[tuple[int, Tensor | None]]:
-        """How many needed rows to choose for at a time, and the draws float64[n, V] that go with them.
+        """How many needed rows to choose for at a time, and their draws float64[n, V].
 
-        A row of the batch never shares a piece with another on the CPU: a product of matrices is not bit-equal
-        whatever its height.
+        A row of the batch never shares a piece with another on the CPU: a product of matrices is
+        not bit-equal whatever its height.
         """
         counts = need.sum(1).tolist()
         if self.spec.temperature == 0:
@@ -309,9 +312,10 @@ def sample(
     """Denoise, yielding the state before each step and the final one.
 
     Args:
-        denoising: what to go on with; by default one row with all of its answer masked, drawing from `generators`.
-        cancelled: asked before each step; True ends the iterator with a last state that is not done. Closing the
-            iterator does the same.
+        denoising: what to go on with; by default one row with all of its answer masked, drawing
+            from `generators`.
+        cancelled: asked before each step; True ends the iterator with a last state that is not
+            done. Closing the iterator does the same.
     """
     if denoising is None:
         lengths = [denoise.prompt_length(0)] if spec.noise == "reference" else None

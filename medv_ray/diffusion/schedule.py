@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 def transfer_schedule(masked: Tensor, steps: int) -> Tensor:
-    """Tokens to commit at each step, int64[B, steps], for `masked` int64[B] masks at the block's start.
+    """Tokens to commit at each step, int64[B, steps], of a block that begins with int64[B] masks.
 
-    n masks over s steps: n // s each, the first n % s steps one more. With s > n the last steps commit nothing.
+    n masks over s steps: n // s each, the first n % s steps one more. With s > n the last steps
+    commit nothing.
     Source: LLaDA generate.py, get_num_transfer_tokens.
     """
     base = masked[:, None] // steps
@@ -18,7 +19,7 @@ def transfer_schedule(masked: Tensor, steps: int) -> Tensor:
 
 
 def remain_probability(step: int, steps: int) -> float:
-    """s/t, with which Algorithm 1 leaves a masked token masked at step 0 .. steps - 1; 0 at the last.
+    """s/t: the chance of a masked token to stay masked at step 0 .. steps - 1; 0 at the last.
 
     t = 1 - step/steps and s = t - 1/steps. Source: LLaDA-MedV supplement, Algorithm 1.
     """

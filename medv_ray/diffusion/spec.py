@@ -32,16 +32,16 @@ class SampleSpec:
     noise: Literal["needed", "reference"] = "needed"
     logit_size: int | None = None
     run_all_steps: bool = False
-    """Run a block's steps after its last mask is gone, as LLaDA does: that changes no answer, only the position of
-    a shared random generator."""
+    """Run a block's steps after its last mask is gone, as LLaDA does: that changes no answer, only
+    the position of a shared random generator."""
 
     def __post_init__(self) -> None:
         blocks, rest = divmod(self.gen_length, self.block_length)
         if rest or self.steps % blocks:
             raise SettingsError(
                 "E1002",
-                f"gen_length={self.gen_length} must be a multiple of block_length={self.block_length}, "
-                f"and steps={self.steps} of the number of blocks ({blocks}).",
+                f"gen_length={self.gen_length} must be a multiple of block_length="
+                f"{self.block_length}, and steps={self.steps} of the number of blocks ({blocks}).",
             )
         if self.logits_eos_inf and self.eos_id is None:
             raise SettingsError("E1001", "logits_eos_inf needs the id of the end-of-text token.")
@@ -58,15 +58,15 @@ class SampleSpec:
         ids = self.forbidden_ids
         if self.logits_eos_inf and self.eos_id is not None:
             ids += (self.eos_id,)
-        # Algorithm 1 fills every mask; the reference's samplers let the model answer with the mask token itself.
+        # Algorithm 1 fills every mask; the reference lets the model answer with the mask token
         return (*ids, self.mask_id) if self.remasking == "independent" else ids
 
     @property
     def unranked(self) -> tuple[int, ...]:
         """Ids that leave the softmax after the argmax, so that they are committed last.
 
-        With temperature only end of turn does: LLaDA's assignment reaches the un-noised logits through an alias that
-        exists at temperature 0 alone.
+        With temperature only end of turn does: LLaDA's assignment reaches the un-noised logits
+        through an alias that exists at temperature 0 alone.
         """
         if not self.confidence_eos_eot_inf or self.eos_id is None or self.eot_id is None:
             return ()

@@ -1,8 +1,8 @@
 """Golden numbers: where they are, which sub-cases they hold, and which of them a session ran.
 
-The root is MEDV_GOLDEN, or the committed selection in tests/golden/data; files that the selection leaves out are
-looked up in <repo>/../shared/golden, and a test that needs one skips itself when there is none. With MEDV_GOLDEN no
-other folder is looked at.
+The root is MEDV_GOLDEN, or the committed selection in tests/golden/data; files that the selection
+leaves out are looked up in <repo>/../shared/golden, and a test that needs one skips itself when
+there is none. With MEDV_GOLDEN no other folder is looked at.
 
 A test names the sub-cases that it checks by a marker and gets one `key` at a time:
 
@@ -11,12 +11,13 @@ A test names the sub-cases that it checks by a marker and gets one `key` at a ti
         case, tensors = golden.case("03"), golden.tensors("03")
 
 It counts as run when every such test of the sub-case passed. A test that loops itself calls
-`golden.record("08", "i31x7")` at the end of each turn. Names of sub-cases (see `sub_cases`): the keys of case.json's
-`cases` or `images`; the first part of a tensor's name where it holds outputs (`leftpad`, `gqa`, `probe`, `tower`,
-`collate`); `table` for a table in case.json; `prompt.NAME`; `inputs_embeds.IMAGE`; `conv.NAME`.
+`golden.record("08", "i31x7")` at the end of each turn. Names of sub-cases (see `sub_cases`): the
+keys of case.json's `cases` or `images`; the first part of a tensor's name where it holds outputs
+(`leftpad`, `gqa`, `probe`, `tower`, `collate`); `table` for a table in case.json; `prompt.NAME`;
+`inputs_embeds.IMAGE`; `conv.NAME`.
 
-At the end the session prints `golden: N run, N not supported, N failed`. When all golden tests were collected and a
-sub-case was found but neither run nor listed in `NOT_SUPPORTED`, the session fails.
+At the end the session prints `golden: N run, N not supported, N failed`. When all golden tests were
+collected and a sub-case was found but neither run nor listed in `NOT_SUPPORTED`, the session fails.
 """
 
 from __future__ import annotations
@@ -120,8 +121,9 @@ class Golden:
     def state(self, case: str) -> dict[str, Tensor]:
         """Language weights under the LLaMA-style names.
 
-        "02" as stored; "01", "03", "05", "13" the same through their own file's key map or, without the file, from 02;
-        "07", "11" layers 0.. and final norm of 02 with embedding and head rebuilt from the tables of 07.
+        "02" as stored; "01", "03", "05", "13" the same through their own file's key map or, without
+        the file, from 02; "07", "11" layers 0.. and final norm of 02 with embedding and head
+        rebuilt from the tables of 07.
         """
         base = dict(self.tensors("02", "state.safetensors"))
         if case in ("07", "11"):
@@ -129,7 +131,7 @@ class Golden:
         return base
 
     def olmo_state(self) -> dict[str, Tensor]:
-        """The weights of case 01 under its own OLMo-style names; derived from 02 where the file is missing."""
+        """Weights of case 01 under OLMo-style names; made from 02 where the file is missing."""
         if self.find("01", "state.safetensors"):
             return dict(self.tensors("01", "state.safetensors"))
         renames = self.case("02")["rename_map_first_keys"]
@@ -330,7 +332,7 @@ def _tally() -> tuple[int, int, list[str]]:
 
 
 def _whole(session: pytest.Session) -> bool:
-    """Whether every golden test was there to run: a session with a part of them cannot be blamed for the rest."""
+    """Whether every golden test was there to run: else the rest cannot be missed."""
     collected = {item.path for item in session.items}
     modules = set(HERE.glob("test_*.py"))
     named = any("::" in argument for argument in session.config.args)

@@ -68,7 +68,7 @@ def test_loss_and_gradients(golden: Any, tower: Any, seeing: Any, key: str) -> N
 
 
 def check_logits(tensors: dict[str, Tensor], key: str, logits: Tensor, targets: Tensor) -> None:
-    """Normaliser and target logit of each masked position, and that their difference is its loss."""
+    """Normaliser and target logit of each masked position; their difference is its loss."""
     logits = logits.detach()
     total = logits.double().logsumexp(1)
     chosen = logits.gather(1, targets[:, None])[:, 0]

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from medv_kernels.linear import pack
 from medv_kernels.reference import commit, select
-from torch import Tensor
 
 
 def logits_of(golden: Any, key: str) -> Tensor:
-    """float32[B, L, V], rebuilt from the tables by the recipe in case.json; bf16 where the case is."""
+    """float32 or bf16[B, L, V], rebuilt from the tables by the recipe in case.json."""
     tensors, run = golden.tensors("14"), golden.run("14", key)
     if key.startswith("big"):
         recipe = golden.case("14")["big_recipe"]

@@ -1,4 +1,4 @@
-"""The sampler against LLaDA generate (03, 07 g), LLaDA-V generate_with_embeds (04, 07 v) and image runs (10)."""
+"""The sampler against LLaDA's generate (03, 07 g) and LLaDA-V's (04, 07 v, 10 from the image)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medv_ray.settings import ImageSettings
 
 
 class WholeSequence:
-    """Door whose x is the whole sequence, prompt included, with an optional mask of keys: LLaDA's own layout."""
+    """Door whose x is the whole sequence, prompt included, as in LLaDA; keys may be masked."""
 
     def __init__(self, model: Medv, maskable: Tensor, keys: Tensor | None, mask_id: int) -> None:
         self.model, self.maskable, self.keys, self.mask_id = model, maskable, keys, mask_id
@@ -47,8 +47,9 @@ class WholeSequence:
 def spec_of(run: dict[str, Any], mask_id: int, **more: Any) -> SampleSpec:
     """Settings of a run of case.json.
 
-    Seeded runs draw as the reference does. With confidence_eos_eot_inf every end token ties at probability 0, and only
-    the reference's own order of ties gives its tokens. All others run with the default.
+    Seeded runs draw as the reference does. With confidence_eos_eot_inf every end token ties at
+    probability 0, and only the reference's own order of ties gives its tokens. All others run with
+    the default.
     """
     names = ("gen_length", "block_length", "steps", "temperature", "cfg_scale", "remasking")
     names += ("logits_eos_inf", "confidence_eos_eot_inf")
