@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medv_kernels.linear import pack
 from medv_ray.data.prompts import SpecialIds, Turn, build, decode
 from medv_ray.diffusion.sampler import Denoising, SampleSpec
 from medv_ray.engine.images import ImageStore
@@ -59,6 +60,7 @@ class Engine:
         self._model = model
         self._tokenizer = tokenizer
         self._settings = answer
+        self._head = pack(model.head)
         self._special = SpecialIds.of(tokenizer)
         self._images = ImageStore(model, answer.image, engine.image_cache_bytes, self.counters)
         self._specs: dict[SamplerSettings, SampleSpec] = {}
@@ -118,7 +120,7 @@ class Engine:
             blind = dict(zip(guided, found, strict=True))
         for i, slot in enumerate(slots):
             self.counters.forward_passes += bool(len(rows[i])) * (2 if i in blind else 1)
-            slot.denoising.advance(rows[i], slot.door.head, blind.get(i))
+            slot.denoising.advance(rows[i], self._head, blind.get(i))
 
     def _start(self, ticket: int, request: Request) -> _Slot:
         started_s = time.perf_counter()

@@ -7,7 +7,7 @@ of a row, D width, N needed positions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,30 +127,32 @@ def forward_rows(
         needs: bool[B_i, L_i] each.
     """
     rows: list[Tensor] = []  # float[S, D] each
-    wanted: list[tuple[int, Tensor]] = []  # whose row, and int64[N] positions in it
+    places: list[Tensor] = []  # int64[N] each, the places asked for in the row
+    owners: list[int] = []
     for owner, (door, x, need) in enumerate(zip(doors, xs, needs, strict=True)):
         x, need = x.to(door.model.device), need.to(door.model.device)
         for b in need.any(dim=1).nonzero().flatten().tolist():
             rows.append(door._row(b, x[b]))
-            wanted.append((owner, need[b].nonzero().flatten() + door.prompt_length(b)))
+            places.append(need[b].nonzero().flatten() + door.prompt_length(b))
+            owners.append(owner)
     found = [[door.head.new_empty((0, door.head.shape[1]))] for door in doors]
-    for state, (owner, positions) in zip(_run(doors, rows), wanted, strict=True):
-        found[owner].append(state[positions])
+    if rows and doors[0].together:
+        states = _padded(doors[0].model, rows)
+        made = [state[place] for state, place in zip(states, places, strict=True)]
+    else:
+        made = [_alone(doors[0].model, *row) for row in zip(rows, places, strict=True)]
+    for owner, state in zip(owners, made, strict=True):
+        found[owner].append(state)
     return [torch.cat(pieces) for pieces in found]
 
 
-def _run(doors: Sequence[FullRecompute], rows: list[Tensor]) -> Iterable[Tensor]:
-    """float[S, D] each -> hidden states of each, float[>= S, D], alone or in one padded batch."""
-    if not rows:
-        return []
-    model = doors[0].model
-    if not doors[0].together:
-        return (model.hidden(row[None])[0] for row in rows)
-    return _padded(model, rows)
+def _alone(model: Medv, row: Tensor, places: Tensor) -> Tensor:
+    """float[S, D] -> hidden states of some places of it, float[N, D]."""
+    return model.hidden(row[None], need=places)[0]
 
 
 def _padded(model: Medv, rows: list[Tensor]) -> Tensor:
-    """float[S, D] each -> float[B, max S, D]; no position sees padding."""
+    """float[S, D] each -> hidden states float[B, max S, D]; no position sees padding."""
     lengths = torch.tensor([len(row) for row in rows])
     embeds = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     if bool((lengths == lengths[0]).all()):

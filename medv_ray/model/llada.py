@@ -3,7 +3,8 @@
     x += W_o attention(rms(x));  x += W_down (silu(W_gate y) * W_up y), y = rms(x);  out = rms(x)
 
 Parameter names are those of the published LLaMA-style checkpoints, below `model.`.
-Shapes: B rows, S sequence, D width, H heads, K key-value heads, C width of one head.
+Shapes: B rows, S sequence, N places asked for, D width, H heads, K key-value heads, C width of
+one head.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from medv_ray.model.config import LanguageConfig
 
 Rotary = tuple[Tensor, Tensor]
-"""Cosine and sine of the rotary angles, float32[1 or B, 1, S, C] each."""
+"""Cosine and sine of the rotary angles, float32[1 or B, 1, S, C] each; the sine is negative in the
+first half of C, so that a rotation is x * cos + swapped halves of x * sin."""
 
 
 class RMSNorm(nn.Module):
@@ -42,18 +44,20 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float) -> Rotary:
         torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.int64).float() / head_dim
     )
     angles = positions[..., None].float() * (1.0 / theta**exponent)  # [S, C / 2]
-    angles = torch.cat((angles, angles), dim=-1)
     if angles.dim() == 2:
         angles = angles[None]
-    return angles.cos()[:, None], angles.sin()[:, None]
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Turn float[B, H, S, C] by its positions, the halves of C as two coordinates, in float32."""
+    """Turn float[B, H, S, C] by its positions: the halves of C are the two coordinates.
+
+    Computed in float32.
+    """
     cos, sin = rotary
     wide = x.float()
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    return torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 def attention_bias(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -89,12 +93,18 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(wide, narrow, bias=False)
         self.o_proj = nn.Linear(wide, wide, bias=False)
 
-    def forward(self, x: Tensor, rotary: Rotary, bias: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Rotary, bias: Tensor | None, need: Tensor | None = None
+    ) -> Tensor:
+        asking, turn = x, rotary
+        if need is not None:
+            asking, turn = x[:, need], (rotary[0][:, :, need], rotary[1][:, :, need])
+            bias = bias[:, :, need] if bias is not None and bias.shape[2] > 1 else bias
         q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H or K, S, C]
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+            proj(y).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H or K, S or N, C]
+            for proj, y in ((self.q_proj, asking), (self.k_proj, x), (self.v_proj, x))
         )
-        q, k = rotate(q, rotary), rotate(k, rotary)
+        q, k = rotate(q, turn), rotate(k, rotary)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=self.shared)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
@@ -124,8 +134,11 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotary: Rotary, bias: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, bias)
+    def forward(
+        self, x: Tensor, rotary: Rotary, bias: Tensor | None, need: Tensor | None = None
+    ) -> Tensor:
+        mixed = self.self_attn(self.input_layernorm(x), rotary, bias, need)
+        x = mixed + (x if need is None else x[:, need])
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -141,7 +154,11 @@ class LanguageTower(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, embeds: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        need: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, float[B, S, D].
 
@@ -149,13 +166,16 @@ class LanguageTower(nn.Module):
             embeds: float[B, S, D].
             attention_mask: see `attention_bias`.
             positions: int64[S] or int64[B, S]; 0 .. S - 1 by default. Only differences matter.
+            need: int64[N], the places whose states are asked for; the result is float[B, N, D], and
+                the last layer works for these places only. None: all.
         """
         if positions is None:
             positions = torch.arange(embeds.shape[1], device=embeds.device)
         rotary = rotary_table(positions, self.head_dim, self.rope_theta)
         bias = attention_bias(attention_mask, embeds.dtype)
         x = embeds
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, rotary, bias)
+        x = self.layers[-1](x, rotary, bias, need)
         out: Tensor = self.norm(x)
         return out

@@ -56,16 +56,22 @@ class Medv(nn.Module):
         return embeds
 
     def hidden(
-        self, embeds: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        need: Tensor | None = None,
     ) -> Tensor:
         """Last hidden states, after the final norm: float[B, S, D] -> float[B, S, D].
 
         Args:
             embeds: float[B, S, D].
-            attention_mask: bool[B, S] keys that may be seen, or bool[B, 1, S, S]. None: all.
+            attention_mask: bool[B, S] keys that may be seen, or bool[B, 1, S, S]; None lets all
+                see all.
             positions: int64[S] or int64[B, S]; 0 .. S - 1 by default.
+            need: int64[N], places that are asked for; the result is float[B, N, D] then.
         """
-        states: Tensor = self.model(embeds, attention_mask, positions)
+        states: Tensor = self.model(embeds, attention_mask, positions, need)
         return states
 
     def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -54,13 +54,14 @@ def test_the_door_returns_needed_rows_of_the_whole_sequence(toy, prompts):
         want.append(toy.hidden(embeds[None])[0, start : start + L][need[b]])
     got = door(x, need)
     assert got.shape == (int(need.sum()), 32)
-    assert torch.equal(got, torch.cat(want))
+    # the door's last layer works on fewer rows at a time: the same up to rounding
+    torch.testing.assert_close(got, torch.cat(want), atol=1e-5, rtol=1e-5)
     assert torch.equal(door.head, toy.head)
 
 
 def test_nothing_needed_is_nothing_computed(toy, prompts, monkeypatch):
     door = FullRecompute(toy, prompts)
-    monkeypatch.setattr(toy, "hidden", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(toy, "hidden", lambda *_, **__: pytest.fail("computed"))
     assert door(draw(1, 4, L), torch.zeros(4, L, dtype=torch.bool)).shape == (0, 32)
 
 
