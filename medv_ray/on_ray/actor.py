@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 
 from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.sources import Archive
@@ -56,8 +55,6 @@ class ScoreChunk:
         if told:
             raise RunError("E1508", told)
         settings = work.settings
-        if settings.pool.cpus >= 1:
-            torch.set_num_threads(int(settings.pool.cpus))
         make = find(work.factory)
         store = Store(settings.out)
         scorer = ChunkScorer(work.archive, store, settings.answer, lambda: make(settings))

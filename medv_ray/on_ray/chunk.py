@@ -43,7 +43,9 @@ Announce = Callable[[int | None], None]
 
 
 def load_predictor(settings: ScoreSettings) -> Answerer:
-    """The predictor of a real job."""
+    """The predictor of a real job, on as many torch threads as an actor has cores."""
+    if settings.pool.cpus >= 1:
+        torch.set_num_threads(int(settings.pool.cpus))
     return Predictor.load(settings.model, settings.answer, settings.engine)
 
 
@@ -65,7 +67,8 @@ class ChunkScorer:
         self._settings = answer
         self._make = make
         self._predictor = make()
-        self._counted: Counter[str] = Counter()
+        self._counted: Counter[str] = Counter()  # at the last look
+        self._new: Counter[str] = Counter()
 
     def score(
         self, chunk: Chunk, crashed: Sequence[int] = (), announce: Announce | None = None
@@ -96,10 +99,15 @@ class ChunkScorer:
 
     def take_counters(self) -> dict[str, int]:
         """What the predictor did since the last call."""
-        now = Counter(vars(self._predictor.counters))
-        new = {name: count - self._counted[name] for name, count in now.items()}
-        self._counted = now
+        self._count()
+        new, self._new = dict(self._new), Counter()
         return new
+
+    def _count(self) -> None:
+        now = Counter(vars(self._predictor.counters))
+        for name, count in now.items():
+            self._new[name] += count - self._counted[name]
+        self._counted = now
 
     def close(self) -> None:
         """End the image decoder's processes."""
@@ -157,6 +165,7 @@ class ChunkScorer:
 
     def _renew(self) -> None:
         """A predictor that raised may hold half-done rows."""
+        self._count()
         self._predictor.close()
         self._predictor = self._make()
         self._counted = Counter()

@@ -1,9 +1,11 @@
 """A predictor that does what its questions say, and an archive to ask them of.
 
-Question words: `sleep:0.04` seconds, `abort`, `segfault`, `raise`, `memory`, `bad` (a DataError).
+Question words: `sleep:0.04` seconds, `abort`, `segfault`, `raise`, `memory`, `bad` (a DataError),
+`move:FILE` to FILE.moved. A calm stub leaves out what stands with `:once`.
 """
 
 import ctypes
+import errno
 import hashlib
 import io
 import os
@@ -25,7 +27,8 @@ STUB = "tests.integration.stub:load"
 
 
 class Stub:
-    def __init__(self) -> None:
+    def __init__(self, calm: bool = False) -> None:
+        self._calm = calm
         self.counters = SimpleNamespace(decodes=0, tower_runs=0, answers=0)
         self._seen: set[str] = set()
 
@@ -35,6 +38,8 @@ class Stub:
     def _one(self, request: Request) -> Answer | DataError:
         for word in request.question.split():
             name, _, value = word.partition(":")
+            if self._calm and value == "once":
+                continue
             if name == "sleep":
                 time.sleep(float(value))
             elif name == "abort":
@@ -45,6 +50,8 @@ class Stub:
                 raise ValueError(f"the question is {request.question}")
             elif name == "memory":
                 raise MemoryError
+            elif name == "move":
+                Path(value).rename(Path(value).with_suffix(".moved"))
             elif name == "bad":
                 return DataError("E1303", "too long.")
         sha256 = tuple(hashlib.sha256(image).hexdigest() for image in request.images)
@@ -66,6 +73,18 @@ def load(settings: ScoreSettings) -> Stub:
     return Stub()
 
 
+def load_calm(settings: ScoreSettings) -> Stub:
+    return Stub(calm=True)
+
+
+def load_on_a_full_disk(settings: ScoreSettings) -> Stub:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    os.fsync = full
+    return Stub()
+
+
 def load_dying(settings: ScoreSettings) -> Stub:
     """Loading the weights ends the process."""
     os.abort()
@@ -81,11 +100,13 @@ def png(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_archive(path: Path, questions: Sequence[str], per_image: int = 4) -> Path:
+def write_archive(
+    path: Path, questions: Sequence[str], per_image: int = 4, first_row: int = 0
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = [
         {
-            "id": f"r{number:05d}",
+            "id": f"r{first_row + number:05d}",
             "image": {"bytes": png(number // per_image), "path": f"{number // per_image}.png"},
             "question": question,
             "answer": "yes",
