@@ -1,0 +1,122 @@
+import os
+
+import pytest
+
+from medv_ray.archive import compact as compacting
+from medv_ray.archive.compact import compact
+from medv_ray.archive.ledger import Ledger
+from medv_ray.archive.rows import read_run, write_part
+from medv_ray.archive.run import Run
+from medv_ray.archive.store import Store
+
+
+class Crash(Exception):
+    pass
+
+
+def rows_of(out) -> list[tuple[int, int]]:
+    found = []
+    for table in read_run(str(out)):
+        found += zip(table.column("file").to_pylist(), table.column("row").to_pylist(), strict=True)
+    return found
+
+
+def commit_all(make, planned, out):
+    """All chunks committed, last first, and nothing merged."""
+    with Run.open(out, planned, {}) as run:
+        for chunk in reversed(run.todo()):
+            run.commit(write_part(run.store, chunk, make.records(planned, chunk)))
+
+
+@pytest.fixture
+def planned(make):
+    make.parquet("a.parquet", rows=20)
+    make.parquet("b.parquet", rows=20)
+    return make.plan()
+
+
+def test_parts_become_one_sorted_file(make, planned, out):
+    commit_all(make, planned, out)
+    store = Store(out)
+    compact(store, Ledger.load(store))
+    ledger = Ledger.load(store)
+    (name,) = ledger.files
+    assert [f.name for f in store.listing("rows")] == [name]
+    assert len(ledger.commits) == 10
+    assert rows_of(out) == [(f, r) for f in (0, 1) for r in range(20)]
+    compact(store, ledger)  # one file: nothing to merge
+    assert [f.name for f in store.listing("rows")] == [name]
+
+
+def test_merged_files_stay_below_the_target(make, planned, out, monkeypatch):
+    commit_all(make, planned, out)
+    store = Store(out)
+    ledger = Ledger.load(store)
+    sizes = [part.size for part in ledger.files.values()]
+    monkeypatch.setattr(compacting, "TARGET_BYTES", 4 * max(sizes) + 1)
+    compact(store, ledger)
+    assert 1 < len(ledger.files) < 10
+    assert sorted(rows_of(out)) == [(f, r) for f in (0, 1) for r in range(20)]
+
+
+def steps(store: Store, monkeypatch, stop_at: int) -> None:
+    """Let `stop_at` changes to the store happen, then crash."""
+    left = [stop_at]
+
+    def counted(real):
+        def change(*args, **kwargs):
+            if not left[0]:
+                raise Crash
+            left[0] -= 1
+            return real(*args, **kwargs)
+
+        return change
+
+    monkeypatch.setattr(Store, "write", counted(Store.write))
+    monkeypatch.setattr(Store, "delete", counted(Store.delete))
+    monkeypatch.setattr(Ledger, "_append_line", counted(Ledger._append_line))
+    monkeypatch.setattr(os, "replace", counted(os.replace))
+
+
+@pytest.mark.parametrize("stop_at", range(12))
+def test_a_crash_at_any_step_loses_and_doubles_nothing(make, planned, out, monkeypatch, stop_at):
+    commit_all(make, planned, out)
+    whole = sorted(rows_of(out))
+    store = Store(out)
+    steps(store, monkeypatch, stop_at)
+    with pytest.raises(Crash):
+        compact(store, Ledger.load(store))
+    monkeypatch.undo()
+    assert sorted(rows_of(out)) == whole  # a reader of the crashed run
+    summary = make.job(planned, out, identity={})
+    assert summary.answered == 40
+    assert rows_of(out) == [(f, r) for f in (0, 1) for r in range(20)]
+    assert len(store.listing("rows")) == 1
+
+
+def test_a_reader_survives_a_merge_under_its_feet(make, planned, tmp_path):
+    out = str(tmp_path / "run")
+    commit_all(make, planned, out)
+    reader = read_run(out)
+    found = [next(reader) for _ in range(3)]
+    store = Store(out)
+    compact(store, Ledger.load(store))
+    found += list(reader)
+    rows = [
+        (f, r)
+        for t in found
+        for f, r in zip(t["file"].to_pylist(), t["row"].to_pylist(), strict=True)
+    ]
+    assert sorted(rows) == [(f, r) for f in (0, 1) for r in range(20)]
+
+
+def test_merging_while_the_job_runs(make, tmp_path, monkeypatch, committed_ids):
+    monkeypatch.setattr("medv_ray.archive.run.MERGE_AFTER", 4)
+    make.parquet(rows=100)
+    planned = make.plan()
+    out = tmp_path / "run"
+    assert make.job(planned, out, stop_after=11) is None
+    assert len(list((out / "rows").iterdir())) <= 5
+    assert len(committed_ids(out)) == 44
+    assert make.job(planned, out).answered == 100
+    assert len(set(committed_ids(out))) == 100
