@@ -69,11 +69,8 @@ def test_a_quarantine_record_says_why(make):
     make.parquet(rows=1, id=["a/b"])
     row = make.rows(make.plan())[0]
     record = quarantine_record(row, row.error)
-    assert (record["status"], record["code"], record["reason"]) == (
-        "quarantined",
-        "E1104",
-        "bad_id",
-    )
+    assert record["status"] == "quarantined"
+    assert (record["code"], record["reason"]) == ("E1104", "bad_id")
     assert record["question"] == "what is a.parquet 0?"
 
 
