@@ -1,0 +1,129 @@
+"""Forward noise, and a loss that sees masked positions only."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from medv_ray.diffusion.loss import mask_tokens, masked_loss
+from medv_ray.diffusion.noise import IGNORE, draw, forward_noise
+
+
+def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Hidden float[3, 10, 6], head float[20, 6], labels, masked, p_mask."""
+    generator = torch.manual_seed(seed)
+    hidden = torch.randn(3, 10, 6, generator=generator)
+    head = torch.randn(20, 6, generator=generator)
+    labels = torch.randint(0, 20, (3, 10), generator=generator)
+    labels[0, :7] = IGNORE
+    labels[1, 2:4] = IGNORE
+    noise = forward_noise(labels, torch.tensor([0.9, 0.5, 0.3]), torch.rand(3, 10))
+    return hidden, head, labels, *noise
+
+
+def plain_loss(hidden: Tensor, head: Tensor, labels: Tensor, masked: Tensor, p: Tensor) -> float:
+    """Row by row, in float64."""
+    total = 0.0
+    for b in range(len(labels)):
+        targets = sum(int(label) != IGNORE for label in labels[b])
+        for s in range(labels.shape[1]):
+            if masked[b, s]:
+                logits = (head.double() @ hidden[b, s].double()).tolist()
+                ce = math.log(sum(map(math.exp, logits))) - logits[labels[b, s]]
+                total += ce / float(p[b]) / targets
+    return total / len(labels)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.25, 1.0])
+def test_masks_targets_only_and_at_the_stated_rate(t: float) -> None:
+    labels = torch.zeros(400, 50, dtype=torch.int64)
+    labels[:, ::5] = IGNORE
+    noise = forward_noise(labels, torch.full((400,), t), torch.rand(400, 50))
+    assert not noise.masked[:, ::5].any()
+    share = noise.masked.sum() / (labels != IGNORE).sum()
+    assert float(share) == pytest.approx(0.999 * t + 0.001, abs=0.02)
+    assert torch.allclose(noise.p_mask, torch.full((400,), 0.999 * t + 0.001))
+
+
+def test_one_noise_level_for_the_whole_row() -> None:
+    labels = torch.zeros(2, 2000, dtype=torch.int64)
+    noise = forward_noise(labels, torch.tensor([0.1, 0.8]), torch.rand(2, 2000))
+    assert noise.masked.float().mean(1).tolist() == pytest.approx([0.1, 0.8], abs=0.04)
+
+
+def test_draws_come_from_the_generator_level_first() -> None:
+    t, u = draw(2, 3, torch.Generator().manual_seed(4))
+    again = torch.rand(8, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(torch.cat([t, u.flatten()]), again)
+
+
+def test_mask_tokens_replaces_masked_positions() -> None:
+    ids = torch.tensor([[1, 2, 3]])
+    assert mask_tokens(ids, torch.tensor([[True, False, True]]), 9).tolist() == [[9, 2, 9]]
+
+
+def test_loss_equals_the_plain_version() -> None:
+    hidden, head, labels, masked, p = example()
+    want = plain_loss(hidden, head, labels, masked, p)
+    assert float(masked_loss(hidden, head, labels, masked, p)) == pytest.approx(want, rel=1e-5)
+    logits = hidden @ head.T
+    assert float(masked_loss(logits, None, labels, masked, p)) == pytest.approx(want, rel=1e-5)
+    gathered = masked_loss(hidden[masked], head, labels, masked, p)
+    assert float(gathered) == pytest.approx(want, rel=1e-5)
+
+
+def test_rows_weigh_equally_whatever_their_length() -> None:
+    """A row of many targets and one of few with the same loss per target count the same."""
+    labels = torch.zeros(2, 8, dtype=torch.int64)
+    labels[1, 2:] = IGNORE
+    masked = labels != IGNORE
+    loss = masked_loss(torch.zeros(2, 8, 5), None, labels, masked, torch.ones(2))
+    assert float(loss) == pytest.approx(math.log(5))
+
+
+def test_pretraining_divides_by_all_positions() -> None:
+    labels = torch.zeros(2, 4, dtype=torch.int64)
+    masked = torch.tensor([[True, False, False, False], [True, True, False, False]])
+    p = torch.tensor([0.5, 1.0])
+    loss = masked_loss(torch.zeros(2, 4, 5), None, labels, masked, p, "positions")
+    assert float(loss) == pytest.approx((2 + 1 + 1) * math.log(5) / 8)
+
+
+def test_poison_outside_the_masked_positions_reaches_nothing() -> None:
+    hidden, head, labels, masked, p = example()
+    want = masked_loss(hidden, head, labels, masked, p)
+    poisoned = hidden.masked_fill(~masked[..., None], math.nan).requires_grad_()
+    loss = masked_loss(poisoned, head, labels, masked, p)
+    assert torch.equal(loss, want)
+    loss.backward()
+    assert torch.isfinite(poisoned.grad).all()
+    assert not poisoned.grad[~masked].any()
+
+
+def test_without_any_mask_the_loss_is_zero_and_trains_nothing() -> None:
+    hidden = torch.randn(1, 4, 3, requires_grad=True)
+    head = torch.randn(5, 3, requires_grad=True)
+    labels = torch.zeros(1, 4, dtype=torch.int64)
+    loss = masked_loss(hidden, head, labels, torch.zeros(1, 4, dtype=torch.bool), torch.ones(1))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert not hidden.grad.any()
+
+
+def test_gradient_of_a_single_row_is_as_exact_as_of_many() -> None:
+    """One masked row against a tall head: a running float32 sum would lose the fifth digit."""
+    generator = torch.manual_seed(0)
+    head = torch.randn(120_000, 16, generator=generator)
+    rows = 0.1 * torch.randn(1, 1, 16, generator=generator)
+    labels, masked = torch.full((1, 1), 77), torch.ones(1, 1, dtype=torch.bool)
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = rows.detach().to(dtype).clone().requires_grad_()
+        logits = torch.nn.functional.linear(leaf, head.to(dtype))
+        if dtype == torch.float32:
+            masked_loss(leaf, head, labels, masked, torch.ones(1)).backward()
+        else:
+            torch.nn.functional.cross_entropy(logits[0], labels[0]).backward()
+        grads.append(leaf.grad.double())
+    torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=4e-6)
