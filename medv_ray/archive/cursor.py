@@ -35,7 +35,7 @@ BATCH_ROWS = 4096
 class Cursor:
     """A place in one row group that only moves forward; the next chunk goes on from there."""
 
-    def __init__(self, archive: Archive, number: int, group: int) -> None:
+    def __init__(self, archive: Archive, number: int, group: int, exact: bool = False) -> None:
         file = archive.files[number]
         self.settings = archive.settings
         self.opened = open_parquet(archive, file)
@@ -46,8 +46,9 @@ class Cursor:
         leaves = [f"{image}.bytes", f"{image}.path"]
         names = leaves if self.footer.image_kind == "struct" else [image]
         names += [n for n in (columns.id, columns.question, columns.answer) if n is not None]
-        fitting = BATCH_BYTES // max(self.group.average, 1)
-        rows = max(1, min(BATCH_ROWS, fitting))
+        rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(self.group.average, 1)))
+        if exact:  # so small that a damaged page costs no row before it
+            rows = min(rows, max(1, self.group.rows // 100_000))
         self.batches = self.opened.iter_batches(
             batch_size=rows, row_groups=[group], columns=names, use_threads=False
         )
@@ -58,7 +59,9 @@ class Cursor:
         """Batches that cover rows [start, stop) of the file, each with its first row's number."""
         while self.position < stop:
             if self.batch is None or not self.batch.num_rows:
-                self.batch = next(self.batches)
+                self.batch = next(self.batches, None)
+                if self.batch is None:
+                    raise pa.ArrowInvalid("fewer rows than the footer says")
             begin = max(start - self.position, 0)
             end = min(stop - self.position, self.batch.num_rows)
             rest, first = self.batch.slice(end), self.position + begin
@@ -69,51 +72,66 @@ class Cursor:
 
 
 class _Open(threading.local):
-    """The cursor that the last chunk of this thread left behind."""
-
-    cursor: Cursor | None = None
-    at: tuple[object, ...] = ()
-    bad_from: dict[tuple[object, ...], int]
+    """What the last chunk of this thread left behind."""
 
     def __init__(self) -> None:
-        self.bad_from = {}
+        self.cursor: Cursor | None = None
+        self.at: tuple[object, ...] = ()
+        self.damaged: dict[tuple[object, ...], int] = {}  # first row that does not decode
 
 
 _open = _Open()
 
 
 def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
-    """The rows of a chunk, each with its image."""
+    """The rows of a chunk, each with its image. Rows behind a damaged page carry E1105.
+
+    Raises DataError E1107, or OSError, when the file cannot be read at the moment.
+    """
     file = archive.files[chunk.file]
     assert isinstance(chunk.rows, range)
     at = (archive.uri, archive.settings, file, chunk.group)
-    start, stop = chunk.rows.start, chunk.rows.stop
-    done = start
-    try:
-        if _open.bad_from.get(at, stop) <= start:
-            raise DataError("E1105", f"{file.name}: damaged before row {stop}.")
-        if _open.cursor is None or _open.at != at or _open.cursor.position > start:
-            _open.cursor = None
-            _open.cursor, _open.at = Cursor(archive, chunk.file, chunk.group[0]), at
-        cursor = _open.cursor
-        if cursor.group.bomb:
-            raise DataError("E1112", f"{file.name}: image cells unpack to over {BOMB_RATIO} times.")
-        for first, batch in cursor.take(start, stop):
-            for row in batch_rows(archive, chunk, cursor.footer, first, batch):
-                yield row
-                done = row.row + 1
-    except (*BROKEN, StopIteration, DataError) as error:
+    done, stop = chunk.rows.start, chunk.rows.stop
+    problem: DataError | None = None
+    for exact in (False, True):
+        if done < _open.damaged.get(at, stop):
+            try:
+                for row in decode(archive, chunk, at, done, exact):
+                    yield row
+                    done = row.row + 1
+                return
+            except BROKEN:
+                _open.cursor = None
+                check_readable(archive, file, chunk.group[0])
+            except DataError as error:
+                _open.cursor = None
+                if error.code == "E1107":
+                    raise
+                problem = error
+                break
+    if problem is None:
+        if len(_open.damaged) > 64:
+            _open.damaged.clear()
+        first = _open.damaged.setdefault(at, done)
+        problem = DataError("E1105", f"{file.name}: rows from {first} on do not decode.")
+    for row_number in range(done, stop):
+        yield make_row(archive, chunk, row_number, {"error": problem}, has_id=False)
+
+
+def decode(
+    archive: Archive, chunk: Chunk, at: tuple[object, ...], start: int, exact: bool
+) -> Iterator[Row]:
+    """Rows of a chunk from `start` on; raises where they do not decode."""
+    assert isinstance(chunk.rows, range)
+    if _open.cursor is None or _open.at != at or _open.cursor.position > start:
         _open.cursor = None
-        if isinstance(error, DataError) and error.code == "E1107":
-            raise
-        if not isinstance(error, DataError):
-            check_readable(archive, file, chunk.group[0])
-            if len(_open.bad_from) > 64:
-                _open.bad_from.clear()
-            _open.bad_from[at] = done
-            error = DataError("E1105", f"{file.name}: rows from {done} on do not decode.")
-        for row_number in range(done, stop):
-            yield make_row(archive, chunk, row_number, {"error": error}, has_id=False)
+        _open.cursor, _open.at = Cursor(archive, chunk.file, chunk.group[0], exact), at
+    cursor = _open.cursor
+    if cursor.group.bomb:
+        name = archive.files[chunk.file].name
+        raise DataError("E1112", f"{name}: image cells unpack to over {BOMB_RATIO} times.")
+    for first, batch in cursor.take(start, chunk.rows.stop):
+        yield from batch_rows(archive, chunk, cursor.footer, first, batch)
 
 
 def check_readable(archive: Archive, file: SourceFile, group: int) -> None:

@@ -39,7 +39,8 @@ def check_outside(out: str, plan: Plan) -> None:
         if is_local(uri) != is_local(out):
             continue
         root = canonical(uri)
-        held = [f"{root}/{file.path}" for file in archive.files] if archive.uri == uri else [root]
+        by_name = archive.uri == uri and archive.kind != "images"
+        held = [f"{root}/{file.path}" for file in archive.files] if by_name else [root]
         if any(path.startswith(folder + "/") for path in held) or root == folder:
             raise RunError("E1507", "the output folder holds the archive.")
         name = f"{folder}/rows/part-0.parquet".removeprefix(root + "/")

@@ -66,6 +66,12 @@ class IdCensus:
         """The rows that follow belong to this file."""
         self.stems.append((len(self), stem))
 
+    def drop_file(self) -> None:
+        """Forget the file that was started last, and its rows."""
+        first, _ = self.stems.pop()
+        del self.hashes[first * WIDTH :]
+        self.refused = [ordinal for ordinal in self.refused if ordinal < first]
+
     def __len__(self) -> int:
         return len(self.hashes) // WIDTH
 

@@ -95,7 +95,7 @@ def plan(archive: Archive, settings_digest: str) -> Plan:
                 raise digest
             draft = DRAFT[archive.kind](archive, file, left)
             count_ids(census, file, draft)
-        except (OSError, DataError) as error:
+        except (*parquet.BROKEN, DataError) as error:
             problem = as_data_error(file, error)
             unreadable.append(Unreadable(file.name, problem.code, problem.detail))
             draft = Draft()
@@ -124,7 +124,7 @@ def digests(archive: Archive) -> Iterator[tuple[SourceFile, str | DataError]]:
             yield from zip(window, found, strict=True)
 
 
-def as_data_error(file: SourceFile, error: OSError | DataError) -> DataError:
+def as_data_error(file: SourceFile, error: Exception) -> DataError:
     if isinstance(error, DataError):
         return error
     return DataError("E1105", f"{file.name}: cannot be read ({type(error).__name__}).")
@@ -163,6 +163,7 @@ def count_ids(census: IdCensus, file: SourceFile, draft: Draft) -> None:
         for cells in draft.ids:
             census.add(cells)
     except parquet.BROKEN as error:
+        census.drop_file()
         raise DataError("E1105", f"{file.name}: the id column does not decode.") from error
 
 

@@ -84,15 +84,19 @@ def open_archive(settings: ArchiveSettings) -> Archive:
 
     Raises DataError E1110 when nothing is there, SettingsError E1001 when its kind is not clear.
     """
-    found = list_files(settings.archive)
-    folder = folder_of(settings.archive)
-    images = settings.images or folder
     if settings.questions is not None:
+        images = settings.images or settings.archive
+        filesystem, path = resolve(images)
+        if filesystem.get_file_info(path).type != fs.FileType.Directory:
+            raise DataError("E1110", "archive: with --questions it is the folder of the images.")
         tables = [f for f in list_files(settings.questions) if ending(f.name) in TABLE_ENDINGS]
         if not tables:
             raise DataError("E1110", f"--questions: no {', '.join(TABLE_ENDINGS)} file.")
         uri = folder_of(settings.questions)
         return Archive(settings, "table", uri, source_files(tables), images)
+    folder = folder_of(settings.archive)
+    images = settings.images or folder
+    found = list_files(settings.archive)
     kind, chosen = choose(settings, found)
     if kind == "images":
         name = posixpath.basename(folder.rstrip("/")) or "images"
@@ -136,7 +140,23 @@ def choose(settings: ArchiveSettings, found: list[Stored]) -> tuple[Kind, list[S
 
 
 def list_files(pattern: str) -> list[Stored]:
-    """All files that a file name, folder or pattern with `*` stands for, sorted by name."""
+    """All files that a file name, folder or pattern with `*` stands for, sorted by name.
+
+    Raises DataError E1110 when there are none, or when they cannot be listed.
+    """
+    try:
+        found = find_files(pattern)
+    except OSError as error:
+        raise DataError(
+            "E1110", f"archive: cannot be listed ({type(error).__name__}: rights or network)."
+        ) from error
+    if not found:
+        raise DataError("E1110", "archive: no such file or folder, or it is empty.")
+    return sorted(found)
+
+
+def find_files(pattern: str) -> list[Stored]:
+    """`list_files` without its complaints."""
     filesystem, path = resolve(pattern)
     info = filesystem.get_file_info(path)
     if info.type == fs.FileType.File:
@@ -149,9 +169,7 @@ def list_files(pattern: str) -> list[Stored]:
         name = entry.path[len(base) :].lstrip("/")
         if entry.type == fs.FileType.File and (matches is None or matches.fullmatch(name)):
             found.append(Stored(name, entry.size, entry.mtime_ns or 0))
-    if not found:
-        raise DataError("E1110", "archive: no such file or folder, or it is empty.")
-    return sorted(found)
+    return found
 
 
 def folder_of(pattern: str) -> str:

@@ -93,7 +93,8 @@ class Store:
     def write(self, name: str, data: bytes) -> None:
         """Put the file in place as a whole. Raises RunError E1503 when the disk is full."""
         if not self.local:
-            with self.filesystem.open_output_stream(self.path(name)) as file:
+            stream = self.filesystem.open_output_stream
+            with writing(name, len(data)), stream(self.path(name)) as file:
                 file.write(data)
             return
         self.write_hidden(name + ".tmp", data)
@@ -172,7 +173,7 @@ def writing(path: str, num_bytes: int) -> Iterator[None]:
                 f"{os.path.basename(path)} needs {num_bytes} bytes, {free} are free, "
                 f"at least {missing} are missing.",
             ) from error
-        reason = errno.errorcode.get(error.errno or 0, "unknown")
+        reason = errno.errorcode.get(error.errno or 0, type(error).__name__)
         raise RunError(
             "E1511", f"{os.path.basename(path)} could not be written ({reason})."
         ) from error

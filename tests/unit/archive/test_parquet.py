@@ -1,4 +1,5 @@
 import os
+import random
 import shutil
 
 import pyarrow as pa
@@ -213,6 +214,64 @@ def test_a_damaged_page_costs_its_rows_and_no_others(make):
     assert codes(make.rows(planned)) == codes(rows)  # remembered damage and found damage agree
 
 
+def test_no_row_before_a_damaged_page_is_lost(make):
+    """Many pages in one row group, damage in a late one: batches are larger than pages."""
+    path = make.archive / "a.parquet"
+    images = pa.array([os.urandom(50) for _ in range(400)])
+    questions = [f"q{r}?" for r in range(400)]
+    pq.write_table(
+        pa.table({"image": images, "question": questions}),
+        path,
+        data_page_size=1000,
+        write_batch_size=20,
+        use_dictionary=False,
+        write_page_checksum=True,
+    )
+    data = bytearray(path.read_bytes())
+    data[data.index(images[310].as_py())] ^= 1
+    path.write_bytes(data)
+    planned = make.plan(chunk_rows=32)
+    found = codes(make.rows(planned))
+    first = found.index("E1105")
+    assert 280 < first <= 310
+    assert found == [None] * first + ["E1105"] * (400 - first)
+    backwards = [
+        code for c in planned.chunks[::-1] for code in codes(read_rows(planned.archive, c))
+    ]
+    assert backwards.count("E1105") == 400 - first
+
+
+def test_a_damaged_id_column_leaves_the_other_files_ids_in_order(make):
+    path = make.parquet("a.parquet", rows=8, id=[f"a{r}" for r in range(8)])
+    make.parquet("b.parquet", rows=4, id=["a0", None, "b2", "b2"])
+    data = bytearray(path.read_bytes())
+    column = pq.read_metadata(path).row_group(0).column(4)
+    data[column.dictionary_page_offset + column.total_compressed_size // 2] ^= 1
+    path.write_bytes(data)
+    planned = make.plan()
+    assert [(u.name, u.code) for u in planned.unreadable] == [("a.parquet", "E1105")]
+    assert codes(make.rows(planned)) == [None, "E1102", None, "E1103"]
+
+
+def test_flipped_bits_anywhere_never_escape_the_catalogue(make):
+    """No crash, no other exception, every planned row comes back; damage to data is noticed."""
+    images = [os.urandom(40) for _ in range(12)]
+    path = make.parquet(rows=12, row_group_size=6, image=pa.array(images), id=list(range(12)))
+    whole = path.read_bytes()
+    picks = random.Random(2)
+    for _ in range(150):
+        data = bytearray(whole)
+        data[picks.randrange(len(data))] ^= 1 << picks.randrange(8)
+        path.write_bytes(data)
+        try:
+            planned = make.plan()
+        except DataError:
+            continue
+        rows = make.rows(planned)
+        assert len(rows) == planned.rows
+        assert all(row.image in images for row in rows if row.error is None)
+
+
 def test_a_cell_larger_than_the_limit_is_not_handed_on(make):
     make.parquet(rows=3, image=pa.array([b"a" * 10, b"b" * 101, b"c" * 10]))
     assert codes(make.rows(make.plan(max_image_bytes=100))) == [None, "E1112", None]
@@ -264,7 +323,7 @@ def test_a_failing_disk_is_not_taken_for_a_damaged_file(make, monkeypatch):
 
     monkeypatch.setattr(cursor.Cursor, "take", broken)
     assert codes(make.rows(planned)) == ["E1105"] * 4  # the bytes can be read: it is the file
-    cursor._open.bad_from.clear()
+    cursor._open.damaged.clear()
     monkeypatch.setattr(cursor, "check_readable", lambda *_: next(broken()))
     with pytest.raises(DataError) as caught:
         make.rows(planned)

@@ -1,4 +1,5 @@
 import json
+import random
 
 import pytest
 
@@ -184,6 +185,25 @@ def test_a_table_that_cannot_be_read_as_a_whole(make, images, name, content, cod
     assert str(make.root) not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["q.csv", "q.jsonl", "q.json"])
+def test_damaged_tables_never_escape_the_catalogue(make, images, name):
+    """Whatever a few changed bytes do: a DataError, or as many rows as were planned."""
+    whole = {"q.csv": CSV, "q.jsonl": JSONL, "q.json": "[" + ",".join(JSONL.splitlines()) + "]"}
+    picks = random.Random(3)
+    odd = [b'"', b"\n", b"\r", b"\0", b",", b"{", b"]", b"\\", b"\xff", b"\xed\xa0\x80", b""]
+    for _ in range(120):
+        data = whole[name].encode()
+        for _ in range(picks.randrange(1, 4)):
+            at = picks.randrange(len(data))
+            data = data[:at] + picks.choice(odd) + data[at + picks.randrange(2) :]
+        try:
+            planned, rows = rows_of(make, images, name, data)
+        except DataError:
+            continue
+        assert [row.row for row in rows] == list(range(planned.rows))
+        assert len({row.id for row in rows}) == planned.rows
+
+
 def test_one_bad_table_of_two_is_listed(make, images):
     make.text("images/a.jsonl", JSONL)
     make.text("images/b.csv", "")
@@ -231,6 +251,13 @@ def test_one_question_for_a_table_without_questions(make, images):
         ("What is shown?", b"image 0"),
         ("What is shown?", b"image 1"),
     ]
+
+
+def test_a_folder_of_images_that_is_not_there(make, images):
+    table = make.text("q.csv", CSV)
+    with pytest.raises(DataError) as caught:
+        make.plan(archive=str(images / "nowhere"), questions=str(table))
+    assert caught.value.code == "E1110"
 
 
 def test_real_vqa_rad_conversations(make, vqa_rad):

@@ -1,5 +1,6 @@
 import io
 import json
+import random
 import tarfile
 
 import pytest
@@ -129,6 +130,23 @@ def test_a_damaged_shard_is_listed_and_the_others_are_read(make, damage):
     rows = make.rows(planned)
     assert [row.id for row in rows] == ["0", "1", "2", "3", "4"]
     assert codes(rows) == [None] * 5
+
+
+def test_damaged_headers_never_escape_the_catalogue(make):
+    path = make.tar([(f"{k}.jpg", b"x" * 100, {}) for k in range(6)])
+    whole = path.read_bytes()[: 1024 * 6 + 1024]
+    picks = random.Random(4)
+    for _ in range(150):
+        data = bytearray(whole)
+        header = 1024 * picks.randrange(6)
+        data[header + picks.randrange(512)] = picks.randrange(256)
+        path.write_bytes(data)
+        try:
+            planned = make.plan(question="q?")
+        except DataError as error:
+            assert error.code == "E1105"  # noqa: PT017
+            continue
+        assert len(make.rows(planned)) == planned.rows == 6
 
 
 def test_long_names_and_pax_headers(make):
