@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ class Work:
 
 
 class ScoreChunk:
-    """Batch in: one chunk as JSON. Out: one JSON with the written part, or why there is none."""
+    """Batch in: one chunk as JSON. Out: nothing; the supervisor gets the result."""
 
     def __init__(self, work: Work) -> None:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -43,12 +42,11 @@ class ScoreChunk:
         self._thread = ThreadPoolExecutor(1)
         self._scorer: ChunkScorer = self._guarded(self._load, work)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
         text = str(batch["chunk"][0])
-        if not text:  # a source that was run again has nothing for a finished chunk
-            return {"result": ["{}"]}
-        result = self._guarded(self._score, json.loads(text))
-        return {"result": [json.dumps(result)]}
+        if text:  # a source that was run again has nothing for a finished chunk
+            self._guarded(self._score, json.loads(text))
+        return {"done": [1]}
 
     def _load(self, work: Work) -> ChunkScorer:
         told = ray.get(self._supervisor.born.remote(self._me))
@@ -61,23 +59,23 @@ class ScoreChunk:
         self._supervisor.ready.remote(self._me)
         return scorer
 
-    def _score(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _score(self, message: dict[str, Any]) -> None:
         number, chunk = message["number"], Chunk.from_json(message["chunk"])
         orders = ray.get(self._supervisor.start.remote(chunk.place))
-        result: dict[str, Any] = {"number": number, "actor": f"{self._me[:8]}.{os.getpid()}"}
         if orders.skip == "stop":
-            return result
-        if orders.skip == "lost":
-            error = DataError("E1508", "workers died on a chunk of it, and no row is to blame.")
-            return {**result, "skip": [chunk.place, error.code, error.detail]}
+            return
+        result: dict[str, Any] = {"number": number}
         announce = self._announce(chunk.place) if orders.announce else None
         try:
+            if orders.skip == "lost":
+                raise DataError("E1508", "workers died on a chunk of it; no row is to blame.")
             part, reasons = self._scorer.score(chunk, orders.crashed, announce)
             result |= {"part": part.to_json(), "reasons": reasons}
         except DataError as error:
-            result["skip"] = [chunk.place, error.code, error.detail]
-        self._supervisor.done.remote(chunk.place)
-        return {**result, "counters": self._scorer.take_counters()}
+            result["skip"] = [error.code, error.detail]
+        result["counters"] = self._scorer.take_counters()
+        # waits, so that a worker that dies at once has told it
+        ray.get(self._supervisor.done.remote(chunk.place, json.dumps(result)))
 
     def _announce(self, place: str) -> Callable[[int | None], None]:
         return lambda row: ray.get(self._supervisor.row.remote(place, row))

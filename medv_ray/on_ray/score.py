@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,8 +133,8 @@ def _drive(
                 return
             stream = Stream(todo, size_pool(settings.pool, capacity, len(todo)))
             work = Work(settings, run.plan.archive, stream.supervisor, factory or PREDICTOR)
-            with stopping(stream.stop, progress.say):
-                for chunk, result in stream.run(work):
+            with stopping(stream.stop, progress.say), closing(stream.run(work)) as results:
+                for chunk, result in results:
                     _take(run, session, progress, chunk, result)
             session.stopped = stream.stopped and bool(run.todo())
             report = stream.report()
@@ -149,8 +150,7 @@ def _take(
     """Commit one result, or note that its input was not there."""
     session.counters.update(result.get("counters", {}))
     if "skip" in result:
-        _, code, detail = result["skip"]
-        run.skip(chunk, DataError(code, detail))
+        run.skip(chunk, DataError(*result["skip"]))
         return
     part = Part(**result["part"])
     if not run.commit(part):

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -21,7 +21,7 @@ from medv_ray.on_ray.preflight import PoolSize
 from medv_ray.on_ray.source import ChunkSource
 from medv_ray.on_ray.supervisor import Supervisor
 
-ASK_S = 20.0  # patience with the supervisor once the job has failed
+PATIENCE_S = 5.0  # with running chunks and with the supervisor, once the job has failed
 
 
 class Stream:
@@ -38,43 +38,59 @@ class Stream:
         self._out: dict[int, Chunk] = {}
         self._fed = 0
         self._window = 2 * size.largest * size.in_flight + 2
+        self._error: Exception | None = None
         self.stopped = False
 
     def run(self, work: Work) -> Iterator[tuple[Chunk, dict[str, Any]]]:
         """Each chunk with its result. Raises the error that an actor reported."""
         self._feed([])
-        batches = iter(self._dataset(work).iter_batches(batch_size=None, prefetch_batches=0))
+        pump = threading.Thread(target=self._pump, args=(self._dataset(work),), daemon=True)
+        pump.start()
         try:
-            while True:
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    return
-                except Exception as error:
-                    raise self._reported(error) from None
-                results = [json.loads(text) for text in batch["result"]]
-                found = [result for result in results if result]
-                self._feed([result["number"] for result in found])
-                for result in found:
-                    chunk = self._out.pop(result["number"])
-                    if "part" in result or "skip" in result:
+            while (texts := self._ask("results")) is not None:
+                results = [json.loads(text) for text in texts]
+                for result in results:
+                    chunk = self._out.pop(result["number"], None)
+                    if chunk is not None:  # else two attempts at it ended
                         yield chunk, result
-        finally:
-            batches.close()  # type: ignore[attr-defined]
+                self._feed([result["number"] for result in results])
+        except GeneratorExit:  # the driver can not commit any more
+            self.stop()
+            pump.join(PATIENCE_S)
+            raise
+        pump.join()
+        if self._error is not None:
+            raise self._reported(self._error)
+
+    def _pump(self, dataset: ray.data.Dataset) -> None:
+        """Run the dataset to its end; its blocks hold nothing."""
+        try:
+            for _ in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+                pass
+        except Exception as error:
+            self._error = error
+        with suppress(Exception):  # the driver may have ended Ray
+            self._ask("end")
 
     def stop(self) -> None:
         """Let no further chunk start; those that run are finished and come out."""
         self.stopped = True
-        ray.get(self.supervisor.stop.remote())
+        self._ask("stop")
 
     def report(self) -> dict[str, Any]:
         """What the supervisor counted."""
-        told: dict[str, Any] = ray.get(self.supervisor.report.remote(), timeout=ASK_S)
+        told: dict[str, Any] = self._ask("report", PATIENCE_S)
         return told
 
+    def _ask(self, method: str, timeout: float | None = None) -> Any:
+        try:
+            return ray.get(getattr(self.supervisor, method).remote(), timeout=timeout)
+        except ray.exceptions.RayError as error:
+            kind = type(error).__name__
+            raise RunError("E1508", f"the job's supervisor is gone ({kind}).") from None
+
     def _feed(self, finished: list[int]) -> None:
-        # after the results: what is out never passes the window
-        room = self._window - len(self._out) + len(finished)
+        room = self._window - len(self._out)
         new = self._chunks[self._fed : self._fed + room]
         messages = []
         for number, chunk in enumerate(new, self._fed):

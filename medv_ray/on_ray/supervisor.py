@@ -102,8 +102,12 @@ class Deaths:
 
 
 class Supervisor:
-    """The Ray actor around `Deaths`. It also hands the source its chunks, so that only a window of
-    them exists at any time, and keeps the error that ends the job."""
+    """The Ray actor around `Deaths`, in the middle of the job: driver -> source -> actor -> driver.
+
+    It hands the source its chunks, so that only a window of them exists at any time; it hands
+    results to the driver as soon as they are there (Ray Data delivers blocks every 0.1 s, and what
+    is on its way when the driver dies is done again); it keeps the error that ends the job.
+    """
 
     def __init__(self, limit: int) -> None:
         self._deaths = Deaths(limit)
@@ -111,7 +115,10 @@ class Supervisor:
         self._fed = 0
         self._closed = False
         self._stopped = False
+        self._ended = False
         self._more = asyncio.Event()
+        self._results: list[str] = []
+        self._arrived = asyncio.Event()
         self._fatal: tuple[str, str, str] | None = None
         self._ready_at: float | None = None
 
@@ -157,9 +164,24 @@ class Supervisor:
         """See `Deaths.row`."""
         self._deaths.row(place, row)
 
-    async def done(self, place: str) -> None:
-        """See `Deaths.done`."""
+    async def done(self, place: str, result: str) -> None:
+        """See `Deaths.done`; `result` is for the driver."""
         self._deaths.done(place)
+        self._results.append(result)
+        self._arrived.set()
+
+    async def results(self) -> list[str] | None:
+        """What came in since the last call, at least one; None when no more will."""
+        while not self._results and not self._ended:
+            self._arrived.clear()
+            await self._arrived.wait()
+        new, self._results = self._results, []
+        return new or None
+
+    async def end(self) -> None:
+        """Ray Data has nothing more to do."""
+        self._ended = True
+        self._arrived.set()
 
     async def fail(self, kind: str, code: str, detail: str) -> None:
         """Keep the first error that must end the job; Ray wraps it in its own on the way."""

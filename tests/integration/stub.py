@@ -101,15 +101,18 @@ def png(number: int) -> bytes:
 
 
 def write_archive(
-    path: Path, questions: Sequence[str], per_image: int = 4, first_row: int = 0
+    path: Path, questions: Sequence[str], per_image: int = 4, first_row: int = 0, name: str = ""
 ) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = [
         {
-            "id": f"r{first_row + number:05d}",
-            "image": {"bytes": png(number // per_image), "path": f"{number // per_image}.png"},
+            "id": f"r{first_row + number:05d}" if not name else f"{name}id{number}",
+            "image": {
+                "bytes": png(number // per_image),
+                "path": f"{name}image{number // per_image}.png",
+            },
             "question": question,
-            "answer": "yes",
+            "answer": f"{name}answer" if name else "yes",
         }
         for number, question in enumerate(questions)
     ]

@@ -138,6 +138,22 @@ def test_stop_frees_a_waiting_source_and_skips_queued_chunks() -> None:
     asyncio.run(play())
 
 
+def test_results_reach_the_driver_until_the_end() -> None:
+    async def play() -> None:
+        supervisor = Supervisor(9)
+        waiting = asyncio.create_task(supervisor.results())
+        await asyncio.sleep(0)
+        await supervisor.start("a")
+        await supervisor.done("a", "one")
+        assert await waiting == ["one"]
+        await supervisor.done("a", "two")
+        await supervisor.end()
+        assert await supervisor.results() == ["two"]
+        assert await supervisor.results() is None
+
+    asyncio.run(play())
+
+
 def test_the_first_fatal_error_is_kept() -> None:
     async def play() -> None:
         supervisor = Supervisor(9)
