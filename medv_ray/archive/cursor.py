@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pyarrow.types as types
 
 from medv_ray.archive.chunks import Chunk, Row, SourceFile
@@ -26,6 +25,7 @@ from medv_ray.archive.parquet import (
 )
 from medv_ray.archive.pictures import named_image
 from medv_ray.archive.sources import Archive, check_unchanged, file_path
+from medv_ray.archive.store import is_local
 from medv_ray.errors import DataError
 
 BATCH_BYTES = 8 * 2**20  # aimed at, decoded at once
@@ -100,9 +100,9 @@ def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
                     yield row
                     done = row.row + 1
                 return
-            except BROKEN:
+            except BROKEN as error:
                 _open.cursor = None
-                check_readable(archive, file, chunk.group[0])
+                check_readable(archive, file, error)
             except DataError as error:
                 _open.cursor = None
                 if error.code == "E1107":
@@ -134,25 +134,20 @@ def decode(
         yield from batch_rows(archive, chunk, cursor.footer, first, batch)
 
 
-def check_readable(archive: Archive, file: SourceFile, group: int) -> None:
-    """Tell damage from a failing disk or network: return when the row group's bytes can be read.
+def check_readable(archive: Archive, file: SourceFile, error: Exception) -> None:
+    """Tell damage from a failing disk or network: return when the file's bytes can be read.
 
-    Raises OSError, or DataError E1107 when the file is not the one that was planned.
+    Raises `error`, another OSError, or DataError E1107 when the file is not the planned one.
     """
+    if isinstance(error, OSError) and error.errno:
+        raise error  # the system's, not the decoder's
     check_unchanged(archive, file)
+    if is_local(archive.uri):
+        return
     filesystem, path = file_path(archive, file)
-    with filesystem.open_input_file(path) as opened:
-        try:
-            row_group = pq.read_metadata(opened).row_group(group)
-        except pa.ArrowInvalid:
-            return
-        for index in range(row_group.num_columns):
-            column = row_group.column(index)
-            start = column.dictionary_page_offset or column.data_page_offset
-            opened.seek(start)
-            left = column.total_compressed_size
-            while left > 0 and (block := opened.read(min(left, STREAM_BYTES))):
-                left -= len(block)
+    with filesystem.open_input_stream(path) as opened:
+        while opened.read(STREAM_BYTES):
+            pass
 
 
 def batch_rows(

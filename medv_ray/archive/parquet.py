@@ -28,7 +28,7 @@ class Group(NamedTuple):
     first: int
     rows: int
     average: int
-    """Bytes of an image cell, decompressed."""
+    """Bytes of a row, decompressed; nearly all of it is the image."""
     bomb: bool
 
 
@@ -53,6 +53,8 @@ def open_parquet(archive: Archive, file: SourceFile) -> pq.ParquetFile:
             page_checksum_verification=True,
         )
     except BROKEN as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the system's, not the decoder's
         raise DataError(
             "E1105", f"{file.name}: not a complete parquet file ({type(error).__name__})."
         ) from error
@@ -67,17 +69,12 @@ def read_footer(settings: ArchiveSettings, file: SourceFile, opened: pq.ParquetF
         if name is not None:
             check_cell_type(schema.field(name).type, name, columns, file.name)
     groups, first = [], 0
-    leaf = f"{columns.image}.bytes" if kind == "struct" else columns.image
     for number in range(opened.metadata.num_row_groups):
+        # not .column(n): pyarrow lets some damage there end the process
         group = opened.metadata.row_group(number)
-        size, packed = 0, 0
-        for index in range(group.num_columns):
-            column = group.column(index)
-            if column.path_in_schema == leaf:
-                size, packed = column.total_uncompressed_size, column.total_compressed_size
-        bomb = size > BOMB_BYTES and size > BOMB_RATIO * max(packed, 1)
-        average = size // max(group.num_rows, 1)
-        groups.append(Group(first, group.num_rows, average, bomb))
+        size = group.total_byte_size
+        bomb = size > BOMB_BYTES and size > BOMB_RATIO * file.size
+        groups.append(Group(first, group.num_rows, size // max(group.num_rows, 1), bomb))
         first += group.num_rows
     return Footer(tuple(groups), columns, kind)
 

@@ -196,6 +196,10 @@ class Run:
             self.store.delete(part.hidden)
             return False
         if self.store.local:
+            if not self.store.exists(part.hidden):
+                raise RunError(
+                    "E1511", "a part is not there: all machines of a job must share the output."
+                )
             self.store.reveal(part.hidden, part.name)
         record = part.to_json()
         del record["hidden"]

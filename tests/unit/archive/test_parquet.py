@@ -317,14 +317,17 @@ def test_a_failing_disk_is_not_taken_for_a_damaged_file(make, monkeypatch):
     make.parquet(rows=4)
     planned = make.plan()
 
-    def broken(*_):
-        raise OSError(5, "Input/output error")
-        yield
+    def broken(*told):
+        def take(*_):
+            raise OSError(*told)
+            yield
 
-    monkeypatch.setattr(cursor.Cursor, "take", broken)
-    assert codes(make.rows(planned)) == ["E1105"] * 4  # the bytes can be read: it is the file
+        return take
+
+    monkeypatch.setattr(cursor.Cursor, "take", broken("Corrupt snappy data"))
+    assert codes(make.rows(planned)) == ["E1105"] * 4
     cursor._open.damaged.clear()
-    monkeypatch.setattr(cursor, "check_readable", lambda *_: next(broken()))
+    monkeypatch.setattr(cursor.Cursor, "take", broken(5, "Input/output error"))
     with pytest.raises(DataError) as caught:
         make.rows(planned)
     assert caught.value.code == "E1107"

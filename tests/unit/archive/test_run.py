@@ -161,6 +161,14 @@ def test_a_chunk_that_comes_back_twice_counts_once(make, planned, out, committed
     assert len(Store(out).listing("rows")) == 1
 
 
+def test_a_part_on_another_machines_disk_is_explained(make, planned, tmp_path):
+    with Run.open(str(tmp_path / "run"), planned, IDENTITY) as run:
+        chunk = run.todo()[0]
+        part = write_part(Store(str(tmp_path / "elsewhere")), chunk, make.records(planned, chunk))
+        assert "share" in str(refused("E1511", lambda: run.commit(part)))
+        assert len(run.todo()) == len(planned.chunks)
+
+
 def test_uncommitted_parts_of_dead_writers_are_removed(make, planned, out):
     make.job(planned, out, stop_after=1)
     with Run.open(out, planned, IDENTITY) as run:
@@ -281,6 +289,11 @@ def test_a_folder_that_is_no_run_is_left_alone(make, planned, tmp_path, content)
 
 
 def test_output_and_input_may_not_lie_inside_each_other(make, planned):
+    make.text("1.png", "one")
+    images = make.plan(archive=str(make.archive / "*.png"), question="q?")
+    assert images.archive.kind == "images"
+    for out in (make.archive, make.root):
+        refused("E1507", lambda out=out: make.job(images, out))
     for out in (make.archive, make.archive / "run", make.root):
         refused("E1507", lambda out=out: make.job(planned, out))
     one_file = make.plan(archive=str(make.archive / "b.parquet"))
