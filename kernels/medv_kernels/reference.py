@@ -83,15 +83,18 @@ def select(
         if unconditional is not None:
             base = _logits(unconditional[piece], head, logit_size)
             logits = base.add_(logits.sub_(base), alpha=cfg_scale + 1)
-        if forbidden:
-            logits[:, list(forbidden)] = -torch.inf
+        logits[:, list(forbidden)] = -torch.inf
         draws = uniform[piece] if uniform is not None and temperature > 0 else None
         parts.append(_select_piece(logits, list(unranked), temperature, draws))
-    if not parts:
-        none = torch.empty(0, device=rows.device)
-        return Selection(none.long(), none.double())
+    return join(parts, rows.device)
+
+
+def join(parts: Sequence[Selection], device: torch.device) -> Selection:
+    """The selections of pieces of rows as one; of no pieces, an empty one."""
+    token, rest = torch.empty(0, device=device).long(), torch.empty(0, device=device).double()
     return Selection(
-        torch.cat([part.token for part in parts]), torch.cat([part.rest for part in parts])
+        torch.cat([token, *(part.token for part in parts)]),
+        torch.cat([rest, *(part.rest for part in parts)]),
     )
 
 

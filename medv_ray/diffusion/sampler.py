@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from medv_kernels.linear import PackedWeight, pack
-from medv_kernels.reference import Selection, commit, select
+from medv_kernels.reference import Selection, commit, join, select
 from medv_ray.diffusion.draws import Draws
 from medv_ray.diffusion.rules import RowProgress, commit_as_topk, find_stop
 from medv_ray.diffusion.schedule import remain_probability, transfer_schedule
@@ -57,6 +57,26 @@ class State:
     done: bool
 
 
+def _check(
+    spec: SampleSpec,
+    x: Tensor,
+    maskable: Tensor,
+    answer_start: int,
+    generators: Sequence[torch.Generator],
+    prompt_lengths: Sequence[int] | None,
+) -> None:
+    """Refuse arguments of Denoising that do not fit each other."""
+    if x.shape[1] != answer_start + spec.gen_length or maskable.shape != x.shape:
+        raise ValueError(
+            f"x {tuple(x.shape)} and maskable {tuple(maskable.shape)} must both have "
+            f"{answer_start} + {spec.gen_length} positions"
+        )
+    if not generators and (spec.temperature > 0 or spec.remasking != "low_confidence"):
+        raise ValueError("temperature and random remasking draw numbers: give generators")
+    if prompt_lengths is None and spec.noise == "reference":
+        raise ValueError('noise="reference" counts prompt positions too: give prompt_lengths')
+
+
 class Denoising:
     """A batch being denoised, a state machine: while not done, forward `need()` and `advance`.
 
@@ -90,16 +110,8 @@ class Denoising:
                 remasking.
             prompt_lengths: positions in front of x, per row. Needed with noise="reference".
         """
+        _check(spec, x, maskable, answer_start, generators, prompt_lengths)
         rows, length = x.shape
-        if length != answer_start + spec.gen_length or maskable.shape != x.shape:
-            raise ValueError(
-                f"x {tuple(x.shape)} and maskable {tuple(maskable.shape)} must both have "
-                f"{answer_start} + {spec.gen_length} positions"
-            )
-        if not generators and (spec.temperature > 0 or spec.remasking != "low_confidence"):
-            raise ValueError("temperature and random remasking draw numbers: give generators")
-        if prompt_lengths is None and spec.noise == "reference":
-            raise ValueError('noise="reference" counts prompt positions too: give prompt_lengths')
         self.spec = spec
         self.masked = maskable.clone()
         self.x = torch.where(maskable, spec.mask_id, x)
@@ -241,9 +253,7 @@ class Denoising:
                     cfg_scale=spec.cfg_scale,
                 )
             )
-        return Selection(
-            torch.cat([part.token for part in parts]), torch.cat([part.rest for part in parts])
-        )
+        return join(parts, rows.device)
 
     def _pieces(self, need: Tensor, vocabulary: int) -> Iterator[tuple[int, Tensor | None]]:
         """How many needed rows to choose for at a time, and their draws float64[n, V].
