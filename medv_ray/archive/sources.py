@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pyarrow import fs
 from pydantic import Field, PositiveInt, model_validator
-from pydantic_core import PydanticCustomError
 
 from medv_ray.archive.chunks import SourceFile
 from medv_ray.archive.store import Stored, resolve
@@ -58,9 +57,9 @@ class ArchiveSettings(Settings):
     @model_validator(mode="after")
     def _one_source_of_questions(self) -> Self:
         if self.question is not None and not self.question.strip():
-            raise PydanticCustomError("E1301", "question is empty or white space")
+            raise ValueError("question is empty or white space")
         if self.question is not None and self.questions is not None:
-            raise PydanticCustomError("E1001", "give `questions` or `question`, not both")
+            raise ValueError("give questions or question, not both")
         return self
 
 

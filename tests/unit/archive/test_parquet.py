@@ -225,6 +225,8 @@ def test_no_row_before_a_damaged_page_is_lost(make):
         data_page_size=1000,
         write_batch_size=20,
         use_dictionary=False,
+        compression="none",
+        write_statistics=False,
         write_page_checksum=True,
     )
     data = bytearray(path.read_bytes())

@@ -114,7 +114,7 @@ def test_settings_that_contradict_each_other():
     assert caught.value.code == "E1001"
     with pytest.raises(SettingsError) as caught:
         build(ArchiveSettings, {"archive": "x", "question": " "})
-    assert caught.value.code == "E1301"
+    assert caught.value.code == "E1001"
     with pytest.raises(SettingsError, match="s4://"):
         open_archive(ArchiveSettings(archive="s4://bucket/x"))
 
