@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
-import logging
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from medv_ray.errors import DataError, MedvError, RunError
 from medv_ray.on_ray.chunk import PREDICTOR, ChunkScorer, find
 from medv_ray.on_ray.options import ScoreSettings
 
+PR_SET_PDEATHSIG = 1
+
 
 @dataclass(frozen=True, repr=False)
 class Work:
@@ -31,11 +34,20 @@ class Work:
     """`module:function` from ScoreSettings to a predictor; tests put their own here."""
 
 
+def die_with_parent() -> None:
+    """Have the kernel end this process when its raylet ends.
+
+    Ray's own workers notice it a second later; until then they go on with work whose driver may be
+    dead and whose rows the next run tries too.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 class ScoreChunk:
     """Batch in: one chunk as JSON. Out: nothing; the supervisor gets the result."""
 
     def __init__(self, work: Work) -> None:
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        die_with_parent()
         self._supervisor = work.supervisor
         self._me = str(ray.get_runtime_context().get_actor_id())
         # Ray Data calls from changing threads; cursors and torch's settings belong to one

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -41,7 +41,7 @@ class Stream:
         self._error: Exception | None = None
         self.stopped = False
 
-    def run(self, work: Work) -> Iterator[tuple[Chunk, dict[str, Any]]]:
+    def run(self, work: Work) -> Generator[tuple[Chunk, dict[str, Any]], None, None]:
         """Each chunk with its result. Raises the error that an actor reported."""
         self._feed([])
         pump = threading.Thread(target=self._pump, args=(self._dataset(work),), daemon=True)

@@ -74,6 +74,7 @@ def test_rows_are_accounted_for_and_a_second_run_does_nothing(
         3,
     )
     assert outcome.session.counters["answers"] >= 57
+    assert outcome.session.deaths == 0
     found = rows_of(tmp_path)
     assert len(found) == 60
     assert [found[f"r{i:05d}"] for i in range(1, 4)] == [
