@@ -111,9 +111,8 @@ def read_part(
     data = store.read(name)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise RunError("E1506", f"{name} does not match the checksum in the ledger.")
-    return pq.read_table(
-        pa.BufferReader(data), columns=columns, page_checksum_verification=True, use_threads=False
-    )
+    opened = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    return opened.read(columns, use_threads=False)
 
 
 def read_run(out: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
