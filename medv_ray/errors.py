@@ -169,6 +169,11 @@ CATALOGUE: dict[str, Entry] = {
         "The text holds a NUL or a lone surrogate and cannot be stored.",
         "Clean the text at its source.",
     ),
+    "E1305": Entry(
+        "non_finite_logits",
+        "The model's logits for this row are NaN or infinite, although its weights are finite.",
+        "Use --set model.dtype=float32 or bfloat16; float16 overflows on some images.",
+    ),
     # checkpoints
     "E1401": Entry(
         "checkpoint_incomplete",

@@ -80,9 +80,8 @@ class SamplerSettings(Settings):
     only)."""
     noise: Literal["needed", "reference"] = "needed"
     """Where temperature or random remasking draws: at needed positions only, or at every position
-    of the sequence
-    as the reference does, which costs `sequence x vocabulary` draws a step and matches a seeded
-    reference run."""
+    of the sequence as the reference does, which costs `sequence x vocabulary` draws a step and
+    matches a seeded reference run, its order among exact ties included."""
 
     @model_validator(mode="after")
     def _blocks_divide(self) -> Self:

@@ -43,6 +43,7 @@ class _Slot:
     image_sha256: tuple[str, ...]
     prompt_sha256: str
     cancelled: bool = False
+    error: DataError | None = None
 
 
 class Engine:
@@ -101,9 +102,9 @@ class Engine:
                 ended.append((ticket, error))
         active = [slot for slot in self._slots if not slot.cancelled and not slot.denoising.done]
         self._advance(active)
-        for slot in [s for s in self._slots if s.cancelled or s.denoising.done]:
+        for slot in [s for s in self._slots if s.error or s.cancelled or s.denoising.done]:
             self._slots.remove(slot)
-            ended.append((slot.ticket, self._finish(slot)))
+            ended.append((slot.ticket, slot.error or self._finish(slot)))
         return ended
 
     def _advance(self, slots: Sequence[_Slot]) -> None:
@@ -120,7 +121,10 @@ class Engine:
             blind = dict(zip(guided, found, strict=True))
         for i, slot in enumerate(slots):
             self.counters.forward_passes += bool(len(rows[i])) * (2 if i in blind else 1)
-            slot.denoising.advance(rows[i], self._head, blind.get(i))
+            try:
+                slot.denoising.advance(rows[i], self._head, blind.get(i))
+            except FloatingPointError:
+                slot.error = DataError("E1305", f"NaN or infinity at step {slot.denoising.step}.")
 
     def _start(self, ticket: int, request: Request) -> _Slot:
         started_s = time.perf_counter()

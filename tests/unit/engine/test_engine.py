@@ -269,3 +269,13 @@ def test_dtype_is_the_callers(folder: Path) -> None:
         assert loaded.engine._model.dtype is torch.bfloat16
         (answer,) = loaded.answer([Request("what?", (png(1),))])
         assert isinstance(answer, Answer)
+
+
+def test_infinite_logits_end_their_row_only(predictor: Predictor) -> None:
+    model = predictor.engine._model
+    with torch.no_grad():
+        model.model.embed_tokens.weight[ord("!") - 33] = torch.inf  # the byte "!" of the vocabulary
+    got = predictor.answer([Request("what!"), Request("what?")])
+    assert isinstance(got[0], DataError)
+    assert got[0].code == "E1305"
+    assert isinstance(got[1], Answer)
