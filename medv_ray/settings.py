@@ -59,8 +59,7 @@ class SamplerSettings(Settings):
     step."""
     remasking: Literal["low_confidence", "random", "independent"] = "low_confidence"
     """Which tokens are kept at a step: the most confident, random ones, or each on its own with
-    probability
-    1 - s/t (Algorithm 1 of the LLaDA-MedV supplement, taken literally)."""
+    probability 1 - s/t (Algorithm 1 of the LLaDA-MedV supplement, taken literally)."""
     stop: tuple[str, ...] = ("<|eot_id|>",)
     """Token strings that end the answer (LLaDA-V's rule: cut at the first one found)."""
     forbidden: tuple[str, ...] = (
