@@ -11,6 +11,8 @@ from medv_ray.errors import RunError
 
 FILE = "run.json"
 VERSION = 1
+UNREADABLE = "unreadable"
+"""Stands for the digest of an input file that could not be planned."""
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, str]:
@@ -55,9 +57,12 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What changed between two identities, one phrase a field, in the order of the new one."""
     old, new = flatten(before), flatten(now)
     told = []
+    unreadable = json.dumps(UNREADABLE)
     for name in [*new, *(n for n in old if n not in new)]:
         if old.get(name) == new.get(name):
             continue
+        if name.startswith("files.") and old.get(name) == unreadable and name in new:
+            continue  # the file was repaired: the run has no rows of it yet
         if name.startswith("files."):
             file = name.removeprefix("files.")
             verb = "added" if name not in old else "removed" if name not in new else "changed"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from medv_ray.archive import cursor, parquet, pictures, tables, tars
 from medv_ray.archive.chunks import Chunk, Draft, Row, SourceFile
 from medv_ray.archive.ids import IdCensus, row_numbers
+from medv_ray.archive.manifest import UNREADABLE
 from medv_ray.archive.pictures import NamedImages
 from medv_ray.archive.sources import Archive, check_unchanged, file_path
 from medv_ray.errors import DataError
@@ -52,7 +53,7 @@ class Plan:
 
     archive: Archive
     files: tuple[PlannedFile, ...]
-    """In the order of `Chunk.file`; an unreadable file stands there with 0 rows."""
+    """In the order of `Chunk.file`; an unreadable file stands there without digest and rows."""
     chunks: list[Chunk]
     rows: int
     duplicates: int
@@ -90,16 +91,11 @@ def plan(archive: Archive, settings_digest: str) -> Plan:
         left = None if limit is None else limit - rows
         if left == 0:
             break
-        try:
-            if isinstance(digest, DataError):
-                raise digest
-            draft = DRAFT[archive.kind](archive, file, left)
-            count_ids(census, file, draft)
-        except (*parquet.BROKEN, DataError) as error:
-            problem = as_data_error(file, error)
-            unreadable.append(Unreadable(file.name, problem.code, problem.detail))
-            draft = Draft()
-        known = digest if isinstance(digest, str) else ""
+        draft, error = draft_file(archive, census, file, digest, left)
+        if error is not None:
+            problem = error
+            unreadable.append(Unreadable(file.name, error.code, error.detail))
+        known = digest if isinstance(digest, str) and error is None else UNREADABLE
         files.append(PlannedFile(file.name, file.size, known, draft.rows))
         drafts.append(draft)
         names |= draft.images
@@ -124,17 +120,11 @@ def digests(archive: Archive) -> Iterator[tuple[SourceFile, str | DataError]]:
             yield from zip(window, found, strict=True)
 
 
-def as_data_error(file: SourceFile, error: Exception) -> DataError:
-    if isinstance(error, DataError):
-        return error
-    return DataError("E1105", f"{file.name}: cannot be read ({type(error).__name__}).")
-
-
 def digest_or_error(archive: Archive, file: SourceFile) -> str | DataError:
     try:
         return fingerprint(archive, file)
     except OSError as error:
-        return as_data_error(file, error)
+        return DataError("E1105", f"{file.name}: cannot be read ({type(error).__name__}).")
 
 
 def fingerprint(archive: Archive, file: SourceFile) -> str:
@@ -153,6 +143,23 @@ def fingerprint(archive: Archive, file: SourceFile) -> str:
         opened.seek(max(0, file.size - EDGE_BYTES))
         digest.update(opened.read(EDGE_BYTES))
     return digest.hexdigest()
+
+
+def draft_file(
+    archive: Archive, census: IdCensus, file: SourceFile, digest: str | DataError, left: int | None
+) -> tuple[Draft, DataError | None]:
+    """Index a file and count its ids; an empty draft and what is wrong for an unreadable one."""
+    if isinstance(digest, DataError):
+        return Draft(), digest
+    try:
+        draft = DRAFT[archive.kind](archive, file, left)
+        count_ids(census, file, draft)
+    except DataError as error:
+        return Draft(), error
+    except parquet.BROKEN as error:
+        name = type(error).__name__
+        return Draft(), DataError("E1105", f"{file.name}: cannot be read ({name}).")
+    return draft, None
 
 
 def count_ids(census: IdCensus, file: SourceFile, draft: Draft) -> None:

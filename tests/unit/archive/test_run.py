@@ -360,6 +360,21 @@ def test_unreadable_files_make_the_exit_code(make, tmp_path):
     assert metrics["unreadable_files"] == [{"name": "b.parquet", "code": "E1105"}]
 
 
+def test_a_repaired_file_joins_the_run(make, tmp_path, committed_ids):
+    out = tmp_path / "run"
+    make.text("a.parquet", b"half")
+    make.parquet("b.parquet", rows=8, id=[f"id{r}" for r in range(8)])
+    assert make.job(make.plan(), out).unreadable_files == 1
+    make.parquet("a.parquet", rows=4, id=["id7", "x", "y", "z"])  # takes an id of the other file
+    planned = make.plan()
+    assert survey(planned, str(out), IDENTITY).changes == ()
+    summary = make.job(planned, out)
+    assert (summary.rows, summary.answered, summary.quarantined) == (12, 11, 1)
+    assert committed_ids(out) == sorted(["b:7", "x", "y", "z", *(f"id{r}" for r in range(8))])
+    make.text("a.parquet", b"half again")
+    assert "'a.parquet' changed" in str(refused("E1502", lambda: make.job(make.plan(), out)))
+
+
 def test_rows_that_do_not_add_up_are_a_defect(make, planned, tmp_path):
     with Run.open(str(tmp_path / "run"), planned, IDENTITY) as run:
         for chunk in run.todo()[1:]:
