@@ -27,7 +27,7 @@ THIRD_PARTY = {
     "medv_ray.model": {"torch", "safetensors"},
     "medv_ray.diffusion": {"torch", "numpy"},
     "medv_ray.archive": {"pyarrow", "pydantic", "numpy"},
-    "medv_ray.engine": {"torch", "numpy"},
+    "medv_ray.engine": {"torch", "numpy", "transformers"},  # transformers: the type of a tokenizer
     "medv_ray.on_ray": {"ray", "numpy", "pyarrow", "rich", "torch", "pydantic"},
     "medv_ray.cli": {"typer", "rich", "yaml", "pyarrow"},
     "jobs": {"ray", "typer", "torch", "numpy", "rich", "tokenizers", "transformers"},
