@@ -5,20 +5,23 @@ from __future__ import annotations
 import ctypes
 import json
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
 
-from medv_ray.archive.chunks import Chunk
+from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
 from medv_ray.errors import DataError, MedvError, RunError
-from medv_ray.on_ray.chunk import PREDICTOR, ChunkScorer, find
+from medv_ray.on_ray.chunk import PREDICTOR, ChunkScorer, find, reasons_of
 from medv_ray.on_ray.options import ScoreSettings
+from medv_ray.on_ray.supervisor import Orders
 
 PR_SET_PDEATHSIG = 1
 
@@ -34,6 +37,10 @@ class Work:
     """`module:function` from ScoreSettings to a predictor; tests put their own here."""
 
 
+class Stopped(Exception):
+    """The job ends; this chunk is for the next run."""
+
+
 def die_with_parent() -> None:
     """Have the kernel end this process when its raylet ends.
 
@@ -44,62 +51,92 @@ def die_with_parent() -> None:
 
 
 class ScoreChunk:
-    """Batch in: one chunk as JSON. Out: nothing; the supervisor gets the result."""
+    """Batch in: one chunk as JSON. Out: nothing; the supervisor gets the result.
+
+    Ray calls from two threads, so that one chunk is read or written while another one is answered.
+    A worker that took the place of a dead one handles one chunk at a time, so that the supervisor
+    sees on which chunk it dies, whatever it does with it.
+    """
 
     def __init__(self, work: Work) -> None:
-        die_with_parent()
         self._supervisor = work.supervisor
-        self._me = str(ray.get_runtime_context().get_actor_id())
-        # Ray Data calls from changing threads; cursors and torch's settings belong to one
-        self._thread = ThreadPoolExecutor(1)
+        context = ray.get_runtime_context()
+        self._me = str(context.get_actor_id())
+        self._turn = threading.Lock() if context.was_current_actor_reconstructed else nullcontext()
+        # file cursors belong to a thread, and so do torch's settings
+        self._reading = ThreadPoolExecutor(1)
+        self._answering = ThreadPoolExecutor(1)
+        self._answering.submit(die_with_parent)
         self._scorer: ChunkScorer = self._guarded(self._load, work)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
         text = str(batch["chunk"][0])
         if text:  # a source that was run again has nothing for a finished chunk
-            self._guarded(self._score, json.loads(text))
+            message = json.loads(text)
+            self._guarded(self._handle, message["number"], Chunk.from_json(message["chunk"]))
         return {"done": [1]}
 
     def _load(self, work: Work) -> ChunkScorer:
         told = ray.get(self._supervisor.born.remote(self._me))
         if told:
             raise RunError("E1508", told)
-        settings = work.settings
+        settings, store = work.settings, Store(work.settings.out)
         make = find(work.factory)
-        store = Store(settings.out)
-        scorer = ChunkScorer(work.archive, store, settings.answer, lambda: make(settings))
+        scorer = self._answering.submit(
+            ChunkScorer, work.archive, store, settings.answer, lambda: make(settings)
+        ).result()
         self._supervisor.ready.remote(self._me)
         return scorer
 
-    def _score(self, message: dict[str, Any]) -> None:
-        number, chunk = message["number"], Chunk.from_json(message["chunk"])
-        orders = ray.get(self._supervisor.start.remote(chunk.place))
-        if orders.skip == "stop":
-            return
+    def _handle(self, number: int, chunk: Chunk) -> None:
         result: dict[str, Any] = {"number": number}
-        announce = self._announce(chunk.place) if orders.announce else None
-        try:
-            if orders.skip == "lost":
-                raise DataError("E1508", "workers died on a chunk of it; no row is to blame.")
-            part, reasons = self._scorer.score(chunk, orders.crashed, announce)
-            result |= {"part": part.to_json(), "reasons": reasons}
-        except DataError as error:
-            result["skip"] = [error.code, error.detail]
-        result["counters"] = self._scorer.take_counters()
-        # waits, so that a worker that dies at once has told it
-        ray.get(self._supervisor.done.remote(chunk.place, json.dumps(result)))
+        with self._turn:
+            try:
+                orders = None if isinstance(self._turn, nullcontext) else self._ask(chunk)
+                rows = self._reading.submit(self._scorer.read, chunk).result()
+                records, counters = self._answering.submit(
+                    self._answer, chunk, rows, orders
+                ).result()
+                part = self._scorer.write(chunk, records)
+                result |= {
+                    "part": part.to_json(),
+                    "reasons": reasons_of(records),
+                    "counters": counters,
+                }
+            except Stopped:
+                return
+            except DataError as error:
+                result["skip"] = [error.code, error.detail]
+            # waits, so that a worker that dies at once has told it
+            ray.get(self._supervisor.done.remote(chunk.place, json.dumps(result)))
 
-    def _announce(self, place: str) -> Callable[[int | None], None]:
-        return lambda row: ray.get(self._supervisor.row.remote(place, row))
+    def _ask(self, chunk: Chunk) -> Orders:
+        """Tell that the chunk is tried now. Raises Stopped, or DataError for a hopeless chunk."""
+        orders: Orders = ray.get(self._supervisor.start.remote(chunk.place))
+        if orders.skip == "stop":
+            raise Stopped
+        if orders.skip == "lost":
+            raise DataError("E1508", "workers died on a chunk of it; no row is to blame.")
+        return orders
+
+    def _answer(
+        self, chunk: Chunk, rows: list[Row], orders: Orders | None
+    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        orders = orders or self._ask(chunk)
+
+        def announce(row: int | None) -> None:
+            ray.get(self._supervisor.row.remote(chunk.place, row))
+
+        records = self._scorer.answer(rows, orders.crashed, announce if orders.announce else None)
+        return records, self._scorer.take_counters()
 
     def _guarded(self, call: Callable[..., Any], *given: Any) -> Any:
-        """Run in the actor's own thread; report what ends the job, and show Ray nothing of it."""
+        """Report an error that ends the job, and show Ray nothing of it."""
         try:
-            return self._thread.submit(call, *given).result()
+            return call(*given)
         except MedvError as error:
             told = error
         except Exception as error:
             told = RunError("E1509", f"{type(error).__name__} in a worker.")
-        report = (type(told).__name__, told.code, told.detail)
-        ray.get(self._supervisor.fail.remote(*report))
+        ray.get(self._supervisor.fail.remote(type(told).__name__, told.code, told.detail))
         raise RunError(told.code, "the job's driver says more.") from None

@@ -70,32 +70,43 @@ class ChunkScorer:
         self._counted: Counter[str] = Counter()  # at the last look
         self._new: Counter[str] = Counter()
 
-    def score(
-        self, chunk: Chunk, crashed: Sequence[int] = (), announce: Announce | None = None
-    ) -> tuple[Part, dict[str, int]]:
-        """Answer every row of the chunk and write the part.
+    def score(self, chunk: Chunk) -> tuple[Part, dict[str, int]]:
+        """Read, answer and write a chunk; the part and the reasons of its quarantined rows."""
+        records = self.answer(self.read(chunk))
+        return self.write(chunk, records), reasons_of(records)
 
-        `crashed` rows are quarantined untried; with `announce`, rows are tried one by one. Returns
-        the part and the reasons of its quarantined rows. Raises DataError when the input file
-        vanished or changed (the chunk stays open), RunError when the output can not be written or
-        memory is short.
+    def read(self, chunk: Chunk) -> list[Row]:
+        """All rows of the chunk.
+
+        Raises DataError when the input file vanished or changed: the chunk stays open.
         """
-        rows = self._read(chunk)
+        try:
+            return read_rows(self._archive, chunk)
+        except OSError as error:
+            name = self._archive.files[chunk.file].name
+            kind = type(error).__name__
+            raise DataError("E1105", f"{name}: could not be read ({kind}).") from None
+
+    def answer(
+        self, rows: Sequence[Row], crashed: Sequence[int] = (), announce: Announce | None = None
+    ) -> list[dict[str, Any]]:
+        """One output record a row.
+
+        Rows numbered in `crashed` are quarantined untried; with `announce`, rows are tried one by
+        one. Raises RunError when memory is short.
+        """
         records = [self._judge(row, crashed) for row in rows]
-        open_rows = [row for row, record in zip(rows, records, strict=True) if record is None]
-        answered = dict(
-            zip(
-                (row.row for row in open_rows),
-                self._answer_each(open_rows, announce) if announce else self._answer(open_rows),
-                strict=True,
-            )
-        )
-        full = [
-            record or self._record(row, answered[row.row])
+        tried = [row for row, record in zip(rows, records, strict=True) if record is None]
+        ended = self._answer_each(tried, announce) if announce else self._answer(tried)
+        answers = {row.row: answer for row, answer in zip(tried, ended, strict=True)}
+        return [
+            record or self._record(row, answers[row.row])
             for row, record in zip(rows, records, strict=True)
         ]
-        reasons = Counter(str(r["reason"]) for r in full if r["status"] == "quarantined")
-        return write_part(self._store, chunk, full), dict(reasons)
+
+    def write(self, chunk: Chunk, records: Sequence[dict[str, Any]]) -> Part:
+        """Write the part, durable but not committed. Raises RunError E1503, E1510, E1511."""
+        return write_part(self._store, chunk, records)
 
     def take_counters(self) -> dict[str, int]:
         """What the predictor did since the last call."""
@@ -112,14 +123,6 @@ class ChunkScorer:
     def close(self) -> None:
         """End the image decoder's processes."""
         self._predictor.close()
-
-    def _read(self, chunk: Chunk) -> list[Row]:
-        try:
-            return read_rows(self._archive, chunk)
-        except OSError as error:
-            name = self._archive.files[chunk.file].name
-            kind = type(error).__name__
-            raise DataError("E1105", f"{name}: could not be read ({kind}).") from None
 
     def _judge(self, row: Row, crashed: Sequence[int]) -> dict[str, Any] | None:
         """The record of a row that is not to be tried."""
@@ -198,6 +201,11 @@ class ChunkScorer:
             "image_sha256": next(iter(ended.image_sha256), None),
             "prompt_sha256": ended.prompt_sha256,
         }
+
+
+def reasons_of(records: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Quarantined rows by reason."""
+    return dict(Counter(str(r["reason"]) for r in records if r["status"] == "quarantined"))
 
 
 def raise_if_fatal(error: Exception) -> None:

@@ -118,8 +118,9 @@ class Stream:
                 min_size=pool.smallest,
                 max_size=pool.largest,
                 max_tasks_in_flight_per_actor=pool.in_flight,
-                # one chunk is scored at a time; the next one's arguments arrive meanwhile
+                # one chunk is answered while another one is read or written; see ScoreChunk
                 max_concurrent_calls_per_actor=2,
+                enable_true_multi_threading=True,
             ),
         )
         return scored

@@ -105,7 +105,7 @@ def head(ray_folder: Path) -> Iterator[str]:
         below = processes.descendants(process.pid)
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(20)
+            process.wait(3)
         except subprocess.TimeoutExpired:
             process.kill()
         for pid in below:

@@ -11,7 +11,7 @@ from medv_ray.archive.sources import open_archive
 from medv_ray.archive.store import Store
 from medv_ray.engine import Answer, Request
 from medv_ray.errors import DataError, RunError
-from medv_ray.on_ray.chunk import ChunkScorer
+from medv_ray.on_ray.chunk import ChunkScorer, reasons_of
 from tests.integration import stub
 
 Script = Callable[[Request], None]
@@ -70,11 +70,11 @@ def test_memory_ends_the_job_and_not_the_row(tmp_path: Path) -> None:
 def test_announced_rows_are_tried_one_by_one(tmp_path: Path) -> None:
     scorer, chunk = scorer_of(tmp_path, ["a", "b", "c"])
     told: list[int | None] = []
-    part, reasons = scorer.score(chunk, crashed=[1], announce=told.append)
+    records = scorer.answer(scorer.read(chunk), crashed=[1], announce=told.append)
     assert told == [0, 2, None]
     assert Recorder.calls == [["a"], ["c"]]
-    assert statuses(part) == (2, 0, 1)
-    assert reasons == {"worker_crash": 1}
+    assert statuses(scorer.write(chunk, records)) == (2, 0, 1)
+    assert reasons_of(records) == {"worker_crash": 1}
 
 
 def test_rows_of_one_picture_stand_together(tmp_path: Path) -> None:
