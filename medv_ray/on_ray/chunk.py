@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 from collections import Counter
@@ -69,6 +70,7 @@ class ChunkScorer:
         self._predictor = make()
         self._counted: Counter[str] = Counter()  # at the last look
         self._new: Counter[str] = Counter()
+        self._pictures: set[bytes] = set()
 
     def score(self, chunk: Chunk) -> tuple[Part, dict[str, int]]:
         """Read, answer and write a chunk; the part and the reasons of its quarantined rows."""
@@ -109,7 +111,7 @@ class ChunkScorer:
         return write_part(self._store, chunk, records)
 
     def take_counters(self) -> dict[str, int]:
-        """What the predictor did since the last call."""
+        """What the predictor did since the last call; `images`: distinct pictures new to it."""
         self._count()
         new, self._new = dict(self._new), Counter()
         return new
@@ -139,8 +141,9 @@ class ChunkScorer:
 
     def _answer(self, rows: list[Row]) -> list[Answer | DataError]:
         """All rows in one call, rows of one picture side by side."""
-        first = {id(row.image): place for place, row in reversed(list(enumerate(rows)))}
-        order = sorted(range(len(rows)), key=lambda place: first[id(rows[place].image)])
+        digests = [self._digest(row) for row in rows]
+        first = {digest: place for place, digest in reversed(list(enumerate(digests)))}
+        order = sorted(range(len(rows)), key=lambda place: first[digests[place]])
         try:
             ended = self._predictor.answer([self._request(rows[place]) for place in order])
         except Exception as error:
@@ -150,12 +153,22 @@ class ChunkScorer:
         places = sorted(range(len(rows)), key=order.__getitem__)
         return [ended[place] for place in places]
 
+    def _digest(self, row: Row) -> bytes:
+        """Of the picture; a new one is counted, so that `tower_runs` can be held against it."""
+        if row.image is None:
+            return b""
+        digest = hashlib.sha256(row.image).digest()[:12]
+        self._new["images"] += digest not in self._pictures
+        self._pictures.add(digest)
+        return digest
+
     def _answer_each(self, rows: list[Row], announce: Announce | None) -> list[Answer | DataError]:
         """Row by row, so that a defect costs the row it falls on and no other."""
         ended: list[Answer | DataError] = []
         for row in rows:
             if announce:
                 announce(row.row)
+                self._digest(row)
             try:
                 ended += self._predictor.answer([self._request(row)])
             except Exception as error:

@@ -100,5 +100,5 @@ def test_a_vanished_file_leaves_the_chunk_open(tmp_path: Path) -> None:
 def test_counters_are_told_once(tmp_path: Path) -> None:
     scorer, chunk = scorer_of(tmp_path, ["a", "b"])
     scorer.score(chunk)
-    assert scorer.take_counters() == {"decodes": 1, "tower_runs": 1, "answers": 2}
+    assert scorer.take_counters() == {"images": 1, "decodes": 1, "tower_runs": 1, "answers": 2}
     assert scorer.take_counters() == {"decodes": 0, "tower_runs": 0, "answers": 0}
