@@ -14,6 +14,12 @@ from medv_ray.on_ray.preflight import Capacity
 OBJECT_STORE_BYTES = 256 * 2**20  # only chunk descriptors and results pass through it
 
 
+def cluster_address(address: str | None) -> str | None:
+    """The cluster to connect to; None starts an own Ray. `ray job submit` sets RAY_ADDRESS."""
+    chosen = address or os.environ.get("RAY_ADDRESS") or None
+    return None if chosen == "local" else chosen
+
+
 @contextmanager
 def running_ray(address: str | None = None) -> Iterator[Capacity]:
     """A running Ray, silent. `address` or RAY_ADDRESS connects; without, one is started and ended.
@@ -21,7 +27,7 @@ def running_ray(address: str | None = None) -> Iterator[Capacity]:
     A Ray that runs in this process already is used and left alone.
     """
     # before ray is imported: a local Ray would write a token file to the home folder otherwise
-    connect = address or os.environ.get("RAY_ADDRESS")
+    connect = cluster_address(address)
     if not connect:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -36,7 +42,7 @@ def running_ray(address: str | None = None) -> Iterator[Capacity]:
         if not ray.is_initialized():
             stack.callback(ray.shutdown)
             if connect:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                ray.init(address=connect, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 _start_local()
         total = ray.cluster_resources()  # type: ignore[no-untyped-call]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from medv_ray import __version__
 from medv_ray.archive.sources import ArchiveSettings
+from medv_ray.archive.store import is_local
+from medv_ray.errors import SettingsError
 from medv_ray.settings import AnswerSettings, EngineSettings, ModelSettings, Settings
 
 
@@ -54,6 +57,23 @@ class ScoreSettings(AnswerSettings):
     def answer(self) -> AnswerSettings:
         """Only what decides an answer."""
         return AnswerSettings(**{name: getattr(self, name) for name in AnswerSettings.model_fields})
+
+    def located(self, on_cluster: bool) -> ScoreSettings:
+        """With local folders as absolute paths, which mean the same in every process.
+
+        Raises SettingsError E1001 for a relative `out` on a cluster: the job's own folder there is
+        a temporary copy of the working directory.
+        """
+        if on_cluster and is_local(self.out) and not os.path.isabs(self.out):
+            raise SettingsError(
+                "E1001", f"--out {self.out!r}: on a cluster, give an absolute path or a URI."
+            )
+        images = self.archive.images
+        if images is not None and is_local(images):
+            images = os.path.abspath(images)
+        archive = self.archive.model_copy(update={"images": images})
+        out = os.path.abspath(self.out) if "://" not in self.out else self.out
+        return self.model_copy(update={"out": out, "archive": archive})
 
     def identity(self, model_sha256: str) -> dict[str, Any]:
         """What must be equal for a resume, beside the input: answers depend on it."""

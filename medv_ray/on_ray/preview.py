@@ -37,6 +37,7 @@ class Sample:
 
 def preview(settings: ScoreSettings, actors: int, factory: str | None = None) -> dict[str, Any]:
     """Counts, a sample's problems and a probe's speed. Raises what the job would raise."""
+    settings = settings.located(on_cluster=False)
     plan, identity = planned(settings)
     known = survey(plan, settings.out, identity)
     sample = take_sample(plan, settings)

@@ -15,7 +15,7 @@ from medv_ray.archive.rows import Part
 from medv_ray.archive.run import Run, Summary
 from medv_ray.archive.sources import open_archive
 from medv_ray.errors import DataError, RunError
-from medv_ray.on_ray.cluster import running_ray
+from medv_ray.on_ray.cluster import cluster_address, running_ray
 from medv_ray.on_ray.options import ScoreSettings, identity_digest
 from medv_ray.on_ray.preflight import size_pool
 from medv_ray.on_ray.progress import Progress
@@ -90,6 +90,7 @@ def score(
 ) -> Outcome:
     """Score the archive into `settings.out`. Raises MedvError with the exit code of the failure."""
     resume = resume or Resume()
+    settings = settings.located(on_cluster=bool(cluster_address(address)))
     plan, identity = planned(settings)
     session = Session()
     with Run.open(

@@ -92,6 +92,21 @@ def test_settings_that_decide_answers_are_in_the_identity() -> None:
     assert one.identity("x") != one.identity("y")
 
 
+def test_local_folders_are_made_absolute() -> None:
+    settings = score_settings(None, {**BASE, "archive": {"archive": "a", "images": "i"}}, [])
+    located = settings.located(on_cluster=False)
+    assert Path(located.out).is_absolute()
+    assert Path(str(located.archive.images)).is_absolute()
+    assert located.identity("x") == settings.identity("x")
+    remote = settings.model_copy(update={"out": "s3://b/run"})
+    assert remote.located(on_cluster=True).out == "s3://b/run"
+
+
+def test_a_relative_run_folder_on_a_cluster_is_refused() -> None:
+    with pytest.raises(SettingsError, match="absolute path"):
+        score_settings(None, BASE, []).located(on_cluster=True)
+
+
 def test_merged_ignores_what_was_not_given() -> None:
     assert merged({"a": {"b": 1}}, {"a": {"b": None, "c": 2}, "d": None}) == {"a": {"b": 1, "c": 2}}
 

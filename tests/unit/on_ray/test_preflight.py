@@ -43,6 +43,11 @@ def test_a_cluster_may_grow() -> None:
     assert size_pool(pool, Capacity(2, 0, elastic=True), 1000)[:2] == (1, 16)
 
 
+def test_enough_chunks_wait_for_ray_data_to_start_more_actors() -> None:
+    pool = PoolSettings(min_actors=1, max_actors=16)
+    assert size_pool(pool, Capacity(2, 0, elastic=True), 20).in_flight == 4
+
+
 def test_gpu_actors_take_no_cpu() -> None:
     pool = PoolSettings(num_gpus=1)
     assert pool.cpus == 0
