@@ -6,7 +6,7 @@ chance: one half for yes/no and presence, one quarter for colour, count and side
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -63,6 +63,16 @@ def plan(
     asked = _walk(num_rows, counts, rng, strict=False)
     assert asked is not None, "a walk that is not strict always arrives"
     return asked
+
+
+def true_of(attributes: Mapping[str, str]) -> dict[str, dict[str, list[str]]]:
+    """Every question that a tile answers: type -> answer -> questions."""
+    found: dict[str, dict[str, list[str]]] = {kind: {} for kind in QUESTION_TYPES}
+    for kind in QUESTION_TYPES:
+        for target in targets(kind):
+            if all(attributes[name] in values for name, values in target.needs.items()):
+                found[kind].setdefault(target.answer, []).append(target.question)
+    return found
 
 
 def _walk(

@@ -196,6 +196,8 @@ def _scene(asked: list[tuple[str, Target]], stream: tuple[int, ...], index: int)
         allowed = both(allowed, target.needs)
     rng = np.random.default_rng((*stream, index, 1))
     drawn = {name: str(rng.choice(sorted(values))) for name, values in allowed.items()}
+    if len(allowed["vessel"]) == len(ATTRIBUTES["vessel"]) and rng.random() < 0.4:
+        drawn["vessel"] = "none"  # then half of the tiles about which nothing is asked have none
     return Scene(**drawn, seed=(*stream, index, 2))
 
 

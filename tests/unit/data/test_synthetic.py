@@ -149,3 +149,16 @@ def test_pathvqa_shape(tmp_path):
 
 def test_rows_are_made_one_block_at_a_time():
     assert len(list(islice(synthetic.rows(10**9), 3))) == 3
+
+
+def test_true_of_lists_exactly_the_true_answers(held_out):
+    for row in held_out[:60]:
+        told = quiz.true_of(row.attributes)
+        assert row.question in told[row.question_type][row.answer]
+        for answer, questions in told[row.question_type].items():
+            assert answer == row.answer or row.question not in questions
+
+
+def test_without_a_question_half_of_the_tiles_have_no_vessel():
+    rows = [r for r in synthetic.rows(600, per_image=1) if r.question_type == "colour"]
+    assert 0.35 < np.mean([row.attributes["vessel"] == "none" for row in rows]) < 0.65
