@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medv_kernels.linear import PackedWeight, linear, pack
 from medv_ray.model.config import LanguageConfig
 
 Rotary = tuple[Tensor, Tensor]
@@ -80,6 +81,25 @@ def attention_bias(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor 
     return allowed[:, None, None, :] if allowed.dim() == 2 else allowed
 
 
+class Linear(nn.Linear):
+    """x W^T. After `pack`, inference reads a copy of the weight in the layout of oneDNN."""
+
+    packed: PackedWeight | None = None
+
+    def __init__(self, wide: int, narrow: int) -> None:
+        super().__init__(wide, narrow, bias=False)
+
+    def pack(self) -> None:
+        """Copy the weight into the CPU's layout where that helps; later changes do not reach it."""
+        made = pack(self.weight)
+        self.packed = made if isinstance(made, PackedWeight) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed is None or torch.is_grad_enabled():
+            return F.linear(x, self.weight)
+        return linear(x, self.packed)
+
+
 class Attention(nn.Module):
     """Multi-head attention without biases; K key-value heads are shared by H / K heads each."""
 
@@ -88,10 +108,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.shared = config.num_key_value_heads != config.num_attention_heads
         wide, narrow = config.hidden_size, config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(wide, wide, bias=False)
-        self.k_proj = nn.Linear(wide, narrow, bias=False)
-        self.v_proj = nn.Linear(wide, narrow, bias=False)
-        self.o_proj = nn.Linear(wide, wide, bias=False)
+        self.q_proj = Linear(wide, wide)
+        self.k_proj = Linear(wide, narrow)
+        self.v_proj = Linear(wide, narrow)
+        self.o_proj = Linear(wide, wide)
 
     def forward(
         self, x: Tensor, rotary: Rotary, bias: Tensor | None, need: Tensor | None = None
@@ -115,9 +135,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

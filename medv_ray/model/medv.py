@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from medv_ray.model.config import ModelConfig, no_vision
-from medv_ray.model.llada import LanguageTower
+from medv_ray.model.llada import LanguageTower, Linear
 from medv_ray.model.projector import build_projector, merge_tiles
 from medv_ray.model.vision import VisionTower, scale_pixels
 
@@ -41,6 +41,17 @@ class Medv(nn.Module):
     def head(self) -> Tensor:
         """float[V, D], rows of the language head that take part."""
         return self.lm_head.weight[: self.logit_size]
+
+    def pack(self, limit_bytes: int) -> None:
+        """Lay the language tower's matrices out for the CPU, unless they take over `limit_bytes`.
+
+        For inference in float32 on a CPU: about 10 % faster, up to twice where torch's default
+        library is slow on the CPU, for a second copy of the weights.
+        """
+        matrices = [module for module in self.modules() if isinstance(module, Linear)]
+        if sum(module.weight.nbytes for module in matrices) <= limit_bytes:
+            for module in matrices:
+                module.pack()
 
     @property
     def device(self) -> torch.device:

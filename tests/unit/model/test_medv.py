@@ -1,5 +1,6 @@
 """The published names and the published size, on the meta device."""
 
+import copy
 import re
 from dataclasses import replace
 
@@ -80,3 +81,22 @@ def test_logit_size_cuts_the_head_and_nothing_else(toy):
     assert toy.logits(ids).shape == (1, 8, 50)
     torch.testing.assert_close(toy.logits(ids), want[..., :50])
     assert toy.lm_head.weight.shape == (61, 32)
+
+
+def test_packing_changes_no_answer_and_no_gradient(toy):
+    ids = torch.randint(0, toy.config.language.vocab_size, (1, 9))
+    plain = toy.logits(ids).detach()
+    packed = copy.deepcopy(toy)
+    packed.pack(limit_bytes=2**30)
+    with torch.no_grad():
+        torch.testing.assert_close(packed.logits(ids), plain, atol=1e-5, rtol=1e-5)
+        packed.model.layers[0].mlp.gate_proj.weight.fill_(torch.nan)
+        assert torch.isfinite(packed.logits(ids)).all(), "the packed copy is what inference reads"
+    with torch.enable_grad():
+        assert not torch.isfinite(packed.logits(ids)).all(), "training reads the weight itself"
+
+
+def test_a_large_tower_is_not_held_twice(toy):
+    copied = copy.deepcopy(toy)
+    copied.pack(limit_bytes=100)
+    assert copied.model.layers[0].mlp.gate_proj.packed is None
