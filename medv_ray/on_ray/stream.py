@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,6 +23,7 @@ from medv_ray.on_ray.preflight import PoolSize
 from medv_ray.on_ray.source import ChunkSource
 from medv_ray.on_ray.supervisor import Supervisor
 
+SIGNAL_S = 0.2
 PATIENCE_S = 5.0  # with running chunks and with the supervisor, once the job has failed
 
 
@@ -82,9 +85,15 @@ class Stream:
         told: dict[str, Any] = self._ask("report", PATIENCE_S)
         return told
 
-    def _ask(self, method: str, timeout: float | None = None) -> Any:
+    def _ask(self, method: str, patience_s: float = math.inf) -> Any:
+        """The supervisor's answer. Raises RunError E1508 when there is none."""
+        deadline = time.monotonic() + patience_s
         try:
-            return ray.get(getattr(self.supervisor, method).remote(), timeout=timeout)
+            reply = getattr(self.supervisor, method).remote()
+            # Python sees signals only between waits
+            while not ray.wait([reply], timeout=SIGNAL_S)[0] and time.monotonic() < deadline:
+                pass
+            return ray.get(reply, timeout=SIGNAL_S)
         except ray.exceptions.RayError as error:
             kind = type(error).__name__
             raise RunError("E1508", f"the job's supervisor is gone ({kind}).") from None
