@@ -20,8 +20,9 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from medv_ray.archive.rows import read_run
+import pyarrow as pa
 
+from medv_ray.archive.rows import read_run
 from medv_ray.data.synthetic import pathvqa_shaped
 
 ROOT = Path(__file__).parents[1]
@@ -109,13 +110,12 @@ def quarter_peaks(samples: list[tuple[float, dict[str, float]]]) -> dict[str, di
 
 def run(rows: int, images: int, folder: Path, extra: list[str]) -> dict[str, object]:
     """Make the archive, score it, check it."""
-    archive = folder / "pathvqa_shaped"
-    pathvqa_shaped(archive, rows=rows, images=images, seed=0)
+    archive = folder / "pathvqa_shaped.parquet"
+    if not archive.exists():
+        pathvqa_shaped(archive, rows, images)
     command = [
         *(sys.executable, "jobs/score_archive.py", "--archive", str(archive)),
-        *("--model", "medv_ray/assets/medv-tiny", "--out", str(folder / "run")),
-        *("--set", "sampler.gen_length=8", "--set", "sampler.block_length=8"),
-        *("--set", "sampler.steps=8", *extra),
+        *("--model", "toy", "--out", str(folder / "run"), *extra),
     ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     samples = watch(process)
@@ -123,8 +123,9 @@ def run(rows: int, images: int, folder: Path, extra: list[str]) -> dict[str, obj
     output = process.stdout.read().decode()
     if process.returncode:
         raise SystemExit(f"the job ended with {process.returncode}:\n{output}")
-    table = read_run(str(folder / "run")).to_pydict()
-    counts = {s: table["status"].count(s) for s in set(table["status"])}
+    columns = ["id", "status", "image_sha256"]
+    table = pa.concat_tables(read_run(str(folder / "run"), columns)).to_pydict()
+    counts = {status: table["status"].count(status) for status in set(table["status"])}
     if len(table["id"]) != rows or len(set(table["id"])) != rows:
         raise SystemExit(f"row contract broken: {len(table['id'])} of {rows} rows")
     return {
