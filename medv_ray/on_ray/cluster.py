@@ -30,6 +30,8 @@ def running_ray(address: str | None = None) -> Iterator[Capacity]:
     connect = cluster_address(address)
     if not connect:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # the state API's record of tasks: 16 kB a chunk in the GCS, and nobody there to ask for it
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not os.environ.get("MEDV_DEBUG"):
         # the raylet's messages are printed to stdout by a thread, whatever the log level

@@ -17,10 +17,12 @@ from medv_ray.archive.sources import open_archive
 from medv_ray.errors import DataError, RunError
 from medv_ray.on_ray.cluster import cluster_address, running_ray
 from medv_ray.on_ray.options import ScoreSettings, identity_digest
-from medv_ray.on_ray.preflight import size_pool
+from medv_ray.on_ray.preflight import PoolSize, size_pool
 from medv_ray.on_ray.progress import Progress
 
-PASSES = 3  # over chunks that came back with nothing, as when a node with a result is lost
+PASS_CHUNKS = 50_000
+"""Ray Data keeps about 6 kB for each block that went through; a new pass forgets them."""
+IDLE_PASSES = 3
 DEFECTS = 100  # rows of this session that ended in E1509, before the job gives up
 
 
@@ -41,7 +43,7 @@ class Session:
     rows: int = 0
     seconds: float = 0.0
     start_s: float = 0.0
-    """Of `seconds`: until the first actor had loaded its model."""
+    """Of `seconds`: until Ray ran and the first actor had loaded its model."""
     counters: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     deaths: int = 0
@@ -104,10 +106,8 @@ def score(
     ) as run:
         if run.todo():
             started = time.monotonic()
-            try:
-                _drive(run, settings, session, address, factory)
-            finally:
-                session.seconds = time.monotonic() - started
+            _drive(run, settings, session, address, factory)
+            session.seconds = time.monotonic() - started
         unreadable = tuple(file.name for file in plan.unreadable)
         session.skipped_files = sorted({name for name, _ in run.skipped.values()})
         summary = None if session.stopped else run.finish()
@@ -119,30 +119,47 @@ def _drive(
     run: Run, settings: ScoreSettings, session: Session, address: str | None, factory: str | None
 ) -> None:
     """Passes over the open chunks until none is left."""
-    began = time.time()
-    with (
-        running_ray(address) as capacity,
-        Progress(run.plan.rows, run.ledger.counts()) as progress,
-    ):
-        from medv_ray.on_ray.actor import Work
-        from medv_ray.on_ray.chunk import PREDICTOR
-        from medv_ray.on_ray.stream import Stream, stopping
+    before = run.ledger.counts(set(run.ledger.commits) - {chunk.place for chunk in run.todo()})
+    began = time.monotonic()
+    with running_ray(address) as capacity, Progress(run.plan.rows, before) as progress:
+        session.start_s = time.monotonic() - began
+        idle = 0
+        while (todo := _open_chunks(run)) and not session.stopped:
+            size = size_pool(settings.pool, capacity, len(todo))
+            _pass(run, settings, session, progress, todo[:PASS_CHUNKS], size, factory)
+            idle = idle + 1 if len(_open_chunks(run)) == len(todo) else 0
+            if idle == IDLE_PASSES and not session.stopped:
+                raise RunError("E1508", f"no chunk came back with a result in {idle} passes.")
 
-        for _ in range(PASSES):
-            todo = [chunk for chunk in run.todo() if chunk.place not in run.skipped]
-            if not todo or session.stopped:
-                return
-            stream = Stream(todo, size_pool(settings.pool, capacity, len(todo)))
-            work = Work(settings, run.plan.archive, stream.supervisor, factory or PREDICTOR)
-            with stopping(stream.stop, progress.say), closing(stream.run(work)) as results:
-                for chunk, result in results:
-                    _take(run, session, progress, chunk, result)
-            session.stopped = stream.stopped and bool(run.todo())
-            report = stream.report()
-            session.deaths += report["deaths"]
-            session.start_s = session.start_s or (report["ready_at"] or time.time()) - began
-        if not session.stopped and any(c.place not in run.skipped for c in run.todo()):
-            raise RunError("E1508", f"chunks came back without a result in {PASSES} passes.")
+
+def _open_chunks(run: Run) -> list[Chunk]:
+    return [chunk for chunk in run.todo() if chunk.place not in run.skipped]
+
+
+def _pass(
+    run: Run,
+    settings: ScoreSettings,
+    session: Session,
+    progress: Progress,
+    todo: list[Chunk],
+    size: PoolSize,
+    factory: str | None,
+) -> None:
+    """Stream some chunks through a pool of actors."""
+    from medv_ray.on_ray.actor import Work
+    from medv_ray.on_ray.chunk import PREDICTOR
+    from medv_ray.on_ray.stream import Stream, stopping
+
+    began = time.time()
+    stream = Stream(todo, size)
+    work = Work(settings, run.plan.archive, stream.supervisor, factory or PREDICTOR)
+    with stopping(stream.stop, progress.say), closing(stream.run(work)) as results:
+        for chunk, result in results:
+            _take(run, session, progress, chunk, result)
+    session.stopped = stream.stopped and bool(_open_chunks(run))
+    report = stream.report()
+    session.deaths += report["deaths"]
+    session.start_s += (report["ready_at"] or time.time()) - began
 
 
 def _take(
