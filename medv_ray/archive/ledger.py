@@ -20,6 +20,7 @@ from medv_ray.errors import RunError
 
 FILE, FOLDER = "ledger.jsonl", "ledger"
 READERS = 16
+LOOKS = 8
 
 
 @dataclass(slots=True)
@@ -84,15 +85,24 @@ class Ledger:
             os.truncate(path, self._size)
 
     def _load_objects(self) -> None:
-        names = [f.name for f in self.store.listing(FOLDER)]
-        with ThreadPoolExecutor(READERS) as pool:
-            lines = pool.map(self.store.read, names)
-            records = [parse(line, number) for number, line in enumerate(lines, start=1)]
+        names, lines = self._read_objects()
+        records = [parse(line, number) for number, line in enumerate(lines, start=1)]
         for name, record in zip(names, records, strict=True):
             self._records[record.get("part", name)] = name
         nested = [commit for record in records for commit in record.pop("commits", [])]
         for record in sorted(nested + records, key=lambda r: int(r["number"])):
             self.apply(record)
+
+    def _read_objects(self) -> tuple[list[str], list[bytes]]:
+        for left in reversed(range(LOOKS)):
+            names = [file.name for file in self.store.listing(FOLDER)]
+            try:
+                with ThreadPoolExecutor(READERS) as pool:
+                    return names, list(pool.map(self.store.read, names))
+            except FileNotFoundError:  # merged away since it was listed: the merge is to be seen
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
 
     def apply(self, record: dict[str, Any]) -> None:
         """Take a record into account; the last commit of a place counts."""
@@ -102,7 +112,8 @@ class Ledger:
         elif record["op"] == "merge":
             name = record["part"]
             places = set().union(*(self.held.pop(old, set()) for old in record["parts"]))
-            self.held[name] = places
+            # after a crash between two merges, the later one's commits are in this file already
+            self.held[name] = self.held.get(name, set()) | places
             self.files[name] = PartFile(record["sha256"], record["size"])
             for place in places:
                 self.commits[place].part = name

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medv_ray.archive.ledger import FILE, Ledger, PartFile, object_name, parse, render
-from medv_ray.archive.store import Store
+from medv_ray.archive.store import Store, Stored
 from medv_ray.errors import RunError
 
 
@@ -77,6 +77,59 @@ def test_old_records_that_a_crash_left_behind_change_nothing(store):
     names = [f"rows/part-{n:016x}.parquet" for n in range(3)]
     ledger.append(ledger.merge_record(names, "rows/merged-a.parquet", PartFile("aa", 9000)))
     assert state(Ledger.load(store)) == state(ledger)  # the crash came before forget_records
+
+
+class Objects:
+    """An object store in memory."""
+
+    local = False
+
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+        self.vanish: list[str] = []
+
+    def listing(self, prefix: str) -> list[Stored]:
+        found = [Stored(n, len(d), 0) for n, d in sorted(self.held.items()) if n.startswith(prefix)]
+        for name in self.vanish:
+            self.held.pop(name, None)
+        return found
+
+    def read(self, name: str) -> bytes:
+        if name not in self.held:
+            raise FileNotFoundError(name)
+        return self.held[name]
+
+    def write(self, name: str, data: bytes) -> None:
+        self.held[name] = data
+
+    def delete(self, name: str) -> None:
+        self.held.pop(name, None)
+
+
+def test_a_crash_after_merging_what_was_merged_hides_no_row():
+    store = Objects()
+    ledger = filled(store, 4)
+    names = [f"rows/part-{n:016x}.parquet" for n in range(3)]
+    ledger.append(ledger.merge_record(names, "rows/merged-a.parquet", PartFile("aa", 9000)))
+    ledger.forget_records(names)
+    again = ["rows/merged-a.parquet", f"rows/part-{3:016x}.parquet"]
+    ledger.append(ledger.merge_record(again, "rows/merged-b.parquet", PartFile("bb", 9500)))
+    while True:  # the crash came before, in, or after forget_records
+        loaded = Ledger.load(store)
+        assert state(loaded) == state(ledger)
+        assert {c.part for c in loaded.commits.values()} == {"rows/merged-b.parquet"}
+        if not again:
+            return
+        ledger.forget_records([again.pop(0)])
+
+
+def test_records_that_a_merge_takes_away_while_they_are_read():
+    store = Objects()
+    ledger = filled(store, 4)
+    names = [f"rows/part-{n:016x}.parquet" for n in range(3)]
+    ledger.append(ledger.merge_record(names, "rows/merged-a.parquet", PartFile("aa", 9000)))
+    store.vanish = [object_name(commit(number)) for number in range(3)]
+    assert state(Ledger.load(store)) == state(ledger)
 
 
 @pytest.fixture
