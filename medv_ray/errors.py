@@ -94,7 +94,7 @@ CATALOGUE: dict[str, Entry] = {
     "E1112": Entry(
         "cell_too_large",
         "An encoded image is larger than the limit.",
-        "Raise --set image.max_bytes=... if the file is trusted.",
+        "Raise --set archive.max_image_bytes=... and image.max_bytes=... if the file is trusted.",
     ),
     # images
     "E1201": Entry("empty_image", "The image has no bytes.", "Export the image again."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import posixpath
@@ -16,6 +17,12 @@ from medv_ray.archive.columns import make_row
 from medv_ray.archive.sources import IMAGE_ENDINGS, Archive, ending, list_files, place_of
 from medv_ray.archive.store import is_local
 from medv_ray.errors import DataError
+
+REFUSED = (
+    errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENXIO,
+    errno.ENODEV,
+)  # fmt: skip
+"""Why a file is not opened today nor tomorrow."""
 
 
 def named_image(archive: Archive, name: object) -> bytes:
@@ -71,7 +78,9 @@ def read_local(root: str, path: str, limit: int) -> bytes:
     except FileNotFoundError:
         raise DataError("E1111", "the image that the row names does not exist.") from None
     except OSError as error:
-        raise DataError("E1108", f"the image cannot be opened ({type(error).__name__}).") from error
+        # too many open files, say, or a stale handle, are no fault of the row
+        code = "E1108" if error.errno in REFUSED else "E1107"
+        raise DataError(code, f"the image cannot be opened ({type(error).__name__}).") from error
     try:
         info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode):

@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -210,10 +211,15 @@ def spoken(turns: Any, roles: tuple[str, ...]) -> Any:
 
 
 def strict_json(text: str) -> Any:
-    """JSON without NaN and without repeated keys. Raises ValueError, RecursionError."""
+    """JSON of finite numbers without repeated keys. Raises ValueError, RecursionError."""
 
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is no JSON")
+
+    def finite(digits: str) -> float:
+        if math.isinf(float(digits)):
+            raise ValueError("a number is too large")
+        return float(digits)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -221,4 +227,4 @@ def strict_json(text: str) -> Any:
             raise ValueError("a key is given twice")
         return found
 
-    return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+    return json.loads(text, parse_constant=refuse, parse_float=finite, object_pairs_hook=unique)

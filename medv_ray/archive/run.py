@@ -116,8 +116,10 @@ class Run:
 
     def close(self) -> None:
         """Let the folder go. What was committed stays."""
-        self._flush_events()
-        self.lock.release()
+        try:
+            self._flush_events()
+        finally:
+            self.lock.release()
 
     def _begin(self, identity: dict[str, Any], allow_mixed: bool, retry: bool) -> None:
         found = manifests.read_manifest(self.store)
@@ -223,7 +225,9 @@ class Run:
         """
         self.lock.check()
         counts = self.ledger.counts()
-        not_scored = sum(num_rows for _, num_rows in self.skipped.values())
+        # the rows of a chunk that was to be tried again still stand
+        open_places = self.skipped.keys() - self.ledger.commits.keys()
+        not_scored = sum(self.skipped[place][1] for place in open_places)
         total = counts["answered"] + counts["abstained"] + counts["quarantined"]
         if total != counts["rows"] or total + not_scored != self.plan.rows:
             raise RunError(
@@ -278,7 +282,8 @@ class Run:
         """Note something in events.jsonl: counts, codes and file names, never row content."""
         line = json.dumps({"time": time.time(), "event": event, **fields}) + "\n"
         if self.store.local:
-            with writing(EVENTS, len(line)), open(self.store.path(EVENTS), "a") as file:
+            path = self.store.path(EVENTS)
+            with writing(path, len(line)), open(path, "a") as file:
                 file.write(line)
         else:
             self._events.append(line)

@@ -17,7 +17,7 @@ from pyarrow import fs
 from pydantic import Field, PositiveInt, model_validator
 
 from medv_ray.archive.chunks import SourceFile
-from medv_ray.archive.store import Stored, resolve
+from medv_ray.archive.store import Stored, absolute, resolve
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.settings import Settings
 
@@ -84,7 +84,7 @@ def open_archive(settings: ArchiveSettings) -> Archive:
     Raises DataError E1110 when nothing is there, SettingsError E1001 when its kind is not clear.
     """
     if settings.questions is not None:
-        images = settings.images or settings.archive
+        images = absolute(settings.images or settings.archive)
         filesystem, path = resolve(images)
         if filesystem.get_file_info(path).type != fs.FileType.Directory:
             raise DataError("E1110", "archive: with --questions it is the folder of the images.")
@@ -94,7 +94,7 @@ def open_archive(settings: ArchiveSettings) -> Archive:
         uri = folder_of(settings.questions)
         return Archive(settings, "table", uri, source_files(tables), images)
     folder = folder_of(settings.archive)
-    images = settings.images or folder
+    images = absolute(settings.images or folder)
     found = list_files(settings.archive)
     kind, chosen = choose(settings, found)
     if kind == "images":

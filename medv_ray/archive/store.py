@@ -49,6 +49,11 @@ def resolve(uri: str) -> tuple[Any, str]:
     return filesystem, path.rstrip("/") or path
 
 
+def absolute(uri: str) -> str:
+    """The same place, whatever folder a process works in."""
+    return uri if "://" in uri else os.path.abspath(uri)
+
+
 def is_local(uri: str) -> bool:
     """Whether `uri` names a folder of this machine."""
     return "://" not in uri or uri.startswith("file://")
@@ -58,7 +63,7 @@ class Store:
     """A folder of files, read and written by name. Picklable: opened again where it arrives."""
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri if "://" in uri else os.path.abspath(uri)
+        self.uri = absolute(uri)
         self.local = is_local(uri)
         self.filesystem, self.root = resolve(uri)
 

@@ -158,7 +158,7 @@ def read_text(stream: Any, at: tuple[Any, ...]) -> dict[str, Any]:
         record = None
     if not isinstance(record, dict):
         return {"error": DataError("E1109", "the text member is no valid JSON object.")}
-    return record
+    return {name: record.get(name) for name in ("question", "id", "answer")}
 
 
 def row_id(key: str, cells: dict[str, Any]) -> Any:

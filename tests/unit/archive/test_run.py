@@ -410,6 +410,28 @@ def test_a_row_that_stays_bad_is_tried_once_a_run(make, planned, tmp_path):
     assert make.job(planned, out, retry_quarantined=True).quarantined == 2
 
 
+def test_old_rows_stand_when_their_second_try_finds_no_file(make, planned, tmp_path):
+    out = str(tmp_path / "run")
+    before = make.job(planned, out)
+    with Run.open(out, planned, IDENTITY, retry_quarantined=True) as run:
+        for chunk in run.todo():
+            run.skip(chunk, DataError("E1107", "a.parquet is not there any more."))
+        assert run.finish() == before
+
+
+def test_the_folder_is_let_go_when_its_last_words_cannot_be_written(make, planned, tmp_path):
+    run = Run.open(str(tmp_path / "run"), planned, IDENTITY)
+    run._flush_events = lambda: run.store.write("run.json/x", b"")  # type: ignore[method-assign]
+    refused("E1511", run.close)
+    Run.open(str(tmp_path / "run"), planned, IDENTITY).close()
+
+
+def test_an_output_folder_that_is_a_file(make, planned, tmp_path):
+    (tmp_path / "file").write_text("x")
+    told = str(refused("E1511", lambda: make.job(planned, tmp_path / "file")))
+    assert str(tmp_path) not in told
+
+
 def test_survey_counts_without_writing(make, planned, tmp_path):
     out = tmp_path / "run"
     told = survey(planned, str(out), IDENTITY)

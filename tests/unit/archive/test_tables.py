@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import random
 
 import pytest
@@ -106,6 +108,7 @@ def test_llava_conversations(make, images):
         '{"image": "0.png", "question": NaN}',
         '{"image": "0.png", "question": "a", "x": Infinity}',
         '{"image": "0.png", "question": "a", "question": "b"}',
+        '{"image": "0.png", "question": "a", "answer": 1e400}',
         '{"image": "0.png", "question": "half',
         '{"image": "0.png", "question": ' + "[" * 100_000 + "]" * 100_000 + "}",
         '{"image": "0.png", "question": "a", "n": ' + "9" * 5000 + "}",
@@ -251,6 +254,33 @@ def test_one_question_for_a_table_without_questions(make, images):
         ("What is shown?", b"image 0"),
         ("What is shown?", b"image 1"),
     ]
+
+
+def test_relative_folders_mean_the_same_in_every_process(make, images, monkeypatch):
+    make.text("q.csv", CSV)
+    monkeypatch.chdir(make.root)
+    planned = make.plan(archive="archive/images", questions="archive/q.csv")
+    monkeypatch.chdir("/")
+    assert codes(make.rows(planned)) == [None, None]
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, "E1108"), (errno.EMFILE, "E1107")])
+def test_an_image_that_is_not_opened_today(make, images, monkeypatch, number, code):
+    planned, _ = rows_of(make, images, "q.csv", CSV)
+    real = os.open
+
+    def refuse(path, *more):
+        if str(path).endswith(".png"):
+            raise OSError(number, "told by the system")
+        return real(path, *more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    if code == "E1108":
+        assert codes(make.rows(planned)) == [code, code]
+        return
+    with pytest.raises(DataError) as caught:  # the chunk stays open
+        make.rows(planned)
+    assert caught.value.code == code
 
 
 def test_a_folder_of_images_that_is_not_there(make, images):

@@ -32,6 +32,18 @@ def test_members_of_one_key_are_a_row(make):
     assert planned.ignored == 1
 
 
+def test_keys_of_a_json_member_that_mean_nothing_here(make, tmp_path):
+    for name, error in (("a", "none"), ("b", None)):
+        told = {"question": "q?", "error": error, "warnings": []}
+        members = [(f"{name}.jpg", b"x", {}), (f"{name}.json", json.dumps(told).encode(), {})]
+        make.tar(members, f"{name}.tar")
+    planned = make.plan()
+    assert [(row.id, row.question, row.error) for row in make.rows(planned)] == [
+        ("a", "q?", None), ("b", "q?", None),
+    ]  # fmt: skip
+    assert make.job(planned, tmp_path / "run").answered == 2
+
+
 def test_a_key_keeps_its_dots_and_folders(make):
     make.tar([("s/1.2.840.113.dcm.jpg", b"x", {}), ("s/1.2.840.113.dcm.txt", b"q?", {})])
     rows = make.rows(make.plan())
