@@ -61,11 +61,19 @@ class Predictor:
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | DataError]:
         """One answer per request, in their order; a bad row's place holds its DataError."""
-        places = {self.engine.admit(request): i for i, request in enumerate(requests)}
+        places: dict[int, int] = {}
         answers: list[Answer | DataError | None] = [None] * len(requests)
-        while not self.engine.idle:
-            for ticket, ended in self.engine.step():
-                answers[places[ticket]] = ended
+        try:
+            for place, request in enumerate(requests):
+                places[self.engine.admit(request)] = place
+            while not self.engine.idle:
+                for ticket, ended in self.engine.step():
+                    if ticket in places:  # else of a watch or a call that ended early
+                        answers[places[ticket]] = ended
+        except BaseException:
+            for ticket in places:
+                self.engine.cancel(ticket)
+            raise
         return [ended for ended in answers if ended is not None]
 
     def watch(self, request: Request) -> Iterator[View]:

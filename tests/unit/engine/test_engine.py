@@ -193,6 +193,26 @@ def test_closing_a_watch_frees_its_slot(predictor: Predictor) -> None:
     assert predictor.counters.forward_passes == before
 
 
+def test_what_ended_early_does_not_meet_the_next_call(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Request("is there a lesion?", (png(1),))
+    want = predictor.answer([asked])
+    watching = predictor.watch(Request("something else"))
+    next(watching)
+    watching.close()
+    assert same(predictor.answer([asked])[0], want[0])
+
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor.engine, "_advance", fail)
+        with pytest.raises(RuntimeError):
+            predictor.answer([Request("one"), Request("two")])
+    assert same(predictor.answer([asked])[0], want[0])
+
+
 def test_cancelling_returns_what_there_is(predictor: Predictor) -> None:
     engine: Engine = predictor.engine
     running = engine.admit(Request("one"))
