@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from medv_ray.on_ray.score import Outcome
 
 P = ParamSpec("P")
+MAX_CONFIG_BYTES = 2**20
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
     help="Masked-diffusion answers about biomedical images.",
@@ -147,13 +148,31 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A file of nested settings. Raises SettingsError E1001."""
     import yaml  # type: ignore[import-untyped]
 
+    def check(node: Any, seen: set[int]) -> None:
+        if id(node) in seen:
+            raise ValueError("an alias: nested ones grow without bound")
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            names = [name.value for name, _ in node.value]
+            if len(set(names)) < len(names):
+                raise ValueError("a name is given twice")
+        for inner in node.value if isinstance(node, yaml.CollectionNode) else ():
+            check(inner[1] if isinstance(inner, tuple) else inner, seen)
+
     try:
-        found = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"over {MAX_CONFIG_BYTES} bytes")
+        text = path.read_text()
+        check(yaml.compose(text, yaml.SafeLoader), set())
+        found = yaml.safe_load(text)
+        json.dumps(found)  # a date, say, is no setting
+    except (OSError, UnicodeDecodeError, RecursionError, TypeError, yaml.YAMLError) as error:
         kind = type(error).__name__
         raise SettingsError(
             "E1001", f"--config: {path.name} is no readable YAML ({kind})."
         ) from None
+    except ValueError as error:
+        raise SettingsError("E1001", f"--config: {path.name}: {error}.") from None
     if not isinstance(found, dict):
         raise SettingsError("E1001", f"--config: {path.name} must hold names and values.")
     return found

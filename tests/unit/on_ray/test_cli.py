@@ -69,7 +69,21 @@ def test_flags_go_over_yaml_and_set_over_flags(tmp_path: Path) -> None:
     assert settings.seed == 3
 
 
-@pytest.mark.parametrize("text", ["- a\n", "a: [", "!!python/object:os.system {}\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- a\n",
+        "a: [",
+        "",
+        "!!python/object:os.system {}\n",
+        "seed: 1\nseed: 2\n",
+        "sampler: {steps: 8, steps: 64}\n",
+        "archive: {question: 2024-01-01}\n",
+        "a: &a [x, x]\nb: [*a, *a]\n",
+        "seed: 1 #" + "x" * 2**20,
+        "[" * 5000,
+    ],
+)
 def test_yaml_that_is_no_settings_file(tmp_path: Path, text: str) -> None:
     file = tmp_path / "job.yaml"
     file.write_text(text)
