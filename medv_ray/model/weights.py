@@ -131,6 +131,7 @@ def save(
     for file, names in zip(files, shards, strict=True):
         shard = {name: state[name].cpu() for name in names}
         save_file(shard, folder / f"{file}.tmp", metadata={"format": "pt"})
+        os.chmod(folder / f"{file}.tmp", 0o644)  # safetensors lets nobody but the owner read
         os.replace(folder / f"{file}.tmp", folder / file)
     if len(shards) > 1:
         owner = {name: file for file, names in zip(files, shards, strict=True) for name in names}

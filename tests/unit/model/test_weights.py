@@ -375,3 +375,8 @@ def test_host_memory_stays_within_a_tenth_of_the_weights(tmp_path, folder):
         command = [sys.executable, "-c", MEASURE, tmp_path / name, folder, dtype]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert 0.5 < float(done.stdout) <= 1.1, (name, dtype, done.stdout)
+
+
+def test_a_saved_folder_can_be_read_by_other_users(toy, tmp_path):
+    weights.save(toy, tmp_path / "out")
+    assert {file.stat().st_mode & 0o044 for file in (tmp_path / "out").iterdir()} == {0o044}
