@@ -3,7 +3,7 @@
 What makes it slow is kept on purpose: the language head runs on every position of the sequence, the
 softmax is float64 over every position and the whole vocabulary, rows are ranked in a Python loop.
 Written from facts about LLaDA's generate and LLaDA-V's generate_with_embeds; it reproduces the
-deterministic runs of golden case 07 (`check_against_golden` in bench_sampler.py).
+deterministic runs of golden case 07 (tests/golden/test_yardstick.py).
 """
 
 from __future__ import annotations
