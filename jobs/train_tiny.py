@@ -31,7 +31,6 @@ from medv_ray.data.prompts import (
     IMAGE_SLOT,
     SYSTEM_SENTENCES,
     SpecialIds,
-    encode_text,
     load_tokenizer,
 )
 from medv_ray.diffusion.loss import masked_loss
@@ -60,12 +59,6 @@ CHAT_TEMPLATE = (
 )
 SAMPLER = SamplerSettings(gen_length=8, block_length=8, steps=8)
 HELD_OUT_ROWS = 600
-FACTS = tuple(
-    dict.fromkeys(
-        target.question for kind in ("yes/no", "presence") for target in quiz.targets(kind)
-    )
-)
-PATCHES = 16
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ class Recipe:
     """Everything that decides the weights."""
 
     seed: int = 0
-    caption_steps: int = 1000
+    caption_steps: int = 800
     chat_steps: int = 2400
     num_tiles: int = 3000
     batch_size: int = 64
@@ -81,12 +74,10 @@ class Recipe:
     """Peak after 50 steps; falls to a twentieth by the end of the stage."""
     question_lr: float = 1.5e-3
     """Peak after 50 steps of the second stage; falls to a fiftieth over its last half."""
-    dialogue_share: float = 0.3
+    dialogue_share: float = 0.6
     """Of the batches of the second stage: five questions on a tile, one of each type."""
     caption_share: float = 0.1
     """Of the batches of the second stage: captions, so that nothing is forgotten."""
-    type_shares: tuple[float, ...] = (0.40, 0.10, 0.10, 0.10, 0.30)
-    """How often each of QUESTION_TYPES is asked; comparing takes longer to learn than naming."""
 
     @property
     def steps(self) -> int:
@@ -210,23 +201,15 @@ class Tiles:
         )
         self._attributes = [row.attributes for row in rows]
         self._true = [quiz.true_of(row.attributes) for row in rows]
-        self._shares = recipe.type_shares
         self._encode = cache(self._encode_dialogue)
-        self._words = cache(lambda text: encode_text(tokenizer, text))
 
     def captions(self, tiles: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """ids and labels int64[B, S] of image and caption: every attribute, then yes or no to every
-        fact that a question may ask about, always in the same order."""
+        """ids and labels int64[B, S] of image and caption; the caption names every attribute."""
         rows = []
         for tile in tiles:
-            true = self._true[tile]
-            agreed = {*true["yes/no"].get("yes", ()), *true["presence"].get("yes", ())}
-            told = [
-                *self._attributes[tile].values(),
-                *("yes" if q in agreed else "no" for q in FACTS),
-            ]
-            ids = [token for word in told for token in self._words(word)]
-            rows.append(([IMAGE_SLOT, *ids], [IGNORE, *ids]))
+            text = ",".join(self._attributes[tile].values())
+            talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": text}]
+            rows.append(encode_conversation(self._tokenizer, talk, PromptSettings(), 1, "plain"))
         return self._stack(rows, 0)
 
     def dialogues(
@@ -239,9 +222,7 @@ class Tiles:
         """
         rows = []
         for tile in tiles:
-            kinds = rng.permutation(len(self._shares))[:num_turns]
-            if num_turns == 1:
-                kinds = rng.choice(len(self._shares), 1, p=self._shares)
+            kinds = rng.permutation(len(quiz.QUESTION_TYPES))[:num_turns]
             rows.append(self._encode(tuple(self._ask(tile, int(kind), rng) for kind in kinds)))
         return self._stack(rows, SAMPLER.gen_length - 2 if num_turns == 1 else 0)
 
