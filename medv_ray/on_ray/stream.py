@@ -71,7 +71,8 @@ class Stream:
             for _ in dataset.iter_batches(batch_size=None, prefetch_batches=0):
                 pass
         except Exception as error:
-            self._error = error
+            # with its frames it would keep the executor, its actors and their CPUs
+            self._error = error.with_traceback(None)
         with suppress(Exception):  # the driver may have ended Ray
             self._ask("end")
 
