@@ -160,9 +160,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--ms", type=int, choices=sorted(GOALS), nargs="*", default=list(GOALS))
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, running_ray() as capacity:
+    with tempfile.TemporaryDirectory() as name, running_ray() as cluster:
         for ms in args.ms:
-            print(json.dumps(measure(Path(name), ms, args.repeats, capacity)), flush=True)
+            print(json.dumps(measure(Path(name), ms, args.repeats, cluster.capacity)), flush=True)
 
 
 if __name__ == "__main__":

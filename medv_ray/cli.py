@@ -27,27 +27,36 @@ app = typer.Typer(
 )  # fmt: skip
 
 
+def exit_code_of(call: Callable[[], int | None]) -> int:
+    """Run; errors become one line on stderr. MEDV_DEBUG=1 shows where they come from."""
+    try:
+        return call() or 0
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, KeyboardInterrupt):
+            typer.echo("interrupted; what was committed is kept.", err=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        code = ended.code if isinstance(ended, SystemExit) else 130
+        os._exit(code if isinstance(code, int) else 1)  # Ray's threads do not end in order now
+    except MedvError as error:
+        if os.environ.get("MEDV_DEBUG"):
+            raise
+        typer.echo(str(error), err=True)
+        return error.exit_code
+    except Exception as error:
+        if os.environ.get("MEDV_DEBUG"):
+            raise
+        kind = type(error).__name__
+        typer.echo(f"E1509: unexpected {kind}; MEDV_DEBUG=1 shows where.", err=True)
+        return 1
+
+
 def told_cleanly(command: Callable[P, int | None]) -> Callable[P, None]:
-    """Errors become one line and an exit code; MEDV_DEBUG=1 shows where they come from."""
+    """A command that ends with `exit_code_of` itself."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            code = command(*args, **kwargs)
-        except MedvError as error:
-            if os.environ.get("MEDV_DEBUG"):
-                raise
-            typer.echo(str(error), err=True)
-            code = error.exit_code
-        except KeyboardInterrupt:
-            typer.echo("interrupted; what was committed is kept.", err=True)
-            code = 130
-        except Exception as error:
-            if os.environ.get("MEDV_DEBUG"):
-                raise
-            kind = type(error).__name__
-            typer.echo(f"E1509: unexpected {kind}; MEDV_DEBUG=1 shows where.", err=True)
-            code = 1
+        code = exit_code_of(lambda: command(*args, **kwargs))
         if code:
             raise typer.Exit(code)
 

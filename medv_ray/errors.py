@@ -283,6 +283,12 @@ CATALOGUE: dict[str, Entry] = {
         "The output could not be written: no permission, a read-only file system, or an I/O error.",
         "Check the output folder's rights and its disk; what was committed is kept.",
     ),
+    "E1512": Entry(
+        "ray_ended",
+        "Ray, which runs the workers, was ended or lost one of its servers.",
+        "Run the same command again; what was committed is kept. If it comes back, look at memory "
+        "and at Ray's own log.",
+    ),
 }
 
 
@@ -336,6 +342,6 @@ def explain(code: str) -> str:
     entry = CATALOGUE.get(code.upper())
     if entry is None:
         raise SettingsError(
-            "E1001", f"{code[:20]!r} is not a code of the catalogue (E1001 .. E1511)."
+            "E1001", f"{code[:20]!r} is not a code of the catalogue (E1001 .. E1512)."
         )
     return f"{code.upper()} {entry.reason}\n  cause: {entry.cause}\n  fix:   {entry.fix}"

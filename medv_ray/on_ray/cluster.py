@@ -6,11 +6,15 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
+from medv_ray.errors import RunError
 from medv_ray.on_ray.preflight import Capacity
 
+SERVERS = ("raylet", "gcs_server")
 OBJECT_STORE_BYTES = 256 * 2**20  # only chunk descriptors and results pass through it
 
 
@@ -20,8 +24,22 @@ def cluster_address(address: str | None) -> str | None:
     return None if chosen == "local" else chosen
 
 
+class Cluster(NamedTuple):
+    """A Ray that runs."""
+
+    capacity: Capacity
+    own: tuple[int, ...] = ()
+    """Process ids of Ray's own servers, where this process started them."""
+
+    def check(self) -> None:
+        """Raise RunError E1512 when one of our servers is gone; Ray itself waits a minute, then
+        ends this process without a word."""
+        if not all(_lives(pid) for pid in self.own):
+            raise RunError("E1512", "Ray's server on this machine was ended.")
+
+
 @contextmanager
-def running_ray(address: str | None = None) -> Iterator[Capacity]:
+def running_ray(address: str | None = None) -> Iterator[Cluster]:
     """A running Ray, silent. `address` or RAY_ADDRESS connects; without, one is started and ended.
 
     A Ray that runs in this process already is used and left alone.
@@ -33,6 +51,8 @@ def running_ray(address: str | None = None) -> Iterator[Capacity]:
         # the state API's record of tasks: 16 kB a chunk in the GCS, and nobody there to ask for it
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # a thread that calls Ray while this process ends would start another Ray
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     if not os.environ.get("MEDV_DEBUG"):
         # the raylet's messages are printed to stdout by a thread, whatever the log level
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")
@@ -41,17 +61,20 @@ def running_ray(address: str | None = None) -> Iterator[Capacity]:
             stack.enter_context(quiet())
         import ray
 
+        own: tuple[int, ...] = ()
         if not ray.is_initialized():
-            stack.callback(ray.shutdown)
+            stack.enter_context(unless_leaving(ray.shutdown))
             if connect:
                 ray.init(address=connect, log_to_driver=False, logging_level=logging.ERROR)
             else:
-                _start_local()
+                own = _start_local()
         total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield Capacity(total.get("CPU", 0), total.get("GPU", 0), elastic=bool(connect))
+        cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
+        yield Cluster(Capacity(cpus, gpus, elastic=bool(connect)), own)
 
 
-def _start_local() -> None:
+def _start_local() -> tuple[int, ...]:
+    """Start Ray here; the process ids of its servers."""
     import ray
 
     cores = len(os.sched_getaffinity(0))
@@ -63,6 +86,17 @@ def _start_local() -> None:
         logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE_BYTES,
     )
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    names = {int(pid): Path(f"/proc/{pid}/comm").read_text().strip() for pid in children}
+    return tuple(pid for pid, name in names.items() if name in SERVERS)
+
+
+def _lives(pid: int) -> bool:
+    """Whether it runs, zombies left out."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -81,11 +115,27 @@ def quiet() -> Iterator[None]:
         levels = [handler.level for handler in handlers]
         for handler in handlers:
             handler.setLevel(logging.CRITICAL + 1)
-        try:
-            yield
-        finally:
+
+        def restore() -> None:
             for handler, level in zip(handlers, levels, strict=True):
                 handler.setLevel(level)
+
+        with unless_leaving(restore):
+            yield
+
+
+@contextmanager
+def unless_leaving(tidy: Callable[[], None]) -> Iterator[None]:
+    """Call `tidy` at the end, unless the process is on its way out: Ray Data's threads are then in
+    the middle of something, and Ray's servers end with the process."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:
+        tidy()
+        raise
+    tidy()
 
 
 def _to_file(handler: logging.Handler) -> bool:
@@ -106,10 +156,12 @@ def native_stderr_closed() -> Iterator[None]:
     os.close(nowhere)
     if shared:
         sys.stderr = open(kept, "w", buffering=1, closefd=False)  # noqa: SIM115  until the end
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         sys.stderr.flush()
         sys.stderr = before
         os.dup2(kept, 2)
         os.close(kept)
+
+    with unless_leaving(restore):
+        yield

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.plan import Plan
@@ -17,8 +17,11 @@ from medv_ray.archive.sources import open_archive
 from medv_ray.errors import DataError, RunError
 from medv_ray.on_ray.cluster import cluster_address, running_ray
 from medv_ray.on_ray.options import ScoreSettings, identity_digest
-from medv_ray.on_ray.preflight import PoolSize, size_pool
+from medv_ray.on_ray.preflight import size_pool
 from medv_ray.on_ray.progress import Progress
+
+if TYPE_CHECKING:
+    from medv_ray.on_ray.stream import Stream
 
 PASS_CHUNKS = 50_000
 """Ray Data keeps about 6 kB for each block that went through; a new pass forgets them."""
@@ -121,15 +124,18 @@ def _drive(
     """Passes over the open chunks until none is left."""
     before = run.ledger.counts(set(run.ledger.commits) - {chunk.place for chunk in run.todo()})
     began = time.monotonic()
-    with running_ray(address) as capacity, Progress(run.plan.rows, before) as progress:
+    with running_ray(address) as cluster, Progress(run.plan.rows, before) as progress:
+        from medv_ray.on_ray.stream import Stream
+
         session.start_s = time.monotonic() - began
         idle = 0
         while (todo := _open_chunks(run)) and not session.stopped:
-            size = size_pool(settings.pool, capacity, len(todo))
-            _pass(run, settings, session, progress, todo[:PASS_CHUNKS], size, factory)
+            size = size_pool(settings.pool, cluster.capacity, len(todo))
+            stream = Stream(todo[:PASS_CHUNKS], size, cluster.check)
+            _pass(run, settings, session, progress, stream, factory)
             idle = idle + 1 if len(_open_chunks(run)) == len(todo) else 0
             if idle == IDLE_PASSES and not session.stopped:
-                raise RunError("E1508", f"no chunk came back with a result in {idle} passes.")
+                raise RunError("E1512", f"no chunk came back with a result in {idle} passes.")
 
 
 def _open_chunks(run: Run) -> list[Chunk]:
@@ -141,17 +147,15 @@ def _pass(
     settings: ScoreSettings,
     session: Session,
     progress: Progress,
-    todo: list[Chunk],
-    size: PoolSize,
+    stream: Stream,
     factory: str | None,
 ) -> None:
     """Stream some chunks through a pool of actors."""
     from medv_ray.on_ray.actor import Work
     from medv_ray.on_ray.chunk import PREDICTOR
-    from medv_ray.on_ray.stream import Stream, stopping
+    from medv_ray.on_ray.stream import stopping
 
     began = time.time()
-    stream = Stream(todo, size)
     work = Work(settings, run.plan.archive, stream.supervisor, factory or PREDICTOR)
     with stopping(stream.stop, progress.say), closing(stream.run(work)) as results:
         for chunk, result in results:

@@ -30,8 +30,12 @@ PATIENCE_S = 5.0  # with running chunks and with the supervisor, once the job ha
 class Stream:
     """One pass over chunks. Iterate over it; `stop` ends it early but whole."""
 
-    def __init__(self, chunks: Sequence[Chunk], size: PoolSize) -> None:
+    def __init__(
+        self, chunks: Sequence[Chunk], size: PoolSize, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """`check` is called several times a second, and raises when waiting is in vain."""
         self._chunks = chunks
+        self._check = check
         self._size = size
         # deaths without a finished chunk: every actor may meet a crashing row of its own
         limit = 3 * size.largest + 3
@@ -87,17 +91,17 @@ class Stream:
         return told
 
     def _ask(self, method: str, patience_s: float = math.inf) -> Any:
-        """The supervisor's answer. Raises RunError E1508 when there is none."""
+        """The supervisor's answer. Raises RunError E1512 when there is none."""
         deadline = time.monotonic() + patience_s
         try:
             reply = getattr(self.supervisor, method).remote()
             # Python sees signals only between waits
             while not ray.wait([reply], timeout=SIGNAL_S)[0] and time.monotonic() < deadline:
-                pass
+                self._check()
             return ray.get(reply, timeout=SIGNAL_S)
         except ray.exceptions.RayError as error:
             kind = type(error).__name__
-            raise RunError("E1508", f"the job's supervisor is gone ({kind}).") from None
+            raise RunError("E1512", f"the job's supervisor is gone ({kind}).") from None
 
     def _feed(self, finished: list[int]) -> None:
         room = self._window - len(self._out)
@@ -111,7 +115,7 @@ class Stream:
 
     def _dataset(self, work: Work) -> ray.data.Dataset:
         source = ChunkSource(self.supervisor, len(self._chunks))
-        chunks = ray.data.read_datasource(source, num_cpus=0)
+        chunks = ray.data.read_datasource(source, num_cpus=0, override_num_blocks=1)
         context = chunks.context  # this dataset's own copy
         context.enable_progress_bars = False
         context.target_max_block_size = 1  # a row is a block
@@ -142,7 +146,7 @@ class Stream:
         except Exception:
             fatal = None
         if fatal is None:
-            return RunError("E1508", f"Ray ended the job ({type(error).__name__}).")
+            return RunError("E1512", f"Ray ended the job ({type(error).__name__}).")
         kind, code, detail = fatal
         found: MedvError = getattr(errors, kind)(code, detail)
         return found
@@ -150,7 +154,11 @@ class Stream:
 
 @contextmanager
 def stopping(stop: Callable[[], None], say: Callable[[str], None]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM calls `stop` on a thread of its own; the second interrupts."""
+    """The first Ctrl-C calls `stop` on a thread of its own; the second one interrupts.
+
+    SIGTERM ends the job at once: a Ray of our own gets the same signal, and `ray job stop` waits
+    for 3 s only.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -161,22 +169,25 @@ def stopping(stop: Callable[[], None], say: Callable[[str], None]) -> Iterator[N
         asked.wait()
         if not over.is_set():
             say("stopping once the running chunks are committed; again to stop at once")
-            stop()
+            with suppress(MedvError):  # the main thread meets the same error
+                stop()
 
     def on_signal(number: int, _: object) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
 
-    before = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    waiter = threading.Thread(target=wait, daemon=True)
-    waiter.start()
+    def on_sigterm(number: int, _: object) -> None:
+        say("terminated; what was committed is kept, and the same command goes on")
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    before_term = signal.signal(signal.SIGTERM, on_sigterm)
+    threading.Thread(target=wait, daemon=True).start()
     try:
         yield
     finally:
         over.set()
         asked.set()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, before_term)

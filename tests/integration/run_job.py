@@ -9,8 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from medv_ray.cli import print_json, summary_of
-from medv_ray.errors import MedvError
+from medv_ray.cli import exit_code_of, print_json, summary_of
 from medv_ray.on_ray.score import score
 from tests.integration import stub
 
@@ -20,14 +19,10 @@ def main() -> int:
     factory = sys.argv[2] if len(sys.argv) > 2 else stub.STUB
     more = json.loads(os.environ.get("MEDV_TEST_SETTINGS", "{}"))
     settings = stub.settings(folder, **more)
-    try:
-        outcome = score(settings, factory=factory)
-    except MedvError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    outcome = score(settings, factory=factory)
     print_json(summary_of(outcome, settings))
     return outcome.exit_code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))
