@@ -21,7 +21,7 @@ from medv_ray.errors import MedvError, RunError
 from medv_ray.on_ray.actor import ScoreChunk, Work
 from medv_ray.on_ray.preflight import PoolSize
 from medv_ray.on_ray.source import ChunkSource
-from medv_ray.on_ray.supervisor import Supervisor
+from medv_ray.on_ray.supervisor import Supervisor, death_limit
 
 SIGNAL_S = 0.2
 PATIENCE_S = 5.0  # with running chunks and with the supervisor, once the job has failed
@@ -37,11 +37,11 @@ class Stream:
         self._chunks = chunks
         self._check = check
         self._size = size
-        # deaths without a finished chunk: every actor may meet a crashing row of its own
-        limit = 3 * size.largest + 3
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         remote: Any = ray.remote(Supervisor)
-        self.supervisor: Any = remote.options(num_cpus=0, scheduling_strategy=here).remote(limit)
+        self.supervisor: Any = remote.options(num_cpus=0, scheduling_strategy=here).remote(
+            death_limit(size.largest)
+        )
         self._out: dict[int, Chunk] = {}
         self._fed = 0
         self._window = 2 * size.largest * size.in_flight + 2

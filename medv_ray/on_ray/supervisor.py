@@ -18,6 +18,15 @@ CHUNK_DEATHS = 6  # deaths of a chunk that no row explains
 START_DEATHS = 3  # deaths of one actor in a row while it loads
 
 
+def death_limit(actors: int) -> int:
+    """Deaths without a finished chunk or a named row, over all actors, that a job lives through.
+
+    Every actor may sit on a hopeless chunk, and one of them may get another one after it; where
+    all chunks are hopeless, the job must end before it has given up each of them.
+    """
+    return (CHUNK_DEATHS + 1) * (actors + 1)
+
+
 class Orders(NamedTuple):
     """What an actor is to do with a chunk."""
 
@@ -43,7 +52,7 @@ class Deaths:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        """Deaths since a chunk was finished or a row named, over all actors."""
+        """See `death_limit`."""
         self.total = 0
         self.since_progress = 0
         self.crashed_rows = 0
@@ -77,7 +86,7 @@ class Deaths:
         attempts.running, attempts.row = True, None
         unexplained = attempts.deaths - BLAMED_DEATHS * len(attempts.crashed)
         if unexplained > CHUNK_DEATHS:
-            self.done(place)
+            del self._chunks[place]
             return Orders(skip="lost")
         return Orders("", attempts.deaths > 0, tuple(attempts.crashed))
 
@@ -96,9 +105,9 @@ class Deaths:
         self._chunks[place].row = row
 
     def done(self, place: str) -> None:
-        """The chunk's rows are written."""
-        self._chunks.pop(place, None)
-        self.since_progress = 0
+        """The chunk's rows are written, or it is given up, which is no progress."""
+        if self._chunks.pop(place, None) is not None:
+            self.since_progress = 0
 
 
 class Supervisor:

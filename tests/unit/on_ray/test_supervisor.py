@@ -3,7 +3,14 @@ import random
 
 import pytest
 
-from medv_ray.on_ray.supervisor import BLAMED_DEATHS, CHUNK_DEATHS, START_DEATHS, Deaths, Supervisor
+from medv_ray.on_ray.supervisor import (
+    BLAMED_DEATHS,
+    CHUNK_DEATHS,
+    START_DEATHS,
+    Deaths,
+    Supervisor,
+    death_limit,
+)
 
 
 def try_chunk(deaths: Deaths, place: str, rows: range, crashing: set[int]) -> list[int] | None:
@@ -88,6 +95,56 @@ def test_a_finished_chunk_is_progress() -> None:
         deaths.start(str(number))
         deaths.done(str(number))
     assert deaths.total == 19
+
+
+def play_job(actors: int, hopeless: list[bool]) -> tuple[list[int], str]:
+    """Actors take chunks in turn, and die on hopeless ones. Chunks given up, and what ended it."""
+    deaths = Deaths(death_limit(actors))
+    todo = list(enumerate(hopeless))
+    held: dict[int, tuple[int, bool]] = {}
+    lost = []
+    for actor in range(actors):
+        deaths.born(str(actor))
+        deaths.ready(str(actor))
+    while todo or held:
+        for actor in range(actors):
+            if actor not in held and todo:
+                held[actor] = todo.pop(0)
+            if actor not in held:
+                continue
+            number, dies = held[actor]
+            skip = deaths.start(str(number)).skip
+            if skip:
+                lost.append(number)
+            if skip or not dies:
+                deaths.done(str(number))
+                del held[actor]
+                continue
+            if told := deaths.born(str(actor)):
+                return lost, told
+            deaths.ready(str(actor))
+    return lost, ""
+
+
+@pytest.mark.parametrize("actors", [1, 2, 5])
+def test_hopeless_chunks_among_healthy_ones_do_not_end_the_job(actors: int) -> None:
+    one = [False] * 20
+    one[7] = True
+    assert play_job(actors, one) == ([7], "")
+    # one for each actor, all at the same time, and another one
+    many = [False] * 6 + [True] * (actors + 1) + [False] * 20
+    lost, told = play_job(actors, many)
+    assert sorted(lost) == list(range(6, 7 + actors))
+    assert told == ""
+    last = [False] * 5 + [True] * actors
+    assert play_job(actors, last)[1] == ""
+
+
+@pytest.mark.parametrize("actors", [1, 2, 5])
+def test_a_job_whose_chunks_are_all_hopeless_ends(actors: int) -> None:
+    lost, told = play_job(actors, [True] * 1000)
+    assert len(lost) <= actors + 1
+    assert f"{death_limit(actors) + 1} times" in told
 
 
 @pytest.mark.parametrize("seed", range(20))
