@@ -249,9 +249,10 @@ CATALOGUE: dict[str, Entry] = {
         "Look at the image in a sandbox; the row is left out and the job goes on.",
     ),
     "E1505": Entry(
-        "not_enough_cpus",
-        "The actor pool would take every CPU, and Ray's own tasks would wait for ever.",
-        "Use fewer actors (--max-actors), smaller ones (--cpus-per-actor), or more CPUs.",
+        "pool_too_large",
+        "The machines have no room for the actors that were asked for; they would wait for ever.",
+        "Use fewer actors (--min-actors, --max-actors) or smaller ones (--cpus-per-actor, "
+        "--num-gpus). An actor must fit one machine.",
     ),
     "E1506": Entry(
         "corrupt_run",

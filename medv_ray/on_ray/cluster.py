@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from medv_ray.errors import RunError
-from medv_ray.on_ray.preflight import Capacity
+from medv_ray.on_ray.preflight import Capacity, Node
 
 SERVERS = ("raylet", "gcs_server")
 OBJECT_STORE_BYTES = 256 * 2**20  # only chunk descriptors and results pass through it
@@ -68,9 +68,12 @@ def running_ray(address: str | None = None) -> Iterator[Cluster]:
                 ray.init(address=connect, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 own = _start_local()
-        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
-        yield Cluster(Capacity(cpus, gpus, elastic=bool(connect)), own)
+        nodes = [
+            Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+            for node in ray.nodes()  # type: ignore[no-untyped-call]
+            if node["Alive"]
+        ]
+        yield Cluster(Capacity(tuple(nodes), elastic=bool(connect)), own)
 
 
 def _start_local() -> tuple[int, ...]:

@@ -1,4 +1,9 @@
-"""How many actors fit, before any of them is asked for."""
+"""How many actors fit, before any of them is asked for.
+
+Ray's own part of the job takes no CPU: the source, the supervisor and Ray Data's bookkeeping run
+with `num_cpus=0`. So a pool may take every CPU: 2 actors on 2 CPUs run, where a source of one CPU,
+Ray Data's default, would wait for ever.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +12,31 @@ from typing import NamedTuple
 from medv_ray.errors import RunError
 from medv_ray.on_ray.options import PoolSettings
 
-OWN_CPUS = 0
-"""CPUs that Ray's own part of the job takes. The source, the supervisor and Ray Data's bookkeeping
-run with `num_cpus=0`; so a pool may take every CPU: 2 actors on 2 CPUs run, where a source of one
-CPU, Ray Data's default, would wait for ever."""
+EXACT = 1e-9  # 0.3 / 0.1 is 2.9999999999999996
 
 
-class Capacity(NamedTuple):
-    """What the cluster has, used or not."""
+class Node(NamedTuple):
+    """What a machine has, used or not."""
 
     cpus: float
     gpus: float
+
+    def room(self, pool: PoolSettings) -> int:
+        """Actors that fit; one that takes nothing counts as one a CPU."""
+        rooms = []
+        if pool.cpus or not pool.num_gpus:
+            rooms.append(int(self.cpus / (pool.cpus or 1) + EXACT))
+        if pool.num_gpus >= 1:
+            rooms.append(int(self.gpus / pool.num_gpus + EXACT))
+        elif pool.num_gpus:  # a share lies on one GPU
+            rooms.append(int(self.gpus) * int(1 / pool.num_gpus + EXACT))
+        return min(rooms)
+
+
+class Capacity(NamedTuple):
+    """The machines of a cluster."""
+
+    nodes: tuple[Node, ...]
     elastic: bool
     """A cluster that may grow: `max_actors` may lie above what fits now."""
 
@@ -33,24 +52,20 @@ class PoolSize(NamedTuple):
 
 def size_pool(pool: PoolSettings, capacity: Capacity, num_chunks: int) -> PoolSize:
     """Bounds for a pool that runs. Raises RunError E1505 when it would wait for ever."""
-    fits = int(capacity.cpus)
-    for need, has, what, flag in (
-        (pool.cpus, capacity.cpus - OWN_CPUS, "CPUs", "--cpus-per-actor"),
-        (pool.num_gpus, capacity.gpus, "GPUs", "--num-gpus"),
-    ):
-        if not need:
-            continue
-        fits = min(fits, int(has / need)) if what == "CPUs" else int(has / need)
-        asked = pool.min_actors or 1
-        if not capacity.elastic:
-            asked = max(asked, pool.max_actors or 1)
-        if asked * need > has:
-            raise RunError(
-                "E1505",
-                f"{asked} actors x {flag} {need:g} need {asked * need:g} {what}, and the cluster "
-                f"has {has:g}. Use at most {int(has / need)} actors, or a smaller {flag}.",
-            )
-    largest = min(pool.max_actors or max(fits, 1), max(num_chunks, 1))
+    fits = sum(node.room(pool) for node in capacity.nodes)
+    asked = pool.min_actors or 1
+    if not capacity.elastic:
+        asked = max(asked, pool.max_actors or 1)
+    if asked > fits:
+        cpus, gpus = max(capacity.nodes, key=lambda n: (n.gpus if pool.num_gpus else 0, n.cpus))
+        way_out = f"Use at most {fits} actors, or smaller ones." if fits else "Use smaller ones."
+        raise RunError(
+            "E1505",
+            f"{asked} actors of {pool.cpus:g} CPUs (--cpus-per-actor) and {pool.num_gpus:g} GPUs "
+            f"(--num-gpus) are asked for, and {fits} fit: the largest of {len(capacity.nodes)} "
+            f"nodes has {cpus:g} CPUs and {gpus:g} GPUs. {way_out}",
+        )
+    largest = min(pool.max_actors or fits, max(num_chunks, 1))
     smallest = pool.min_actors or (1 if capacity.elastic else largest)
     # a chunk of 40 ms needs 8 ahead, as Ray Data looks every 0.1 s; a short job needs even shares;
     # and Ray Data starts more actors only when 1.75 x 2 (calls at once) wait for each that there is

@@ -2,10 +2,15 @@ import pytest
 
 from medv_ray.errors import RunError, SettingsError
 from medv_ray.on_ray.options import PoolSettings
-from medv_ray.on_ray.preflight import Capacity, PoolSize, size_pool
+from medv_ray.on_ray.preflight import Capacity, Node, PoolSize, size_pool
 from medv_ray.settings import build
 
-TWO = Capacity(2, 0, elastic=False)
+
+def cluster(*nodes: tuple[float, float], elastic: bool = False) -> Capacity:
+    return Capacity(tuple(Node(*node) for node in nodes), elastic)
+
+
+TWO = cluster((2, 0))
 
 
 def test_a_machine_is_filled() -> None:
@@ -13,7 +18,7 @@ def test_a_machine_is_filled() -> None:
 
 
 def test_no_more_actors_than_chunks() -> None:
-    assert size_pool(PoolSettings(), Capacity(64, 0, False), 3)[:2] == (3, 3)
+    assert size_pool(PoolSettings(), cluster((64, 0)), 3)[:2] == (3, 3)
 
 
 def test_short_jobs_are_shared_evenly() -> None:
@@ -21,37 +26,56 @@ def test_short_jobs_are_shared_evenly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pool", "capacity", "numbers"),
+    ("pool", "nodes", "fits"),
     [
-        ({"max_actors": 3}, TWO, ["3 actors", "3 CPUs", "has 2"]),
-        ({"min_actors": 4}, Capacity(2, 0, True), ["4 actors", "4 CPUs", "has 2"]),
-        ({"cpus_per_actor": 4}, TWO, ["1 actors", "4 CPUs", "has 2"]),
-        ({"num_gpus": 1}, TWO, ["1 GPUs", "has 0"]),
-        ({"num_gpus": 0.5, "max_actors": 5}, Capacity(8, 2, False), ["2.5 GPUs", "at most 4"]),
+        ({"num_gpus": 1}, [(1, 4)], 4),  # no CPU beside a GPU
+        ({"num_gpus": 1, "cpus_per_actor": 4}, [(8, 8)], 2),
+        ({"num_gpus": 2}, [(8, 3), (8, 3)], 2),
+        ({"num_gpus": 0.4}, [(8, 2)], 4),  # a share lies on one GPU
+        ({"num_gpus": 0.1}, [(8, 1)], 10),
+        ({"cpus_per_actor": 4}, [(6, 0), (4, 0), (2, 0)], 2),
+        ({"cpus_per_actor": 0.1}, [(0.3, 0)], 3),
+        ({"cpus_per_actor": 0}, [(2, 0), (3, 0)], 5),
+        ({}, [(2, 0), (0, 0)], 2),
+    ],
+)
+def test_an_actor_lies_on_one_node(
+    pool: dict[str, float], nodes: list[tuple[float, float]], fits: int
+) -> None:
+    for elastic in (False, True):
+        size = size_pool(PoolSettings.model_validate(pool), cluster(*nodes, elastic=elastic), 1000)
+        assert size.largest == fits
+    with pytest.raises(RunError, match=f"{fits + 1} actors .* {fits} fit: .* at most {fits}"):
+        size_pool(PoolSettings.model_validate({**pool, "max_actors": fits + 1}), cluster(*nodes), 9)
+
+
+@pytest.mark.parametrize(
+    ("pool", "capacity", "told"),
+    [
+        ({"max_actors": 3}, TWO, ["3 actors of 1 CPUs", "2 fit", "2 CPUs", "at most 2 actors"]),
+        ({"min_actors": 4}, cluster((2, 0), elastic=True), ["4 actors", "2 fit"]),
+        ({"cpus_per_actor": 4}, TWO, ["1 actors of 4 CPUs", "0 fit", "2 CPUs", "smaller ones"]),
+        ({"cpus_per_actor": 4}, cluster(*[(2, 0)] * 4, elastic=True), ["largest of 4", "2 CPUs"]),
+        ({"num_gpus": 1}, TWO, ["1 GPUs", "0 fit", "0 GPUs"]),
+        ({"num_gpus": 2}, cluster((64, 0), (8, 1)), ["8 CPUs and 1 GPUs"]),
     ],
 )
 def test_a_pool_that_would_wait_for_ever_is_refused(
-    pool: dict[str, float], capacity: Capacity, numbers: list[str]
+    pool: dict[str, float], capacity: Capacity, told: list[str]
 ) -> None:
     with pytest.raises(RunError, match="E1505") as caught:
         size_pool(PoolSettings.model_validate(pool), capacity, 1000)
-    assert all(number in str(caught.value) for number in numbers)
+    assert all(words in str(caught.value) for words in told)
 
 
 def test_a_cluster_may_grow() -> None:
     pool = PoolSettings(min_actors=1, max_actors=16)
-    assert size_pool(pool, Capacity(2, 0, elastic=True), 1000)[:2] == (1, 16)
+    assert size_pool(pool, cluster((2, 0), elastic=True), 1000)[:2] == (1, 16)
 
 
 def test_enough_chunks_wait_for_ray_data_to_start_more_actors() -> None:
     pool = PoolSettings(min_actors=1, max_actors=16)
-    assert size_pool(pool, Capacity(2, 0, elastic=True), 20).in_flight == 4
-
-
-def test_gpu_actors_take_no_cpu() -> None:
-    pool = PoolSettings(num_gpus=1)
-    assert pool.cpus == 0
-    assert size_pool(pool, Capacity(1, 4, False), 1000)[:2] == (4, 4)
+    assert size_pool(pool, cluster((2, 0), elastic=True), 20).in_flight == 4
 
 
 def test_bounds_in_the_wrong_order() -> None:
