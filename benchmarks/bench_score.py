@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,10 +111,9 @@ def through_ray(folder: Path, ms: int, name: str, capacity: Any) -> tuple[float,
         stream = Stream(todo, size_pool(settings.pool, capacity, len(todo)))
         work = Work(settings, run.plan.archive, stream.supervisor, "benchmarks.bench_score:load")
         commits = []
-        with closing(stream.run(work)) as results:
-            for _, result in results:
-                run.commit(Part(**result["part"]))
-                commits.append(time.perf_counter())
+        for _, result in stream.run(work):
+            run.commit(Part(**result["part"]))
+            commits.append(time.perf_counter())
     return commits[0] - started, (commits[-1] - commits[0]) / (len(commits) - 1)
 
 

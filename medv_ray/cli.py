@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,26 +30,26 @@ app = typer.Typer(
 
 def exit_code_of(call: Callable[[], int | None]) -> int:
     """Run; errors become one line on stderr. MEDV_DEBUG=1 shows where they come from."""
+    # so does Ray's own handler while it runs; a lock in an object store is let go of on the way
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         return call() or 0
-    except (KeyboardInterrupt, SystemExit) as ended:
-        if isinstance(ended, KeyboardInterrupt):
-            typer.echo("interrupted; what was committed is kept.", err=True)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        code = ended.code if isinstance(ended, SystemExit) else 130
-        os._exit(code if isinstance(code, int) else 1)  # Ray's threads do not end in order now
-    except MedvError as error:
-        if os.environ.get("MEDV_DEBUG"):
-            raise
-        typer.echo(str(error), err=True)
-        return error.exit_code
+    except KeyboardInterrupt:
+        told, code = "interrupted; what was committed is kept.", 128 + signal.SIGINT
+    except SystemExit:
+        told, code = "terminated; what was committed is kept.", 128 + signal.SIGTERM
     except Exception as error:
         if os.environ.get("MEDV_DEBUG"):
             raise
         kind = type(error).__name__
-        typer.echo(f"E1509: unexpected {kind}; MEDV_DEBUG=1 shows where.", err=True)
-        return 1
+        told, code = f"E1509: unexpected {kind}; MEDV_DEBUG=1 shows where.", 1
+        if isinstance(error, MedvError):
+            told, code = str(error), error.exit_code
+    typer.echo(told, err=True)
+    from medv_ray.on_ray.cluster import leave
+
+    leave(code)
+    return code
 
 
 def told_cleanly(command: Callable[P, int | None]) -> Callable[P, None]:

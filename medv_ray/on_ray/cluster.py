@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +17,9 @@ from medv_ray.errors import RunError
 from medv_ray.on_ray.preflight import Capacity, Node
 
 SERVERS = ("raylet", "gcs_server")
+STREAM = "medv-stream"
+"""Name of the thread in which Ray Data runs. Ray ends the process of a thread that calls it once it
+is shut down, and says nothing: with this thread alive, Ray is left as it is; see `leave`."""
 OBJECT_STORE_BYTES = 256 * 2**20  # only chunk descriptors and results pass through it
 
 
@@ -28,14 +33,33 @@ class Cluster(NamedTuple):
     """A Ray that runs."""
 
     capacity: Capacity
-    own: tuple[int, ...] = ()
-    """Process ids of Ray's own servers, where this process started them."""
+    servers: tuple[int, ...] = ()
+    """Process ids of Ray's servers, where this process started them."""
 
     def check(self) -> None:
         """Raise RunError E1512 when one of our servers is gone; Ray itself waits a minute, then
         ends this process without a word."""
-        if not all(_lives(pid) for pid in self.own):
+        if not all(_name(pid) in SERVERS for pid in self.servers):
             raise RunError("E1512", "Ray's server on this machine was ended.")
+
+
+def streaming() -> bool:
+    """Whether Ray Data is in the middle of something."""
+    return any(thread.name == STREAM for thread in threading.enumerate())
+
+
+def leave(code: int) -> None:
+    """End this process, and a Ray that it started, if Ray Data is in the middle of something."""
+    if not streaming():
+        return
+    # not with the raylet: without the GCS, its agents look for one for a minute
+    for server in _servers():
+        for pid in _children(server):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @contextmanager
@@ -61,23 +85,23 @@ def running_ray(address: str | None = None) -> Iterator[Cluster]:
             stack.enter_context(quiet())
         import ray
 
-        own: tuple[int, ...] = ()
+        servers: tuple[int, ...] = ()
         if not ray.is_initialized():
-            stack.enter_context(unless_leaving(ray.shutdown))
+            stack.enter_context(unless_streaming(ray.shutdown))
             if connect:
                 ray.init(address=connect, log_to_driver=False, logging_level=logging.ERROR)
             else:
-                own = _start_local()
+                _start_local()
+                servers = _servers()
         nodes = [
             Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
             for node in ray.nodes()  # type: ignore[no-untyped-call]
             if node["Alive"]
         ]
-        yield Cluster(Capacity(tuple(nodes), elastic=bool(connect)), own)
+        yield Cluster(Capacity(tuple(nodes), elastic=bool(connect)), servers)
 
 
-def _start_local() -> tuple[int, ...]:
-    """Start Ray here; the process ids of its servers."""
+def _start_local() -> None:
     import ray
 
     cores = len(os.sched_getaffinity(0))
@@ -89,17 +113,29 @@ def _start_local() -> tuple[int, ...]:
         logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE_BYTES,
     )
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    names = {int(pid): Path(f"/proc/{pid}/comm").read_text().strip() for pid in children}
-    return tuple(pid for pid, name in names.items() if name in SERVERS)
 
 
-def _lives(pid: int) -> bool:
-    """Whether it runs, zombies left out."""
+def _servers() -> tuple[int, ...]:
+    """Ray's servers that this process has started."""
+    return tuple(pid for pid in _children(os.getpid()) if _name(pid) in SERVERS)
+
+
+def _children(pid: int) -> list[int]:
+    """Processes that any thread of a process has started."""
+    found = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [int(child) for child in file.read_text().split()]
+    return found
+
+
+def _name(pid: int) -> str:
+    """The name of a process that runs; empty for one that ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
     except OSError:
-        return False
+        return ""
+    return "" if rest.split()[0] == "Z" else name
 
 
 @contextmanager
@@ -123,22 +159,18 @@ def quiet() -> Iterator[None]:
             for handler, level in zip(handlers, levels, strict=True):
                 handler.setLevel(level)
 
-        with unless_leaving(restore):
+        with unless_streaming(restore):
             yield
 
 
 @contextmanager
-def unless_leaving(tidy: Callable[[], None]) -> Iterator[None]:
-    """Call `tidy` at the end, unless the process is on its way out: Ray Data's threads are then in
-    the middle of something, and Ray's servers end with the process."""
+def unless_streaming(tidy: Callable[[], None]) -> Iterator[None]:
+    """Call `tidy` at the end, unless Ray Data is in the middle of something."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException:
-        tidy()
-        raise
-    tidy()
+    finally:
+        if not streaming():
+            tidy()
 
 
 def _to_file(handler: logging.Handler) -> bool:
@@ -166,5 +198,5 @@ def native_stderr_closed() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
 
-    with unless_leaving(restore):
+    with unless_streaming(restore):
         yield

@@ -1,12 +1,16 @@
-"""Progress in rows: a bar on a terminal, one JSON line every 10 s elsewhere."""
+"""Between a job and who watches it: progress in rows (a bar on a terminal, one JSON line every 10 s
+elsewhere), and Ctrl-C."""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -113,3 +117,34 @@ class Progress:
         while not self._over.wait(self._interval_s):
             sys.stdout.write(json.dumps(self.state()) + "\n")
             sys.stdout.flush()
+
+
+@contextmanager
+def interrupts(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """A function that tells whether Ctrl-C was pressed, and the first time says so.
+
+    The second Ctrl-C raises KeyboardInterrupt where the main thread is.
+    """
+    pressed, told = 0, False
+
+    def on_signal(number: int, _: object) -> None:
+        nonlocal pressed
+        pressed += 1
+        if pressed > 1:
+            raise KeyboardInterrupt
+
+    def asked() -> bool:
+        nonlocal told
+        if pressed and not told:
+            told = True
+            say("stopping once the running chunks are committed; again to stop at once")
+        return told
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from medv_ray.errors import DataError, RunError
 from medv_ray.on_ray.cluster import cluster_address, running_ray
 from medv_ray.on_ray.options import ScoreSettings, identity_digest
 from medv_ray.on_ray.preflight import size_pool
-from medv_ray.on_ray.progress import Progress
+from medv_ray.on_ray.progress import Progress, interrupts
 
 if TYPE_CHECKING:
     from medv_ray.on_ray.stream import Stream
@@ -124,14 +123,22 @@ def _drive(
     """Passes over the open chunks until none is left."""
     before = run.ledger.counts(set(run.ledger.commits) - {chunk.place for chunk in run.todo()})
     began = time.monotonic()
-    with running_ray(address) as cluster, Progress(run.plan.rows, before) as progress:
+    with (
+        running_ray(address) as cluster,
+        Progress(run.plan.rows, before) as progress,
+        interrupts(progress.say) as interrupted,
+    ):
         from medv_ray.on_ray.stream import Stream
+
+        def check() -> bool:
+            cluster.check()
+            return interrupted()
 
         session.start_s = time.monotonic() - began
         idle = 0
         while (todo := _open_chunks(run)) and not session.stopped:
             size = size_pool(settings.pool, cluster.capacity, len(todo))
-            stream = Stream(todo[:PASS_CHUNKS], size, cluster.check)
+            stream = Stream(todo[:PASS_CHUNKS], size, check)
             _pass(run, settings, session, progress, stream, factory)
             idle = idle + 1 if len(_open_chunks(run)) == len(todo) else 0
             if idle == IDLE_PASSES and not session.stopped:
@@ -153,13 +160,15 @@ def _pass(
     """Stream some chunks through a pool of actors."""
     from medv_ray.on_ray.actor import Work
     from medv_ray.on_ray.chunk import PREDICTOR
-    from medv_ray.on_ray.stream import stopping
 
     began = time.time()
     work = Work(settings, run.plan.archive, stream.supervisor, factory or PREDICTOR)
-    with stopping(stream.stop, progress.say), closing(stream.run(work)) as results:
-        for chunk, result in results:
+    try:
+        for chunk, result in stream.run(work):
             _take(run, session, progress, chunk, result)
+    except Exception:  # nothing is committed any more
+        stream.abandon()
+        raise
     session.stopped = stream.stopped and bool(_open_chunks(run))
     report = stream.report()
     session.deaths += report["deaths"]

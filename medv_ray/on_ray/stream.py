@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -19,21 +18,23 @@ from medv_ray import errors
 from medv_ray.archive.chunks import Chunk
 from medv_ray.errors import MedvError, RunError
 from medv_ray.on_ray.actor import ScoreChunk, Work
+from medv_ray.on_ray.cluster import STREAM
 from medv_ray.on_ray.preflight import PoolSize
 from medv_ray.on_ray.source import ChunkSource
 from medv_ray.on_ray.supervisor import Supervisor, death_limit
 
-SIGNAL_S = 0.2
+LOOK_S = 0.2
 PATIENCE_S = 5.0  # with running chunks and with the supervisor, once the job has failed
 
 
 class Stream:
-    """One pass over chunks. Iterate over it; `stop` ends it early but whole."""
+    """One pass over chunks: iterate over `run`."""
 
     def __init__(
-        self, chunks: Sequence[Chunk], size: PoolSize, check: Callable[[], None] = lambda: None
+        self, chunks: Sequence[Chunk], size: PoolSize, check: Callable[[], bool] = lambda: False
     ) -> None:
-        """`check` is called several times a second, and raises when waiting is in vain."""
+        """`check` is called several times a second: True asks for a stop; it raises when waiting is
+        in vain."""
         self._chunks = chunks
         self._check = check
         self._size = size
@@ -45,31 +46,30 @@ class Stream:
         self._out: dict[int, Chunk] = {}
         self._fed = 0
         self._window = 2 * size.largest * size.in_flight + 2
+        self._pump = threading.Thread(daemon=True)
         self._error: Exception | None = None
         self.stopped = False
+        """No further chunk starts; those that run are finished and come out."""
 
-    def run(self, work: Work) -> Generator[tuple[Chunk, dict[str, Any]], None, None]:
+    def run(self, work: Work) -> Iterator[tuple[Chunk, dict[str, Any]]]:
         """Each chunk with its result. Raises the error that an actor reported."""
         self._feed([])
-        pump = threading.Thread(target=self._pump, args=(self._dataset(work),), daemon=True)
-        pump.start()
-        try:
-            while (texts := self._ask("results")) is not None:
-                results = [json.loads(text) for text in texts]
-                for result in results:
-                    chunk = self._out.pop(result["number"], None)
-                    if chunk is not None:  # else two attempts at it ended
-                        yield chunk, result
-                self._feed([result["number"] for result in results])
-        except GeneratorExit:  # the driver can not commit any more
-            self.stop()
-            pump.join(PATIENCE_S)
-            raise
-        pump.join()
+        given = (self._dataset(work),)
+        self._pump = threading.Thread(target=self._consume, args=given, name=STREAM, daemon=True)
+        del given
+        self._pump.start()
+        while (texts := self._ask("results")) is not None:
+            results = [json.loads(text) for text in texts]
+            for result in results:
+                chunk = self._out.pop(result["number"], None)
+                if chunk is not None:  # else two attempts at it ended
+                    yield chunk, result
+            self._feed([result["number"] for result in results])
+        self._pump.join()
         if self._error is not None:
             raise self._reported(self._error)
 
-    def _pump(self, dataset: ray.data.Dataset) -> None:
+    def _consume(self, dataset: ray.data.Dataset) -> None:
         """Run the dataset to its end; its blocks hold nothing."""
         try:
             for _ in dataset.iter_batches(batch_size=None, prefetch_batches=0):
@@ -78,12 +78,19 @@ class Stream:
             # with its frames it would keep the executor, its actors and their CPUs
             self._error = error.with_traceback(None)
         with suppress(Exception):  # the driver may have ended Ray
-            self._ask("end")
+            self.supervisor.end.remote()
 
-    def stop(self) -> None:
-        """Let no further chunk start; those that run are finished and come out."""
+    def abandon(self) -> None:
+        """Let the actors go, with what they have not finished soon."""
+        with suppress(MedvError, ray.exceptions.RayError):
+            self._check()
+            self._stop()
+            if self._pump.is_alive():
+                self._pump.join(PATIENCE_S)
+
+    def _stop(self) -> None:
         self.stopped = True
-        self._ask("stop")
+        self.supervisor.stop.remote()
 
     def report(self) -> dict[str, Any]:
         """What the supervisor counted."""
@@ -95,10 +102,12 @@ class Stream:
         deadline = time.monotonic() + patience_s
         try:
             reply = getattr(self.supervisor, method).remote()
-            # Python sees signals only between waits
-            while not ray.wait([reply], timeout=SIGNAL_S)[0] and time.monotonic() < deadline:
-                self._check()
-            return ray.get(reply, timeout=SIGNAL_S)
+            while True:
+                if self._check() and not self.stopped:
+                    self._stop()
+                # Python sees signals only between waits
+                if ray.wait([reply], timeout=LOOK_S)[0] or time.monotonic() > deadline:
+                    return ray.get(reply, timeout=LOOK_S)
         except ray.exceptions.RayError as error:
             kind = type(error).__name__
             raise RunError("E1512", f"the job's supervisor is gone ({kind}).") from None
@@ -150,44 +159,3 @@ class Stream:
         kind, code, detail = fatal
         found: MedvError = getattr(errors, kind)(code, detail)
         return found
-
-
-@contextmanager
-def stopping(stop: Callable[[], None], say: Callable[[str], None]) -> Iterator[None]:
-    """The first Ctrl-C calls `stop` on a thread of its own; the second one interrupts.
-
-    SIGTERM ends the job at once: a Ray of our own gets the same signal, and `ray job stop` waits
-    for 3 s only.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = threading.Event()
-    over = threading.Event()
-
-    def wait() -> None:
-        asked.wait()
-        if not over.is_set():
-            say("stopping once the running chunks are committed; again to stop at once")
-            with suppress(MedvError):  # the main thread meets the same error
-                stop()
-
-    def on_signal(number: int, _: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    def on_sigterm(number: int, _: object) -> None:
-        say("terminated; what was committed is kept, and the same command goes on")
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGINT, on_signal)
-    before_term = signal.signal(signal.SIGTERM, on_sigterm)
-    threading.Thread(target=wait, daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
-        asked.set()
-        signal.signal(signal.SIGINT, before)
-        signal.signal(signal.SIGTERM, before_term)

@@ -1,6 +1,8 @@
 """One Ray for all tests of this folder that run in this process."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,3 +33,11 @@ def local_ray() -> Iterator[None]:
     )  # fmt: skip
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """For the files of a job's own Ray, whose sockets need short paths."""
+    folder = Path(tempfile.mkdtemp(prefix="mr", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,23 @@
-"""Processes below a process, from /proc."""
+"""What a job's process is started with, and the processes below it, from /proc."""
 
+import os
+import sys
 from collections import defaultdict
 from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(ray_folder: Path) -> dict[str, str]:
+    """As in an activated virtual environment, with Ray's files in `ray_folder`."""
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": str(ray_folder),
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def descendants(root: int) -> list[int]:

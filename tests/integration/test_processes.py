@@ -15,32 +15,9 @@ import pytest
 from medv_ray.archive.rows import read_run
 from medv_ray.on_ray.demo import TOY, write_demo
 from tests.integration import processes, stub
+from tests.integration.processes import ROOT, environment
 
-ROOT = Path(__file__).parents[2]
 CANARIES = ("canaryquestion", "canaryid", "canaryfolder", "canaryimage", "canaryanswer")
-SHORT = Path("/tmp")  # Ray's sockets need short paths
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """As in an activated virtual environment, with Ray's files in `folder`."""
-    return {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TMPDIR": str(folder),
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-@pytest.fixture
-def ray_folder() -> Iterator[Path]:
-    import shutil
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp(prefix="mr", dir=SHORT))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def leaks(folder: Path) -> list[str]:

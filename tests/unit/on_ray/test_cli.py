@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from medv_ray.cli import app, merged, score_settings
+from medv_ray.cli import app, exit_code_of, merged, score_settings
 from medv_ray.errors import CATALOGUE, SettingsError
 from medv_ray.on_ray.demo import TOY, accuracy, write_demo
 
@@ -58,6 +60,16 @@ def test_bad_settings_exit_2_in_one_line(arguments: list[str], word: str) -> Non
     assert result.exit_code == 2
     assert word in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
+)
+def test_a_signal_is_told_in_a_line(
+    number: signal.Signals, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code_of(lambda: os.kill(os.getpid(), number)) == 128 + number
+    assert capsys.readouterr().err == f"{told}; what was committed is kept.\n"
 
 
 def test_flags_go_over_yaml_and_set_over_flags(tmp_path: Path) -> None:

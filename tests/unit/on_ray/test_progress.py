@@ -1,8 +1,10 @@
 import json
+import os
+import signal
 
 import pytest
 
-from medv_ray.on_ray.progress import Progress
+from medv_ray.on_ray.progress import Progress, interrupts
 
 NONE = {"answered": 0, "abstained": 0, "quarantined": 0}
 
@@ -27,3 +29,17 @@ def test_rate_leaves_the_start_out(monkeypatch: pytest.MonkeyPatch) -> None:
     progress.add({**NONE, "answered": 20})
     assert progress.state()["rows_per_s"] == 2.0
     assert progress.state()["eta_s"] == 35
+
+
+def test_ctrl_c_is_told_once_and_the_second_one_interrupts() -> None:
+    said: list[str] = []
+    before = signal.getsignal(signal.SIGINT)
+    with interrupts(said.append) as interrupted:
+        assert not interrupted()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted()
+        assert interrupted()
+        assert len(said) == 1
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
