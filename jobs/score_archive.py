@@ -13,8 +13,9 @@ On a cluster, from the repository root:
 
 Run the same line again after a crash: it goes on where it stopped. `--plan` says what would be
 done. Columns of the output: medv_ray/schema.py. Exit codes: 0 all rows accounted for, 1 something
-was not scored, 2 settings, 3 the run changed, 4 another job writes there, 5 disk full. The last
-line of stdout is one JSON object. The same as `medv score`.
+was not scored (or Ctrl-C: running chunks are committed), 2 settings, 3 the run changed, 4 another
+job writes there, 5 disk full, 130 a second Ctrl-C, 143 SIGTERM. The last line of stdout is one JSON
+object. The same as `medv score`.
 """
 
 import typer
