@@ -280,8 +280,9 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1511": Entry(
         "output_unwritable",
-        "The output could not be written: no permission, a read-only file system, or an I/O error.",
-        "Check the output folder's rights and its disk; what was committed is kept.",
+        "The output could not be written or read: no permission, a read-only file system, an I/O "
+        "error, or an object store that does not answer.",
+        "Check the output's rights, its disk and the network; what was committed is kept.",
     ),
     "E1512": Entry(
         "ray_ended",
