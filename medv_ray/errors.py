@@ -174,6 +174,13 @@ CATALOGUE: dict[str, Entry] = {
         "The model's logits for this row are NaN or infinite, although its weights are finite.",
         "Use --set model.dtype=float32 or bfloat16; float16 overflows on some images.",
     ),
+    "E1306": Entry(
+        "out_of_memory",
+        "The row, tried alone by a worker with nothing else in memory, takes more than there is.",
+        "Give a worker more (--num-gpus 1, a smaller --max-actors) and run with "
+        "--retry-quarantined; or a row less (model.dtype=bfloat16, image.aspect=square), which is "
+        "another run.",
+    ),
     # checkpoints
     "E1401": Entry(
         "checkpoint_incomplete",

@@ -19,7 +19,8 @@ from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
 from medv_ray.errors import DataError, MedvError, RunError
-from medv_ray.on_ray.chunk import PREDICTOR, ChunkScorer, find, reasons_of
+from medv_ray.on_ray.answerer import PREDICTOR, find
+from medv_ray.on_ray.chunk import ChunkScorer, reasons_of
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.supervisor import Orders
 

@@ -15,7 +15,7 @@ from medv_ray.data.decode_child import Decoder
 from medv_ray.data.tiles import TileSettings
 from medv_ray.engine import Request
 from medv_ray.errors import DataError
-from medv_ray.on_ray.chunk import PREDICTOR, Answerer, find
+from medv_ray.on_ray.answerer import PREDICTOR, Answerer, find
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.score import planned
 

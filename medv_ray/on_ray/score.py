@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 PASS_CHUNKS = 50_000
 """Ray Data keeps about 6 kB for each block that went through; a new pass forgets them."""
 IDLE_PASSES = 3
-DEFECTS = 100  # rows of this session that ended in E1509, before the job gives up
+DEFECTS = 100  # rows of this session that ended for one of these reasons, before it gives up
+GIVE_UP = {"internal_error": "E1509", "out_of_memory": "E1508"}
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _pass(
 ) -> None:
     """Stream some chunks through a pool of actors."""
     from medv_ray.on_ray.actor import Work
-    from medv_ray.on_ray.chunk import PREDICTOR
+    from medv_ray.on_ray.answerer import PREDICTOR
     from medv_ray.on_ray.stream import stopping
 
     began = time.time()
@@ -182,8 +183,8 @@ def _take(
     progress.add(
         {"answered": part.answered, "abstained": part.abstained, "quarantined": part.quarantined}
     )
-    defects = session.reasons["internal_error"]
-    if defects >= DEFECTS and 2 * defects > session.rows:
-        raise RunError(
-            "E1509", f"{defects} of {session.rows} rows failed the same way; nothing more is tried."
-        )
+    for reason, code in GIVE_UP.items():
+        defects = session.reasons[reason]
+        if defects >= DEFECTS and 2 * defects > session.rows:
+            told = f"{defects} of {session.rows} rows ended as {reason}; nothing more is tried."
+            raise RunError(code, told)

@@ -92,8 +92,8 @@ def test_rows_are_accounted_for_and_a_second_run_does_nothing(
 
 
 def test_an_error_of_an_actor_reaches_the_user_and_a_resume_finishes(tmp_path: Path) -> None:
-    stub.write_archive(tmp_path / "in.parquet", [*[SLOW] * 40, "memory:once", *[SLOW] * 23])
-    with pytest.raises(RunError, match="E1508: a worker ran out of memory"):
+    stub.write_archive(tmp_path / "in.parquet", [*[SLOW] * 40, "fatal:once", *[SLOW] * 23])
+    with pytest.raises(RunError, match="E1508: nothing works"):
         go(tmp_path)
     before = committed(tmp_path)
     assert 0 < before < 8
