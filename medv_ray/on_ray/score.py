@@ -176,6 +176,7 @@ def _take(
         run.skip(chunk, DataError(*result["skip"]))
         return
     part = Part(**result["part"])
+    run.note_processor(result["processor"])
     if not run.commit(part):
         return
     session.rows += part.rows
