@@ -123,8 +123,7 @@ def score_command(
     if plan:
         from medv_ray.on_ray.preview import preview
 
-        actors = settings.pool.max_actors or max(1, len(os.sched_getaffinity(0)))
-        print_json(preview(settings, actors))
+        print_json(preview(settings))
         return 0
     from medv_ray.on_ray.score import Resume, score
 

@@ -134,8 +134,9 @@ def test_plan_writes_nothing(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     told = json.loads(result.output)
     assert told["rows"] == 30
-    assert told["sample"]["distinct_images"] == 10
+    assert told["sample"]["distinct_images"] == told["every_row"]["distinct_images"] == 10
     assert told["estimate"]["rows"] == 30
+    assert told["probe"]["seconds_per_row"] > 0
     assert sorted(tmp_path.rglob("*")) == before
 
 
