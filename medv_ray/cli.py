@@ -124,8 +124,7 @@ def score_command(
     if plan:
         from medv_ray.on_ray.preview import preview
 
-        actors = settings.pool.max_actors or max(1, len(os.sched_getaffinity(0)))
-        print_json(preview(settings, actors))
+        print_json(preview(settings))
         return 0
     from medv_ray.on_ray.score import Resume, score
 
@@ -203,8 +202,8 @@ def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary_of(outcome: Outcome, settings: ScoreSettings) -> dict[str, Any]:
-    """The job's last line."""
-    from medv_ray.on_ray.demo import accuracy
+    """The job's last line; `accuracy` is null where it would take long."""
+    from medv_ray.on_ray.demo import ACCURACY_ROWS, accuracy
 
     session, summary = outcome.session, outcome.summary
     told: dict[str, Any] = {
@@ -221,7 +220,7 @@ def summary_of(outcome: Outcome, settings: ScoreSettings) -> dict[str, Any]:
             "quarantined": summary.quarantined,
             "not_scored": summary.not_scored,
             "reasons": summary.reasons,
-            "accuracy": accuracy(settings.out),
+            "accuracy": accuracy(settings.out) if summary.rows <= ACCURACY_ROWS else None,
         }
     return told | {
         "new_rows": session.rows,

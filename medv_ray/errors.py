@@ -174,6 +174,13 @@ CATALOGUE: dict[str, Entry] = {
         "The model's logits for this row are NaN or infinite, although its weights are finite.",
         "Use --set model.dtype=float32 or bfloat16; float16 overflows on some images.",
     ),
+    "E1306": Entry(
+        "out_of_memory",
+        "The row, tried alone by a worker with nothing else in memory, takes more than there is.",
+        "Give a worker more (--num-gpus 1, a smaller --max-actors) and run with "
+        "--retry-quarantined; or a row less (model.dtype=bfloat16, image.aspect=square), which is "
+        "another run.",
+    ),
     # checkpoints
     "E1401": Entry(
         "checkpoint_incomplete",
@@ -281,8 +288,9 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1511": Entry(
         "output_unwritable",
-        "The output could not be written: no permission, a read-only file system, or an I/O error.",
-        "Check the output folder's rights and its disk; what was committed is kept.",
+        "The output could not be written or read: no permission, a read-only file system, an I/O "
+        "error, or an object store that does not answer.",
+        "Check the output's rights, its disk and the network; what was committed is kept.",
     ),
     "E1512": Entry(
         "ray_ended",

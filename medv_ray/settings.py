@@ -154,7 +154,7 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Weights and activations; RoPE tables and softmax stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes CUDA when torch sees it."""
+    """`auto` takes CUDA when torch sees it; in a scoring job, when `pool.num_gpus` is above 0."""
     logit_size: Literal["checkpoint", "tokenizer"] = "tokenizer"
     """Rows of the language head that take part: all, as LLaDA does, or len(tokenizer) as LLaDA-V's
     loader does."""

@@ -8,7 +8,7 @@ import posixpath
 from medv_ray.archive import ledger, lock, manifest, rows
 from medv_ray.archive.plan import Plan
 from medv_ray.archive.sources import would_list
-from medv_ray.archive.store import Store, is_local, writing
+from medv_ray.archive.store import Store, is_local
 from medv_ray.errors import RunError
 
 EVENTS, METRICS, QUARANTINE = "events.jsonl", "metrics.json", "quarantine/quarantine.parquet"
@@ -20,8 +20,7 @@ OWN = (
 
 def check_is_run_folder(store: Store) -> None:
     """Raises RunError E1507 for a folder that holds anything but a run, E1511 for no folder."""
-    with writing(store.root, 0):
-        tops = {name.removesuffix(".tmp") for name in store.top()}
+    tops = {name.removesuffix(".tmp") for name in store.top()}
     strange = sorted(tops - set(OWN))
     headless = manifest.FILE not in tops and (ledger.FILE in tops or rows.FOLDER in tops)
     if strange or headless:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from medv_ray.archive.store import Store, writing
+from medv_ray.archive.store import Store, reading, writing
 from medv_ray.errors import RunError
 
 FILE, FOLDER = "ledger.jsonl", "ledger"
@@ -75,7 +75,7 @@ class Ledger:
         path = self.store.path(FILE)
         if not os.path.exists(path):
             return
-        with open(path, "rb") as file:
+        with reading(FILE), open(path, "rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     break  # the crash came before its newline: it never happened

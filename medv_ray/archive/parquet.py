@@ -15,11 +15,12 @@ import pyarrow.types as types
 from medv_ray.archive.chunks import CHUNK_BYTES, Cut, Draft, SourceFile
 from medv_ray.archive.columns import Columns, find_columns
 from medv_ray.archive.sources import Archive, ArchiveSettings, file_path
+from medv_ray.archive.store import TROUBLE, reason_of
 from medv_ray.errors import DataError
 
 STREAM_BYTES = 2**20  # read-ahead of one column
 BOMB_BYTES, BOMB_RATIO = 64 * 2**20, 1000
-BROKEN = (OSError, pa.ArrowException, UnicodeDecodeError)
+BROKEN = (*TROUBLE, UnicodeDecodeError)
 
 
 class Group(NamedTuple):
@@ -41,23 +42,14 @@ class Footer(NamedTuple):
 
 
 def open_parquet(archive: Archive, file: SourceFile) -> pq.ParquetFile:
-    """Raises DataError E1105 when it is no readable parquet file."""
+    """Raises one of BROKEN when it is no readable parquet file."""
     filesystem, path = file_path(archive, file)
-    if not file.size:
-        raise DataError("E1105", f"{file.name}: the file is empty.")
-    try:
-        return pq.ParquetFile(
-            filesystem.open_input_file(path),
-            buffer_size=STREAM_BYTES,
-            pre_buffer=False,
-            page_checksum_verification=True,
-        )
-    except BROKEN as error:
-        if isinstance(error, OSError) and error.errno:
-            raise  # the system's, not the decoder's
-        raise DataError(
-            "E1105", f"{file.name}: not a complete parquet file ({type(error).__name__})."
-        ) from error
+    return pq.ParquetFile(
+        filesystem.open_input_file(path),
+        buffer_size=STREAM_BYTES,
+        pre_buffer=False,
+        page_checksum_verification=True,
+    )
 
 
 def read_footer(settings: ArchiveSettings, file: SourceFile, opened: pq.ParquetFile) -> Footer:
@@ -148,7 +140,13 @@ def as_text(cell: bytes | None) -> str | bytes | None:
 
 def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
     """Chunks of at most `chunk_rows` rows inside row groups; fewer where images are large."""
-    opened = open_parquet(archive, file)
+    if not file.size:
+        raise DataError("E1105", f"{file.name}: the file is empty.")
+    try:
+        opened = open_parquet(archive, file)
+    except BROKEN as error:
+        told = f"{file.name}: not a complete parquet file, or no access ({reason_of(error)})."
+        raise DataError("E1105", told) from error
     footer = read_footer(archive.settings, file, opened)
     result = Draft()
     for number, group in enumerate(footer.groups):

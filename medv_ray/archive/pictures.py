@@ -10,12 +10,13 @@ import stat
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 from pyarrow import fs
 
 from medv_ray.archive.chunks import CHUNK_BYTES, Chunk, Cut, Draft, Row, SourceFile
 from medv_ray.archive.columns import make_row
 from medv_ray.archive.sources import IMAGE_ENDINGS, Archive, ending, list_files, place_of
-from medv_ray.archive.store import is_local
+from medv_ray.archive.store import is_local, reason_of
 from medv_ray.errors import DataError
 
 REFUSED = (
@@ -32,23 +33,20 @@ def named_image(archive: Archive, name: object) -> bytes:
     """
     if name is None or name == "":
         raise DataError("E1111", "the row has neither image bytes nor an image path.")
-    if not isinstance(name, str) or "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
-        raise DataError("E1108", "the image path is no text that can be a path.")
     limit = archive.settings.max_image_bytes
     filesystem, root = place_of(archive.images_uri)
     path = relative_path(name)
     if is_local(archive.images_uri):
         return read_local(root, path, limit)
-    info = filesystem.get_file_info(f"{root}/{path}")
-    if info.type == fs.FileType.NotFound:
-        raise DataError("E1111", "the image that the row names does not exist.")
-    if info.type != fs.FileType.File:
-        raise DataError("E1108", "the image path is not a file.")
-    return read_object(filesystem, f"{root}/{path}", info.size, limit)
+    if path.startswith("/"):
+        raise DataError("E1108", "the image path leads out of the image folder.")
+    return read_object(filesystem, posixpath.normpath(f"{root}/{path}"), limit)
 
 
-def relative_path(name: str) -> str:
+def relative_path(name: object) -> str:
     r"""`images\test\1.jpg` -> `images/test/1.jpg`. Raises DataError E1108 for a way out."""
+    if not isinstance(name, str) or "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
+        raise DataError("E1108", "the image path is no text that can be a path.")
     path = name.replace("\\", "/")
     parts = path.split("/")
     if ".." in parts or ":" in parts[0]:
@@ -56,14 +54,21 @@ def relative_path(name: str) -> str:
     return path
 
 
-def read_object(filesystem: Any, path: str, size: int, limit: int) -> bytes:
+def read_object(filesystem: Any, path: str, limit: int) -> bytes:
     """An object of a store; a failed read is E1107, as the object may be there another time."""
-    check_size(size, limit)
     try:
+        info = filesystem.get_file_info(path)
+        if info.type == fs.FileType.NotFound:
+            raise DataError("E1111", "the image that the row names does not exist.")
+        if info.type != fs.FileType.File:
+            raise DataError("E1108", "the image path is not a file.")
+        check_size(info.size, limit)
         with filesystem.open_input_file(path) as file:
             data: bytes = file.read()
+    except pa.ArrowInvalid as error:
+        raise DataError("E1108", "the image path is no name of an object.") from error
     except OSError as error:
-        raise DataError("E1107", f"an image could not be read ({type(error).__name__}).") from error
+        raise DataError("E1107", f"an image could not be read ({reason_of(error)}).") from error
     return data
 
 
@@ -125,8 +130,14 @@ def look_up(archive: Archive, names: set[str]) -> NamedImages:
         selector = fs.FileSelector(folder, recursive=False, allow_not_found=True)
         try:
             listed = filesystem.get_file_info(selector)
-        except (OSError, ValueError):
-            continue  # a file where a folder should be, or no permission: missing
+        except ValueError:
+            continue  # no name of a folder: missing
+        except OSError as error:
+            if is_local(archive.images_uri):
+                continue  # a file where a folder should be, or no permission: missing
+            # no network, say: what is there would count as missing, and as changed the next time
+            told = f"the images that rows name cannot be listed ({reason_of(error)})."
+            raise DataError("E1110", told) from error
         for info in sorted(listed, key=lambda info: str(info.path)):
             if info.path in paths and info.type == fs.FileType.File:
                 name = posixpath.relpath(info.path, root)

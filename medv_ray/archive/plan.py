@@ -15,6 +15,7 @@ from medv_ray.archive.ids import IdCensus, row_numbers
 from medv_ray.archive.manifest import UNREADABLE
 from medv_ray.archive.pictures import NamedImages
 from medv_ray.archive.sources import Archive, check_unchanged, file_path
+from medv_ray.archive.store import TROUBLE, reason_of
 from medv_ray.errors import DataError
 
 __all__ = ["Chunk", "Plan", "PlannedFile", "Unreadable", "iter_rows", "plan", "read_rows"]
@@ -123,8 +124,8 @@ def digests(archive: Archive) -> Iterator[tuple[SourceFile, str | DataError]]:
 def digest_or_error(archive: Archive, file: SourceFile) -> str | DataError:
     try:
         return fingerprint(archive, file)
-    except OSError as error:
-        return DataError("E1105", f"{file.name}: cannot be read ({type(error).__name__}).")
+    except TROUBLE as error:
+        return DataError("E1105", f"{file.name}: cannot be read ({reason_of(error)}).")
 
 
 def fingerprint(archive: Archive, file: SourceFile) -> str:
@@ -157,8 +158,7 @@ def draft_file(
     except DataError as error:
         return Draft(), error
     except parquet.BROKEN as error:
-        name = type(error).__name__
-        return Draft(), DataError("E1105", f"{file.name}: cannot be read ({name}).")
+        return Draft(), DataError("E1105", f"{file.name}: cannot be read ({reason_of(error)}).")
     return draft, None
 
 
@@ -210,6 +210,6 @@ def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
         if archive.kind != "images":
             check_unchanged(archive, file)
         yield from READ[archive.kind](archive, chunk)
-    except OSError as error:
-        name = type(error).__name__
-        raise DataError("E1107", f"{file.name} cannot be read at the moment ({name}).") from error
+    except TROUBLE as error:
+        told = f"{file.name} cannot be read at the moment ({reason_of(error)})."
+        raise DataError("E1107", told) from error

@@ -118,16 +118,17 @@ def read_part(
 def read_run(out: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The committed rows of a run, a table at a time, each verified; also while the job runs.
 
+    No row comes twice; of a chunk that is tried again meanwhile, the old rows or the new ones.
     Raises RunError E1506 for damage.
     """
     store = Store(out)
-    done: set[str] = set()
+    done: set[str] = set()  # places and not keys: a second try of a chunk has another key
     for _ in range(8):
         ledger = Ledger.load(store)
         vanished = False
         for name, places in ledger.held.items():
-            keys = {ledger.commits[place].key for place in places} - done
-            if not keys:
+            left = places - done
+            if not left:
                 continue
             wanted = None if columns is None else [*columns, "chunk"]
             try:
@@ -135,8 +136,8 @@ def read_run(out: str, columns: Sequence[str] | None = None) -> Iterator[pa.Tabl
             except FileNotFoundError:
                 vanished = True  # merged away between our two looks
                 continue
-            done |= keys
-            yield only(table, keys, columns)
+            done |= left
+            yield only(table, {ledger.commits[place].key for place in left}, columns)
         if not vanished:
             return
     raise RunError("E1506", "files of rows/ that the ledger names are missing.")

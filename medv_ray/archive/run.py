@@ -138,6 +138,7 @@ class Run:
             "identity": identity,
             "files": [list(file) for file in self.plan.files],
             "mixed_with": mixed,
+            "processors": [] if found is None else found.get("processors", []),
             "started": started,
         }
         if found != {**self.manifest, "sha256": (found or {}).get("sha256")}:
@@ -211,6 +212,12 @@ class Run:
         if len(small_parts(self.ledger)) >= MERGE_AFTER:
             compact(self.store, self.ledger)
         return True
+
+    def note_processor(self, name: str) -> None:
+        """Record a kind of CPU or GPU that answers rows of this run, in run.json."""
+        if name not in self.manifest["processors"]:
+            self.manifest["processors"].append(name)
+            manifests.write_manifest(self.store, self.manifest)
 
     def skip(self, chunk: Chunk, error: DataError) -> None:
         """Note that a chunk could not be read: it stays open, and the job ends with exit code 1."""

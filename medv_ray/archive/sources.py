@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
@@ -17,7 +18,7 @@ from pyarrow import fs
 from pydantic import Field, PositiveInt, model_validator
 
 from medv_ray.archive.chunks import SourceFile
-from medv_ray.archive.store import Stored, absolute, resolve
+from medv_ray.archive.store import TROUBLE, Stored, absolute, reason_of, resolve
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.settings import Settings
 
@@ -78,10 +79,22 @@ class Archive:
     """Files whose ending says nothing."""
 
 
+@contextmanager
+def listing() -> Iterator[None]:
+    """Turn a failed listing into DataError E1110."""
+    try:
+        yield
+    except TROUBLE as error:
+        told = f"archive: cannot be listed ({reason_of(error)}: rights or network)."
+        raise DataError("E1110", told) from error
+
+
+@listing()
 def open_archive(settings: ArchiveSettings) -> Archive:
     """List the archive and tell its kind; no row is read.
 
-    Raises DataError E1110 when nothing is there, SettingsError E1001 when its kind is not clear.
+    Raises DataError E1110 when nothing is there or it cannot be listed, SettingsError E1001 when
+    its kind is not clear.
     """
     if settings.questions is not None:
         images = absolute(settings.images or settings.archive)
@@ -143,12 +156,8 @@ def list_files(pattern: str) -> list[Stored]:
 
     Raises DataError E1110 when there are none, or when they cannot be listed.
     """
-    try:
+    with listing():
         found = find_files(pattern)
-    except OSError as error:
-        raise DataError(
-            "E1110", f"archive: cannot be listed ({type(error).__name__}: rights or network)."
-        ) from error
     if not found:
         raise DataError("E1110", "archive: no such file or folder, or it is empty.")
     return sorted(found)
@@ -187,6 +196,7 @@ def folder_of(pattern: str) -> str:
     return f"{scheme}://{location.rstrip('/')[:-cut] if cut else location}{query}"
 
 
+@listing()
 def would_list(pattern: str, name: str) -> bool:
     """Whether a file `name`, relative to the pattern's folder, would be part of the archive."""
     filesystem, path = resolve(pattern)

@@ -10,16 +10,20 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 from pyarrow import fs
 
 from medv_ray.errors import RunError, SettingsError
 
 TRIES = 3
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+TROUBLE = (OSError, pa.ArrowException)
+"""What disks and object stores raise through pyarrow. Its text may name hosts, keys and paths, and
+goes into no message."""
 
 
 class Stored(NamedTuple):
@@ -41,7 +45,7 @@ def resolve(uri: str) -> tuple[Any, str]:
         return fs.LocalFileSystem(), os.path.abspath(uri)
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
-    except (ValueError, OSError) as error:  # pyarrow's errors are both; their text repeats the URI
+    except (ValueError, *TROUBLE) as error:
         scheme = urlsplit(uri).scheme
         raise SettingsError(
             "E1001", f"{scheme}://...: not a place that can be opened (local, s3://, gs://)."
@@ -81,16 +85,14 @@ class Store:
                 os.makedirs(self.root, exist_ok=True)
 
     def read(self, name: str) -> bytes:
-        """The whole file. Raises FileNotFoundError."""
+        """The whole file. Raises FileNotFoundError, RunError E1511."""
         tries = 1 if self.local else TRIES
         for left in reversed(range(tries)):
             try:
-                with self.filesystem.open_input_file(self.path(name)) as file:
+                with reading(name), self.filesystem.open_input_file(self.path(name)) as file:
                     data: bytes = file.read()
                 return data
-            except FileNotFoundError:
-                raise
-            except OSError:  # an object may be replaced between our HEAD and our GET
+            except RunError:  # an object may be replaced between our HEAD and our GET
                 if not left:
                     raise
         raise AssertionError("unreachable")
@@ -139,37 +141,56 @@ class Store:
         """All files below `prefix`, sorted by name; empty when there is no such folder."""
         base = f"{self.root}/{prefix}".rstrip("/")
         selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
-        found = [
+        with reading(prefix):
+            infos = self.filesystem.get_file_info(selector)
+        return sorted(
             Stored(info.path[len(self.root) + 1 :], info.size, info.mtime_ns or 0)
-            for info in self.filesystem.get_file_info(selector)
+            for info in infos
             if info.type == fs.FileType.File
-        ]
-        return sorted(found)
+        )
 
     def top(self) -> list[str]:
         """Names of the files and folders directly in the root."""
         selector = fs.FileSelector(self.root, recursive=False, allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        with reading():
+            return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
-        return bool(self.filesystem.get_file_info(self.path(name)).type == fs.FileType.File)
+        with reading(name):
+            return bool(self.filesystem.get_file_info(self.path(name)).type == fs.FileType.File)
 
     def delete(self, name: str) -> None:
         """Remove the file; nothing happens when it is not there."""
-        try:
+        with suppress(FileNotFoundError), reading(name):
             self.filesystem.delete_file(self.path(name))
-        except FileNotFoundError:
-            return
+
+
+@contextmanager
+def reading(name: str = "") -> Iterator[None]:
+    """Turn a failed look at a run folder into RunError E1511; FileNotFoundError is an answer."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except TROUBLE as error:
+        told = f"{name or 'the output folder'}: no answer from the disk or the object store"
+        raise RunError("E1511", f"{told} ({reason_of(error)}).") from error
+
+
+def reason_of(error: Exception) -> str:
+    """A word for what a disk or an object store raised, without its text."""
+    number = error.errno if isinstance(error, OSError) else None
+    return errno.errorcode.get(number or 0, type(error).__name__)
 
 
 @contextmanager
 def writing(path: str, num_bytes: int) -> Iterator[None]:
-    """Turn a failed local write into RunError: E1503 for a full disk, E1511 for the rest."""
+    """Turn a failed write into RunError: E1503 for a full disk, E1511 for the rest."""
     try:
         yield
-    except OSError as error:
-        if error.errno in NO_SPACE:
+    except TROUBLE as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
             folder = os.path.dirname(path)
             free = shutil.disk_usage(folder if os.path.isdir(folder) else "/").free
             missing = max(num_bytes - free, 1)
@@ -178,7 +199,6 @@ def writing(path: str, num_bytes: int) -> Iterator[None]:
                 f"{os.path.basename(path)} needs {num_bytes} bytes, {free} are free, "
                 f"at least {missing} are missing.",
             ) from error
-        reason = errno.errorcode.get(error.errno or 0, type(error).__name__)
         raise RunError(
-            "E1511", f"{os.path.basename(path)} could not be written ({reason})."
+            "E1511", f"{os.path.basename(path)} could not be written ({reason_of(error)})."
         ) from error

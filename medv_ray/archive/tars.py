@@ -52,9 +52,9 @@ def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
         stream = io.BufferedReader(opened, READ_AHEAD)
         members, result.ignored = index(stream, file, with_text)
         members = members[:limit]
-        texts = [read_text(stream, member.at()) for member in members]
+        ids = [row_id(member.key, read_text(stream, member.at())) for member in members]
     result.rows = len(members)
-    result.ids = iter([[row_id(m.key, t) for m, t in zip(members, texts, strict=True)]])
+    result.ids = iter([ids])
     begin, size = 0, 0
     for row, member in enumerate(members):
         more = member.image[1] if member.image else 0

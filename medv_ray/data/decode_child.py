@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 
 from medv_ray.data.encoded import open_header
-from medv_ray.data.images import Prepared, check_bytes, prepare
+from medv_ray.data.images import Prepared, check_bytes, inspect, prepare
 from medv_ray.data.tiles import TileSettings
 from medv_ray.errors import CATALOGUE, DataError, RunError, SettingsError
 
@@ -49,17 +49,19 @@ _ORPHAN_CHECK_SECONDS = 5.0
 class Decoder:
     """`prepare` behind a child process, which starts with the first image and ends with `close`.
 
+    Without tile settings it is `inspect`: headers are read, and there are no tiles.
     Safe to call from several threads; images are prepared one at a time.
     """
 
-    def __init__(self, image: ImageSettings, tiles: TileSettings) -> None:
+    def __init__(self, image: ImageSettings, tiles: TileSettings | None) -> None:
         self._image = image
-        self._side = tiles.tile
-        cells = [width * height // tiles.tile**2 for width, height in tiles.grid]
+        self._side = side = 1 if tiles is None else tiles.tile
+        grid = () if tiles is None else tiles.grid
+        cells = [width * height // side**2 for width, height in grid]
         self._most_tiles = 1 + max(cells, default=0)
         setup = {
             "image": image.model_dump(mode="json"),
-            "tiles": asdict(tiles),
+            "tiles": None if tiles is None else asdict(tiles),
             "parent": os.getpid(),
         }
         self._setup = json.dumps(setup).encode()
@@ -240,7 +242,8 @@ def main() -> None:
         file.write("1000")
     setup = json.loads(_frame(requests))
     image = cast("ImageSettings", SimpleNamespace(**setup["image"]))
-    tiles = TileSettings(**setup["tiles"])  # the grid as lists, which serve as well
+    # the grid as lists, which serve as well
+    tiles = None if setup["tiles"] is None else TileSettings(**setup["tiles"])
     with contextlib.suppress(DataError, SettingsError):
         open_header(b"\0", image.formats)  # loads the plugins while files may still be opened
     limit(image.decode_bytes)
@@ -282,11 +285,11 @@ def wait_for_request(requests: BinaryIO, parent: int) -> bool:
 
 
 def answer(
-    data: bytes, image: ImageSettings, tiles: TileSettings
+    data: bytes, image: ImageSettings, tiles: TileSettings | None
 ) -> tuple[dict[str, Any], memoryview]:
     """JSON header and tile bytes for one image."""
     try:
-        prepared = prepare(data, image, tiles)
+        prepared = inspect(data, image) if tiles is None else prepare(data, image, tiles)
     except (DataError, SettingsError) as error:
         return {"code": error.code, "detail": error.detail}, memoryview(b"")
     header = {
@@ -294,7 +297,7 @@ def answer(
         "warnings": prepared.warnings,
         "sha256": prepared.sha256,
     }
-    return header, np.ascontiguousarray(prepared.tiles).data.cast("B")
+    return header, np.ascontiguousarray(prepared.tiles).reshape(-1).data
 
 
 def _frame(requests: BinaryIO) -> bytes:

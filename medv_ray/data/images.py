@@ -77,6 +77,21 @@ def check_bytes(data: bytes, image: ImageSettings) -> None:
         )
 
 
+def inspect(data: bytes, image: ImageSettings) -> Prepared:
+    """What the header tells, without tiles: nothing is decoded.
+
+    Raises DataError E1112, E1201 .. E1206, E1210.
+    """
+    check_bytes(data, image)
+    with _own_words(len(data), None):
+        source = open_header(data, image.formats)
+    check_header(source.size, image)
+    with _own_words(len(data), source.format):
+        warnings = frame_words(source, image)
+    none = np.empty((0, 1, 1, 3), np.uint8)
+    return Prepared(none, source.size, tuple(warnings), hashlib.sha256(data).hexdigest())
+
+
 def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:
     """Upright RGB picture and warnings. Raises DataError E1202 .. E1211."""
     with _own_words(len(data), None):

@@ -40,7 +40,9 @@ class Predictor:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device == "cuda" and not torch.cuda.is_available():
-            raise SettingsError("E1001", "model.device=cuda: torch sees no GPU; use cpu or auto.")
+            raise SettingsError(
+                "E1001", "model.device=cuda: torch sees no GPU; use cpu, without --num-gpus."
+            )
         size = len(tokenizer) if model.logit_size == "tokenizer" else None
         loaded = weights.load(
             folder, dtype=getattr(torch, model.dtype), device=device, logit_size=size

@@ -19,7 +19,8 @@ from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
 from medv_ray.errors import DataError, MedvError, RunError
-from medv_ray.on_ray.chunk import PREDICTOR, ChunkScorer, find, reasons_of
+from medv_ray.on_ray.answerer import PREDICTOR, find, processor
+from medv_ray.on_ray.chunk import ChunkScorer, reasons_of
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.supervisor import Orders
 
@@ -81,6 +82,7 @@ class ScoreChunk:
         if told:
             raise RunError("E1508", told)
         settings, store = work.settings, Store(work.settings.out)
+        self._processor = processor(settings.device)
         make = find(work.factory)
         scorer = self._answering.submit(
             ChunkScorer, work.archive, store, settings.answer, lambda: make(settings)
@@ -102,6 +104,7 @@ class ScoreChunk:
                     "part": part.to_json(),
                     "reasons": reasons_of(records),
                     "counters": counters,
+                    "processor": self._processor,
                 }
             except Stopped:
                 return

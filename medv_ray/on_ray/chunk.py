@@ -3,58 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
-
-import torch
+from typing import Any
 
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.plan import read_rows
 from medv_ray.archive.rows import Part, quarantine_record, write_part
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
-from medv_ray.engine import Answer, Predictor, Request, row_seed
-from medv_ray.errors import DataError, MedvError, RunError
-from medv_ray.on_ray.options import ScoreSettings
+from medv_ray.engine import Answer, Request, row_seed
+from medv_ray.errors import DataError
+from medv_ray.on_ray.answerer import Answerer, Failed, Renewed
 from medv_ray.settings import AnswerSettings
 
-CRASH_CODE = 70  # EX_SOFTWARE
-PREDICTOR = "medv_ray.on_ray.chunk:load_predictor"
-
-
-class Answerer(Protocol):
-    """What a chunk needs of a Predictor."""
-
-    @property
-    def counters(self) -> Any:
-        """An object of whole-number fields."""
-
-    def answer(self, requests: Sequence[Request]) -> list[Answer | DataError]:
-        """One answer or error a request."""
-
-    def close(self) -> None:
-        """Let go of everything."""
-
+MOST_PICTURES = 2**18
+"""Digests that are kept to count distinct pictures, about 100 bytes each; then all are forgotten. A
+picture that comes back after so many others is counted again, and as the image cache holds far
+fewer, the vision tower runs again too: the two numbers stay comparable."""
 
 Announce = Callable[[int | None], None]
 """Called with a row number before the row is tried, and with None after the last."""
-
-
-def load_predictor(settings: ScoreSettings) -> Answerer:
-    """The predictor of a real job, on as many torch threads as an actor has cores."""
-    if settings.pool.cpus >= 1:
-        torch.set_num_threads(int(settings.pool.cpus))
-    return Predictor.load(settings.model, settings.answer, settings.engine)
-
-
-def find(path: str) -> Callable[[ScoreSettings], Answerer]:
-    """The function that a `module:function` path names."""
-    module, _, name = path.partition(":")
-    found: Callable[[ScoreSettings], Answerer] = getattr(importlib.import_module(module), name)
-    return found
 
 
 class ChunkScorer:
@@ -66,10 +35,8 @@ class ChunkScorer:
         self._archive = archive
         self._store = store
         self._settings = answer
-        self._make = make
-        self._predictor = make()
-        self._counted: Counter[str] = Counter()  # at the last look
-        self._new: Counter[str] = Counter()
+        self._predictor = Renewed(make)
+        self._new_pictures = 0
         self._pictures: set[bytes] = set()
 
     def score(self, chunk: Chunk) -> tuple[Part, dict[str, int]]:
@@ -80,14 +47,9 @@ class ChunkScorer:
     def read(self, chunk: Chunk) -> list[Row]:
         """All rows of the chunk.
 
-        Raises DataError when the input file vanished or changed: the chunk stays open.
+        Raises DataError when the input vanished, changed or cannot be read: the chunk stays open.
         """
-        try:
-            return read_rows(self._archive, chunk)
-        except OSError as error:
-            name = self._archive.files[chunk.file].name
-            kind = type(error).__name__
-            raise DataError("E1105", f"{name}: could not be read ({kind}).") from None
+        return read_rows(self._archive, chunk)
 
     def answer(
         self, rows: Sequence[Row], crashed: Sequence[int] = (), announce: Announce | None = None
@@ -95,7 +57,7 @@ class ChunkScorer:
         """One output record a row.
 
         Rows numbered in `crashed` are quarantined untried; with `announce`, rows are tried one by
-        one. Raises RunError when memory is short.
+        one. Raises RunError E1508 when memory is short whatever the row.
         """
         records = [self._judge(row, crashed) for row in rows]
         tried = [row for row, record in zip(rows, records, strict=True) if record is None]
@@ -112,15 +74,9 @@ class ChunkScorer:
 
     def take_counters(self) -> dict[str, int]:
         """What the predictor did since the last call; `images`: distinct pictures new to it."""
-        self._count()
-        new, self._new = dict(self._new), Counter()
-        return new
-
-    def _count(self) -> None:
-        now = Counter(vars(self._predictor.counters))
-        for name, count in now.items():
-            self._new[name] += count - self._counted[name]
-        self._counted = now
+        counted = self._predictor.take_counters()
+        counted["images"], self._new_pictures = self._new_pictures, 0
+        return dict(counted)
 
     def close(self) -> None:
         """End the image decoder's processes."""
@@ -144,11 +100,8 @@ class ChunkScorer:
         digests = [self._digest(row) for row in rows]
         first = {digest: place for place, digest in reversed(list(enumerate(digests)))}
         order = sorted(range(len(rows)), key=lambda place: first[digests[place]])
-        try:
-            ended = self._predictor.answer([self._request(rows[place]) for place in order])
-        except Exception as error:
-            raise_if_fatal(error)
-            self._renew()
+        ended = self._predictor.answer([self._request(rows[place]) for place in order])
+        if isinstance(ended, Failed):
             return self._answer_each(rows, None)
         places = sorted(range(len(rows)), key=order.__getitem__)
         return [ended[place] for place in places]
@@ -158,8 +111,11 @@ class ChunkScorer:
         if row.image is None:
             return b""
         digest = hashlib.sha256(row.image).digest()[:12]
-        self._new["images"] += digest not in self._pictures
-        self._pictures.add(digest)
+        if digest not in self._pictures:
+            if len(self._pictures) == MOST_PICTURES:
+                self._pictures.clear()
+            self._pictures.add(digest)
+            self._new_pictures += 1
         return digest
 
     def _answer_each(self, rows: list[Row], announce: Announce | None) -> list[Answer | DataError]:
@@ -169,22 +125,10 @@ class ChunkScorer:
             if announce:
                 announce(row.row)
                 self._digest(row)
-            try:
-                ended += self._predictor.answer([self._request(row)])
-            except Exception as error:
-                raise_if_fatal(error)
-                self._renew()
-                ended.append(DataError("E1509", f"{type(error).__name__} in one row."))
+            ended.append(self._predictor.answer_alone(self._request(row)))
         if announce:
             announce(None)
         return ended
-
-    def _renew(self) -> None:
-        """A predictor that raised may hold half-done rows."""
-        self._count()
-        self._predictor.close()
-        self._predictor = self._make()
-        self._counted = Counter()
 
     def _record(self, row: Row, ended: Answer | DataError) -> dict[str, Any]:
         if isinstance(ended, DataError):
@@ -219,15 +163,3 @@ class ChunkScorer:
 def reasons_of(records: Sequence[dict[str, Any]]) -> dict[str, int]:
     """Quarantined rows by reason."""
     return dict(Counter(str(r["reason"]) for r in records if r["status"] == "quarantined"))
-
-
-def raise_if_fatal(error: Exception) -> None:
-    """Errors that no other row would escape: end the job, or the process where only that helps."""
-    if isinstance(error, MedvError) and not isinstance(error, DataError):
-        raise error
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        raise RunError(
-            "E1508", f"a worker ran out of memory ({type(error).__name__}) on one row."
-        ) from None
-    if isinstance(error, torch.AcceleratorError):
-        os._exit(CRASH_CODE)  # the CUDA context is lost; a new process gets a new one

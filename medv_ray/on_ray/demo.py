@@ -20,6 +20,9 @@ ROWS = 600
 SEED = 2026
 """Split `test` of this seed shares no picture with anything that the toy was trained on."""
 PICTURES = 6
+ACCURACY_ROWS = 1_000_000
+"""Rows up to which a job ends with a comparison with the known answers. All rows are read again for
+it: some seconds for these, minutes for 10^8."""
 
 
 def write_demo(folder: Path, num_rows: int) -> Path:

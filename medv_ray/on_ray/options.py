@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -58,6 +59,14 @@ class ScoreSettings(AnswerSettings):
         """Only what decides an answer."""
         return AnswerSettings(**{name: getattr(self, name) for name in AnswerSettings.model_fields})
 
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where actors compute. `auto` goes by the GPUs that are asked for and not by what a
+        process sees, so that the driver, which may lie on a machine without any, knows it too."""
+        if self.model.device == "auto":
+            return "cuda" if self.pool.num_gpus else "cpu"
+        return self.model.device
+
     def located(self, on_cluster: bool) -> ScoreSettings:
         """With local folders as absolute paths, which mean the same in every process.
 
@@ -76,16 +85,20 @@ class ScoreSettings(AnswerSettings):
         return self.model_copy(update={"out": out, "archive": archive})
 
     def identity(self, model_sha256: str) -> dict[str, Any]:
-        """What must be equal for a resume, beside the input: answers depend on it."""
+        """What must be equal for a resume, beside the input: answers depend on it.
+
+        The kind of CPU or GPU is not in it: a cluster has several, and the driver's need not be
+        among them. `Run.note_processor` records those that answered.
+        """
         return {
             "settings": self.answer.model_dump(mode="json"),
             "model": {
                 "sha256": model_sha256,
                 "dtype": self.model.dtype,
-                "device": self.model.device,
+                "device": self.device,
                 "logit_size": self.model.logit_size,
             },
-            "code": {"medv_ray": __version__},
+            "code": {"medv_ray": __version__, "torch": version("torch")},
         }
 
 

@@ -1,54 +1,65 @@
-"""`--plan`: what a job would do, from the archive's index, a sample and a probe. Writes nothing."""
+"""`--plan`: what a job would do, from the archive's index, its rows and a probe. Writes nothing."""
 
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.plan import Plan, read_rows
-from medv_ray.archive.survey import survey
+from medv_ray.archive.survey import Survey, survey
 from medv_ray.data.decode_child import Decoder
 from medv_ray.data.tiles import TileSettings
 from medv_ray.engine import Request
 from medv_ray.errors import DataError
-from medv_ray.on_ray.chunk import PREDICTOR, Answerer, find
+from medv_ray.on_ray.answerer import PREDICTOR, Answerer, find
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.score import planned
 
+EXACT_ROWS = 20_000
+EXACT_S = 20.0
+"""Archives up to this size are read as a whole, for this long at most. Of larger ones a sample is
+told, as what it is: nothing is extrapolated but the time."""
 SAMPLE_CHUNKS = 16
 PROBE_ROWS = 32
 
 
 @dataclass
-class Sample:
-    """What a few chunks from all over the archive hold."""
+class Look:
+    """What some chunks hold."""
 
     rows: int = 0
-    pictures: Counter[str] = field(default_factory=Counter)
-    """Rows by digest of their image."""
+    pictures: dict[bytes, str | None] = field(default_factory=dict)
+    """By digest, the code of what is wrong with each distinct picture."""
     problems: Counter[str] = field(default_factory=Counter)
-    """Bad rows by code: cells, ids, and pictures that do not decode."""
+    """Bad rows by code: cells, ids and pictures. Each row with a broken picture counts."""
     good: list[Row] = field(default_factory=list)
 
+    def told(self) -> dict[str, Any]:
+        """As `--plan` prints it."""
+        return {
+            "rows": self.rows,
+            "distinct_images": len(self.pictures),
+            "problems": dict(sorted(self.problems.items())),
+        }
 
-def preview(settings: ScoreSettings, actors: int, factory: str | None = None) -> dict[str, Any]:
-    """Counts, a sample's problems and a probe's speed. Raises what the job would raise."""
+
+def preview(settings: ScoreSettings, factory: str | None = None) -> dict[str, Any]:
+    """Counts, problems and a probe's speed. Raises what the job would raise."""
     settings = settings.located(on_cluster=False)
     plan, identity = planned(settings)
     known = survey(plan, settings.out, identity)
+    counted, how = count(plan, settings)
     sample = take_sample(plan, settings)
-    probe = {}
-    if sample.good:
-        predictor = find(factory or PREDICTOR)(settings)
-        try:
-            probe = time_probe(predictor, sample.good[:PROBE_ROWS], settings)
-        finally:
-            predictor.close()
-    left = known.rows - known.done_rows
+    probe = take_probe(sample.good[:PROBE_ROWS], settings, factory)
     told = {
         "rows": known.rows,
         "files": known.files,
@@ -60,64 +71,95 @@ def preview(settings: ScoreSettings, actors: int, factory: str | None = None) ->
         "images_missing": known.missing_images,
         "resume_skips_rows": known.done_rows,
         "changed_since_run_began": list(known.changes),
-        "sample": {
-            "rows": sample.rows,
-            "distinct_images": len(sample.pictures),
-            "problems": dict(sorted(sample.problems.items())),
-        },
+        "counted": how,
+        "every_row": None if counted is None else counted.told(),
+        "sample": sample.told(),
         "probe": probe,
     }
-    if probe:
-        per_row = probe["seconds_per_row"]
-        told["estimate"] = {
-            "rows": left,
-            "actor_hours": round(left * per_row / 3600, 3),
-            "actors": actors,
-            "hours": round(left * per_row / actors / 3600, 3),
-        }
+    if "seconds_per_row" in probe:
+        told["estimate"] = estimate(known, probe["seconds_per_row"], settings)
     return told
 
 
-def take_sample(plan: Plan, settings: ScoreSettings) -> Sample:
-    """Read chunks at even distances; decode each distinct picture once, in the decoder's child."""
-    sample = Sample()
-    step = max(1, len(plan.chunks) // SAMPLE_CHUNKS)
+def count(plan: Plan, settings: ScoreSettings) -> tuple[Look | None, str]:
+    """Every row of a small archive, and in words what was done."""
+    if plan.rows > EXACT_ROWS:
+        return None, f"a sample only: the archive has more than {EXACT_ROWS} rows"
+    with Decoder(settings.image, None) as decoder:
+        found = look(plan, plan.chunks, decoder, seconds=EXACT_S)
+    if found is None:
+        return None, f"a sample only: to read every row takes more than {EXACT_S:g} s"
+    return found, "every row: cells, ids and the headers of images, which are not decoded"
+
+
+def take_sample(plan: Plan, settings: ScoreSettings) -> Look:
+    """Chunks at even distances; each distinct picture is decoded."""
+    number = min(SAMPLE_CHUNKS, len(plan.chunks))
+    chosen = [plan.chunks[place * len(plan.chunks) // number] for place in range(number)]
     with Decoder(settings.image, TileSettings("square", 32)) as decoder:
-        for chunk in plan.chunks[::step][:SAMPLE_CHUNKS]:
-            for row in _read(plan, chunk, sample):
-                sample.rows += 1
-                problem = row.error or _picture_problem(row, decoder, sample)
-                if problem is None:
-                    sample.good.append(row)
-                else:
-                    sample.problems[problem.code] += 1
-    sample.good = sample.good[:: max(1, len(sample.good) // PROBE_ROWS)]
-    return sample
+        found = look(plan, chosen, decoder, keep=math.ceil(PROBE_ROWS / number))
+    assert found is not None
+    return found
 
 
-def _read(plan: Plan, chunk: Chunk, sample: Sample) -> list[Row]:
+def look(
+    plan: Plan, chunks: Sequence[Chunk], decoder: Decoder, keep: int = 0, seconds: float = math.inf
+) -> Look | None:
+    """All rows of some chunks, of each `keep` good ones kept; None when `seconds` are over."""
+    deadline = time.monotonic() + seconds
+    found = Look()
+    for chunk in chunks:
+        good = []
+        for row in _read(plan, chunk, found):
+            if time.monotonic() > deadline:
+                return None
+            found.rows += 1
+            code = row.error.code if row.error else _picture_code(row, decoder, found)
+            if code is None:
+                good.append(row)
+            else:
+                found.problems[code] += 1
+        if keep:
+            found.good += good[:: max(1, len(good) // keep)][:keep]
+    return found
+
+
+def _read(plan: Plan, chunk: Chunk, found: Look) -> list[Row]:
     try:
         return read_rows(plan.archive, chunk)
     except DataError as error:
-        sample.problems[error.code] += len(chunk.rows)
+        found.rows += len(chunk.rows)
+        found.problems[error.code] += len(chunk.rows)
         return []
 
 
-def _picture_problem(row: Row, decoder: Decoder, sample: Sample) -> DataError | None:
+def _picture_code(row: Row, decoder: Decoder, found: Look) -> str | None:
     if row.image is None:
         return None
-    digest = hashlib.sha256(row.image).hexdigest()
-    sample.pictures[digest] += 1
-    if sample.pictures[digest] > 1:
-        return None
+    digest = hashlib.sha256(row.image).digest()[:12]
+    if digest not in found.pictures:
+        try:
+            decoder.prepare(row.image)
+            found.pictures[digest] = None
+        except DataError as error:
+            found.pictures[digest] = error.code
+    return found.pictures[digest]
+
+
+def take_probe(rows: list[Row], settings: ScoreSettings, factory: str | None) -> dict[str, Any]:
+    """Seconds a row, where this machine can tell."""
+    if not rows:
+        return {}
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        return {"skipped": "no GPU here: run --plan on a machine like the actors'"}
+    predictor = find(factory or PREDICTOR)(settings)
     try:
-        decoder.prepare(row.image)
-    except DataError as error:
-        return error
-    return None
+        return time_probe(predictor, rows)
+    finally:
+        predictor.close()
 
 
-def time_probe(predictor: Answerer, rows: list[Row], settings: ScoreSettings) -> dict[str, Any]:
+def time_probe(predictor: Answerer, rows: list[Row]) -> dict[str, Any]:
     """Seconds a row on this machine, after one row that warms up."""
     requests = [
         Request(row.question or "", () if row.image is None else (row.image,)) for row in rows
@@ -128,3 +170,19 @@ def time_probe(predictor: Answerer, rows: list[Row], settings: ScoreSettings) ->
     predictor.answer(timed)
     seconds = time.perf_counter() - started
     return {"rows": len(timed), "seconds_per_row": round(seconds / len(timed), 5)}
+
+
+def estimate(known: Survey, per_row_s: float, settings: ScoreSettings) -> dict[str, Any]:
+    """Hours for the rows that are left, with the actors that were asked for or fit this machine."""
+    pool = settings.pool
+    fits = [len(os.sched_getaffinity(0)) / pool.cpus] if pool.cpus else []
+    fits += [torch.cuda.device_count() / pool.num_gpus] if pool.num_gpus else []
+    most = pool.max_actors or int(min(fits, default=1))
+    actors = max(1, min(most, known.chunks - known.done_chunks))
+    left = known.rows - known.done_rows
+    return {
+        "rows": left,
+        "actor_hours": round(left * per_row_s / 3600, 3),
+        "actors": actors,
+        "hours": round(left * per_row_s / actors / 3600, 3),
+    }

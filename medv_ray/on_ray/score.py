@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 PASS_CHUNKS = 50_000
 """Ray Data keeps about 6 kB for each block that went through; a new pass forgets them."""
 IDLE_PASSES = 3
-DEFECTS = 100  # rows of this session that ended in E1509, before the job gives up
+DEFECTS = 100  # rows of this session that ended for one of these reasons, before it gives up
+GIVE_UP = {"internal_error": "E1509", "out_of_memory": "E1508"}
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _pass(
 ) -> None:
     """Stream some chunks through a pool of actors."""
     from medv_ray.on_ray.actor import Work
-    from medv_ray.on_ray.chunk import PREDICTOR
+    from medv_ray.on_ray.answerer import PREDICTOR
 
     began = time.time()
     work = Work(settings, run.plan.archive, stream.supervisor, factory or PREDICTOR)
@@ -184,6 +185,7 @@ def _take(
         run.skip(chunk, DataError(*result["skip"]))
         return
     part = Part(**result["part"])
+    run.note_processor(result["processor"])
     if not run.commit(part):
         return
     session.rows += part.rows
@@ -191,8 +193,8 @@ def _take(
     progress.add(
         {"answered": part.answered, "abstained": part.abstained, "quarantined": part.quarantined}
     )
-    defects = session.reasons["internal_error"]
-    if defects >= DEFECTS and 2 * defects > session.rows:
-        raise RunError(
-            "E1509", f"{defects} of {session.rows} rows failed the same way; nothing more is tried."
-        )
+    for reason, code in GIVE_UP.items():
+        defects = session.reasons[reason]
+        if defects >= DEFECTS and 2 * defects > session.rows:
+            told = f"{defects} of {session.rows} rows ended as {reason}; nothing more is tried."
+            raise RunError(code, told)

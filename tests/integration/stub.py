@@ -1,7 +1,7 @@
 """A predictor that does what its questions say, and an archive to ask them of.
 
-Question words: `sleep:0.04` seconds, `abort`, `segfault`, `raise`, `memory`, `bad` (a DataError),
-`move:FILE` to FILE.moved. A calm stub leaves out what stands with `:once`.
+Question words: `sleep:0.04` seconds, `abort`, `segfault`, `raise`, `memory`, `fatal`, `bad` (a
+DataError), `move:FILE` to FILE.moved. A calm stub leaves out what stands with `:once`.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from medv_ray.engine import Answer, Request
-from medv_ray.errors import CheckpointError, DataError
+from medv_ray.errors import CheckpointError, DataError, RunError
 from medv_ray.on_ray.options import ScoreSettings
 
 STUB = "tests.integration.stub:load"
@@ -55,6 +55,8 @@ class Stub:
                 raise ValueError(f"the question is {request.question}")
             elif name == "memory":
                 raise MemoryError
+            elif name == "fatal":
+                raise RunError("E1508", "nothing works.")
             elif name == "move":
                 Path(value).rename(Path(value).with_suffix(".moved"))
             elif name == "bad":

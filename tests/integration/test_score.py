@@ -64,22 +64,24 @@ def committed(folder: Path) -> int:
 def test_rows_are_accounted_for_and_a_second_run_does_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    stub.write_archive(tmp_path / "in.parquet", [SLOW, "bad", "", "raise", *[SLOW] * 56])
+    stub.write_archive(tmp_path / "in.parquet", [SLOW, "bad", "", "raise", "memory", *[SLOW] * 55])
     outcome = go(tmp_path)
     assert outcome.exit_code == 0
     assert outcome.summary is not None
     assert (outcome.summary.rows, outcome.summary.answered, outcome.summary.quarantined) == (
         60,
-        57,
-        3,
+        56,
+        4,
     )
-    assert outcome.session.counters["answers"] >= 57
+    assert outcome.session.counters["answers"] >= 56
     assert outcome.session.deaths == 0
     found = rows_of(tmp_path)
     assert len(found) == 60
-    assert [found[f"r{i:05d}"] for i in range(1, 4)] == [
-        "prompt_too_long", "empty_question", "internal_error",
+    assert [found[f"r{i:05d}"] for i in range(1, 5)] == [
+        "prompt_too_long", "empty_question", "internal_error", "out_of_memory",
     ]  # fmt: skip
+    manifest = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [name.split()[0] for name in manifest["processors"]] == ["CPU"]
     again = go(tmp_path)
     assert again.session.rows == 0
     assert again.summary == outcome.summary
@@ -92,8 +94,8 @@ def test_rows_are_accounted_for_and_a_second_run_does_nothing(
 
 
 def test_an_error_of_an_actor_reaches_the_user_and_a_resume_finishes(tmp_path: Path) -> None:
-    stub.write_archive(tmp_path / "in.parquet", [*[SLOW] * 40, "memory:once", *[SLOW] * 23])
-    with pytest.raises(RunError, match="E1508: a worker ran out of memory"):
+    stub.write_archive(tmp_path / "in.parquet", [*[SLOW] * 40, "fatal:once", *[SLOW] * 23])
+    with pytest.raises(RunError, match="E1508: nothing works"):
         go(tmp_path)
     before = committed(tmp_path)
     assert 0 < before < 8

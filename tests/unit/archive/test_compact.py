@@ -117,3 +117,19 @@ def test_merging_while_the_job_runs(make, tmp_path, monkeypatch, committed_ids):
     assert len(committed_ids(out)) == 44
     assert make.job(planned, out).answered == 100
     assert len(set(committed_ids(out))) == 100
+
+
+def test_a_reader_gets_a_chunk_once_that_is_tried_again_meanwhile(make, tmp_path):
+    make.parquet(rows=16, id=["a/b", *map(str, range(15))])
+    planned, out = make.plan(), str(tmp_path / "run")
+    make.job(planned, out, {}, stop_after=3)
+    reader = read_run(out)
+    found = [next(reader)]
+    with Run.open(out, planned, {}, retry_quarantined=True) as run:
+        chunk = run.todo()[0]
+        assert 0 in chunk.rows
+        run.commit(write_part(run.store, chunk, make.records(planned, chunk)))
+        compact(run.store, run.ledger)
+    found += list(reader)
+    rows = [row for table in found for row in table.column("row").to_pylist()]
+    assert sorted(rows) == list(range(12))

@@ -2,6 +2,7 @@ import io
 import json
 import random
 import tarfile
+import tracemalloc
 
 import pytest
 
@@ -175,3 +176,16 @@ def test_large_members_make_small_chunks(make, monkeypatch):
     planned = make.plan(question="q?")
     assert [len(chunk.rows) for chunk in planned.chunks] == [2, 2, 1]
     assert [row.id for row in make.rows(planned)] == list("01234")
+
+
+def test_texts_of_a_shard_are_not_held_together(make):
+    text = json.dumps({"question": "q" * 500_000}).encode()
+    members = [(f"{n}.{end}", data, {}) for n in range(60) for end, data in
+               (("json", text), ("jpg", b"img"))]  # fmt: skip
+    make.tar(members)
+    tracemalloc.start()
+    planned = make.plan()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert planned.rows == 60
+    assert peak < 12 * 2**20

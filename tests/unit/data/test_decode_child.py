@@ -1,6 +1,7 @@
 """The decoder's child: same result, limits, death and orphans."""
 
 import contextlib
+import hashlib
 import io
 import os
 import signal
@@ -97,6 +98,21 @@ def test_errors_come_through_and_the_child_stays(decoder: Decoder) -> None:
     assert child(decoder).pid == pid
     with Decoder(ImageSettings(formats=("FOO",)), TILES) as other, pytest.raises(SettingsError):
         other.prepare(GOOD)
+
+
+def test_headers_only(slow_image: bytes) -> None:
+    cut = png(np.full((20, 30, 3), 9, np.uint8))[:60]
+    with Decoder(ImageSettings(max_pixels=2 * SLOW_SIDE**2), None) as decoder:
+        found = decoder.prepare(slow_image)
+        assert (found.size_wh, len(found.tiles)) == ((SLOW_SIDE, SLOW_SIDE), 0)
+        assert found.sha256 == hashlib.sha256(slow_image).hexdigest()
+        assert decoder.prepare(cut).size_wh == (30, 20)  # its header is whole
+        pid = child(decoder).pid
+        with pytest.raises(DataError, match="E1202"):
+            decoder.prepare(b"<html>")
+        with pytest.raises(DataError, match="E1205"):
+            decoder.prepare(png(np.zeros((2, 30), np.uint8)))
+        assert child(decoder).pid == pid
 
 
 def test_too_large_a_file_is_not_even_sent() -> None:

@@ -1,8 +1,10 @@
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.plan import plan
@@ -11,6 +13,7 @@ from medv_ray.archive.sources import open_archive
 from medv_ray.archive.store import Store
 from medv_ray.engine import Answer, Request
 from medv_ray.errors import DataError, RunError
+from medv_ray.on_ray.answerer import FIRST_ROWS, Renewed, is_out_of_memory
 from medv_ray.on_ray.chunk import ChunkScorer, reasons_of
 from tests.integration import stub
 
@@ -28,13 +31,17 @@ class Recorder(stub.Stub):
 
 
 def scorer_of(
-    folder: Path, questions: list[str], per_image: int = 4, abstain: float | None = None
+    folder: Path,
+    questions: list[str],
+    per_image: int = 4,
+    abstain: float | None = None,
+    make: Callable[[], stub.Stub] = Recorder,
 ) -> tuple[ChunkScorer, Chunk]:
     stub.write_archive(folder / "in.parquet", questions, per_image)
     settings = stub.settings(folder, abstain_below=abstain)
     planned = plan(open_archive(settings.archive), "digest")
     Recorder.calls = []
-    scorer = ChunkScorer(planned.archive, Store(settings.out), settings.answer, Recorder)
+    scorer = ChunkScorer(planned.archive, Store(settings.out), settings.answer, make)
     return scorer, planned.chunks[0]
 
 
@@ -61,10 +68,71 @@ def test_low_confidence_abstains(tmp_path: Path) -> None:
     assert statuses(scorer.score(chunk)[0]) == (0, 2, 0)
 
 
-def test_memory_ends_the_job_and_not_the_row(tmp_path: Path) -> None:
-    scorer, chunk = scorer_of(tmp_path, ["a", "memory"])
+def test_a_row_that_takes_all_memory_is_tried_again_alone_and_costs_only_itself(
+    tmp_path: Path,
+) -> None:
+    scorer, chunk = scorer_of(tmp_path, ["a", "memory", "c"])
+    part, reasons = scorer.score(chunk)
+    assert statuses(part) == (2, 0, 1)
+    assert reasons == {"out_of_memory": 1}
+    assert Recorder.calls == [["a", "memory", "c"], ["a"], ["memory"], ["memory"], ["c"]]
+
+
+def test_memory_that_the_first_rows_all_lack_ends_the_job(tmp_path: Path) -> None:
+    questions = ["memory"] * FIRST_ROWS
+    scorer, chunk = scorer_of(tmp_path, questions)
     with pytest.raises(RunError, match="E1508"):
         scorer.score(chunk)
+    scorer, chunk = scorer_of(tmp_path, ["a", *questions[1:]])
+    assert statuses(scorer.score(chunk)[0]) == (1, 0, FIRST_ROWS - 1)
+
+
+def test_an_error_of_no_row_ends_the_job(tmp_path: Path) -> None:
+    scorer, chunk = scorer_of(tmp_path, ["a", "fatal"])
+    with pytest.raises(RunError, match="nothing works"):
+        scorer.score(chunk)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")],
+)
+def test_a_model_that_does_not_fit_is_told_as_memory(error: Exception) -> None:
+    def make() -> stub.Stub:
+        raise error
+
+    with pytest.raises(RunError, match="E1508.*while it loaded"):
+        Renewed(make)
+
+
+def test_memory_of_the_cpu_comes_as_a_plain_runtime_error() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**16)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+@pytest.mark.parametrize("word", ["raise", "memory"])
+def test_there_are_never_two_models(tmp_path: Path, word: str) -> None:
+    alive: weakref.WeakSet[stub.Stub] = weakref.WeakSet()
+
+    class Large(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            assert not alive, "the old model is still there"
+            alive.add(self)
+            self.cycle = self  # as modules and hooks have them
+
+    scorer, chunk = scorer_of(tmp_path, ["a", word, "c"], make=Large)
+    assert statuses(scorer.score(chunk)[0]) == (2, 0, 1)
+
+
+def test_digests_of_pictures_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medv_ray.on_ray.chunk.MOST_PICTURES", 3)
+    scorer, chunk = scorer_of(tmp_path, list("abcdefgh"), per_image=1)
+    scorer.score(chunk)
+    assert scorer.take_counters()["images"] == 8
+    assert len(scorer._pictures) <= 3
 
 
 def test_announced_rows_are_tried_one_by_one(tmp_path: Path) -> None:
@@ -101,4 +169,4 @@ def test_counters_are_told_once(tmp_path: Path) -> None:
     scorer, chunk = scorer_of(tmp_path, ["a", "b"])
     scorer.score(chunk)
     assert scorer.take_counters() == {"images": 1, "decodes": 1, "tower_runs": 1, "answers": 2}
-    assert scorer.take_counters() == {"decodes": 0, "tower_runs": 0, "answers": 0}
+    assert scorer.take_counters() == {"images": 0, "decodes": 0, "tower_runs": 0, "answers": 0}

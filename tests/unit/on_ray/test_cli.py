@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from medv_ray.cli import app, exit_code_of, merged, score_settings
+from medv_ray.archive.run import Summary
+from medv_ray.cli import app, exit_code_of, merged, score_settings, summary_of
 from medv_ray.errors import CATALOGUE, SettingsError
-from medv_ray.on_ray.demo import TOY, accuracy, write_demo
+from medv_ray.on_ray.demo import ACCURACY_ROWS, TOY, accuracy, write_demo
+from medv_ray.on_ray.score import Outcome, Session
 
 runner = CliRunner()
 BASE = {"out": "o", "archive": {"archive": "a"}, "model": {"path": "m"}}
@@ -146,8 +148,9 @@ def test_plan_writes_nothing(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     told = json.loads(result.output)
     assert told["rows"] == 30
-    assert told["sample"]["distinct_images"] == 10
+    assert told["sample"]["distinct_images"] == told["every_row"]["distinct_images"] == 10
     assert told["estimate"]["rows"] == 30
+    assert told["probe"]["seconds_per_row"] > 0
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -172,6 +175,18 @@ def test_doctor_finds_no_fault() -> None:
     result = runner.invoke(app, ["doctor"])
     assert "embedded toy: loads" in result.output
     assert str(Path.home()) not in result.output
+
+
+def test_a_large_run_is_not_read_again_for_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("medv_ray.on_ray.demo.accuracy", lambda out: asked.append(out) or {})
+    settings = score_settings(None, {**BASE, "out": str(tmp_path / "run")}, [])
+    for rows, told in ((ACCURACY_ROWS, {}), (ACCURACY_ROWS + 1, None)):
+        outcome = Outcome(Summary(rows, rows, 0, 0, 0, 0, {}), Session(), rows, rows, ())
+        assert summary_of(outcome, settings)["accuracy"] == told
+    assert len(asked) == 1
 
 
 def test_accuracy_of_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""`--plan` on archives whose bad rows are known."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from medv_ray.archive.chunks import Chunk, Row
+from medv_ray.archive.sources import Archive
+from medv_ray.errors import DataError
+from medv_ray.on_ray import preview as previewing
+from medv_ray.on_ray.preview import preview
+from tests.integration import stub
+
+
+def write(folder: Path, images: list[bytes]) -> None:
+    ids = [None if not number else f"r{number}" for number in range(len(images))]
+    table = {"id": ids, "image": images, "question": ["what is this?"] * len(images)}
+    pq.write_table(pa.table(table), folder / "in.parquet")
+
+
+def told_of(folder: Path, **more: Any) -> dict[str, Any]:
+    return preview(stub.settings(folder, **more), factory=stub.STUB)
+
+
+def test_every_row_of_a_small_archive_is_counted(tmp_path: Path) -> None:
+    """The broken pictures lie where no sample of 16 chunks looks."""
+    images = [stub.png(number // 2) for number in range(400)]
+    images[101:104] = [b"<html>"] * 3
+    images[205:207] = [stub.png(7)[:60]] * 2  # the header is whole
+    write(tmp_path, images)
+    told = told_of(tmp_path, chunk_rows=4)
+    assert told["every_row"] == {
+        "rows": 400,
+        "distinct_images": len(set(images[1:])),
+        "problems": {"E1102": 1, "E1202": 3},
+    }
+    assert told["counted"].startswith("every row")
+    assert told["sample"]["rows"] == 64
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_of_one_broken_picture_are_problems_all(tmp_path: Path) -> None:
+    write(tmp_path, [stub.png(1), *[stub.png(2)[:60]] * 5, stub.png(3)])
+    sample = told_of(tmp_path)["sample"]
+    assert sample["distinct_images"] == 2
+    assert sample["problems"] == {"E1102": 1, "E1203": 5}
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "word"), [("EXACT_ROWS", 50, "more than 50"), ("EXACT_S", -1.0, "takes")]
+)
+def test_of_a_large_archive_a_sample_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: float, word: str
+) -> None:
+    write(tmp_path, [stub.png(number) for number in range(128)])
+    monkeypatch.setattr(previewing, limit, value)
+    told = told_of(tmp_path, chunk_rows=4)
+    assert told["every_row"] is None
+    assert told["counted"].startswith("a sample only")
+    assert word in told["counted"]
+    assert told["sample"]["rows"] == 64
+
+
+def test_a_sample_reaches_the_end_of_the_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """31 chunks are fewer than two for each place of the sample."""
+    write(tmp_path, [stub.png(number) for number in range(124)])
+    seen = []
+    real = previewing.read_rows
+
+    def read(archive: Archive, chunk: Chunk) -> list[Row]:
+        seen.append(chunk.rows[0])
+        return real(archive, chunk)
+
+    monkeypatch.setattr(previewing, "read_rows", read)
+    monkeypatch.setattr(previewing, "EXACT_ROWS", 1)
+    told_of(tmp_path, chunk_rows=4)
+    assert max(seen) >= 112
+
+
+def test_a_chunk_that_cannot_be_read_counts_with_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, [stub.png(1)] * 8)
+
+    def gone(*_: object) -> None:
+        raise DataError("E1107", "in.parquet is not there any more.")
+
+    monkeypatch.setattr(previewing, "read_rows", gone)
+    told = told_of(tmp_path)
+    assert told["every_row"]["problems"] == {"E1107": 8}
+    assert "estimate" not in told
+
+
+def test_without_a_gpu_here_a_gpu_job_gets_no_estimate(tmp_path: Path) -> None:
+    write(tmp_path, [stub.png(1)] * 8)
+    told = told_of(tmp_path, pool={"num_gpus": 1})
+    assert "no GPU" in told["probe"]["skipped"]
+    assert "estimate" not in told
+
+
+def test_the_estimate_is_for_the_rows_that_are_left(tmp_path: Path) -> None:
+    write(tmp_path, [stub.png(1)] * 8)
+    told = told_of(tmp_path, pool={"max_actors": 3}, chunk_rows=2)
+    assert (told["estimate"]["rows"], told["estimate"]["actors"]) == (8, 3)
+    assert told_of(tmp_path, pool={"max_actors": 9})["estimate"]["actors"] == 1
