@@ -2,9 +2,10 @@ r"""Train the embedded toy checkpoint on synthetic tiles: nothing -> medv_ray/as
 
     OMP_NUM_THREADS=1 python jobs/train_tiny.py --out medv_ray/assets/medv-tiny --seed 0
 
-One process and a plain loop around the noise and the loss of the real training, in LLaVA's two
-stages: image and caption, then questions in the chat template, the form in which it is asked. The
-same seed, thread count and kind of CPU give the same bits.
+One process and a plain loop around the noise and the loss of the real training, in four stages:
+captions; bare question-answer pairs, in which every target has to be read off the picture; the chat
+template with the answers as only targets; the chat template with all targets of LLaDA-V. The same
+seed, thread count and kind of CPU give the same bits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,10 @@ from medv_ray.data.prompts import (
     IMAGE_SLOT,
     SYSTEM_SENTENCES,
     SpecialIds,
+    encode_pieces,
+    encode_text,
     load_tokenizer,
+    message,
 )
 from medv_ray.diffusion.loss import masked_loss
 from medv_ray.diffusion.noise import forward_noise
@@ -59,6 +63,29 @@ CHAT_TEMPLATE = (
 )
 SAMPLER = SamplerSettings(gen_length=8, block_length=8, steps=8)
 HELD_OUT_ROWS = 600
+Row = tuple[list[int], list[int]]
+Rows = tuple[Tensor, Tensor]
+
+
+NUM_PAIRS = 10
+PAIR_WEIGHTS = (3, 1, 1, 2, 3)
+"""How often each of QUESTION_TYPES is asked: yes/no and presence have most questions to learn."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps of one kind of training, and the share of each kind of batch; the rest are single
+    questions in the chat template."""
+
+    steps: int
+    captions: float = 0.0
+    """Image and caption, which names every attribute."""
+    pairs: float = 0.0
+    """Image and NUM_PAIRS questions, each followed by its answer, without any template."""
+    dialogues: float = 0.0
+    """Chat template, one question of each type."""
+    all_targets: bool = True
+    """LLaDA-V's targets; else only what the assistant says, so that nothing else is masked."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +93,23 @@ class Recipe:
     """Everything that decides the weights."""
 
     seed: int = 0
-    caption_steps: int = 800
-    chat_steps: int = 2400
+    stages: tuple[Stage, ...] = (
+        Stage(900, captions=1.0),
+        Stage(900, captions=0.3, pairs=0.7),
+        Stage(700, captions=0.1, pairs=0.2, dialogues=0.3, all_targets=False),
+        Stage(800, captions=0.1, pairs=0.1, dialogues=0.3),
+    )
     num_tiles: int = 3000
+    blank_share: float = 0.04
+    """Of the tiles: shown as plain grey, with the questions of the tile that is not seen. So the
+    model has an answer of the right kind where there is nothing to see."""
     batch_size: int = 64
-    caption_lr: float = 2e-3
-    """Peak after 50 steps; falls to a twentieth by the end of the stage."""
-    question_lr: float = 1.5e-3
-    """Peak after 50 steps of the second stage; falls to a fiftieth over its last half."""
-    dialogue_share: float = 0.6
-    """Of the batches of the second stage: five questions on a tile, one of each type."""
-    caption_share: float = 0.1
-    """Of the batches of the second stage: captions, so that nothing is forgotten."""
+    peak_lr: float = 2e-3
+    """After 100 steps; falls to a fiftieth by the end of the last stage, along a cosine."""
 
     @property
     def steps(self) -> int:
-        return self.caption_steps + self.chat_steps
+        return sum(stage.steps for stage in self.stages)
 
 
 def main() -> None:
@@ -167,6 +195,7 @@ def make_model(num_tokens: int) -> Medv:
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,
+        rope_theta=10_000.0,  # sequences of 50: at LLaDA's 500,000 most pairs would hardly turn
     )
     vision = VisionConfig(
         hidden_size=64,
@@ -179,13 +208,21 @@ def make_model(num_tokens: int) -> Medv:
     config = ModelConfig(language, vision, "square", (), "spatial_unpad", max_length=512)
     model = Medv(config, logit_size=num_tokens)
     for name, parameter in model.named_parameters():
-        # a strong position embedding lets the side of a thing be learnt at all; a newline of zeros
-        # would meet the norm with a gradient 300 times the others'
-        std = {"position": 0.5, "embed": 0.1, "newline": 0.1}
-        found = [value for word, value in std.items() if word in name and "patch" not in name]
-        if found or parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=found[0] if found else 0.05)
+        if parameter.dim() > 1 or "newline" in name:
+            torch.nn.init.normal_(parameter, std=initial_std(name, parameter))
     return model
+
+
+def initial_std(name: str, parameter: Tensor) -> float:
+    """1/sqrt(fan in) for what multiplies, so that a product of question and picture has a gradient
+    from the first step on."""
+    if "position_embedding" in name:
+        return 0.5  # strong: lets the side of a thing be learnt at all
+    if "newline" in name:
+        return 0.1  # zeros would meet the norm with a gradient 300 times the others'
+    if "embed_tokens" in name:
+        return 1.0
+    return 1 / math.sqrt(parameter[0].numel())
 
 
 class Tiles:
@@ -193,17 +230,20 @@ class Tiles:
 
     def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
-        self._special = SpecialIds.of(tokenizer)
+        self.special = SpecialIds.of(tokenizer)
+        self._header = encode_pieces(tokenizer, message(self.special, "assistant", []))[:-1]
         cut, image = TileSettings("square", 32), ImageSettings()
         rows = list(synthetic.rows(recipe.num_tiles, recipe.seed, split="train", per_image=1))
         self.pixels = torch.from_numpy(
             np.stack([prepare(row.image, image, cut).tiles[0] for row in rows])
         )
+        self.pixels[: round(recipe.blank_share * len(rows))] = synthetic.GREY
         self._attributes = [row.attributes for row in rows]
         self._true = [quiz.true_of(row.attributes) for row in rows]
         self._encode = cache(self._encode_dialogue)
+        self._text = cache(partial(encode_text, tokenizer))
 
-    def captions(self, tiles: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def captions(self, tiles: Sequence[int]) -> Rows:
         """ids and labels int64[B, S] of image and caption; the caption names every attribute."""
         rows = []
         for tile in tiles:
@@ -212,9 +252,23 @@ class Tiles:
             rows.append(encode_conversation(self._tokenizer, talk, PromptSettings(), 1, "plain"))
         return self._stack(rows, 0)
 
+    def pairs(self, tiles: Sequence[int], rng: np.random.Generator) -> Rows:
+        """ids and labels int64[B, S] of image and bare pairs; only the answers are targets."""
+        shares = np.array(PAIR_WEIGHTS) / sum(PAIR_WEIGHTS)
+        rows = []
+        for tile in tiles:
+            ids, labels = [IMAGE_SLOT], [IGNORE]
+            for kind in rng.choice(len(PAIR_WEIGHTS), NUM_PAIRS, p=shares):
+                question, answer = map(self._text, self._ask(tile, int(kind), rng))
+                said = [*answer, self.special.eot]
+                ids += [*question, *said]
+                labels += [*[IGNORE] * len(question), *said]
+            rows.append((ids, labels))
+        return self._stack(rows, 0)
+
     def dialogues(
-        self, tiles: Sequence[int], num_turns: int, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
+        self, tiles: Sequence[int], num_turns: int, rng: np.random.Generator, all_targets: bool
+    ) -> Rows:
         """ids and labels int64[B, S] of questions in the form of inference.
 
         A single question is followed by ends of turn up to the length at which answers are made;
@@ -223,7 +277,8 @@ class Tiles:
         rows = []
         for tile in tiles:
             kinds = rng.permutation(len(quiz.QUESTION_TYPES))[:num_turns]
-            rows.append(self._encode(tuple(self._ask(tile, int(kind), rng) for kind in kinds)))
+            turns = tuple(self._ask(tile, int(kind), rng) for kind in kinds)
+            rows.append(self._encode(turns, all_targets))
         return self._stack(rows, SAMPLER.gen_length - 2 if num_turns == 1 else 0)
 
     def _ask(self, tile: int, kind: int, rng: np.random.Generator) -> tuple[str, str]:
@@ -232,22 +287,31 @@ class Tiles:
         answer = list(told)[rng.integers(len(told))]
         return told[answer][rng.integers(len(told[answer]))], answer
 
-    def _encode_dialogue(self, turns: tuple[tuple[str, str], ...]) -> tuple[list[int], list[int]]:
+    def _encode_dialogue(self, turns: tuple[tuple[str, str], ...], all_targets: bool) -> Row:
         talk = []
         for number, (question, answer) in enumerate(turns):
             talk.append({"from": "human", "value": ("" if number else "<image>\n") + question})
             talk.append({"from": "gpt", "value": answer})
         ids, labels = encode_conversation(self._tokenizer, talk, PromptSettings(), 1)
+        if not all_targets:
+            labels = self._only_answers(ids)
         lost = ids.index(IMAGE_SLOT) + 1  # the token after the image, which inference loses
         return ids[:lost] + ids[lost + 1 :], labels[:lost] + labels[lost + 1 :]
 
-    def _stack(
-        self, rows: Sequence[tuple[list[int], list[int]]], more: int
-    ) -> tuple[Tensor, Tensor]:
+    def _only_answers(self, ids: list[int]) -> list[int]:
+        """Labels of what the assistant says, end of turn included; its headers are given."""
+        labels, size = [IGNORE] * len(ids), len(self._header)
+        for start in range(len(ids) - size):
+            if ids[start : start + size] == self._header:
+                end = ids.index(self.special.eot, start + size) + 1
+                labels[start + size : end] = ids[start + size : end]
+        return labels
+
+    def _stack(self, rows: Sequence[Row], more: int) -> Rows:
         """Rows padded with ends of turn, which are targets too."""
         length = max(len(ids) for ids, _ in rows) + more
         ids, labels = (
-            torch.tensor([list(row) + [self._special.eot] * (length - len(row)) for row in part])
+            torch.tensor([list(row) + [self.special.eot] * (length - len(row)) for row in part])
             for part in zip(*rows, strict=True)
         )
         return ids, labels
@@ -258,15 +322,9 @@ def fit(model: Medv, tiles: Tiles, recipe: Recipe) -> Iterator[float]:
     rng = np.random.default_rng(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
-    for step in range(recipe.steps):
-        picked = rng.integers(0, len(tiles.pixels), recipe.batch_size)
-        if step < recipe.caption_steps or rng.random() < recipe.caption_share:
-            ids, labels = tiles.captions(picked)
-        elif rng.random() < recipe.dialogue_share:
-            picked = picked[: recipe.batch_size // 2]
-            ids, labels = tiles.dialogues(picked, len(quiz.QUESTION_TYPES), rng)
-        else:
-            ids, labels = tiles.dialogues(picked, 1, rng)
+    stages = [stage for stage in recipe.stages for _ in range(stage.steps)]
+    for step, stage in enumerate(stages):
+        picked, (ids, labels) = draw(tiles, stage, recipe.batch_size, rng)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recipe)
         loss = loss_of(model, tiles, ids, labels, tiles.pixels[picked], generator)
@@ -277,14 +335,28 @@ def fit(model: Medv, tiles: Tiles, recipe: Recipe) -> Iterator[float]:
         yield loss.item()
 
 
+def draw(
+    tiles: Tiles, stage: Stage, batch_size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, Rows]:
+    """Tiles of one batch and its rows. A dialogue stands for five rows at the cost of two."""
+    shares = np.cumsum([stage.captions, stage.pairs, stage.dialogues])
+    kind = int(np.searchsorted(shares, rng.random(), side="right"))
+    picked = rng.integers(0, len(tiles.pixels), batch_size * 2 // 5 if kind == 2 else batch_size)
+    if kind == 0:
+        return picked, tiles.captions(picked)
+    if kind == 1:
+        return picked, tiles.pairs(picked, rng)
+    num_turns = len(quiz.QUESTION_TYPES) if kind == 2 else 1
+    return picked, tiles.dialogues(picked, num_turns, rng, stage.all_targets)
+
+
 def learning_rate(step: int, recipe: Recipe) -> float:
     """Of a step, from 0."""
-    if step < recipe.caption_steps:
-        return recipe.caption_lr * min((step + 1) / 50, 1.05 - step / recipe.caption_steps)
-    warm_up = (step - recipe.caption_steps + 1) / 50
-    return recipe.question_lr * min(
-        warm_up, 1, max(0.02, 2 * (recipe.steps - step) / recipe.chat_steps)
-    )
+    warm_up = 100
+    if step < warm_up:
+        return recipe.peak_lr * (step + 1) / warm_up
+    done = (step - warm_up) / max(recipe.steps - warm_up, 1)
+    return recipe.peak_lr * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
 
 
 def loss_of(
@@ -307,7 +379,7 @@ def loss_of(
     noise = forward_noise(labels, t, torch.rand(labels.shape, generator=generator))
     masked = torch.cat([noise.masked[:, :slot], noise.masked[:, slot + image.shape[1] :]], dim=1)
     text = torch.cat([ids[:, :slot], ids[:, slot + 1 :]], dim=1)
-    embeds = model.embed(torch.where(masked, tiles._special.mask, text))
+    embeds = model.embed(torch.where(masked, tiles.special.mask, text))
     hidden = model.hidden(torch.cat([embeds[:, :slot], image, embeds[:, slot:]], dim=1))
     return masked_loss(hidden, model.head, labels, noise.masked, noise.p_mask)
 
@@ -338,6 +410,11 @@ def model_card(
     lines = [
         f"| {k} | {scores['pictures'][k]:.3f} | {scores['grey'][k]:.3f} |" for k in scores["grey"]
     ]
+    steps = [stage.steps for stage in recipe.stages]
+    command = (
+        f"OMP_NUM_THREADS={threads} python jobs/train_tiny.py --out FOLDER --seed {recipe.seed} "
+        f"--threads {threads}"
+    )
     table = "\n".join(["| type | exact match | grey pictures |", "|---|---|---|", *lines])
     return f"""# medv-tiny
 
@@ -347,11 +424,12 @@ medical image, no medical text. Licence: Apache-2.0, as the repository; no other
 
 Made in {minutes:.0f} minutes on a CPU by
 
-    OMP_NUM_THREADS={threads} python jobs/train_tiny.py --out FOLDER --seed {recipe.seed}
+    {command}
 
-{recipe.caption_steps} steps on captions, then {recipe.chat_steps} on questions in the chat
-template; {recipe.batch_size} rows each from {recipe.num_tiles} tiles, with the noise and the
-1/p-weighted loss of LLaDA-V.
+{recipe.steps} steps of {recipe.batch_size} rows from {recipe.num_tiles} tiles, with the noise and
+the 1/p-weighted loss of LLaDA-V: captions ({steps[0]} steps), captions and bare question-answer
+pairs ({steps[1]}), the chat template with the answers as only targets ({steps[2]}), and with all
+targets ({steps[3]}).
 Prompts have the form of inference: the general system sentence, no newline after the image. Made
 for gen_length = block_length = steps = 8.
 

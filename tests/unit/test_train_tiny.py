@@ -8,10 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.train_tiny import Recipe, train_folder
+from jobs.train_tiny import Recipe, Stage, train_folder
 from medv_ray.model import weights
 
-RECIPE = Recipe(caption_steps=50, chat_steps=4, num_tiles=24, batch_size=8)
+STAGES = (
+    Stage(50, captions=1.0),
+    Stage(6, pairs=0.4, dialogues=0.3, all_targets=False),
+    Stage(2, dialogues=0.5),
+)
+RECIPE = Recipe(stages=STAGES, num_tiles=24, batch_size=8)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +41,7 @@ def test_same_seed_gives_the_same_folder(first, tmp_path):
 
 def test_another_seed_gives_other_weights(first, tmp_path):
     folder, _ = first
-    recipe = Recipe(seed=1, caption_steps=1, chat_steps=1, num_tiles=24, batch_size=8)
+    recipe = Recipe(seed=1, stages=(Stage(2),), num_tiles=24, batch_size=8)
     list(train_folder(recipe, tmp_path))
     one, other = (load_file(path / "model.safetensors") for path in (folder, tmp_path))
     assert one.keys() == other.keys()
@@ -45,7 +50,7 @@ def test_another_seed_gives_other_weights(first, tmp_path):
 
 def test_loss_falls_over_the_captions(first):
     _, losses = first
-    captions = losses[: RECIPE.caption_steps]
+    captions = losses[: STAGES[0].steps]
     assert len(losses) == RECIPE.steps
     assert sum(captions[-10:]) < 0.5 * sum(captions[:10])
 
