@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import threading
@@ -47,7 +48,8 @@ class Stream:
         self._fed = 0
         self._window = 2 * size.largest * size.in_flight + 2
         self._pump = threading.Thread(daemon=True)
-        self._error: Exception | None = None
+        self._error: str | None = None
+        """The name of the exception with which Ray Data ended."""
         self.stopped = False
         """No further chunk starts; those that run are finished and come out."""
 
@@ -75,8 +77,11 @@ class Stream:
             for _ in dataset.iter_batches(batch_size=None, prefetch_batches=0):
                 pass
         except Exception as error:
-            # with its frames it would keep the executor, its actors and their CPUs
-            self._error = error.with_traceback(None)
+            self._error = type(error).__name__
+        # actors end when the last reference to them does: not in the frames of a kept error, and
+        # not in a cycle that waits for the next collection
+        del dataset
+        gc.collect()
         with suppress(Exception):  # the driver may have ended Ray
             self.supervisor.end.remote()
 
@@ -148,14 +153,14 @@ class Stream:
         )
         return scored
 
-    def _reported(self, error: Exception) -> MedvError:
+    def _reported(self, error: str) -> MedvError:
         """The error that the job's own code reported, in place of Ray's wrapping of it."""
         try:
             fatal = self.report()["fatal"]
         except Exception:
             fatal = None
         if fatal is None:
-            return RunError("E1512", f"Ray ended the job ({type(error).__name__}).")
+            return RunError("E1512", f"Ray ended the job ({error}).")
         kind, code, detail = fatal
         found: MedvError = getattr(errors, kind)(code, detail)
         return found
