@@ -95,9 +95,9 @@ class Recipe:
     seed: int = 0
     stages: tuple[Stage, ...] = (
         Stage(900, captions=1.0),
-        Stage(900, captions=0.3, pairs=0.7),
-        Stage(700, captions=0.1, pairs=0.2, dialogues=0.3, all_targets=False),
-        Stage(800, captions=0.1, pairs=0.1, dialogues=0.3),
+        Stage(2400, captions=0.2, pairs=0.8),
+        Stage(900, captions=0.1, pairs=0.2, dialogues=0.3, all_targets=False),
+        Stage(900, captions=0.1, pairs=0.1, dialogues=0.3),
     )
     num_tiles: int = 3000
     blank_share: float = 0.04

@@ -72,16 +72,13 @@ def test_tokenizer_has_the_names_of_llada():
     )
 
 
-@pytest.mark.xfail(strict=True, reason="yes/no and presence are not learnt yet; see the model card")
 def test_answers_fresh_tiles(rows, answers):
     scores = by_type(rows, answers[0])
     assert set(scores) == set(quiz.QUESTION_TYPES)
-    assert min(scores.values()) >= 0.9, scores
+    assert min(scores.values()) >= 0.95, scores
 
 
-def test_names_what_it_sees_and_ends_its_answers(rows, answers):
-    scores = by_type(rows, answers[0])
-    assert min(scores[kind] for kind in ("colour", "count", "side")) >= 0.9, scores
+def test_ends_its_answers(answers):
     assert {answer.finish for answer in answers[0]} == {"stop"}
 
 
