@@ -119,7 +119,8 @@ def test_the_unconditional_door_sees_no_prompt_image_or_suffix(toy, prompts):
         start = door.prompt_length(b)
         ids[start : start + L] = x[b]
         want = toy.hidden(toy.embed(ids)[None])[0, start : start + L]
-        assert torch.equal(got.reshape(2, L, -1)[b], want)
+        # the door's last layer works for fewer places, which some CPUs round otherwise
+        torch.testing.assert_close(got.reshape(2, L, -1)[b], want)
     assert not torch.allclose(door(x, need), got)
 
 

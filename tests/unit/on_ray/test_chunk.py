@@ -13,7 +13,7 @@ from medv_ray.archive.sources import open_archive
 from medv_ray.archive.store import Store
 from medv_ray.engine import Answer, Request
 from medv_ray.errors import DataError, RunError
-from medv_ray.on_ray.answerer import FIRST_ROWS, Renewed, is_out_of_memory
+from medv_ray.on_ray.answerer import Renewed, is_out_of_memory
 from medv_ray.on_ray.chunk import ChunkScorer, reasons_of
 from tests.integration import stub
 
@@ -78,13 +78,17 @@ def test_a_row_that_takes_all_memory_is_tried_again_alone_and_costs_only_itself(
     assert Recorder.calls == [["a", "memory", "c"], ["a"], ["memory"], ["memory"], ["c"]]
 
 
-def test_memory_that_the_first_rows_all_lack_ends_the_job(tmp_path: Path) -> None:
-    questions = ["memory"] * FIRST_ROWS
+def test_memory_that_the_first_rows_all_lack_ends_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_rows = 2  # each costs two collections of a test process' whole heap
+    monkeypatch.setattr("medv_ray.on_ray.answerer.FIRST_ROWS", first_rows)
+    questions = ["memory"] * first_rows
     scorer, chunk = scorer_of(tmp_path, questions)
     with pytest.raises(RunError, match="E1508"):
         scorer.score(chunk)
     scorer, chunk = scorer_of(tmp_path, ["a", *questions[1:]])
-    assert statuses(scorer.score(chunk)[0]) == (1, 0, FIRST_ROWS - 1)
+    assert statuses(scorer.score(chunk)[0]) == (1, 0, first_rows - 1)
 
 
 def test_an_error_of_no_row_ends_the_job(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_plan_writes_nothing(tmp_path: Path) -> None:
 def test_ask_watch(tmp_path: Path) -> None:
     write_demo(tmp_path, 12)
     picture = str(tmp_path / "images" / "0.png")
-    result = runner.invoke(app, ["ask", picture, "how many nuclei are there?", "--watch"])
+    result = runner.invoke(app, ["ask", picture, "How many large cells are there?", "--watch"])
     assert result.exit_code == 0, result.output
     assert "step   1" in result.output
     assert "confidence" in result.output
