@@ -15,16 +15,14 @@ import argparse
 import copy
 import json
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from circumstances import circumstances
 from medv_ray.diffusion.sampler import SampleSpec, sample
 from medv_ray.model.config import LanguageConfig, ModelConfig
 from medv_ray.model.denoise import FullRecompute
@@ -106,18 +104,8 @@ def measure(vocabulary: int, repeats: int) -> dict[str, object]:
         "ratio_of_best": min(seconds["reference"]) / min(seconds["ours"]),
         "ratio_range": [min(ratios), max(ratios)],
         "tokens_identical": True,
-        "torch": torch.__version__,
-        "cpu": platform.processor() or platform.machine(),
-        "commit": commit(),
+        **circumstances(),
     }
-
-
-def commit() -> str:
-    """Short commit of the checkout, or 'unknown' outside one."""
-    here = Path(__file__).parent
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the actor imports this file by its name
 
+from benchmarks.circumstances import circumstances
 from medv_ray.archive.plan import plan
 from medv_ray.archive.rows import Part, read_run
 from medv_ray.archive.run import Run
@@ -149,7 +149,7 @@ def measure(folder: Path, ms: int, repeats: int, capacity: Any) -> dict[str, Any
         "overhead_range": [round(min(overheads), 4), round(max(overheads), 4)],
         "goal": GOALS[ms],
         "start_up_s": round(statistics.median(start_up), 2),
-        "machine": f"{platform.machine()} {platform.system()}",
+        **circumstances(),
     }
 
 

@@ -22,11 +22,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from circumstances import circumstances
 from medv_ray.archive.rows import read_run
 from medv_ray.data.synthetic import pathvqa_shaped
 
 ROOT = Path(__file__).parents[1]
 SAMPLE_S = 0.5
+GROWTH = 1.1  # last quarter over second quarter
 
 
 def resident_mib(pid: str) -> float:
@@ -128,13 +130,19 @@ def run(rows: int, images: int, folder: Path, extra: list[str]) -> dict[str, obj
     counts = {status: table["status"].count(status) for status in set(table["status"])}
     if len(table["id"]) != rows or len(set(table["id"])) != rows:
         raise SystemExit(f"row contract broken: {len(table['id'])} of {rows} rows")
+    peaks, job = quarter_peaks(samples), json.loads(output.strip().splitlines()[-1])
+    grown = [name for name, peak in peaks.items() if peak["ratio"] > GROWTH]
+    counters = job["counters"]
+    if grown or not counters["images"] == counters["decodes"] == counters["tower_runs"]:
+        raise SystemExit(f"memory of {grown} grew, or a picture was done twice: {counters} {peaks}")
     return {
         "bench": "pathvqa_scale",
         "rows": rows,
         "images": len({digest for digest in table["image_sha256"] if digest}),
         "status": counts,
-        "memory_mib": quarter_peaks(samples),
-        "job": json.loads(output.strip().splitlines()[-1]),
+        "memory_mib": peaks,
+        "job": job,
+        **circumstances(),
     }
 
 

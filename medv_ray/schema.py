@@ -24,7 +24,7 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field(
             "reason", pa.string()
-        ),  # null when answered; else a word of the error catalogue, or low_confidence
+        ),  # null when answered; empty_answer, low_confidence; else of the error catalogue
         pa.field("code", pa.string()),  # E.... when quarantined
         pa.field("answer", pa.string()),
         pa.field(

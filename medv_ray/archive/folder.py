@@ -24,7 +24,8 @@ def check_is_run_folder(store: Store) -> None:
     strange = sorted(tops - set(OWN))
     headless = manifest.FILE not in tops and (ledger.FILE in tops or rows.FOLDER in tops)
     if strange or headless:
-        what = f"it holds {strange[0]!r}" if strange else f"it has rows but no {manifest.FILE}"
+        others = f"it holds {len(strange)} other names"
+        what = others if strange else f"it has rows but no {manifest.FILE}"
         raise RunError("E1507", f"the output folder is neither empty nor a run: {what}.")
 
 

@@ -54,7 +54,7 @@ class Lock:
     def _acquire_file(self, take_over: bool) -> None:
         handle = self._flocked(os.O_CREAT)
         owner = owner_of(os.pread(handle, 4096, 0))
-        if owner and owner.get("host") != host():
+        if owner and machine(owner) != socket.gethostname():
             os.close(handle)
             if not take_over:
                 raise in_use(owner)
@@ -175,6 +175,12 @@ def host() -> str:
         return socket.gethostname()
 
 
+def machine(owner: dict[str, Any]) -> str:
+    """The name of the machine on which a lock was written, whatever its boot: where the kernel
+    grants the lock again, that process is gone."""
+    return str(owner.get("host", "another machine")).partition("/")[0]
+
+
 def is_same_file(path: str, handle: int) -> bool:
     """Whether the file of this name is the one that was opened."""
     try:
@@ -209,7 +215,10 @@ def owner_of(data: bytes) -> dict[str, Any]:
 
 
 def in_use(owner: dict[str, Any]) -> RunError:
-    name = str(owner.get("host", "another machine")).partition("/")[0]
     beat = owner.get("beat")
     age = f", last sign of life {max(0, time.time() - beat):.0f} s ago" if beat else ""
-    return RunError("E1501", f"written by process {owner.get('pid', '?')} on {name}{age}.")
+    return RunError(
+        "E1501",
+        f"written by process {owner.get('pid', '?')} on {machine(owner)}{age}. "
+        "If that one is surely dead: --take-over.",
+    )

@@ -11,6 +11,8 @@ from medv_ray.errors import RunError
 
 FILE = "run.json"
 VERSION = 1
+WORDS = ("archive.question", "prompt.question_suffix")
+"""Fields whose values may be a row's text; a message says only that they changed."""
 UNREADABLE = "unreadable"
 """Stands for the digest of an input file that could not be planned."""
 
@@ -69,6 +71,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             told.append(f"input file {file!r} {verb}")
         elif name == "images":
             told.append("an image that rows name by path was changed, added or removed")
+        elif name.endswith(WORDS):
+            told.append(f"{name} changed")
         else:
             told.append(f"{name}: {short(old.get(name))} -> {short(new.get(name))}")
     return told

@@ -19,6 +19,7 @@ from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
 from medv_ray.errors import DataError, MedvError, RunError
+from medv_ray.model import weights
 from medv_ray.on_ray.answerer import PREDICTOR, find, processor
 from medv_ray.on_ray.chunk import ChunkScorer, reasons_of
 from medv_ray.on_ray.options import ScoreSettings
@@ -36,6 +37,9 @@ class Work:
     supervisor: Any
     factory: str = PREDICTOR
     """`module:function` from ScoreSettings to a predictor; tests put their own here."""
+    model_sha256: str | None = None
+    """What the run is named after: the folder at `settings.model.path` of every node must have it.
+    None: not compared."""
 
 
 class Stopped(Exception):
@@ -82,6 +86,9 @@ class ScoreChunk:
         if told:
             raise RunError("E1508", told)
         settings, store = work.settings, Store(work.settings.out)
+        found = work.model_sha256 and weights.digest(settings.model.path)
+        if found != work.model_sha256:
+            raise RunError("E1502", "a worker's node has another model under the same path.")
         self._processor = processor(settings.device)
         make = find(work.factory)
         scorer = self._answering.submit(

@@ -51,14 +51,21 @@ class PoolSize(NamedTuple):
 
 
 def size_pool(pool: PoolSettings, capacity: Capacity, num_chunks: int) -> PoolSize:
-    """Bounds for a pool that runs. Raises RunError E1505 when it would wait for ever."""
+    """Bounds for a pool that runs. Raises RunError E1505 when it would wait for ever.
+
+    Who asks a cluster for more with `max_actors` expects it to grow, from nothing even: that job
+    waits, and says so.
+    """
     fits = sum(node.room(pool) for node in capacity.nodes)
     asked = pool.min_actors or 1
     if not capacity.elastic:
         asked = max(asked, pool.max_actors or 1)
-    if asked > fits:
+    grows = capacity.elastic and (pool.max_actors or 0) > fits
+    if asked > fits and not grows:
         cpus, gpus = max(capacity.nodes, key=lambda n: (n.gpus if pool.num_gpus else 0, n.cpus))
         way_out = f"Use at most {fits} actors, or smaller ones." if fits else "Use smaller ones."
+        if capacity.elastic:
+            way_out += " If the cluster grows, say how far: --max-actors."
         raise RunError(
             "E1505",
             f"{asked} actors of {pool.cpus:g} CPUs (--cpus-per-actor) and {pool.num_gpus:g} GPUs "

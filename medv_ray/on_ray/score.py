@@ -15,7 +15,7 @@ from medv_ray.archive.run import Run, Summary
 from medv_ray.archive.sources import open_archive
 from medv_ray.errors import DataError, RunError
 from medv_ray.on_ray.cluster import cluster_address, running_ray
-from medv_ray.on_ray.options import ScoreSettings, identity_digest
+from medv_ray.on_ray.options import PoolSettings, ScoreSettings, identity_digest
 from medv_ray.on_ray.preflight import size_pool
 from medv_ray.on_ray.progress import Progress, interrupts
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PASS_CHUNKS = 50_000
 """Ray Data keeps about 6 kB for each block that went through; a new pass forgets them."""
 IDLE_PASSES = 3
+PATIENCE_S = 60.0
 DEFECTS = 100  # rows of this session that ended for one of these reasons, before it gives up
 GIVE_UP = {"internal_error": "E1509", "out_of_memory": "E1508"}
 
@@ -131,8 +132,12 @@ def _drive(
     ):
         from medv_ray.on_ray.stream import Stream
 
+        patience = Patience()
+
         def check() -> bool:
             cluster.check()
+            if not session.rows and patience.is_over():
+                progress.say(f"no row after {patience.waited_s:.0f} s: {waiting(settings.pool)}")
             return interrupted()
 
         session.start_s = time.monotonic() - began
@@ -144,6 +149,37 @@ def _drive(
             idle = idle + 1 if len(_open_chunks(run)) == len(todo) else 0
             if idle == IDLE_PASSES and not session.stopped:
                 raise RunError("E1512", f"no chunk came back with a result in {idle} passes.")
+
+
+class Patience:
+    """Is over every `PATIENCE_S` anew."""
+
+    def __init__(self) -> None:
+        self._began_s = self._next_s = time.monotonic()
+        self._next_s += PATIENCE_S
+
+    @property
+    def waited_s(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began_s
+
+    def is_over(self) -> bool:
+        """Whether to say something now."""
+        over = time.monotonic() > self._next_s
+        self._next_s += PATIENCE_S if over else 0
+        return over
+
+
+def waiting(pool: PoolSettings) -> str:
+    """Why no row may have come yet: a pool that finds no room waits, and Ray says nothing."""
+    import ray
+
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
+    return (
+        "the workers load the model, or wait for room. One takes "
+        f"{pool.cpus:g} CPUs and {pool.num_gpus:g} GPUs; free in the whole cluster are "
+        f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g}."
+    )
 
 
 def _open_chunks(run: Run) -> list[Chunk]:
@@ -163,7 +199,8 @@ def _pass(
     from medv_ray.on_ray.answerer import PREDICTOR
 
     began = time.time()
-    work = Work(settings, run.plan.archive, stream.supervisor, factory or PREDICTOR)
+    sha256 = run.manifest["identity"]["model"]["sha256"]
+    work = Work(settings, run.plan.archive, stream.supervisor, factory or PREDICTOR, sha256)
     try:
         for chunk, result in stream.run(work):
             _take(run, session, progress, chunk, result)

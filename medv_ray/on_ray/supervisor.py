@@ -102,7 +102,9 @@ class Deaths:
 
     def row(self, place: str, row: int | None) -> None:
         """A row of a chunk is about to be tried; None: the last one is over."""
-        self._chunks[place].row = row
+        attempts = self._chunks.get(place)
+        if attempts is not None:  # else another attempt at it has ended
+            attempts.row = row
 
     def done(self, place: str) -> None:
         """The chunk's rows are written, or it is given up, which is no progress."""

@@ -37,6 +37,15 @@ def go(
     return score(stub.settings(folder, **more), resume, factory=factory)
 
 
+def test_a_node_with_another_model_ends_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub.write_archive(tmp_path / "in.parquet", ["what?"])
+    monkeypatch.setattr("medv_ray.model.weights.digest", lambda path: "0" * 64)  # in the driver
+    with pytest.raises(RunError, match="E1502: a worker's node has another model"):
+        go(tmp_path)
+
+
 @pytest.fixture
 def soon() -> Iterator[Callable[[Callable[[], bool], Callable[[], None]], None]]:
     """Do something from another thread once a condition holds."""

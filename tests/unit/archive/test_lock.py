@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -89,6 +90,16 @@ def test_another_machines_lock_needs_take_over(store):
     assert "elsewhere" in str(refused(store))
     lock = Lock(store)
     lock.acquire(take_over=True)
+    lock.check()
+    lock.release()
+
+
+def test_a_lock_from_before_a_reboot_is_no_obstacle(tmp_path):
+    """The kernel grants it again, so its holder is gone."""
+    store = Store(str(tmp_path))
+    plant(store, host=f"{socket.gethostname()}/earlier")
+    lock = Lock(store)
+    lock.acquire()
     lock.check()
     lock.release()
 

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from medv_ray.archive.run import Summary
 from medv_ray.cli import app, exit_code_of, merged, score_settings, summary_of
 from medv_ray.errors import CATALOGUE, SettingsError
 from medv_ray.on_ray.demo import ACCURACY_ROWS, TOY, accuracy, write_demo
+from medv_ray.on_ray.doctor import _open_to_others
 from medv_ray.on_ray.score import Outcome, Session
 
 runner = CliRunner()
@@ -174,6 +176,7 @@ def test_ask_about_something_else(tmp_path: Path) -> None:
 def test_doctor_finds_no_fault() -> None:
     result = runner.invoke(app, ["doctor"])
     assert "embedded toy: loads" in result.output
+    assert result.exit_code == 0
     assert str(Path.home()) not in result.output
 
 
@@ -187,6 +190,27 @@ def test_a_large_run_is_not_read_again_for_its_last_line(
         outcome = Outcome(Summary(rows, rows, 0, 0, 0, 0, {}), Session(), rows, rows, ())
         assert summary_of(outcome, settings)["accuracy"] == told
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "family", "is_open"),
+    [
+        ("127.0.0.1", socket.AF_INET, False),
+        ("0.0.0.0", socket.AF_INET, True),
+        ("::1", socket.AF_INET6, False),
+        ("::", socket.AF_INET6, True),
+    ],
+)
+def test_a_port_that_answers_beyond_the_machine(
+    address: str, family: socket.AddressFamily, is_open: bool
+) -> None:
+    with socket.socket(family) as listener:
+        try:
+            listener.bind((address, 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        listener.listen()
+        assert _open_to_others(listener.getsockname()[1]) is is_open
 
 
 def test_accuracy_of_nothing(tmp_path: Path) -> None:

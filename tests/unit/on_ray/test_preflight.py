@@ -68,6 +68,13 @@ def test_a_pool_that_would_wait_for_ever_is_refused(
     assert all(words in str(caught.value) for words in told)
 
 
+def test_a_cluster_may_grow_from_nothing() -> None:
+    pool = PoolSettings(num_gpus=1, min_actors=1, max_actors=16)
+    assert size_pool(pool, cluster((4, 0), elastic=True), 1000)[:2] == (1, 16)
+    with pytest.raises(RunError, match="If the cluster grows, say how far: --max-actors"):
+        size_pool(PoolSettings(num_gpus=1), cluster((4, 0), elastic=True), 1000)
+
+
 def test_a_cluster_may_grow() -> None:
     pool = PoolSettings(min_actors=1, max_actors=16)
     assert size_pool(pool, cluster((2, 0), elastic=True), 1000)[:2] == (1, 16)

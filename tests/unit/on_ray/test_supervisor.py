@@ -49,6 +49,15 @@ def test_kills_from_outside_quarantine_no_row() -> None:
     assert try_chunk(deaths, "a", range(8), set()) == []
 
 
+def test_a_chunk_that_another_attempt_has_ended_is_no_error() -> None:
+    deaths = Deaths(limit=9)
+    deaths.start("a")
+    deaths.start("a")  # Ray took a living actor for dead
+    deaths.done("a")
+    deaths.row("a", 3)
+    deaths.done("a")
+
+
 def test_a_first_attempt_announces_nothing() -> None:
     deaths = Deaths(limit=9)
     assert not deaths.start("a").announce
