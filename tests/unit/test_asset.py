@@ -26,7 +26,7 @@ SPECIAL_TOKENS = (
 @pytest.fixture(scope="module")
 def rows():
     """Fresh: another split and seed than training and its own evaluation."""
-    return list(synthetic.rows(120, seed=4711))
+    return list(synthetic.rows(60, seed=4711))
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from jobs.train_tiny import Recipe, Stage, train_folder
 from medv_ray.model import weights
 
 STAGES = (
-    Stage(50, captions=1.0),
-    Stage(6, pairs=0.4, dialogues=0.3, all_targets=False),
+    Stage(30, captions=1.0),
+    Stage(4, pairs=0.4, dialogues=0.3, all_targets=False),
     Stage(2, dialogues=0.5),
 )
 RECIPE = Recipe(stages=STAGES, num_tiles=24, batch_size=8)

@@ -74,14 +74,14 @@ def test_an_answer_says_how_it_came_to_be(predictor: Predictor) -> None:
     assert len(answer.image_sha256[0]) == len(answer.prompt_sha256) == 64
 
 
-@pytest.mark.parametrize("slots", [1, 3, 8])
-def test_company_and_order_change_nothing(folder: Path, slots: int) -> None:
+def test_company_and_order_change_nothing(folder: Path) -> None:
     rows = requests()
     with load(folder) as one:
         alone = [one.answer([row])[0] for row in rows]
-    with load(folder, EngineSettings(slots=slots)) as together:
-        assert all(map(same, together.answer(rows), alone))
-        assert all(map(same, together.answer(rows[::-1]), alone[::-1]))
+    for slots in (1, 3, 8):
+        with load(folder, EngineSettings(slots=slots)) as together:
+            assert all(map(same, together.answer(rows), alone)), slots
+            assert all(map(same, together.answer(rows[::-1]), alone[::-1])), slots
 
 
 def test_the_seed_decides_where_numbers_are_drawn(predictor: Predictor) -> None:
