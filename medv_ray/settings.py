@@ -6,7 +6,6 @@ name an error.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -36,11 +35,6 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
     )
-
-    def digest(self) -> str:
-        """sha256 of the canonical JSON of all fields, 64 hex digits."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 class SamplerSettings(Settings):

@@ -55,7 +55,6 @@ class Deaths:
         """See `death_limit`."""
         self.total = 0
         self.since_progress = 0
-        self.crashed_rows = 0
         self._starting: Counter[str] = Counter()
         self._alive: set[str] = set()
         self._chunks: dict[str, _Attempts] = {}
@@ -97,7 +96,6 @@ class Deaths:
         attempts.blamed[attempts.row] += 1
         if attempts.blamed[attempts.row] == BLAMED_DEATHS:
             attempts.crashed.append(attempts.row)
-            self.crashed_rows += 1
             self.since_progress = 0
 
     def row(self, place: str, row: int | None) -> None:
@@ -204,5 +202,4 @@ class Supervisor:
             "fatal": self._fatal,
             "ready_at": self._ready_at,
             "deaths": self._deaths.total,
-            "crashed_rows": self._deaths.crashed_rows,
         }

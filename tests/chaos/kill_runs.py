@@ -142,6 +142,8 @@ def kill_actors(runs: Runs, kills: int) -> dict[str, object]:
     committed = told.get("new_rows", 0)
     redone = runs.attempts().total() - tried - committed
     runs.check(redone <= killed * CHUNK_ROWS, f"{killed} actor kills cost {redone} rows")
+    # a kill between two chunks is none that a chunk could see
+    runs.check(told.get("worker_deaths", 0) <= killed, "more deaths were counted than kills")
     return {
         "actor_kills": killed,
         "worker_deaths_seen": told.get("worker_deaths"),
