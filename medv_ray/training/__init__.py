@@ -1,0 +1,1 @@
+"""Finetuning: recipes, objective, engines, the loop around them, and checkpoints."""

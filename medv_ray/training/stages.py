@@ -1,0 +1,179 @@
+"""Recipes of the papers' training stages, and the settings of a training job.
+
+LLaDA-MedV: Table 1 of its supplement. LLaDA-V: Table 6 of its supplement and the released scripts
+`train/scripts/llada_v_*.sh`. What a source does not say is said where it stands.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import model_validator
+from typing_extensions import Self
+
+from medv_ray.settings import ImageSettings, Settings
+
+Part = Literal["projector", "language", "vision"]
+PARTS: tuple[Part, ...] = ("projector", "language", "vision")
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters on the language tower, in place of its own weights."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    """The product of both matrices is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: tuple[
+        Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
+    ] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Matrices of each layer that get an adapter."""
+
+
+class StageSettings(Settings):
+    """One stage of training: what is trained, on which form of the data, and how."""
+
+    name: str
+    """Of the recipe; stands in the manifest."""
+    trainable: tuple[Part, ...] = ("projector", "language")
+    """`language` is all that is neither vision tower nor projector: embeddings, head and
+    image_newline too."""
+    lr: PositiveFloat
+    """Peak learning rate of what has none of its own."""
+    projector_lr: PositiveFloat | None = None
+    vision_lr: PositiveFloat | None = None
+    batch_size: PositiveInt
+    """Rows of a step, over all workers."""
+    micro_batch_size: PositiveInt = 1
+    """Rows that a worker computes at a time; batch_size is a multiple of it times the workers."""
+    epochs: PositiveFloat = 1.0
+    max_steps: PositiveInt | None = None
+    """Ends the stage before its epochs do; the schedule then ends there too."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    """Of matrices; biases, norms and image_newline have none."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps in which the learning rate rises in a line."""
+    clip: NonNegativeFloat = 1.0
+    """Largest gradient norm; 0 does not clip."""
+    template: Literal["llada", "plain"] = "llada"
+    """`llada` is the chat template; `plain` is image, caption and newline."""
+    system: Literal["general", "medical", "none"] = "general"
+    aspect: Literal["checkpoint", "square", "pad", "anyres_max"] = "checkpoint"
+    """How a picture becomes tiles; see ImageSettings."""
+    merge: Literal["checkpoint", "flat", "spatial_unpad"] = "checkpoint"
+    """How tiles become image tokens. `flat` has no image_newline."""
+    targets: Literal["all", "answers"] = "all"
+    """`all`: LLaDA-V's, structural tokens of every message too. `answers`: what the assistant
+    says."""
+    answer_fill: NonNegativeInt = 0
+    """Targets behind the last answer, up to this many tokens after its header. LLaDA pads answers
+    so; LLaDA-V does not."""
+    fill_token: Literal["end_of_text", "end_of_turn"] = "end_of_text"
+    token_after_image: Literal["reference", "training"] = "training"
+    """`training` keeps it, as LLaDA-V's training does; `reference` loses it as inference does."""
+    attention: Literal["full", "dialogue", "prefix"] = "full"
+    """Who sees whom: all see all (the papers); each turn sees itself and earlier ones; or image,
+    question and answer see themselves and what is before, so that the prefix can be cached
+    exactly."""
+    max_length: PositiveInt = 8192
+    """Longest row in tokens, image tokens included; longer ones are refused before the first
+    step."""
+    gradient_checkpointing: bool = True
+    """Compute activations of a layer again in the backward pass instead of keeping them."""
+    image: ImageSettings = ImageSettings()
+    lora: LoraSettings | None = None
+    seed: NonNegativeInt = 0
+    """Decides the order of the rows and their noise, whatever the number of workers."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} must be a multiple of "
+                f"micro_batch_size={self.micro_batch_size}"
+            )
+        if not self.trainable:
+            raise ValueError(f"trainable must name at least one of {', '.join(PARTS)}")
+        if self.lora is not None and "language" not in self.trainable:
+            raise ValueError("lora adapts the language tower: trainable must name language")
+        return self
+
+    def steps(self, num_rows: int) -> int:
+        """Steps over `num_rows` rows; epochs follow each other without a gap, the rest of the last
+        batch is left out."""
+        whole = int(num_rows * self.epochs) // self.batch_size
+        return min(whole, self.max_steps or whole)
+
+
+# LLaDA-MedV, supplement, Table 1: 4 x A100 80 GB, ZeRO-3, AdamW, cosine with 3 % warm-up. The table
+# lists no learning rate for the vision tower: taken as frozen. Whether images were tiled is not
+# stated: the comments of its code call square the default of alignment, anyres that of finetuning.
+ALIGNMENT = StageSettings(
+    name="alignment",
+    trainable=("projector",),
+    lr=1e-3,
+    batch_size=32,
+    micro_batch_size=8,
+    epochs=2,
+    template="plain",
+    aspect="square",
+    merge="flat",
+)
+MD_SFT = StageSettings(
+    name="md_sft", lr=1e-5, batch_size=8, micro_batch_size=1, epochs=4, system="medical"
+)
+SD_SFT_VQA_RAD = StageSettings(
+    name="sd_sft_vqa_rad", lr=2e-6, batch_size=8, epochs=2, system="medical"
+)
+SD_SFT_SLAKE = StageSettings(
+    name="sd_sft_slake", lr=2e-6, batch_size=8, epochs=10, system="medical"
+)
+SD_SFT_PATHVQA = StageSettings(
+    name="sd_sft_pathvqa", lr=2e-6, batch_size=8, epochs=7, system="medical"
+)
+
+# LLaDA-V, supplement, Table 6 and train/scripts: 64 rows for alignment and the first finetuning,
+# 256 for the later ones; the vision tower learns at 2e-6.
+LLADA_V_PRETRAIN = StageSettings(
+    name="llada_v_pretrain",
+    trainable=("projector",),
+    lr=1e-3,
+    batch_size=64,
+    micro_batch_size=16,
+    template="plain",
+    aspect="square",
+    merge="flat",
+)
+LLADA_V_SFT = StageSettings(
+    name="llada_v_sft",
+    trainable=("projector", "language", "vision"),
+    lr=1e-5,
+    vision_lr=2e-6,
+    batch_size=64,
+    aspect="anyres_max",
+    merge="spatial_unpad",
+)
+LLADA_V_SI_10M = LLADA_V_SFT.model_copy(update={"name": "llada_v_si_10m", "batch_size": 256})
+LLADA_V_OV_2M = LLADA_V_SI_10M.model_copy(update={"name": "llada_v_ov_2m", "max_length": 16384})
+LLADA_V_FINETUNE = LLADA_V_SFT.model_copy(update={"name": "llada_v_finetune"})
+
+RECIPES = {
+    stage.name: stage
+    for stage in (
+        ALIGNMENT,
+        MD_SFT,
+        SD_SFT_VQA_RAD,
+        SD_SFT_SLAKE,
+        SD_SFT_PATHVQA,
+        LLADA_V_PRETRAIN,
+        LLADA_V_SFT,
+        LLADA_V_SI_10M,
+        LLADA_V_OV_2M,
+        LLADA_V_FINETUNE,
+    )
+}
