@@ -302,7 +302,8 @@ CATALOGUE: dict[str, Entry] = {
     "E1601": Entry(
         "no_target",
         "No token of a conversation is a target, so that nothing can be learnt from it.",
-        "Look at the row (`medv data preview`); an answer is empty, or stage.targets leaves it out.",
+        "Look at the row with `medv data preview`: its answer is empty, or stage.targets leaves "
+        "it out.",
     ),
     "E1602": Entry(
         "row_too_long",
@@ -316,7 +317,7 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1604": Entry(
         "not_finite",
-        "Loss or gradient was NaN or infinite; the step was not applied and nothing of it is saved.",
+        "Loss or gradient was NaN or infinite; the run stopped and saved nothing of that step.",
         "Look at the rows named by number; lower stage.lr, or use float32. The last checkpoint "
         "is whole.",
     ),
@@ -389,6 +390,7 @@ def explain(code: str) -> str:
     entry = CATALOGUE.get(code.upper())
     if entry is None:
         raise SettingsError(
-            "E1001", f"{code[:20]!r} is not a code of the catalogue ({min(CATALOGUE)} .. {max(CATALOGUE)})."
+            "E1001",
+            f"{code[:20]!r} is not a code of the catalogue ({min(CATALOGUE)} .. {max(CATALOGUE)}).",
         )
     return f"{code.upper()} {entry.reason}\n  cause: {entry.cause}\n  fix:   {entry.fix}"

@@ -66,9 +66,9 @@ class Outcome(NamedTuple):
 class Objective(nn.Module):
     """Noise, splice, forward pass and 1/p-weighted loss. Source: LLaDA-V, LLaDAModelLM.forward.
 
-    Rows of a micro-batch do not see each other: what pads a shorter one is hidden from attention and
-    is no target. So the batch's loss does not depend on how it is cut into micro-batches. The
-    reference pads with end of text as targets, which for its micro-batches of one row is the same.
+    Rows of a micro-batch do not see each other: what pads a shorter one is hidden from attention
+    and is no target. So the batch's loss does not depend on how it is cut into micro-batches. The
+    reference pads with end of text as targets; for its micro-batches of one row that is the same.
     """
 
     def __init__(self, model: Medv, mask_id: int) -> None:
@@ -84,8 +84,7 @@ class Objective(nn.Module):
         rows = self._embed(samples, images, [masked for masked, _, _ in noise])
         ends = [splice_ends(s.ids, f, s.ends) for s, f in zip(samples, images, strict=True)]
         states = [
-            row[masked]
-            for row, (masked, _, _) in zip(self._hidden(rows, ends), noise, strict=True)
+            row[masked] for row, (masked, _, _) in zip(self._hidden(rows, ends), noise, strict=True)
         ]
         counts = torch.tensor([len(state) for state in states])
         row_of = torch.repeat_interleave(torch.arange(len(rows)), counts).to(self.model.device)

@@ -106,7 +106,7 @@ class ZeroEngine:
         dist.barrier()
 
     def _make_moments(self) -> None:
-        """Torch makes a parameter's moments at its first update; a resumed run needs them before."""
+        """Torch makes moments at the first update; a resumed run needs them before."""
         zero = self._engine.optimizer
         for flat in zero.fp32_partitioned_groups_flat:
             state = zero.optimizer.state[flat]

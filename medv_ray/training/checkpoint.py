@@ -1,0 +1,258 @@
+"""Training checkpoints that a kill cannot harm and that any number of workers can read.
+
+    checkpoints/step-00000120/manifest.json              what it is, and sha256 of each file
+                              rank-00000-000.safetensors that worker's slices, flattened
+                              rank-00000.json            its files and their digests
+
+Each worker writes its own slices under `step-....tmp` and forces them to disk; rank 0 gathers the
+lists into the manifest and renames the folder. What has its name is complete. There is no pickle in
+it, and DeepSpeed's own `latest` plays no part.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from medv_ray.errors import RunError
+from medv_ray.training.engine import Engine, Slice
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+FILE_BYTES = 2**30
+"""Slices are written once about this much has come together; so much host memory it takes."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Checkpoints:
+    """The checkpoints of a run, in a folder that all workers see."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self._keep = folder, keep
+
+    def save(self, engine: Engine, step: int, about: Mapping[str, Any]) -> None:
+        """Write and publish the state after `step` updates; the oldest beyond `keep` go.
+
+        All workers call it. Raises RunError E1503 or E1511 where the disk does not take it: on all
+        of them, and what was published before is whole.
+        """
+        name = f"step-{step:08d}"
+        partial = self.folder / f"{name}.tmp"
+        if engine.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        engine.barrier()
+        self._together(engine, lambda: write_slices(engine, partial))
+        if engine.rank == 0:
+            manifest = {"format": FORMAT, "step": step, **about, **_gather(partial, engine)}
+            manifest["digest"] = _digest_of(manifest)
+
+            def publish() -> None:
+                _write(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+                _publish(partial, self.folder / name)
+
+            self._together(engine, publish)
+            for old in self.steps()[: -self._keep]:
+                shutil.rmtree(self.folder / f"step-{old:08d}", ignore_errors=True)
+        else:
+            self._together(engine, lambda: None)
+
+    def _together(self, engine: Engine, write: Callable[[], None]) -> None:
+        """Let each worker write; an error on one is one on all, who would wait for it else."""
+        failed: Exception | None = None
+        try:
+            write()
+        except (OSError, SafetensorError) as error:
+            failed = error
+        if float(engine.sum(torch.tensor([float(failed is not None)]))[0]):
+            raise _disk_error(failed)
+
+    def steps(self) -> list[int]:
+        """Steps that were published, ascending; whether they are whole is not looked at."""
+        found = self.folder.glob("step-" + "[0-9]" * 8)
+        return sorted(int(path.name.removeprefix("step-")) for path in found)
+
+    def latest(self, engine: Engine) -> tuple[int, dict[str, Any], list[int]] | None:
+        """Step and manifest of the last whole checkpoint, and the steps that are not whole; None
+        where there is none to begin with.
+
+        All workers call it and get the same; each reads its share of the files. Raises RunError
+        E1605 when there are checkpoints and none is whole.
+        """
+        damaged = []
+        for step in reversed(self.steps()):
+            manifest = read_manifest(self.folder / f"step-{step:08d}")
+            good = manifest is not None and self._whole(engine, step, manifest)
+            if float(engine.sum(torch.tensor([float(not good)]))[0]) == 0 and manifest is not None:
+                return step, manifest, damaged
+            damaged.append(step)
+        if damaged:
+            raise RunError("E1605", f"none of {len(damaged)} checkpoints is whole.")
+        return None
+
+    def _whole(self, engine: Engine, step: int, manifest: dict[str, Any]) -> bool:
+        """Whether this worker's share of the files is as it was written."""
+        folder = self.folder / f"step-{step:08d}"
+        mine = sorted(manifest["files"])[engine.rank :: engine.num_workers]
+        return all(_matches(folder / name, manifest["files"][name]) for name in mine)
+
+    def restore(self, engine: Engine, step: int, manifest: dict[str, Any]) -> None:
+        """Put a checkpoint's weights and moments into the engine.
+
+        Raises RunError E1605 where it has other parameters than the engine.
+        """
+        state = SavedState(self.folder / f"step-{step:08d}", manifest)
+
+        def read(held: Slice) -> dict[str, Tensor]:
+            if tuple(state.shapes.get(held.name, ())) != held.shape:
+                raise RunError("E1605", f"{held.name} of step {step} is missing or of other shape.")
+            length = len(held.values["weight"])
+            return {
+                kind: state.read(held.name, kind, held.offset, held.offset + length)
+                for kind in held.values
+            }
+
+        engine.restore(read, step)
+
+
+class SavedState:
+    """A published checkpoint, read by ranges of its parameters."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        self.shapes: dict[str, list[int]] = manifest["shapes"]
+        names = sorted(manifest["files"])
+        self._files = [safe_open(folder / name, framework="pt") for name in names]
+        self._offsets = [json.loads(file.metadata()["offsets"]) for file in self._files]
+
+    def read(self, name: str, kind: str, first: int, stop: int) -> Tensor:
+        """float32[stop - first] of a flattened parameter's `weight` or moment."""
+        pieces = []
+        for file, offsets in zip(self._files, self._offsets, strict=True):
+            start = offsets.get(name)
+            if start is None:
+                continue
+            values = file.get_slice(f"{name}/{kind}")
+            low, high = max(first, start), min(stop, start + values.get_shape()[0])
+            if low < high:
+                pieces.append(values[low - start : high - start])
+        found = torch.cat(pieces) if pieces else torch.empty(0)
+        if len(found) != stop - first:
+            raise RunError("E1605", f"{name}/{kind} is not whole in the checkpoint.")
+        return found
+
+
+def write_slices(engine: Engine, folder: Path) -> None:
+    """This worker's slices into files of about FILE_BYTES, and the list of them; all on disk."""
+    files: dict[str, str] = {}
+    shapes: dict[str, list[int]] = {}
+    tensors: dict[str, Tensor] = {}
+    offsets: dict[str, int] = {}
+
+    def flush() -> None:
+        file = folder / f"rank-{engine.rank:05d}-{len(files):03d}.safetensors"
+        save_file(tensors, file, metadata={"offsets": json.dumps(offsets)})
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+        files[file.name] = file_sha256(file)
+        tensors.clear()
+        offsets.clear()
+
+    for held in engine.slices():
+        shapes[held.name] = list(held.shape)
+        if not len(held.values["weight"]):
+            continue
+        offsets[held.name] = held.offset
+        for kind, value in held.values.items():
+            tensors[f"{held.name}/{kind}"] = value.detach().cpu().contiguous()
+        if sum(value.nbytes for value in tensors.values()) > FILE_BYTES:
+            flush()
+    flush()
+    told = {"files": files, "shapes": shapes}
+    _write(folder / f"rank-{engine.rank:05d}.json", json.dumps(told).encode())
+
+
+def _gather(folder: Path, engine: Engine) -> dict[str, Any]:
+    """Files and shapes of all workers' lists."""
+    files: dict[str, str] = {}
+    shapes: dict[str, list[int]] = {}
+    for rank in range(engine.num_workers):
+        told = json.loads((folder / f"rank-{rank:05d}.json").read_bytes())
+        files |= told["files"]
+        shapes |= told["shapes"]
+    return {"files": files, "shapes": shapes}
+
+
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    told = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """None where it is missing, torn, edited or of another format."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(manifest, dict) or manifest.get("digest") != _digest_of(manifest):
+        return None
+    named = f"step-{manifest.get('step', 0):08d}" == folder.name
+    return manifest if manifest.get("format") == FORMAT and named else None
+
+
+def file_sha256(file: Path) -> str:
+    """64 hex digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _matches(file: Path, digest: str) -> bool:
+    try:
+        return file_sha256(file) == digest
+    except OSError:
+        return False
+
+
+def _write(file: Path, data: bytes) -> None:
+    with file.open("wb") as opened:
+        opened.write(data)
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Rename a complete folder, and force names to disk before and after."""
+    _sync(partial)
+    if final.exists():  # a damaged one of the same step
+        shutil.rmtree(final)
+    os.replace(partial, final)
+    _sync(final.parent)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _disk_error(error: Exception | None) -> RunError:
+    if error is None:
+        return RunError("E1511", "a checkpoint could not be written by another worker.")
+    # safetensors tells the system's error in words: "... (os error 28)"
+    told = any(f"os error {code}" in str(error) for code in FULL)
+    if told or getattr(error, "errno", None) in FULL:
+        return RunError("E1503", "the disk is full; the checkpoint was not published.")
+    kind = errno.errorcode.get(getattr(error, "errno", None) or 0, type(error).__name__)
+    return RunError("E1511", f"a checkpoint could not be written ({kind}).")
