@@ -76,7 +76,7 @@ def fit(
     """Train from update `start` to `num_steps`; every step's report.
 
     Args:
-        sample: the row at a position of the run, without its seed's noise drawn.
+        sample: the row at a position of the run, with the seed of its noise.
         stop: whether this worker was asked to end. When any was, all save after their step and end
             early.
 
