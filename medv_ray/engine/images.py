@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from medv_ray.data.decode_child import Decoder
 from medv_ray.data.images import TileSettings
 from medv_ray.engine.request import Counters
 from medv_ray.errors import DataError
-from medv_ray.model.config import no_vision
 from medv_ray.model.medv import Medv
 from medv_ray.settings import ImageSettings
 
@@ -99,13 +97,4 @@ def _size(made: Features | DataError) -> int:
 
 def tile_settings(model: Medv, image: ImageSettings) -> TileSettings:
     """How this checkpoint cuts images. Raises CheckpointError E1410 without a vision tower."""
-    config = model.config
-    if config.vision is None:
-        raise no_vision()
-    named = config.image_aspect_ratio if image.aspect == "checkpoint" else image.aspect
-    aspect: Literal["square", "pad", "anyres_max"] = "square"
-    if named.startswith("anyres"):
-        aspect = "anyres_max"
-    elif named == "pad":
-        aspect = "pad"  # every name that is not known is squashed, as the reference does
-    return TileSettings(aspect, config.vision.image_size, config.image_grid_pinpoints)
+    return TileSettings(*model.config.tiling(image.aspect))

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from medv_ray.errors import CheckpointError
 from medv_ray.model.fields import bad, number, pairs, size
@@ -205,6 +205,24 @@ class ModelConfig:
             object.__setattr__(self, "image_grid_pinpoints", canvases)
         if any(side % tile for canvas in self.image_grid_pinpoints for side in canvas):
             raise bad(f"image_grid_pinpoints must be multiples of the tile side, {tile}")
+
+    def tiling(
+        self, aspect: str = "checkpoint"
+    ) -> tuple[Literal["square", "pad", "anyres_max"], int, tuple[tuple[int, int], ...]]:
+        """How images are cut: the rule, a tile's side in pixels, the canvases of `anyres_max`.
+
+        `checkpoint` takes the rule of `image_aspect_ratio`; a name that is not known is squashed to
+        a square, as the reference does. Raises CheckpointError E1410 without a vision tower.
+        """
+        if self.vision is None:
+            raise no_vision()
+        named = self.image_aspect_ratio if aspect == "checkpoint" else aspect
+        rule: Literal["square", "pad", "anyres_max"] = "square"
+        if named.startswith("anyres"):
+            rule = "anyres_max"
+        elif named == "pad":
+            rule = "pad"
+        return rule, self.vision.image_size, self.image_grid_pinpoints
 
     @property
     def max_tiles(self) -> int | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -64,7 +65,7 @@ class Checkpoints:
 
             self._together(engine, publish)
             for old in self.steps()[: -self._keep]:
-                shutil.rmtree(self.folder / f"step-{old:08d}", ignore_errors=True)
+                shutil.rmtree(self.at(old), ignore_errors=True)
         else:
             self._together(engine, lambda: None)
 
@@ -77,6 +78,10 @@ class Checkpoints:
             failed = error
         if float(engine.sum(torch.tensor([float(failed is not None)]))[0]):
             raise _disk_error(failed)
+
+    def at(self, step: int) -> Path:
+        """Folder of a step's checkpoint."""
+        return self.folder / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
         """Steps that were published, ascending; whether they are whole is not looked at."""
@@ -92,7 +97,7 @@ class Checkpoints:
         """
         damaged = []
         for step in reversed(self.steps()):
-            manifest = read_manifest(self.folder / f"step-{step:08d}")
+            manifest = read_manifest(self.at(step))
             good = manifest is not None and self._whole(engine, step, manifest)
             if float(engine.sum(torch.tensor([float(not good)]))[0]) == 0 and manifest is not None:
                 return step, manifest, damaged
@@ -103,7 +108,7 @@ class Checkpoints:
 
     def _whole(self, engine: Engine, step: int, manifest: dict[str, Any]) -> bool:
         """Whether this worker's share of the files is as it was written."""
-        folder = self.folder / f"step-{step:08d}"
+        folder = self.at(step)
         mine = sorted(manifest["files"])[engine.rank :: engine.num_workers]
         return all(_matches(folder / name, manifest["files"][name]) for name in mine)
 
@@ -112,7 +117,7 @@ class Checkpoints:
 
         Raises RunError E1605 where it has other parameters than the engine.
         """
-        state = SavedState(self.folder / f"step-{step:08d}", manifest)
+        state = SavedState(self.at(step), manifest)
 
         def read(held: Slice) -> dict[str, Tensor]:
             if tuple(state.shapes.get(held.name, ())) != held.shape:
@@ -134,6 +139,10 @@ class SavedState:
         names = sorted(manifest["files"])
         self._files = [safe_open(folder / name, framework="pt") for name in names]
         self._offsets = [json.loads(file.metadata()["offsets"]) for file in self._files]
+
+    def whole(self, name: str) -> Tensor:
+        """float32[numel], the weight of a parameter."""
+        return self.read(name, "weight", 0, math.prod(self.shapes[name]))
 
     def read(self, name: str, kind: str, first: int, stop: int) -> Tensor:
         """float32[stop - first] of a flattened parameter's `weight` or moment."""

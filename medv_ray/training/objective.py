@@ -136,7 +136,7 @@ class Objective(nn.Module):
         config = self.model.config.vision
         assert config is not None
         side = config.image_size
-        if any(p.requires_grad for p in self.model.model.vision_tower.parameters()):
+        if hasattr(self.model.model, "vision_tower"):  # else it is frozen, and not here
             return Picture((side, side), torch.zeros(1, side, side, 3, dtype=torch.uint8))
         return Picture((side, side), None, torch.zeros(1, config.side**2, config.hidden_size))
 

@@ -1,0 +1,210 @@
+"""A stage of training on Ray Train: workers, restarts, progress, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medv_ray.errors import CheckpointError, DataError, MedvError, RunError, SettingsError
+from medv_ray.on_ray.cluster import running_ray
+from medv_ray.training.run import TrainSettings, begin, check
+from medv_ray.training.watch import EVENTS
+
+STOP, FAILED = "stop", "failed.json"
+ERRORS = {cls.__name__: cls for cls in (CheckpointError, DataError, RunError, SettingsError)}
+PREEMPTION_STEPS = 10
+"""Steps between two looks for a node that is about to be taken away; each look is a barrier."""
+GROUP_TIMEOUT_S = 300
+
+
+class Trained(NamedTuple):
+    """How a stage ended."""
+
+    step: int
+    num_steps: int
+    loss: float | None
+    seconds: float
+
+    @property
+    def whole(self) -> bool:
+        """All steps were done; else the same command goes on."""
+        return self.step == self.num_steps
+
+
+def train(
+    settings: TrainSettings,
+    new_run: bool = False,
+    address: str | None = None,
+    tell: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> Trained:
+    """Train a stage, or go on with one. SIGTERM and Ctrl-C save after the step and end early.
+
+    Args:
+        tell: gets the last event of a step, every few seconds.
+
+    Raises what `check`, `begin` and `train_worker` raise, and RunError E1508 for workers that keep
+    dying.
+    """
+    began = time.monotonic()
+    settings = located(settings)
+    identity = check(settings)
+    out = begin(settings, identity, new_run)
+    for name in (STOP, FAILED):
+        (out / name).unlink(missing_ok=True)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    with running_ray(address), stopping(out), telling(out, tell):
+        run_workers(settings, identity)
+    if (out / FAILED).is_file():
+        told = json.loads((out / FAILED).read_text())
+        raise ERRORS[told["kind"]](told["code"], told["detail"])
+    event = last_event(out)
+    return Trained(
+        event.get("step", 0),
+        event.get("total_steps", 0),
+        event.get("loss"),
+        time.monotonic() - began,
+    )
+
+
+def located(settings: TrainSettings) -> TrainSettings:
+    """With local folders as absolute paths, which mean the same in every process."""
+    paths = {name: os.path.abspath(getattr(settings, name)) for name in ("model", "data", "out")}
+    return settings.model_copy(update=paths)
+
+
+def run_workers(settings: TrainSettings, identity: dict[str, Any]) -> None:
+    """Ray Train around `work`. Raises RunError E1508 when workers died too often."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    workers, out = settings.workers, Path(settings.out)
+    count: int | tuple[int, int] = workers.num_workers
+    if workers.min_workers:
+        count = (workers.min_workers, workers.num_workers)
+    resources = {"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.num_gpus else {})}
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"settings": settings.model_dump(mode="json"), "identity": identity},
+        torch_config=TorchConfig(
+            backend="nccl" if workers.num_gpus else "gloo", timeout_s=GROUP_TIMEOUT_S
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=count, use_gpu=bool(workers.num_gpus), resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=str(out),
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        if (out / FAILED).is_file():
+            return  # the workers said why
+        kinds = sorted({type(e).__name__ for e in getattr(error, "worker_failures", {}).values()})
+        told = f"training workers failed more than {workers.max_failures} times"
+        raise RunError("E1508", f"{told} ({', '.join(kinds) or 'lost'}).") from None
+
+
+def work(config: dict[str, Any]) -> None:
+    """One worker, in a process of its own."""
+    import torch
+
+    from medv_ray.training.run import train_worker
+
+    settings = TrainSettings.model_validate(config["settings"])
+    out = Path(settings.out)
+    if (out / FAILED).is_file():
+        return  # the error of no worker alone; another try would end the same
+    gpu = settings.workers.num_gpus
+    if not gpu:
+        torch.set_num_threads(settings.shard.threads or 1)
+    looks = 0
+
+    def stop() -> bool:
+        nonlocal looks
+        looks += 1
+        return (out / STOP).is_file() or (looks % PREEMPTION_STEPS == 0 and preempted())
+
+    try:
+        for _ in train_worker(settings, config["identity"], "cuda" if gpu else "cpu", stop):
+            pass
+    except MedvError as error:
+        told = {"kind": type(error).__name__, "code": error.code, "detail": error.detail}
+        partial = out / f"{FAILED}.{os.getpid()}"
+        partial.write_text(json.dumps(told))
+        os.replace(partial, out / FAILED)
+        raise
+
+
+def preempted() -> bool:
+    """Whether a node of this run is about to be taken away. All workers ask together."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
+
+
+@contextmanager
+def stopping(out: Path) -> Iterator[None]:
+    """SIGTERM and Ctrl-C ask the workers to save and end; a second one ends this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number: int, frame: Any) -> None:
+        for known, handler in before.items():
+            signal.signal(known, handler)
+        (out / STOP).touch()
+        print("stopping after this step; the state is saved", file=sys.stderr, flush=True)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def telling(out: Path, tell: Callable[[dict[str, Any]], None], every_s: float = 5) -> Iterator[None]:
+    """Hand on the last event while the workers go on."""
+    over = threading.Event()
+
+    def watch() -> None:
+        shown = None
+        while not over.wait(every_s):
+            event = last_event(out)
+            if event and event.get("step") != shown:
+                shown = event.get("step")
+                tell(event)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def last_event(out: Path) -> dict[str, Any]:
+    """The last whole line of events.jsonl; empty where there is none."""
+    with suppress(OSError, ValueError):
+        with (out / EVENTS).open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 8192))
+            lines = file.read().split(b"\n")
+        event = json.loads(lines[-2])
+        return event if isinstance(event, dict) else {}
+    return {}
