@@ -177,7 +177,9 @@ def stopping(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def telling(out: Path, tell: Callable[[dict[str, Any]], None], every_s: float = 5) -> Iterator[None]:
+def telling(
+    out: Path, tell: Callable[[dict[str, Any]], None], every_s: float = 5
+) -> Iterator[None]:
     """Hand on the last event while the workers go on."""
     over = threading.Event()
 

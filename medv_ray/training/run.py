@@ -1,9 +1,9 @@
 """A stage of training from settings to a folder: what the driver checks, and what each worker does.
 
-    run.json        what made these weights: settings, digests, versions
-    checkpoints/    see `checkpoint`
-    events.jsonl    one line a step; TensorBoard's files beside it
-    model/          the checkpoint folder, or the adapter, once the stage is done
+run.json        what made these weights: settings, digests, versions
+checkpoints/    see `checkpoint`
+events.jsonl    one line a step; TensorBoard's files beside it
+model/          the checkpoint folder, or the adapter, once the stage is done
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = Fal
         shutil.rmtree(out)
     if manifest.is_file():
         before = json.loads(manifest.read_text()).get("identity", {})
-        changed = sorted(k for k in identity.keys() | before.keys() if identity.get(k) != before.get(k))
+        changed = sorted(
+            k for k in identity.keys() | before.keys() if identity.get(k) != before.get(k)
+        )
         if changed:
             raise RunError("E1606", f"the run folder was made with another {', '.join(changed)}.")
         return out
@@ -198,9 +200,7 @@ def make_engine(objective: Objective, settings: TrainSettings) -> Engine:
     return ZeroEngine(objective, settings.stage, settings.shard)
 
 
-def event_of(
-    report: Report, num_steps: int, epoch_steps: float, stage: StageSettings
-) -> StepEvent:
+def event_of(report: Report, num_steps: int, epoch_steps: float, stage: StageSettings) -> StepEvent:
     """A step's report as the watchers want it."""
     return StepEvent(
         step=report.step,
