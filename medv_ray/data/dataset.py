@@ -81,7 +81,7 @@ class Dataset:
             raise DataError("E1113", f"{self._name} has other columns than a dataset's.")
         footer = self._file.metadata
         rows = [footer.row_group(n).num_rows for n in range(footer.num_row_groups)]
-        self._starts = [0, *accumulate(rows)]
+        self._starts: list[int] = [0, *accumulate(rows)]
         told = index["splits"][split]
         if self._starts[-1] != told:
             raise _changed(f"{self._name} has {self._starts[-1]} rows, {INDEX} says {told}")

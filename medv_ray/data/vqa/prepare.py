@@ -173,9 +173,8 @@ class Pictures:
         self._max_bytes = settings.image.max_bytes
         self._decoder = decoder
         self._verdicts: dict[bytes, DataError | None] = {}
-        self._load = lru_cache(maxsize=4)(
-            self._load_file
-        )  # questions about one image stand together
+        # questions about one image stand together
+        self._load = lru_cache(maxsize=4)(self._load_file)
 
     def read(self, image: bytes | str) -> bytes:
         """Raises DataError E1108, E1111, E1112, E1201 .. E1211."""

@@ -19,6 +19,7 @@ class Published(NamedTuple):
 
 
 _TABLE_3 = "LLaDA-MedV supplement, Table 3"
+_VALIDATION = f"{_TABLE_3} (validation images: its 858 is a slip, the release has 832)"
 _CARD = "its Hugging Face export"
 ON_PURPOSE = {
     FRAME: " (cut from test records too: they leak the test set; --include-frame takes them)",
@@ -37,7 +38,7 @@ PUBLISHED: dict[str, dict[str, Published]] = {
     "pathvqa-official": {
         "train": Published(19755, 9949, 9806, 2599, _TABLE_3),
         # the table prints 858 images, which is the test split's number; the release has 832
-        "validation": Published(6279, 3144, 3135, 832, f"validation: {_TABLE_3}, but 832 images by the release where it prints 858"),
+        "validation": Published(6279, 3144, 3135, 832, _VALIDATION),
         "test": Published(6761, 3370, 3391, 858, _TABLE_3),
     },
     # images as in the official release: this one only lacks repeated rows
