@@ -5,6 +5,7 @@ Shapes: S tokens of a row, each image counted as one.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -108,7 +109,9 @@ def card(
         except DataError as error:
             faults.append(error.detail)
     tokens: list[Token] = []
-    generator = torch.Generator().manual_seed(seed * 2**32 + row)
+    # torch takes the low 32 bits of a seed only
+    mixed = hashlib.sha256(f"{seed}:{row}".encode()).digest()[:4]
+    generator = torch.Generator().manual_seed(int.from_bytes(mixed, "little"))
     t = 0.0
     try:
         tokens, t = noised(example, tokenizer, template, prompt, generator)
