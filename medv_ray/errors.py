@@ -123,6 +123,17 @@ CATALOGUE: dict[str, Entry] = {
         "The row has no answer text, hence nothing to learn from.",
         "Fill the answer column, or leave such rows out.",
     ),
+    "E1118": Entry(
+        "row_too_long",
+        "Training rows are longer, image tokens included, than the stage allows.",
+        "Leave them out, raise --set stage.max_length=... up to what the model takes, or use fewer "
+        "tokens an image: --set stage.aspect=square. Nothing is cut silently.",
+    ),
+    "E1119": Entry(
+        "no_targets",
+        "No token of the row is a target, so that there is nothing to learn from it.",
+        "Look at the row with `medv data preview`; leave it out.",
+    ),
     # images
     "E1201": Entry("empty_image", "The image has no bytes.", "Export the image again."),
     "E1202": Entry(

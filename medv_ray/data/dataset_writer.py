@@ -61,8 +61,9 @@ def write_dataset(
     split of which no row is left; RunError E1501 (another job writes there), E1503 (disk full),
     E1507 (the folder holds something else), E1511 (cannot be written).
     """
-    folder = Path(folder)
-    check_target(folder, name)
+    folder = Path(folder).absolute()
+    with _told():
+        check_target(folder, name)
     with _told(), _own(folder.with_name(folder.name + ".tmp")) as partial:
         counts: dict[str, Any] = {}
         held: dict[str, set[bytes]] = {}

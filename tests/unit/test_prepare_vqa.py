@@ -40,7 +40,7 @@ def test_the_official_release_is_printed_beside_table_3(tmp_path: Path) -> None:
     write_official(tmp_path, "val", [official_row("val_0001", 1, "Is it?", "yes", "yes/no")])
     write_images(tmp_path / "images", "val/val_0001.jpg")
     done = run(
-        "--kind", "pathvqa-official", "--source", str(tmp_path), "--out", str(tmp_path / "o")
+        "--kind", "pathvqa-official", "--source", str(tmp_path), "--out", str(tmp_path / "out")
     )
     assert done.returncode == 0, done.stderr
     assert "1 / 6279 (-6278)" in done.stdout

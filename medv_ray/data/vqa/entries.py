@@ -73,12 +73,10 @@ def text(value: object) -> str:
         return value.strip()
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or value in (math.inf, -math.inf)
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError("E1109", f"a text is of type {type(value).__name__}.")
+    if abs(value) >= 10**18:
+        raise DataError("E1109", "a number has more than 18 digits.")
     # a table's whole numbers become floats beside an empty cell
     return str(int(value)) if value == int(value) else str(value)
 

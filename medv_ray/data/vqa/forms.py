@@ -18,7 +18,7 @@ from medv_ray.data.vqa.entries import (
     text,
     yes_no_type,
 )
-from medv_ray.data.vqa.files import READERS, json_records, parquet_records, records_of
+from medv_ray.data.vqa.files import READERS, json_records, records_of
 from medv_ray.data.vqa.pickles import load_plain
 from medv_ray.data.vqa.settings import PrepareSettings
 from medv_ray.errors import DataError
@@ -31,8 +31,16 @@ def _json(path: Path, _: PrepareSettings) -> Iterator[Record | None]:
     return json_records(path)
 
 
-def _parquet(path: Path, _: PrepareSettings) -> Iterator[Record | None]:
-    return parquet_records(path)
+def _with_columns(path: Path, names: list[str]) -> Iterator[Record | None]:
+    """Records of a table. Raises DataError E1101 when the first lacks one of the columns."""
+    first = True
+    for row in records_of(path):
+        missing = [name for name in names if row is not None and name not in row]
+        if first and row is not None and missing:
+            found = ", ".join(str(name)[:30] for name in list(row)[:20])
+            raise DataError("E1101", f"{path.name} has no column {missing[0]!r}; it has {found}.")
+        first = first and row is None
+        yield row
 
 
 # Hugging Face: image struct, question, answer
@@ -51,7 +59,7 @@ def _hub_entry(row: Record, split: str, settings: PrepareSettings) -> Entry:
 HUB = Form(
     "data/{train,validation,test}-*.parquet with the columns image, question, answer",
     _find_hub,
-    _parquet,
+    lambda path, _: _with_columns(path, ["image", "question", "answer"]),
     _hub_entry,
     (".", "images"),
     ("open and closed are derived: this form has no answer_type; yes and no count as closed",),
@@ -204,21 +212,9 @@ def _find_table(source: Path) -> dict[str, list[Path]]:
 
 
 def _table_records(path: Path, settings: PrepareSettings) -> Iterator[Record | None]:
-    first = True
-    for row in records_of(path):
-        if first and row is not None:
-            _check_columns(path, row, settings)
-            first = False
-        yield row
-
-
-def _check_columns(path: Path, row: Record, settings: PrepareSettings) -> None:
     named = [settings.image_column, settings.question_column, settings.answer_column]
     named += [name for name in (settings.id_column, settings.answer_type_column) if name]
-    missing = [name for name in named if name not in row]
-    if missing:
-        found = ", ".join(str(name)[:30] for name in list(row)[:20])
-        raise DataError("E1101", f"{path.name} has no column {missing[0]!r}; it has {found}.")
+    return _with_columns(path, named)
 
 
 def _table_entry(row: Record, split: str, settings: PrepareSettings) -> Entry:

@@ -137,6 +137,7 @@ def split_rows(
 
 def check_messages(entry: Entry, question_needed: bool) -> None:
     """Raises DataError E1109, E1117, E1301 or E1304 for what could not be trained on."""
+    check_storable(f"{entry.answer_type} {entry.question_type}")
     messages = checked(entry.messages)
     place_images(messages, len(entry.images))
     for role, words in messages:

@@ -116,6 +116,12 @@ def test_shards_are_read_in_order(tmp_path: Path) -> None:
     assert [row.id for row in rows["train"]] == ["train-0", "train-1"]
 
 
+def test_a_parquet_file_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    pq.write_table(pa.table({"picture": [b"x"], "question": ["?"]}), tmp_path / "hf/train.parquet")
+    assert refused(settings("pathvqa-hf", tmp_path / "hf")).code == "E1101"
+
+
 def test_half_a_parquet_file_ends_the_job(tmp_path: Path) -> None:
     write_hub(tmp_path / "hf", "train", [(picture(1), "a?", "b")])
     path = next((tmp_path / "hf").rglob("*.parquet"))
@@ -288,6 +294,26 @@ def test_a_large_list_is_read_piece_by_piece(tmp_path: Path) -> None:
     _, made_rows = made(settings("llava", tmp_path / "s"))
     assert [row.id for row in made_rows["train"]] == [str(i) for i in range(1000)]
     assert said(made_rows["train"][500])[1] == 'ä"]}\\' * 400_000
+
+
+def test_texts_that_cannot_be_stored(tmp_path: Path) -> None:
+    rows = [
+        talk("1.jpg"),
+        talk("1.jpg", answer_type="\ud800"),
+        talk("1.jpg", question_type="\ud800"),
+        talk("1.jpg", id="\ud800"),
+        talk("1.jpg", "<image>\n\ud800?", "a"),
+        talk("\ud800.jpg"),
+        talk("1" * 5000),
+        talk("1.jpg", "<image>\na?", 10**19),
+        talk("1.jpg", "<image>\na?", True),
+        talk("1.jpg", "<image>\na?", float("nan")),
+    ]
+    write_json(tmp_path / "s" / "train.json", rows)
+    write_images(tmp_path / "s" / "images", "1.jpg")
+    index, _ = made(settings("llava", tmp_path / "s"))
+    assert index["splits"] == {"train": 1}
+    assert index["skipped"] == {"bad_text": 4, "image_missing": 2, "bad_row": 2, "no_answer": 1}
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[", '[{"a": 1}', '[{"a": ', "[nope]", "\xff"])
