@@ -206,6 +206,13 @@ def test_the_same_dataset_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "x.tmp" / "me.jpg").exists()
 
 
+def test_the_folder_that_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write(Path("."))
+    assert len(Dataset.open(tmp_path / "here")) == 3
+
+
 def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
