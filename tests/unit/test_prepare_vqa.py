@@ -1,9 +1,10 @@
 """The job that prepares a dataset: its arguments, its table, its refusals."""
 
-import os
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -13,15 +14,27 @@ from tests.unit.data.releases import official_row, write_csv, write_images, writ
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    return subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "prepare_vqa.py"), *arguments],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths},
-    )  # fmt: skip
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_a_table_becomes_a_dataset(tmp_path: Path) -> None:
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The job as `python jobs/prepare_vqa.py ...`, in this process."""
+
+    def job(*arguments: str) -> Done:
+        path = str(ROOT / "jobs" / "prepare_vqa.py")
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(path, run_name="__main__")
+        return Done(int(ended.value.code or 0), *capsys.readouterr())
+
+    return job
+
+
+def test_a_table_becomes_a_dataset(tmp_path: Path, run: Callable[..., Done]) -> None:
     rows = [{"bild": "1.png", "question": f"Is it {n}?", "answer": "yes"} for n in range(3)]
     rows.append({"bild": "2.png", "question": "Lost?", "answer": "yes"})
     write_csv(tmp_path / "ward.csv", rows)
@@ -36,7 +49,9 @@ def test_a_table_becomes_a_dataset(tmp_path: Path) -> None:
     assert Dataset.open(tmp_path / "out", "test").index["name"] == "ward"
 
 
-def test_the_official_release_is_printed_beside_table_3(tmp_path: Path) -> None:
+def test_the_official_release_is_printed_beside_table_3(
+    tmp_path: Path, run: Callable[..., Done]
+) -> None:
     write_official(tmp_path, "val", [official_row("val_0001", 1, "Is it?", "yes", "yes/no")])
     write_images(tmp_path / "images", "val/val_0001.jpg")
     done = run(
@@ -57,7 +72,9 @@ def test_the_official_release_is_printed_beside_table_3(tmp_path: Path) -> None:
         (["--kind", "slake", "--set", "images_folder=x"], "images_folder"),
     ],
 )
-def test_refusals_are_one_line(tmp_path: Path, arguments: list[str], word: str) -> None:
+def test_refusals_are_one_line(
+    tmp_path: Path, run: Callable[..., Done], arguments: list[str], word: str
+) -> None:
     done = run(*arguments, "--source", str(tmp_path), "--out", str(tmp_path / "out"))
     assert done.returncode in (1, 2)
     assert word in done.stderr
