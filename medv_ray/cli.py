@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 from medv_ray import __version__
-from medv_ray.errors import MedvError, SettingsError, explain
+from medv_ray.errors import MedvError, RunError, SettingsError, explain
 
 if TYPE_CHECKING:
     from medv_ray.on_ray.options import ScoreSettings
@@ -296,6 +296,50 @@ def doctor_command() -> int:
 def explain_command(code: Annotated[str, typer.Argument(help="E1203, say.")]) -> None:
     """What an error code means, and the way out."""
     typer.echo(explain(code))
+
+
+data_app = typer.Typer(no_args_is_help=True, help="Look at prepared datasets.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("preview")
+@told_cleanly
+def data_preview_command(
+    data: Annotated[Path, Option(help="Folder that jobs/prepare_vqa.py wrote.")],
+    split: Annotated[str, Option(help="train, validation or test.")] = "train",
+    rows: Annotated[int, Option(help="Rows on the page, spread evenly.", min=1, max=1000)] = 20,
+    out: Annotated[Path, Option(help="The page.")] = Path("preview.html"),
+    model: Annotated[str, Option(help="Checkpoint folder whose tokenizer is used.")] = "toy",
+    template: Annotated[str, Option(help="llada, or plain as in the alignment stage.")] = "llada",
+    system: Annotated[str, Option(help="System sentence: general, medical, none.")] = "general",
+    seed: Annotated[int, Option(help="Of the noise.", min=0, max=2**31 - 1)] = 0,
+) -> None:
+    """Show image, tokens, targets and one noised sample of training rows as an HTML page."""
+    from medv_ray.data.dataset import Dataset
+    from medv_ray.data.prompts import load_tokenizer
+    from medv_ray.settings import PromptSettings, build
+    from medv_ray.training.preview import preview
+
+    if template not in ("llada", "plain"):
+        raise SettingsError("E1001", f"--template {template[:20]!r}: llada or plain.")
+    prompt = build(PromptSettings, {"system": system, "token_after_image": "training"})
+    dataset = Dataset.open(data, split)
+    page = preview(
+        dataset, load_tokenizer(model_folder(model)),
+        num_rows=rows, seed=seed, template="plain" if template == "plain" else "llada",
+        prompt=prompt,
+    )  # fmt: skip
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        kind = type(error).__name__
+        raise RunError("E1511", f"{out.name} could not be written ({kind}).") from None
+    typer.echo(f"{min(rows, len(dataset))} of {len(dataset)} rows in {out}")
+
+
+def model_folder(model: str) -> Path:
+    """`toy` is the checkpoint that comes with the package."""
+    return Path(__file__).parent / "assets" / "medv-tiny" if model == "toy" else Path(model)
 
 
 def _version(asked: bool) -> None:

@@ -96,6 +96,44 @@ CATALOGUE: dict[str, Entry] = {
         "An encoded image is larger than the limit.",
         "Raise --set archive.max_image_bytes=... and image.max_bytes=... if the file is trusted.",
     ),
+    # prepared datasets
+    "E1113": Entry(
+        "not_a_dataset",
+        "The folder is no prepared dataset, is one of another format, or lacks the split.",
+        "Make it with jobs/prepare_vqa.py; the message names what was found.",
+    ),
+    "E1114": Entry(
+        "dataset_changed",
+        "A file of a prepared dataset is missing, damaged or changed since it was written.",
+        "Copy the folder again, whole, or prepare the dataset again.",
+    ),
+    "E1115": Entry(
+        "source_not_found",
+        "The source folder lacks the files that a dataset of this kind consists of.",
+        "Unpack the release as it comes; the message names the files that are looked for.",
+    ),
+    "E1116": Entry(
+        "unsafe_pickle",
+        "A pickle holds more than lists, dicts, text and numbers. Loading it could run code: it "
+        "was not loaded, and nothing of it ran.",
+        "Do not trust the file. Take the release from its authors, or another form of the dataset.",
+    ),
+    "E1117": Entry(
+        "no_answer",
+        "The row has no answer text, hence nothing to learn from.",
+        "Fill the answer column, or leave such rows out.",
+    ),
+    "E1118": Entry(
+        "row_too_long",
+        "Training rows are longer, image tokens included, than the stage allows.",
+        "Leave them out, raise --set stage.max_length=... up to what the model takes, or use fewer "
+        "tokens an image: --set stage.aspect=square. Nothing is cut silently.",
+    ),
+    "E1119": Entry(
+        "no_targets",
+        "No token of the row is a target, so that there is nothing to learn from it.",
+        "Look at the row with `medv data preview`; leave it out.",
+    ),
     # images
     "E1201": Entry("empty_image", "The image has no bytes.", "Export the image again."),
     "E1202": Entry(

@@ -1,0 +1,119 @@
+"""What a reader makes of one record: the same shape for every dataset."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from medv_ray.data.conversations import IMAGE_WORD
+from medv_ray.data.dataset import Message
+from medv_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from medv_ray.data.vqa.settings import PrepareSettings
+
+Record = Mapping[str, Any]
+SPLITS = {
+    "train": ("train",),
+    "validation": ("validation", "validate", "val"),
+    "test": ("test",),
+}
+"""Our names of the splits, and the words by which releases call them."""
+
+
+class Entry(NamedTuple):
+    """One record, its texts cleaned, its images not looked at yet."""
+
+    images: tuple[bytes | str, ...]
+    """Encoded bytes, or a path relative to the release's image folder."""
+    messages: list[Message]
+    id: str | None = None
+    """None where the release has no ids: split and row number make one."""
+    answer_type: str | None = None
+    question_type: str | None = None
+
+
+class Form(NamedTuple):
+    """One layout in which a dataset is published."""
+
+    expects: str
+    """The files, for the message when they are not there."""
+    find: Callable[[Path], dict[str, list[Path]]]
+    """Files of each split that a source (a folder or a file) has."""
+    records: Callable[[Path, PrepareSettings], Iterator[Record | None]]
+    """Records of one file in order, None for one that is none. Raises DataError when the file
+    cannot be read."""
+    entry: Callable[[Record, str, PrepareSettings], Entry | str]
+    """An Entry, or the word for why this record is left out on purpose. Raises DataError when
+    something is wrong with it; a KeyError is a missing field."""
+    image_folders: tuple[str, ...] = ("images", ".")
+    """Where image paths are looked up, relative to the source."""
+    notes: tuple[str, ...] = ()
+    """What the user of the dataset should know."""
+
+
+def question_and_answer(question: object, answer: object) -> list[Message]:
+    """The two messages of a question. Raises DataError E1109, E1117, E1301."""
+    asked, answered = text(question), text(answer)
+    if not asked:
+        raise DataError("E1301", "the question is empty.")
+    if not answered:
+        raise DataError("E1117", "the answer is empty.")
+    return [
+        {"from": "human", "value": f"{IMAGE_WORD}\n{asked}"},
+        {"from": "gpt", "value": answered},
+    ]
+
+
+def text(value: object) -> str:
+    """Trimmed text; numbers as a person writes them, nothing as nothing. Raises DataError E1109."""
+    if isinstance(value, str):
+        return value.strip()
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError("E1109", f"a text is of type {type(value).__name__}.")
+    if abs(value) >= 10**18:
+        raise DataError("E1109", "a number has more than 18 digits.")
+    # a table's whole numbers become floats beside an empty cell
+    return str(int(value)) if value == int(value) else str(value)
+
+
+def image_cell(value: object) -> bytes | str:
+    """Of a parquet cell: bytes, path, or Hugging Face's struct of both.
+
+    Raises DataError E1109 and E1111.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if value is None or value == "":
+        raise DataError("E1111", "the row names no image.")
+    if not isinstance(value, bytes | str):
+        raise DataError("E1109", f"an image is of type {type(value).__name__}.")
+    return value
+
+
+def kind_of_answer(value: object) -> str | None:
+    """A release's answer_type (OPEN, "CLOSED ", yes/no, other, number) as open or closed."""
+    word = text(value).lower()
+    return {"yes/no": "closed", "other": "open", "number": "open"}.get(word, word or None)
+
+
+def yes_no_type(answer: object) -> str:
+    """Where a release has no answer_type: yes and no are closed."""
+    return "closed" if text(answer).lower().rstrip(".") in ("yes", "no") else "open"
+
+
+def by_words(folder: Path, patterns: Sequence[str]) -> dict[str, list[Path]]:
+    """Files of each split by patterns in which `*` was put as {}: the first pattern and word that
+    match."""
+    found = {}
+    for split, words in SPLITS.items():
+        for pattern in (pattern.format(word) for word in words for pattern in patterns):
+            paths = sorted(path for path in folder.glob(pattern) if path.is_file())
+            if paths:
+                found[split] = paths
+                break
+    return found

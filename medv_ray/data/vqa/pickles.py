@@ -1,0 +1,52 @@
+"""Pickles of a public release, read without running anything in them."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+from medv_ray.errors import DataError
+
+MAX_BYTES = 2**28
+_ALLOWED = {
+    (module, kind.__name__): kind
+    for module in ("builtins", "__builtin__")
+    for kind in (list, tuple, dict, set, frozenset, str, int, float, bool)
+}
+
+
+class _Plain(pickle.Unpickler):
+    """Refuses every name but those of built-in containers, text and numbers."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = _ALLOWED.get((module, name))
+        if found is None:
+            raise DataError("E1116", "")
+        return found
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise DataError("E1116", "")
+
+
+def load_plain(path: Path) -> Any:
+    """The content of a pickle of lists, dicts, text and numbers.
+
+    Raises DataError E1116 for a pickle that names anything else, and E1105 when it is damaged or
+    over MAX_BYTES.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError("E1105", f"{path.name} is over {MAX_BYTES} bytes.")
+        with path.open("rb") as file:
+            return _Plain(file, encoding="utf-8").load()
+    except DataError as error:
+        if error.code == "E1116":
+            raise DataError(
+                "E1116", f"{path.name} calls for something else than plain data; it was not loaded."
+            ) from None
+        raise
+    # a damaged pickle raises whatever its opcodes stumble over
+    except Exception as error:
+        kind = type(error).__name__
+        raise DataError("E1105", f"{path.name} is no complete pickle ({kind}).") from None

@@ -1,0 +1,50 @@
+"""Settings of a preparation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from medv_ray.settings import ImageSettings, Settings
+
+KindName = Literal[
+    "pathvqa-hf",
+    "pathvqa-official",
+    "vqa-rad",
+    "slake",
+    "llava-med-stage1",
+    "llava-med-stage2",
+    "llava",
+    "table",
+]
+
+
+class PrepareSettings(Settings):
+    """What is read, and how strictly."""
+
+    kind: KindName
+    source: str
+    """Folder of the unpacked release, or the one file."""
+    out: str
+    """Folder of the prepared dataset."""
+    images: str | None = None
+    """Folder that image paths are relative to, where it is not the release's own."""
+    splits: tuple[str, ...] = ()
+    """train, validation, test. Empty: all that are there."""
+    name: str | None = None
+    """Of the dataset. None: the kind."""
+    licence: str | None = None
+    """Stands in dataset.json. None: what the release says of itself."""
+    include_frame: bool = False
+    """VQA-RAD: take the `frame` rows of data_RAD. They leak the test set."""
+    language: Literal["en", "zh", "all"] = "en"
+    """SLAKE's questions."""
+    id_column: str | None = None
+    image_column: str = "image"
+    question_column: str = "question"
+    answer_column: str = "answer"
+    answer_type_column: str | None = None
+    """Columns of a table of one's own."""
+    check: Literal["decode", "header"] = "decode"
+    """`decode` finds every damaged image now and not in training; `header` is some ten times
+    faster."""
+    image: ImageSettings = ImageSettings()
