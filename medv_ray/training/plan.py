@@ -21,34 +21,11 @@ from medv_ray.training.flops import (
     row_flops,
     trained_parameters,
 )
+from medv_ray.training.gpus import GPUS, Gpu, GpuName
 from medv_ray.training.memory import Memory, plan_memory
 from medv_ray.training.stages import RECIPES, StageSettings
 
 Head = Literal["masked", "all"]
-GpuName = Literal[
-    "a100-40gb", "a100-80gb", "h100-80gb", "h200-141gb", "b200-180gb", "l40s-48gb", "l4-24gb"
-]
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One kind of GPU. Source: NVIDIA's data sheets, bf16 without sparsity."""
-
-    label: str
-    peak_tflops: float
-    memory_gb: float
-    """10^9 bytes."""
-
-
-GPUS: dict[GpuName, Gpu] = {
-    "a100-40gb": Gpu("A100 40 GB", 312, 40),
-    "a100-80gb": Gpu("A100 80 GB", 312, 80),
-    "h100-80gb": Gpu("H100 SXM 80 GB", 989, 80),
-    "h200-141gb": Gpu("H200 141 GB", 989, 141),
-    "b200-180gb": Gpu("B200 180 GB", 2250, 180),
-    "l40s-48gb": Gpu("L40S 48 GB", 362, 48),
-    "l4-24gb": Gpu("L4 24 GB", 121, 24),
-}
 
 
 class RowsSettings(Settings):

@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from medv_ray.model.config import ModelConfig
-from medv_ray.training.plan import ASSUMED_ROWS, GPUS, Head, Plan, plan, plan_settings
+from medv_ray.training.gpus import GPUS
+from medv_ray.training.plan import ASSUMED_ROWS, Head, Plan, plan, plan_settings
 from medv_ray.training.remedies import Remedy
 
 # LLaDA-MedV's stages; where its code's comments call anyres the default, with 5 tiles too

@@ -41,7 +41,7 @@ def planned(stage: str = "sd_sft_pathvqa", *sets: str, model: ModelConfig = MEDV
 
 
 # stage, tiles: steps, TFLOP a row, seconds a step, hours, hours with the head on masked rows;
-# arithmetic on 4 x A100 80 GB at 312 TFLOP/s x 45 %, for the rows and epochs of LLaDA-MedV's Table 1
+# arithmetic on 4 x A100 80 GB at 312 TFLOP/s x 45 %, rows and epochs of LLaDA-MedV's Table 1
 TABLE = [
     (37_500, 37.7, 2.15, 22.4, 21.4),
     (30_000, 66.7, 0.95, 7.9, 7.6),
