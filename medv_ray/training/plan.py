@@ -6,6 +6,7 @@ gets is an assumption (45 % by default) until a run of its own says better.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -131,10 +132,11 @@ def plan_settings(stage: str, given: dict[str, Any], assignments: list[str]) -> 
         raise SettingsError(
             "E1001", f"--stage: {stage[:40]!r} is none of {', '.join(sorted(RECIPES))}."
         )
-    known = ASSUMED_ROWS.get(stage)
+    known, tiled = ASSUMED_ROWS.get(stage), RECIPES[stage].aspect == "anyres_max"
+    unknown = {"text_tokens": 350, "tiles": 5 if tiled else 1}
     values: dict[str, Any] = {
         "stage": RECIPES[stage].model_dump(mode="json", exclude_none=True),
-        "rows": {"text_tokens": 350} if known is None else known.model_dump(exclude_none=True),
+        "rows": unknown if known is None else known.model_dump(exclude_none=True),
         "hardware": {},
     }
     for group, found in given.items():
@@ -192,9 +194,12 @@ def _check(settings: PlanSettings, row_tokens: int, max_length: int) -> None:
     together = stage.micro_batch_size * hardware.gpus
     limit = min(stage.max_length, max_length)
     if stage.batch_size % together:
+        each, rest = divmod(stage.batch_size, hardware.gpus)
+        way = f"stage.micro_batch_size={math.gcd(stage.micro_batch_size, each)} would be"
         rule = (
             f"stage.batch_size={stage.batch_size} must be a multiple of stage.micro_batch_size="
-            f"{stage.micro_batch_size} times {hardware.gpus} GPUs (hardware.gpus)"
+            f"{stage.micro_batch_size} times {hardware.gpus} GPUs (hardware.gpus); "
+            + ("no micro-batch is" if rest else way)
         )
     elif row_tokens > limit:
         rule = (

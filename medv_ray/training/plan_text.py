@@ -102,7 +102,9 @@ def _size_table(each: Plan) -> Table:
     table.add_row("rows", f"{rows.num_rows:,} x {stage.epochs:g} epochs")
     assumed = ", assumed" if rows == ASSUMED_ROWS.get(stage.name) else ""
     image = each.row_tokens - rows.text_tokens
-    table.add_row("tokens a row", f"{image:,} image + {rows.text_tokens:,} text{assumed}")
+    tiles = f"{rows.tiles} tile" + "s" * (rows.tiles > 1)
+    tokens = f"{image:,} image ({tiles}) + {rows.text_tokens:,} text{assumed}"
+    table.add_row("tokens a row", tokens)
     table.add_row("tokens", f"{each.tokens:,}")
     heads: tuple[Head, ...] = ("all", "masked")
     for head in heads:
