@@ -298,6 +298,44 @@ CATALOGUE: dict[str, Entry] = {
         "Run the same command again; what was committed is kept. If it comes back, look at memory "
         "and at Ray's own log.",
     ),
+    # training
+    "E1601": Entry(
+        "no_target",
+        "No token of a conversation is a target, so that nothing can be learnt from it.",
+        "Look at the row (`medv data preview`); an answer is empty, or stage.targets leaves it out.",
+    ),
+    "E1602": Entry(
+        "row_too_long",
+        "A conversation with its image tokens is longer than stage.max_length.",
+        "Raise stage.max_length up to the model's own, choose stage.aspect=square, or shorten it.",
+    ),
+    "E1603": Entry(
+        "batch_does_not_divide",
+        "stage.batch_size is not a multiple of stage.micro_batch_size times the workers.",
+        "Change one of the three; the message names what fits.",
+    ),
+    "E1604": Entry(
+        "not_finite",
+        "Loss or gradient was NaN or infinite; the step was not applied and nothing of it is saved.",
+        "Look at the rows named by number; lower stage.lr, or use float32. The last checkpoint "
+        "is whole.",
+    ),
+    "E1605": Entry(
+        "training_checkpoint",
+        "A training checkpoint is incomplete or does not match its digests.",
+        "It is left aside and the one before is used; with none left, start with --new-run.",
+    ),
+    "E1606": Entry(
+        "training_changed",
+        "The run folder holds a training run of other settings, data, base model or versions.",
+        "Use another --out; --new-run starts this one over.",
+    ),
+    "E1607": Entry(
+        "training_memory",
+        "A worker ran out of memory in a training step.",
+        "Lower stage.micro_batch_size (the result stays the same), keep "
+        "stage.gradient_checkpointing, use more workers, or shard.offload_optimizer.",
+    ),
 }
 
 
@@ -351,6 +389,6 @@ def explain(code: str) -> str:
     entry = CATALOGUE.get(code.upper())
     if entry is None:
         raise SettingsError(
-            "E1001", f"{code[:20]!r} is not a code of the catalogue (E1001 .. E1512)."
+            "E1001", f"{code[:20]!r} is not a code of the catalogue ({min(CATALOGUE)} .. {max(CATALOGUE)})."
         )
     return f"{code.upper()} {entry.reason}\n  cause: {entry.cause}\n  fix:   {entry.fix}"

@@ -8,6 +8,7 @@ Shapes: B rows, S positions, D width, V vocabulary, M masked positions, row-majo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -21,24 +22,31 @@ from medv_ray.diffusion.noise import IGNORE
 FEWEST_ROWS = 8
 
 
-def token_losses(rows: Tensor, head: Tensor | None, targets: Tensor) -> Tensor:
+Head = Tensor | Callable[[Tensor], Tensor] | None
+"""The language head: its matrix float[V, D], or what makes float[M, V] of float[M, D]; None where
+the logits are there."""
+
+
+def token_losses(rows: Tensor, head: Head, targets: Tensor) -> Tensor:
     """float32[M], cross entropy of each row.
 
     Args:
-        rows: float[M, D] last hidden states with head float[V, D]; or, without head, the logits
-            float[M, V].
+        rows: float[M, D] last hidden states; or, without head, the logits float[M, V].
+        head: see `Head`. It is called once, also where M is 0: ranks that share its weights do
+            the same.
         targets: int64[M].
     """
     if head is not None:
         padding = max(0, FEWEST_ROWS - len(rows))
         padded = functional.pad(rows, (0, 0, 0, padding))
-        rows = functional.linear(padded, head)[: len(rows)]
+        logits = head(padded) if callable(head) else functional.linear(padded, head)
+        rows = logits[: len(rows)]
     return functional.cross_entropy(rows.float(), targets, reduction="none")
 
 
 def masked_loss(
     hidden: Tensor,
-    head: Tensor | None,
+    head: Head,
     labels: Tensor,
     masked: Tensor,
     p_mask: Tensor,
@@ -50,7 +58,7 @@ def masked_loss(
     divided by B S.
 
     Args:
-        hidden: float[B, S, D] after the final norm with head float[V, D]; or, without head, the
+        hidden: float[B, S, D] after the final norm with a head (see `Head`); or, without, the
             logits float[B, S, V]. Or only the masked positions of either: [M, D] or [M, V].
         labels: int64[B, S], the target token of each position or IGNORE.
         masked: bool[B, S] and p_mask: float[B], from `forward_noise`.
@@ -63,8 +71,19 @@ def masked_loss(
     losses = token_losses(rows, head, labels[masked]) / p_mask.to(rows.device)[row_of]
     if divide_by == "positions":
         return losses.sum() / labels.numel()
-    num_targets = (labels != IGNORE).sum(1)
-    return (losses / num_targets[row_of]).sum() / len(labels)
+    return row_losses(losses, row_of, labels).mean()
+
+
+def row_losses(losses: Tensor, row_of: Tensor, labels: Tensor) -> Tensor:
+    """float32[B]: each row's sum of float32[M] losses, divided by its number of targets.
+
+    Args:
+        losses: CE / p_mask of each masked position.
+        row_of: int64[M], its row.
+        labels: int64[B, S].
+    """
+    num_targets = (labels != IGNORE).sum(1).clamp(min=1)
+    return losses.new_zeros(len(labels)).index_add(0, row_of, losses) / num_targets
 
 
 def mask_tokens(ids: Tensor, masked: Tensor, mask_id: int) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from medv_kernels.linear import pack
 from medv_ray.data.prompts import SpecialIds, Turn, build, decode
+from medv_ray.data.segments import assistant_header, prompt_ends
 from medv_ray.diffusion.sampler import Denoising, SampleSpec
 from medv_ray.engine.images import ImageStore
 from medv_ray.engine.request import Answer, Counters, Request, View
@@ -63,6 +64,7 @@ class Engine:
         self._settings = answer
         self._head = pack(model.head)
         self._special = SpecialIds.of(tokenizer)
+        self._header = assistant_header(tokenizer)
         self._images = ImageStore(model, answer.image, engine.image_cache_bytes, self.counters)
         self._specs: dict[SamplerSettings, SampleSpec] = {}
         self._num_slots = engine.slots or (1 if model.device.type == "cpu" else 8)
@@ -134,7 +136,9 @@ class Engine:
         ids = build(self._tokenizer, turns, len(request.images), self._settings.prompt)
         several = len(request.images) > 1
         features = [self._images.get(data, several) for data in request.images]
-        prompt = Prompt(torch.tensor(ids), tuple(f.tokens for f in features))
+        attention = self._model.config.attention
+        ends = prompt_ends(ids, attention, self._header, self._special.eot)  # type: ignore[arg-type]
+        prompt = Prompt(torch.tensor(ids), tuple(f.tokens for f in features), ends)
         door = FullRecompute(self._model, [prompt], suffix_ids=spec.suffix_ids)
         length, limit = door.sequence_length(0, spec.gen_length), self._model.config.max_length
         if length > limit:

@@ -20,6 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Shape of each tensor of a checkpoint by its published name."""
 
 VISION = "model.vision_tower.vision_tower.vision_model."
+ATTENTION = ("full", "dialogue", "prefix")
 MODEL_TYPES = ("llada", "llava_llada")
 
 # What this implementation computes. A config that says otherwise means another function: refused.
@@ -185,11 +186,17 @@ class ModelConfig:
     mm_patch_merge_type: str = "spatial_unpad"
     max_length: int = 8192
     """Longest sequence in tokens, image tokens and answer included."""
+    attention: str = "full"
+    """Who sees whom, as the model was trained: `full`, `dialogue` or `prefix` (data/segments.py).
+    Ours: released checkpoints are `full`."""
 
     def __post_init__(self) -> None:
         if self.mm_patch_merge_type not in ("flat", "spatial_unpad"):
             given = self.mm_patch_merge_type[:40]
             raise bad(f"mm_patch_merge_type must be 'flat' or 'spatial_unpad', not {given!r}")
+        if self.attention not in ATTENTION:
+            given = self.attention[:40]
+            raise bad(f"medv_attention must be one of {', '.join(ATTENTION)}, not {given!r}")
         if self.vision is None:
             return
         tile = self.vision.image_size
@@ -234,6 +241,7 @@ class ModelConfig:
             image_grid_pinpoints=pinpoints,
             mm_patch_merge_type=str(raw.get("mm_patch_merge_type") or "flat"),
             max_length=size(raw, "tokenizer_model_max_length", limit),
+            attention=str(raw.get("medv_attention") or "full"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -249,6 +257,8 @@ class ModelConfig:
             "tokenizer_model_max_length": self.max_length,
             "use_cache": False,
         }
+        if self.attention != "full":
+            raw["medv_attention"] = self.attention
         if self.vision is None:
             return raw
         return raw | {

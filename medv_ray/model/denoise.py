@@ -27,6 +27,8 @@ class Prompt:
     """int64[P], IMAGE_SLOT at each image."""
     images: tuple[Tensor, ...] = ()
     """float[I, D] each, from `Medv.encode_image`."""
+    ends: tuple[int, ...] = ()
+    """Where attention is cut within the prompt, as places in `ids`: see `LanguageTower`."""
 
 
 def splice(model: Medv, ids: Tensor, images: Sequence[Tensor]) -> Tensor:
@@ -45,12 +47,19 @@ def splice(model: Medv, ids: Tensor, images: Sequence[Tensor]) -> Tensor:
     return torch.cat([*pieces, model.embed(ids[start:])])
 
 
+def splice_ends(ids: Tensor, images: Sequence[Tensor], ends: Sequence[int]) -> tuple[int, ...]:
+    """Places in `ids`, int64[P], as places in the embeddings, where a slot is a whole image."""
+    slots = (ids == IMAGE_SLOT).nonzero().flatten().tolist()
+    more = [(slot, len(image) - 1) for slot, image in zip(slots, images, strict=True)]
+    return tuple(end + sum(grown for slot, grown in more if slot < end) for end in ends)
+
+
 class FullRecompute:
     """The exact door: prompt, response and suffix go through the tower at every call.
 
     A row's result does not depend on other rows. On CPU each row is computed alone, which makes it
     so to the last bit and costs nothing; elsewhere rows are padded on the right, padding is hidden
-    from attention, and they run together.
+    from attention, and they run together, unless their prompts cut attention.
     """
 
     @torch.no_grad()
@@ -75,6 +84,9 @@ class FullRecompute:
             if isinstance(prompt, Prompt)
             else prompt.to(model.device, model.dtype)
             for prompt in prompts
+        ]
+        self._ends = [
+            splice_ends(p.ids, p.images, p.ends) if isinstance(p, Prompt) else () for p in prompts
         ]
         self._suffix = model.embed(torch.tensor(suffix_ids, dtype=torch.int64, device=model.device))
 
@@ -128,27 +140,29 @@ def forward_rows(
     """
     rows: list[Tensor] = []  # float[S, D] each
     places: list[Tensor] = []  # int64[N] each, the places asked for in the row
+    ends: list[tuple[int, ...]] = []
     owners: list[int] = []
     for owner, (door, x, need) in enumerate(zip(doors, xs, needs, strict=True)):
         x, need = x.to(door.model.device), need.to(door.model.device)
         for b in need.any(dim=1).nonzero().flatten().tolist():
             rows.append(door._row(b, x[b]))
+            ends.append((*door._ends[b], len(rows[-1])))
             places.append(need[b].nonzero().flatten() + door.prompt_length(b))
             owners.append(owner)
     found = [[door.head.new_empty((0, door.head.shape[1]))] for door in doors]
-    if rows and doors[0].together:
+    if rows and doors[0].together and all(len(cuts) == 1 for cuts in ends):
         states = _padded(doors[0].model, rows)
         made = [state[place] for state, place in zip(states, places, strict=True)]
     else:
-        made = [_alone(doors[0].model, *row) for row in zip(rows, places, strict=True)]
+        made = [_alone(doors[0].model, *row) for row in zip(rows, places, ends, strict=True)]
     for owner, state in zip(owners, made, strict=True):
         found[owner].append(state)
     return [torch.cat(pieces) for pieces in found]
 
 
-def _alone(model: Medv, row: Tensor, places: Tensor) -> Tensor:
+def _alone(model: Medv, row: Tensor, places: Tensor, ends: Sequence[int]) -> Tensor:
     """float[S, D] -> hidden states of some places of it, float[N, D]."""
-    return model.hidden(row[None], need=places)[0]
+    return model.hidden(row[None], need=places, ends=ends)[0]
 
 
 def _padded(model: Medv, rows: list[Tensor]) -> Tensor:

@@ -3,15 +3,21 @@
     x += W_o attention(rms(x));  x += W_down (silu(W_gate y) * W_up y), y = rms(x);  out = rms(x)
 
 Parameter names are those of the published LLaMA-style checkpoints, below `model.`.
+`ends` cuts the sequence into segments: a place sees all of its own segment and of those before it.
+One segment is LLaDA's own attention; turns, or image, question and answer, are others.
+
 Shapes: B rows, S sequence, N places asked for, D width, H heads, K key-value heads, C width of
 one head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from medv_kernels.linear import PackedWeight, linear, pack
 from medv_ray.model.config import LanguageConfig
@@ -81,6 +87,40 @@ def attention_bias(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor 
     return allowed[:, None, None, :] if allowed.dim() == 2 else allowed
 
 
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, cuts: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Attention of float[B, H, N, C] queries, those of each cut to the keys that it sees.
+
+    Args:
+        k, v: float[B, K, S, C].
+        bias: see `attention_bias`; its last axis is S.
+        cuts: (queries up to here, keys up to there), both ascending; the last is (N, S). One call
+            for each, and no mask of N x S is made.
+    """
+    shared, start, mixed = k.shape[1] != q.shape[1], 0, []
+    for stop, seen in cuts:
+        part = None
+        if bias is not None:
+            part = bias[..., :seen] if bias.shape[2] == 1 else bias[:, :, start:stop, :seen]
+        mixed.append(
+            F.scaled_dot_product_attention(
+                q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], part, enable_gqa=shared
+            )
+        )
+        start = stop
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
+
+
+def cuts_of(ends: Sequence[int], need: Tensor | None) -> list[tuple[int, int]]:
+    """For `attend`: all places, or the int64[N] ascending places `need`, by segment."""
+    if need is None:
+        return [(end, end) for end in ends]
+    counts = torch.searchsorted(need, torch.tensor(ends, device=need.device)).tolist()
+    found = zip(counts, ends, [0, *counts], strict=False)
+    return [(count, end) for count, end, before in found if count > before]
+
+
 class Linear(nn.Linear):
     """x W^T. After `pack`, inference reads a copy of the weight in the layout of oneDNN."""
 
@@ -106,7 +146,6 @@ class Attention(nn.Module):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.shared = config.num_key_value_heads != config.num_attention_heads
         wide, narrow = config.hidden_size, config.num_key_value_heads * config.head_dim
         self.q_proj = Linear(wide, wide)
         self.k_proj = Linear(wide, narrow)
@@ -114,7 +153,12 @@ class Attention(nn.Module):
         self.o_proj = Linear(wide, wide)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, bias: Tensor | None, need: Tensor | None = None
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        bias: Tensor | None,
+        ends: Sequence[int],
+        need: Tensor | None = None,
     ) -> Tensor:
         asking, turn = x, rotary
         if need is not None:
@@ -125,7 +169,7 @@ class Attention(nn.Module):
             for proj, y in ((self.q_proj, asking), (self.k_proj, x), (self.v_proj, x))
         )
         q, k = rotate(q, turn), rotate(k, rotary)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=self.shared)
+        mixed = attend(q, k, v, bias, cuts_of(ends, need))
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -155,9 +199,14 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, bias: Tensor | None, need: Tensor | None = None
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        bias: Tensor | None,
+        ends: Sequence[int],
+        need: Tensor | None = None,
     ) -> Tensor:
-        mixed = self.self_attn(self.input_layernorm(x), rotary, bias, need)
+        mixed = self.self_attn(self.input_layernorm(x), rotary, bias, ends, need)
         x = mixed + (x if need is None else x[:, need])
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
@@ -172,6 +221,8 @@ class LanguageTower(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        """Keep only the input of each layer for the backward pass, and compute the rest again."""
 
     def forward(
         self,
@@ -179,6 +230,7 @@ class LanguageTower(nn.Module):
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
         need: Tensor | None = None,
+        ends: Sequence[int] | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, float[B, S, D].
 
@@ -187,15 +239,23 @@ class LanguageTower(nn.Module):
             attention_mask: see `attention_bias`.
             positions: int64[S] or int64[B, S]; 0 .. S - 1 by default. Only differences matter.
             need: int64[N], the places whose states are asked for; the result is float[B, N, D], and
-                the last layer works for these places only. None: all.
+                the last layer works for these places only; ascending where there are `ends`. None:
+                all.
+            ends: of the segments, ascending, the last is S; the same in every row. None: one.
         """
+        ends = ends or (embeds.shape[1],)
         if positions is None:
             positions = torch.arange(embeds.shape[1], device=embeds.device)
         rotary = rotary_table(positions, self.head_dim, self.rope_theta)
         bias = attention_bias(attention_mask, embeds.dtype)
         x = embeds
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
         for layer in self.layers[:-1]:
-            x = layer(x, rotary, bias)
-        x = self.layers[-1](x, rotary, bias, need)
+            x = (
+                checkpoint(layer, x, rotary, bias, ends, use_reentrant=False)
+                if again
+                else layer(x, rotary, bias, ends)
+            )
+        x = self.layers[-1](x, rotary, bias, ends, need)
         out: Tensor = self.norm(x)
         return out

@@ -5,6 +5,8 @@ Shapes: B rows, S sequence, D width, V vocabulary, T tiles, I image tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -72,6 +74,7 @@ class Medv(nn.Module):
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
         need: Tensor | None = None,
+        ends: Sequence[int] | None = None,
     ) -> Tensor:
         """Last hidden states, after the final norm: float[B, S, D] -> float[B, S, D].
 
@@ -81,8 +84,9 @@ class Medv(nn.Module):
                 see all.
             positions: int64[S] or int64[B, S]; 0 .. S - 1 by default.
             need: int64[N], places that are asked for; the result is float[B, N, D] then.
+            ends: of segments, the last is S: each place sees its own segment and earlier ones.
         """
-        states: Tensor = self.model(embeds, attention_mask, positions, need)
+        states: Tensor = self.model(embeds, attention_mask, positions, need, ends)
         return states
 
     def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -94,13 +98,30 @@ class Medv(nn.Module):
 
         Raises CheckpointError E1410 without a vision tower.
         """
+        parts = torch.split(tiles, TILES_PER_PASS)
+        return torch.cat([self.project(self.tower_features(part)) for part in parts])
+
+    def tower_features(self, tiles: Tensor) -> Tensor:
+        """uint8[T, H, W, 3] -> float[T, N, C] in one pass, of the vision tower's own width C.
+
+        Raises CheckpointError E1410 without a vision tower.
+        """
         if self.config.vision is None:
             raise no_vision()
         tower = self.model.get_submodule("vision_tower.vision_tower.vision_model")
-        projector = self.model.get_submodule("mm_projector")
-        parts = torch.split(tiles, TILES_PER_PASS)
-        pixels = (scale_pixels(part.to(self.device)).to(self.dtype) for part in parts)
-        return torch.cat([projector(tower(part)) for part in pixels])
+        features: Tensor = tower(scale_pixels(tiles.to(self.device)).to(self.dtype))
+        return features
+
+    def project(self, features: Tensor) -> Tensor:
+        """float[T, N, C] -> float[T, N, D]."""
+        projected: Tensor = self.model.get_submodule("mm_projector")(features)
+        return projected
+
+    def merge(self, projected: Tensor, size_wh: tuple[int, int]) -> Tensor:
+        """Image tokens float[I, D] of one image's projected tiles float[T, N, D]."""
+        newline = getattr(self.model, "image_newline", None)
+        canvases, max_tiles = self.config.image_grid_pinpoints, self.config.max_tiles
+        return merge_tiles(projected, newline, size_wh, canvases, max_tiles)
 
     def encode_image(self, tiles: Tensor, size_wh: tuple[int, int]) -> Tensor:
         """Image tokens float[I, D] of one image.
@@ -113,8 +134,4 @@ class Medv(nn.Module):
         Raises CheckpointError E1410 without a vision tower, ValueError for tiles that do not fit
         the size.
         """
-        if self.config.vision is None:
-            raise no_vision()
-        newline = getattr(self.model, "image_newline", None)
-        canvases, max_tiles = self.config.image_grid_pinpoints, self.config.max_tiles
-        return merge_tiles(self.image_features(tiles), newline, size_wh, canvases, max_tiles)
+        return self.merge(self.image_features(tiles), size_wh)

@@ -33,7 +33,9 @@ class Embeddings(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [T, N, E]
-        out: Tensor = patches + self.position_embedding.weight
+        # called, not read: a partitioned table is gathered for its own module's forward pass
+        places = torch.arange(patches.shape[1], device=patches.device)
+        out: Tensor = patches + self.position_embedding(places)
         return out
 
 

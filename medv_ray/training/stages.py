@@ -115,6 +115,24 @@ class StageSettings(Settings):
         return min(whole, self.max_steps or whole)
 
 
+class ShardSettings(Settings):
+    """Where weights, gradients and optimizer states lie."""
+
+    engine: Literal["zero3", "plain"] = "zero3"
+    """DeepSpeed ZeRO-3 over all workers, or a plain optimizer in one process."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of weights, activations and gradients; ZeRO-3 updates a float32 copy. The plain engine keeps
+    float32 weights and computes in this one."""
+    offload_optimizer: bool = False
+    """Keep optimizer states and the float32 copy in host memory."""
+    offload_params: bool = False
+    """Keep the partitioned weights in host memory too."""
+    persist_below: NonNegativeInt = 100_000
+    """Tensors of fewer elements stay whole on every worker."""
+    threads: PositiveInt | None = None
+    """Of torch in each worker. None: 1 on a CPU worker, torch's own number beside a GPU."""
+
+
 # LLaDA-MedV, supplement, Table 1: 4 x A100 80 GB, ZeRO-3, AdamW, cosine with 3 % warm-up. The table
 # lists no learning rate for the vision tower: taken as frozen. Whether images were tiled is not
 # stated: the comments of its code call square the default of alignment, anyres that of finetuning.

@@ -1,4 +1,4 @@
-"""Training loss, masks and gradients of LLaDA-V (11); the dialogue mask is not supported."""
+"""Training loss, masks and gradients of LLaDA-V (11), with and without its dialogue mask."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 from medv_ray.data.images import prepare
+from medv_ray.data.segments import segment_ends
 from medv_ray.data.tiles import TileSettings
 from medv_ray.diffusion.loss import masked_loss, token_losses
 from medv_ray.diffusion.noise import IGNORE, draw, forward_noise
 from medv_ray.model.denoise import IMAGE_SLOT, splice
 from medv_ray.model.medv import Medv
 from medv_ray.settings import ImageSettings
+
+HEADER = (126346, 598, 126347, 271)
+"""LLaDA's ids of the assistant's header: start, "assistant", end, blank line."""
+EOT = 126348
 
 
 def batch(golden: Any, tower: Any, seeing: Any, key: str) -> tuple[Medv, Tensor, Tensor]:
@@ -38,7 +43,15 @@ def batch(golden: Any, tower: Any, seeing: Any, key: str) -> tuple[Medv, Tensor,
     return model, splice(model, ids[0], [image])[None], spliced
 
 
-@pytest.mark.subcases("11")
+@pytest.mark.subcases("11", "conv.")
+def test_turns(golden: Any, key: str) -> None:
+    tensors = golden.tensors("11")
+    for labels, ids in zip(tensors[f"{key}.labels"], tensors[f"{key}.ids"], strict=True):
+        ends = segment_ends(labels.tolist(), "dialogue", HEADER, EOT)
+        assert [sum(end <= place for end in ends) for place in range(len(ids))] == ids.tolist()
+
+
+@pytest.mark.subcases("11", "[A-D]")
 def test_loss_and_gradients(golden: Any, tower: Any, seeing: Any, key: str) -> None:
     run, case, tensors = golden.run("11", key), golden.case("11"), golden.tensors("11")
     model, embeds, labels = batch(golden, tower, seeing, key)
@@ -52,7 +65,9 @@ def test_loss_and_gradients(golden: Any, tower: Any, seeing: Any, key: str) -> N
     assert int(noise.masked.sum()) == run["masked_tokens"]
 
     mask = model.embed(torch.tensor(case["mask_id"]))
-    hidden = model.hidden(torch.where(noise.masked[..., None], mask, embeds))
+    kind = "dialogue" if key.endswith("_dialogue") else "full"
+    ends = segment_ends(labels[0].tolist(), kind, HEADER, EOT)
+    hidden = model.hidden(torch.where(noise.masked[..., None], mask, embeds), ends=ends)
     loss = masked_loss(hidden, model.head, labels, noise.masked, noise.p_mask)
     tolerance = 1e-3 if "image" in run or len(embeds[0]) > 700 else 1e-4
     assert float(loss.detach()) == pytest.approx(run["loss"], abs=tolerance)
@@ -79,7 +94,7 @@ def check_logits(tensors: dict[str, Tensor], key: str, logits: Tensor, targets: 
     )
 
 
-@pytest.mark.subcases("11")
+@pytest.mark.subcases("11", "[A-D]")
 def test_draws_follow_the_reference(golden: Any, key: str) -> None:
     run, tensors = golden.run("11", key), golden.tensors("11")
     t, u = draw(run["batch"], run["length"], torch.Generator().manual_seed(run["seed"]))

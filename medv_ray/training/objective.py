@@ -1,0 +1,190 @@
+"""The loss of a micro-batch as one module, so that an engine may shard the weights below it.
+
+Ranks that share weights gather them module by module, in the same order; so whatever the rows hold,
+a call runs projector, embedding, each layer and head once (layers once a row where attention is
+cut), and the vision tower once where it learns.
+
+Shapes: B rows, P token ids of a row, S positions of a row with image tokens, T tiles of an image,
+N patches of a tile, C width of the tower, D width of the language tower, M masked positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from medv_ray.diffusion.loss import row_losses, token_losses
+from medv_ray.diffusion.noise import IGNORE, draw, forward_noise
+from medv_ray.model.denoise import IMAGE_SLOT, splice_ends
+from medv_ray.model.medv import Medv
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One image of a row: its tiles, or what a frozen tower made of them."""
+
+    size_wh: tuple[int, int]
+    tiles: Tensor | None = None
+    """uint8[T, H, W, 3], for a tower that learns."""
+    features: Tensor | None = None
+    """float[T, N, C], of a frozen tower."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One row of a micro-batch."""
+
+    ids: Tensor
+    """int64[P], IMAGE_SLOT at each image."""
+    labels: Tensor
+    """int64[P], IGNORE where the token is no target."""
+    ends: tuple[int, ...]
+    """Of the segments of attention, as places in `ids`; one where all see all."""
+    pictures: tuple[Picture, ...]
+    seed: int
+    """Of the noise level and the mask."""
+
+
+class Outcome(NamedTuple):
+    """What a forward pass says of its rows."""
+
+    loss: Tensor
+    """float32[], mean over the rows."""
+    by_row: Tensor
+    """float32[B], without gradient."""
+    t: Tensor
+    """float32[B], noise levels."""
+    num_tokens: int
+    """Positions that the language tower worked on, image tokens included."""
+    num_masked: int
+
+
+class Objective(nn.Module):
+    """Noise, splice, forward pass and 1/p-weighted loss. Source: LLaDA-V, LLaDAModelLM.forward.
+
+    Rows of a micro-batch do not see each other: what pads a shorter one is hidden from attention and
+    is no target. So the batch's loss does not depend on how it is cut into micro-batches. The
+    reference pads with end of text as targets, which for its micro-batches of one row is the same.
+    """
+
+    def __init__(self, model: Medv, mask_id: int) -> None:
+        super().__init__()
+        self.model = model
+        self.mask_id = mask_id
+
+    def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        """The fields of an `Outcome`; a plain tuple, which DeepSpeed's hooks look into."""
+        images, tie = self._images(samples)
+        labels = [_spread(s.ids, s.labels, found) for s, found in zip(samples, images, strict=True)]
+        noise = [self._noise(sample, label) for sample, label in zip(samples, labels, strict=True)]
+        rows = self._embed(samples, images, [masked for masked, _, _ in noise])
+        ends = [splice_ends(s.ids, f, s.ends) for s, f in zip(samples, images, strict=True)]
+        states = [
+            row[masked]
+            for row, (masked, _, _) in zip(self._hidden(rows, ends), noise, strict=True)
+        ]
+        counts = torch.tensor([len(state) for state in states])
+        row_of = torch.repeat_interleave(torch.arange(len(rows)), counts).to(self.model.device)
+        targets = torch.cat([label[m] for label, (m, _, _) in zip(labels, noise, strict=True)])
+        weights = torch.cat([p.expand(int(n)) for (_, p, _), n in zip(noise, counts, strict=True)])
+        losses = token_losses(torch.cat(states), self._head, targets) / weights
+        padded = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE)
+        by_row = row_losses(losses, row_of, padded)
+        return (
+            by_row.mean() + tie,
+            by_row.detach(),
+            torch.cat([t for _, _, t in noise]),
+            sum(map(len, rows)),
+            int(counts.sum()),
+        )
+
+    def _head(self, rows: Tensor) -> Tensor:
+        logits: Tensor = self.model.lm_head(rows)
+        return logits[:, : self.model.logit_size]
+
+    def _noise(self, sample: Sample, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """bool[S] masked, float[1] p_mask and float[1] t of one row, from its own generator."""
+        t, u = draw(1, len(labels), torch.Generator().manual_seed(sample.seed))
+        noise = forward_noise(labels[None].cpu(), t, u)
+        masked, p_mask = noise.masked[0].to(labels.device), noise.p_mask.to(labels.device)
+        return masked, p_mask, t
+
+    def _images(self, samples: Sequence[Sample]) -> tuple[list[list[Tensor]], Tensor | float]:
+        """Image tokens float[I, D] of each picture of each row; and 0, which ties an unused blank
+        picture to the loss: its gradient is awaited on every rank."""
+        if self.model.config.vision is None:
+            return [[] for _ in samples], 0.0
+        pictures = [picture for sample in samples for picture in sample.pictures]
+        used = pictures or [self._blank()]
+        made = [picture.features for picture in used if picture.features is not None]
+        if made:
+            features = torch.cat(made).to(self.model.device, self.model.dtype)
+        else:
+            tiles = [picture.tiles for picture in used if picture.tiles is not None]
+            features = self.model.tower_features(torch.cat(tiles))
+        parts = self.model.project(features).split([_num_tiles(picture) for picture in used])
+        merged = [self.model.merge(p, used[i].size_wh) for i, p in enumerate(parts)]
+        found = iter(merged)
+        tokens = [[next(found) for _ in sample.pictures] for sample in samples]
+        return tokens, 0.0 if pictures else merged[0].sum() * 0
+
+    def _blank(self) -> Picture:
+        """A picture of one tile, in the form in which the tower's learning needs it."""
+        config = self.model.config.vision
+        assert config is not None
+        side = config.image_size
+        if any(p.requires_grad for p in self.model.model.vision_tower.parameters()):
+            return Picture((side, side), torch.zeros(1, side, side, 3, dtype=torch.uint8))
+        return Picture((side, side), None, torch.zeros(1, config.side**2, config.hidden_size))
+
+    def _embed(
+        self, samples: Sequence[Sample], images: list[list[Tensor]], masked: list[Tensor]
+    ) -> list[Tensor]:
+        """float[S, D] of each row, the mask token at its masked places."""
+        texts = []
+        for sample, found, hidden in zip(samples, images, masked, strict=True):
+            ids = _spread(sample.ids, sample.ids, found)
+            texts.append(torch.where(hidden, self.mask_id, ids)[ids != IGNORE])
+        embeds = self.model.embed(torch.cat(texts)).split([len(text) for text in texts])
+        rows = []
+        for sample, found, text in zip(samples, images, embeds, strict=True):
+            slots = (sample.ids == IMAGE_SLOT).nonzero().flatten().tolist()
+            cuts = [slot - number for number, slot in enumerate(slots)]
+            pieces = list(torch.tensor_split(text, cuts))
+            for number, image in enumerate(found):
+                pieces.insert(2 * number + 1, image.to(text.dtype))
+            rows.append(torch.cat(pieces))
+        return rows
+
+    def _hidden(self, rows: list[Tensor], ends: list[tuple[int, ...]]) -> list[Tensor]:
+        """float[S, D] of each row after the final norm."""
+        if any(len(cuts) > 1 for cuts in ends):
+            return [
+                self.model.hidden(row[None], ends=cuts)[0]
+                for row, cuts in zip(rows, ends, strict=True)
+            ]
+        lengths = torch.tensor([len(row) for row in rows])
+        batch = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        seen = torch.arange(batch.shape[1]) < lengths[:, None]
+        hidden = self.model.hidden(batch, None if bool(seen.all()) else seen.to(batch.device))
+        return [state[:length] for state, length in zip(hidden, lengths.tolist(), strict=True)]
+
+
+def _spread(ids: Tensor, values: Tensor, images: Sequence[Tensor]) -> Tensor:
+    """int64[P] -> int64[S]: IGNORE at every place of an image."""
+    slots = (ids == IMAGE_SLOT).nonzero().flatten().tolist()
+    pieces, start = [], 0
+    for slot, image in zip(slots, images, strict=True):
+        pieces += [values[start:slot], values.new_full((len(image),), IGNORE)]
+        start = slot + 1
+    return torch.cat([*pieces, values[start:]])
+
+
+def _num_tiles(picture: Picture) -> int:
+    made = picture.tiles if picture.features is None else picture.features
+    assert made is not None
+    return len(made)

@@ -1,0 +1,73 @@
+"""From a conversation to the token ids, labels and segments that a stage trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from medv_ray.data.conversations import IGNORE, encode_conversation
+from medv_ray.data.prompts import IMAGE_SLOT, SpecialIds
+from medv_ray.data.segments import assistant_header, segment_ends, spoken
+from medv_ray.errors import DataError
+from medv_ray.settings import PromptSettings
+from medv_ray.training.stages import StageSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class Row(NamedTuple):
+    """One conversation as a stage sees it."""
+
+    ids: list[int]
+    """IMAGE_SLOT at each image."""
+    labels: list[int]
+    """As many: the id itself where it is a target, else IGNORE."""
+    ends: tuple[int, ...]
+    """Of the segments of attention, as places in `ids`."""
+
+
+class RowEncoder:
+    """Encodes conversations by a stage's template, targets, filling and attention."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stage: StageSettings) -> None:
+        self._tokenizer, self._stage = tokenizer, stage
+        self._special = SpecialIds.of(tokenizer)
+        self._header = assistant_header(tokenizer)
+        self._prompt = PromptSettings(system=stage.system)
+        end = "eot" if stage.fill_token == "end_of_turn" else "eos"
+        self._fill = int(getattr(self._special, end))
+
+    def __call__(self, conversation: Sequence[Mapping[str, str]], num_images: int) -> Row:
+        """Raises DataError E1109 or E1304 for a malformed conversation, E1601 without a target."""
+        stage = self._stage
+        ids, labels = encode_conversation(
+            self._tokenizer, conversation, self._prompt, num_images, stage.template
+        )
+        if stage.template == "llada":
+            ids, labels = self._fit(ids, labels)
+        if all(label == IGNORE for label in labels):
+            raise DataError("E1601", "no token of the conversation is a target.")
+        return Row(ids, labels, self._ends(ids))
+
+    def _fit(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
+        """The chat template's ids and labels as the stage wants them."""
+        stage, said = self._stage, spoken(ids, self._header, self._special.eot)
+        if stage.targets == "answers":
+            labels = [IGNORE] * len(ids)
+            for first, end in said:
+                labels[first:end] = ids[first:end]
+        missing = stage.answer_fill - (len(ids) - said[-1][0])
+        filling = [self._fill] * max(0, missing)
+        ids, labels = ids + filling, labels + filling
+        if stage.token_after_image == "reference":
+            lost = {place + 1 for place, token in enumerate(ids) if token == IMAGE_SLOT}
+            kept = [place for place in range(len(ids)) if place not in lost]
+            ids, labels = [ids[place] for place in kept], [labels[place] for place in kept]
+        return ids, labels
+
+    def _ends(self, ids: list[int]) -> tuple[int, ...]:
+        if self._stage.template == "plain" and self._stage.attention == "prefix":
+            last = max(place for place, token in enumerate(ids, 1) if token == IMAGE_SLOT)
+            return (last, len(ids))
+        return segment_ends(ids, self._stage.attention, self._header, self._special.eot)
