@@ -259,7 +259,7 @@ def plan_train_command(
     gpu: Annotated[Text, Option(help="Kind of GPU; default a100-80gb.")] = None,
     assignments: Annotated[
         list[str] | None,
-        Option("--set", help="--set stage.micro_batch_size=1, rows.tiles=5, hardware...., head."),
+        Option("--set", help="--set stage.micro_batch_size=1, rows.tiles=5, shard...., head."),
     ] = None,
     table: Annotated[bool, Option("--table", help="All of LLaDA-MedV's recipes.")] = False,
     as_json: Annotated[bool, Option("--json", help="Figures as JSON.")] = False,

@@ -85,7 +85,11 @@ def adapter_parameters(language: LanguageConfig, lora: LoraSettings) -> int:
 def trained_parameters(model: ModelConfig, stage: StageSettings) -> int:
     """Parameters that have a gradient."""
     count = count_parameters(model)
-    parts = {"projector": count.projector, "vision": count.vision, "language": count.language}
+    # the vision tower's post_layernorm is never applied
+    unused = 0 if model.vision is None else 2 * model.vision.hidden_size
+    parts = {
+        "projector": count.projector, "vision": count.vision - unused, "language": count.language,
+    }  # fmt: skip
     if stage.lora is not None:
         parts["language"] = adapter_parameters(model.language, stage.lora)
     return sum(parts[name] for name in stage.trainable)

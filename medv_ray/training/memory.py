@@ -1,9 +1,10 @@
-"""Memory of one GPU under ZeRO-3, before anything is allocated.
+"""Memory of one GPU, before anything is allocated.
 
-States per trained parameter (Rajbhandari et al. 2020, mixed precision): bf16 weight 2 bytes, bf16
-gradient 2, fp32 master weight 4, AdamW's two moments 8; all are split over the GPUs. With the
-optimizer on the host, gradients go there too and are kept in fp32 (DeepSpeed's own estimate,
-`runtime/zero/stage3.py`: 16 bytes; 18 with the weights).
+ZeRO-3's states per trained parameter (Rajbhandari et al. 2020, mixed precision): bf16 weight 2
+bytes, bf16 gradient 2, fp32 master weight 4, AdamW's two moments 8; all are split over the GPUs.
+With the optimizer on the host, gradients go there too and are kept in fp32 (DeepSpeed's own
+estimate, `runtime/zero/stage3.py`: 16 bytes; 18 with the weights). The plain engine has fp32
+weights and gradients, the moments, and bf16 copies of the weights while it computes.
 
 Legend: D width, F width of the MLP, V vocabulary, E width of the vision tower.
 """
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 
 from medv_ray.model.config import ModelConfig
 from medv_ray.training.flops import Parameters, count_parameters, trained_parameters
-from medv_ray.training.stages import StageSettings
+from medv_ray.training.stages import ShardSettings, StageSettings
 
-# LLaDA-V, train/scripts/zero3.json: stage3_max_live_parameters and sub_group_size
+# stage3_max_live_parameters and sub_group_size of `zero.deepspeed_config`
 MAX_LIVE_PARAMETERS = 10**9
 SUB_GROUP = 10**9
 # CUDA context, library workspaces, NCCL buffers, fragmentation: an allowance, not measured
@@ -34,7 +35,7 @@ class Memory:
     optimizer: float
     """fp32 master weights and moments."""
     gathered: float
-    """Weights that are whole at a time, and the gradient of the largest trained matrix."""
+    """Weights that are whole at a time, and the gradient of the largest trained part."""
     activations: float
     logits: float
     step: float
@@ -55,13 +56,12 @@ class Memory:
 def plan_memory(
     model: ModelConfig,
     stage: StageSettings,
+    shard: ShardSettings,
     *,
     gpus: int,
     length: int,
     tiles: int,
     head_rows: int,
-    offload_optimizer: bool = False,
-    offload_parameters: bool = False,
 ) -> Memory:
     """Memory of a GPU that computes `micro_batch_size` rows at a time.
 
@@ -72,27 +72,34 @@ def plan_memory(
     """
     count, trained = count_parameters(model), trained_parameters(model, stage)
     moments = 8 if stage.optimizer == "adamw" else 0
-    weights, gradients, optimizer = 2 * count.total, 2 * trained, (4 + moments) * trained
-    host = 0
-    if offload_optimizer:
-        host += (4 + 4 + moments) * trained
-        gradients, optimizer = 0, 0
-    if offload_parameters:
-        host += weights
-        weights = 0
-    whole = gpus == 1 and not offload_parameters  # nothing to gather
     rows = stage.micro_batch_size
+    activations = rows * activation_bytes(model, stage, length, tiles)
+    logits = LOGIT_BYTES * model.language.vocab_size * rows * head_rows
+    if shard.engine == "plain":
+        return Memory(
+            weights=4 * count.total,
+            gradients=4 * trained,
+            optimizer=moments * trained,
+            gathered=2 * count.total,
+            activations=activations,
+            logits=logits,
+            step=0,
+            reserve=RESERVE_BYTES,
+            host=0,
+        )
+    on_gpu, on_host = not shard.offload_optimizer, shard.offload_params
+    whole = gpus == 1 and not on_host  # nothing to gather
+    live = 0 if whole else 2 * min(MAX_LIVE_PARAMETERS, count.total)
     return Memory(
-        weights=weights / gpus,
-        gradients=gradients / gpus,
-        optimizer=optimizer / gpus,
-        gathered=(0 if whole else 2 * min(MAX_LIVE_PARAMETERS, count.total))
-        + 2 * _largest_trained(count, stage),
-        activations=rows * activation_bytes(model, stage, length, tiles),
-        logits=LOGIT_BYTES * model.language.vocab_size * rows * head_rows,
-        step=0 if offload_optimizer else 4 * min(SUB_GROUP, trained / gpus),
+        weights=0 if on_host else 2 * count.total / gpus,
+        gradients=2 * trained / gpus if on_gpu else 0,
+        optimizer=(4 + moments) * trained / gpus if on_gpu else 0,
+        gathered=live + 2 * _largest_trained(count, stage),
+        activations=activations,
+        logits=logits,
+        step=4 * min(SUB_GROUP, trained / gpus) if on_gpu else 0,
         reserve=RESERVE_BYTES,
-        host=host,
+        host=(0 if on_gpu else (8 + moments) * trained) + (2 * count.total if on_host else 0),
     )
 
 

@@ -24,7 +24,7 @@ from medv_ray.training.flops import (
 )
 from medv_ray.training.gpus import GPUS, Gpu, GpuName
 from medv_ray.training.memory import Memory, plan_memory
-from medv_ray.training.stages import RECIPES, StageSettings
+from medv_ray.training.stages import RECIPES, ShardSettings, StageSettings
 
 Head = Literal["masked", "all"]
 
@@ -55,10 +55,6 @@ class HardwareSettings(Settings):
     gpu: GpuName = "a100-80gb"
     utilisation: Annotated[float, Field(gt=0, le=1)] = 0.45
     """Share of the peak that is reached, recomputation counted as work."""
-    offload_optimizer: bool = False
-    """Gradients, master weights and moments in host memory."""
-    offload_parameters: bool = False
-    """Weights in host memory too."""
 
 
 class PlanSettings(Settings):
@@ -67,6 +63,7 @@ class PlanSettings(Settings):
     stage: StageSettings
     rows: RowsSettings
     hardware: HardwareSettings = HardwareSettings()
+    shard: ShardSettings = ShardSettings()
     head: Head = "masked"
     """Rows of the language head: those of masked positions, or all, as LLaDA-V computes it."""
 
@@ -138,6 +135,7 @@ def plan_settings(stage: str, given: dict[str, Any], assignments: list[str]) -> 
         "stage": RECIPES[stage].model_dump(mode="json", exclude_none=True),
         "rows": unknown if known is None else known.model_dump(exclude_none=True),
         "hardware": {},
+        "shard": {},
     }
     for group, found in given.items():
         values[group].update({name: value for name, value in found.items() if value is not None})
@@ -201,6 +199,10 @@ def _check(settings: PlanSettings, row_tokens: int, max_length: int) -> None:
             f"{stage.micro_batch_size} times {hardware.gpus} GPUs (hardware.gpus); "
             + ("no micro-batch is" if rest else way)
         )
+    elif settings.shard.engine == "plain" and hardware.gpus > 1:
+        rule = f"shard.engine=plain is one process: hardware.gpus must be 1, not {hardware.gpus}"
+    elif settings.shard.dtype != "bfloat16":
+        rule = f"shard.dtype={settings.shard.dtype} is for CPUs; only bfloat16 is planned"
     elif row_tokens > limit:
         rule = (
             f"a row of {row_tokens} tokens is longer than {limit} (stage.max_length, the model's)"
@@ -232,10 +234,9 @@ def _memory(settings: PlanSettings, model: ModelConfig, row_tokens: int) -> Memo
     return plan_memory(
         model,
         settings.stage,
+        settings.shard,
         gpus=hardware.gpus,
         length=row_tokens,
         tiles=rows.tiles,
         head_rows=row_tokens if settings.head == "all" else rows.num_targets,
-        offload_optimizer=hardware.offload_optimizer,
-        offload_parameters=hardware.offload_parameters,
     )

@@ -133,7 +133,7 @@ def _time_table(each: Plan) -> Table:
 
 def _memory_table(each: Plan) -> Table:
     memory = each.memory
-    table = Table("memory of a GPU", "GB", title=f"ZeRO-3 on {each.settings.hardware.gpus} GPUs")
+    table = Table("memory of a GPU", "GB", title=f"engine: {each.settings.shard.engine}")
     for name, value in asdict(memory).items():
         if name != "host":
             table.add_row(name, f"{value / 1e9:.2f}")

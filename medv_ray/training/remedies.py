@@ -41,17 +41,19 @@ def remedies(settings: PlanSettings, model: ModelConfig) -> list[Remedy]:
 
 
 def _single(settings: PlanSettings) -> Iterator[tuple[str, ...]]:
-    stage, hardware = settings.stage, settings.hardware
+    stage, shard = settings.stage, settings.shard
     if settings.head == "all":
         yield ("head=masked",)
     if not stage.gradient_checkpointing:
         yield ("stage.gradient_checkpointing=true",)
     if stage.micro_batch_size > 1:
         yield ("stage.micro_batch_size=1",)
-    if not hardware.offload_optimizer:
-        yield ("hardware.offload_optimizer=true",)
-    if not hardware.offload_parameters:
-        yield ("hardware.offload_parameters=true",)
+    if shard.engine == "plain":
+        yield ("shard.engine=zero3",)
+    if not shard.offload_optimizer:
+        yield ("shard.offload_optimizer=true",)
+    if not shard.offload_params:
+        yield ("shard.offload_params=true",)
 
 
 def _lora(settings: PlanSettings) -> Iterator[tuple[str, ...]]:

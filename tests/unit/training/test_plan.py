@@ -92,7 +92,7 @@ def test_parameters_are_those_of_the_model(model: ModelConfig) -> None:
 def test_trained_parameters() -> None:
     count, lora = count_parameters(TINY), LoraSettings(rank=4, targets=("q_proj", "k_proj"))
     assert trained_parameters(TINY, RECIPES["alignment"]) == count.projector
-    assert trained_parameters(TINY, RECIPES["llada_v_sft"]) == count.total
+    assert trained_parameters(TINY, RECIPES["llada_v_sft"]) == count.total - 2 * 32
     assert adapter_parameters(TINY.language, lora) == 2 * 4 * (64 + 64 + 64 + 32)
     stage = RECIPES["md_sft"].model_copy(update={"lora": lora})
     adapters = adapter_parameters(TINY.language, lora)
@@ -127,11 +127,17 @@ def test_activations_are_what_autograd_keeps() -> None:
     assert told[1] - told[0] == pytest.approx(counted[1] - counted[0], rel=0.02)
 
 
+def test_plain_engine_holds_float32_weights() -> None:
+    told = planned("md_sft", "shard.engine=plain", "hardware.gpus=1").memory
+    count, trained = count_parameters(MEDV), trained_parameters(MEDV, RECIPES["md_sft"])
+    assert told.states == 4 * count.total + 12 * trained
+
+
 def test_what_does_not_fit_names_settings() -> None:
     settings = plan_settings("sd_sft_pathvqa", {"hardware": {"gpus": 1}}, [])
     assert not plan(settings, MEDV).fits
     found = [remedy.assignments for remedy in remedies(settings, MEDV)]
-    assert ("hardware.offload_optimizer=true",) in found
+    assert ("shard.offload_optimizer=true",) in found
     assert ("stage.lora.rank=16",) in found
     assert ("hardware.gpus=2",) in found
     for remedy in remedies(settings, MEDV):
@@ -153,19 +159,17 @@ def test_changes_that_only_help_together() -> None:
     sets = ["rows.text_tokens=4000", "stage.gradient_checkpointing=false"]
     settings = plan_settings("md_sft", {"hardware": {"gpu": "l4-24gb"}}, sets)
     assert [remedy.assignments for remedy in remedies(settings, MEDV)] == [
-        ("stage.gradient_checkpointing=true", "hardware.offload_optimizer=true")
+        ("stage.gradient_checkpointing=true", "shard.offload_optimizer=true")
     ]
 
 
 def test_offload_moves_states_to_the_host() -> None:
     here = planned("md_sft").memory
-    there = planned("md_sft", "hardware.offload_optimizer=true").memory
+    there = planned("md_sft", "shard.offload_optimizer=true").memory
     trained = trained_parameters(MEDV, RECIPES["md_sft"])
     assert there.states == here.weights
     assert there.host == 16 * trained
-    both = planned(
-        "md_sft", "hardware.offload_optimizer=true", "hardware.offload_parameters=true"
-    ).memory
+    both = planned("md_sft", "shard.offload_optimizer=true", "shard.offload_params=true").memory
     assert both.states == 0
     assert both.host == there.host + 2 * count_parameters(MEDV).total
 
@@ -177,6 +181,8 @@ def test_offload_moves_states_to_the_host() -> None:
         ("llada_v_sft", [], "--rows"),
         ("md_sft", ["hardware.gpus=3"], "no micro-batch is"),
         ("alignment", ["hardware.gpus=8"], "stage.micro_batch_size=4 would be"),
+        ("md_sft", ["shard.engine=plain"], "hardware.gpus must be 1"),
+        ("md_sft", ["shard.dtype=float32"], "bfloat16"),
         ("md_sft", ["rows.text_tokens=9000"], "stage.max_length"),
         ("md_sft", ["rows.num_rows=1"], "less than one batch"),
         ("md_sft", ["hardware.gpu=abacus"], "hardware.gpu"),
@@ -207,7 +213,7 @@ def test_command_that_does_not_fit() -> None:
     result = runner.invoke(app, ["plan", "train", "--gpus", "1", "--json"])
     assert result.exit_code == 1
     assert "does not fit: 135.4 GB on a GPU of 80 GB" in result.output
-    assert "--set hardware.offload_optimizer=true" in result.output
+    assert "--set shard.offload_optimizer=true" in result.output
 
 
 def test_command_counts_a_folder(tmp_path: Path) -> None:
