@@ -161,6 +161,7 @@ def plan_json(each: Plan, found: list[Remedy]) -> dict[str, Any]:
         "stage": each.settings.stage.name,
         "gpus": hardware.gpus,
         "gpu": hardware.gpu,
+        "rows": each.settings.rows.model_dump(mode="json"),
         "steps": each.steps,
         "row_tokens": each.row_tokens,
         "tokens": each.tokens,
