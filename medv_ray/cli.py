@@ -312,9 +312,9 @@ def checkpoint_config(model: str) -> ModelConfig:
         return ModelConfig()
     folder = Path(model).absolute()
     raw = read_json(folder, "config.json")
-    stored = headers(folder) if any(folder.glob("*.safetensors")) else None
-    shapes = stored and {name: entry.shape for name, entry in stored.items()}
-    return ModelConfig.from_json(raw, shapes)
+    if not any(folder.glob("*.safetensors")):
+        return ModelConfig.from_json(raw)
+    return ModelConfig.from_json(raw, {name: x.shape for name, x in headers(folder).items()})
 
 
 def parquet_rows(folder: Path) -> int:
