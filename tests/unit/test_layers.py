@@ -30,7 +30,7 @@ THIRD_PARTY = {
     "medv_ray.engine": {"torch", "numpy", "transformers"},  # transformers: the type of a tokenizer
     "medv_ray.training": {
         *("torch", "numpy", "transformers", "jinja2", "deepspeed", "peft", "tensorboardX"),
-        *("typing_extensions", "pydantic"),
+        *("pydantic", "rich"),
     },
     "medv_ray.on_ray": {"ray", "numpy", "pyarrow", "rich", "torch", "pydantic"},
     "medv_ray.cli": {"typer", "rich", "yaml", "pyarrow"},
@@ -103,6 +103,7 @@ def test_imports_point_backwards(module: str, path: Path) -> None:
         ("medv_ray.archive.run", ["torch", "ray", "transformers"]),
         ("medv_ray.data.images", ["torch", "ray", "transformers"]),
         ("medv_ray.engine", ["ray"]),
+        ("medv_ray.training.plan", ["torch", "ray", "transformers"]),
         ("medv_ray.cli", ["torch", "ray", "transformers"]),
     ],
 )

@@ -1,0 +1,83 @@
+"""What to change in a stage that does not fit its GPUs: settings by name, mildest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from medv_ray.errors import SettingsError
+from medv_ray.model.config import ModelConfig
+from medv_ray.settings import build, override
+from medv_ray.training.plan import Plan, PlanSettings, plan
+
+MOST_GPUS = 1024
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Assignments for `--set` under which the stage fits."""
+
+    assignments: tuple[str, ...]
+    plan: Plan
+
+    def __str__(self) -> str:
+        sets = " ".join(f"--set {assignment}" for assignment in self.assignments)
+        memory = self.plan.memory
+        host = f", {memory.host / 1e9:.0f} GB of host memory" if memory.host else ""
+        return f"{sets} ({memory.peak / 1e9:.1f} GB a GPU{host})"
+
+
+def remedies(settings: PlanSettings, model: ModelConfig) -> list[Remedy]:
+    """Each fits by itself; several settings stand together where no single one is enough."""
+    found = [r for r in _tried(settings, model, _single(settings)) if r.plan.fits]
+    if not found:
+        together = list(_single(settings))
+        sums = [sum(together[:n], ()) for n in range(2, len(together) + 1)]
+        found = [r for r in _tried(settings, model, iter(sums)) if r.plan.fits][:1]
+    lora = _lora(settings)
+    found += [r for r in _tried(settings, model, lora) if r.plan.fits]
+    more = _tried(settings, model, _more_gpus(settings))
+    return found + [r for r in more if r.plan.fits][:1]
+
+
+def _single(settings: PlanSettings) -> Iterator[tuple[str, ...]]:
+    stage, shard = settings.stage, settings.shard
+    if settings.head == "all":
+        yield ("head=masked",)
+    if not stage.gradient_checkpointing:
+        yield ("stage.gradient_checkpointing=true",)
+    if stage.micro_batch_size > 1:
+        yield ("stage.micro_batch_size=1",)
+    if shard.engine == "plain":
+        yield ("shard.engine=zero3",)
+    if not shard.offload_optimizer:
+        yield ("shard.offload_optimizer=true",)
+    if not shard.offload_params:
+        yield ("shard.offload_params=true",)
+
+
+def _lora(settings: PlanSettings) -> Iterator[tuple[str, ...]]:
+    if "language" in settings.stage.trainable and settings.stage.lora is None:
+        yield ("stage.lora.rank=16",)
+
+
+def _more_gpus(settings: PlanSettings) -> Iterator[tuple[str, ...]]:
+    """Twice as many GPUs, and again; each must get a row of the batch."""
+    stage, gpus = settings.stage, settings.hardware.gpus * 2
+    while gpus <= MOST_GPUS and stage.batch_size % gpus == 0:
+        each = min(stage.micro_batch_size, stage.batch_size // gpus)
+        smaller = (f"stage.micro_batch_size={each}",) if each < stage.micro_batch_size else ()
+        yield (f"hardware.gpus={gpus}", *smaller)
+        gpus *= 2
+
+
+def _tried(
+    settings: PlanSettings, model: ModelConfig, choices: Iterator[tuple[str, ...]]
+) -> Iterator[Remedy]:
+    values = settings.model_dump(mode="json", exclude_none=True)
+    for assignments in choices:
+        try:
+            changed = build(PlanSettings, override(values, assignments))
+            yield Remedy(assignments, plan(changed, model))
+        except SettingsError:  # a batch that does not divide, say: no way out
+            continue

@@ -1,0 +1,194 @@
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from medv_ray.errors import SettingsError
+from medv_ray.training import writers
+from medv_ray.training.gpus import peak_flops
+from medv_ray.training.meters import LossByNoise, Rate, Speed, peak_memory_bytes
+from medv_ray.training.watch import EVENTS, StepEvent, Watch, keep_until
+
+
+def event(step: int, **values: Any) -> StepEvent:
+    return StepEvent(
+        **{"step": step, "total_steps": 100, "epoch": 0.5, "loss": 2.0, "lr": 1e-5} | values
+    )
+
+
+def steps_in(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / EVENTS).read_text().splitlines()]
+
+
+def write(folder: Path, steps: range, **options: Any) -> None:
+    with Watch(folder, (), **options) as watch:
+        for step in steps:
+            watch.write(event(step))
+
+
+def test_resume_drops_later_steps_and_a_half_written_line(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 9))
+    with (tmp_path / EVENTS).open("a") as file:
+        file.write('{"step": 9, "loss"')
+    write(tmp_path, range(6, 8), resumed_step=5)
+    assert steps_in(tmp_path) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_half_written_line_goes_even_where_no_step_does(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 4))
+    whole = (tmp_path / EVENTS).read_bytes()
+    (tmp_path / EVENTS).write_bytes(whole + b'{"step": 4}')  # complete but for its newline
+    keep_until(tmp_path / EVENTS, 10)
+    assert (tmp_path / EVENTS).read_bytes() == whole
+
+
+def test_a_new_run_starts_over(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 4))
+    write(tmp_path, range(1, 3))
+    assert steps_in(tmp_path) == [1, 2]
+
+
+def test_only_rank_0_writes(tmp_path: Path) -> None:
+    with Watch(tmp_path / "run", rank=1) as watch:
+        watch.write(event(1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_values_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    with Watch(tmp_path, ()) as watch:
+        watch.write(event(1, loss=math.nan, grad_norm=math.inf, loss_by_noise=(math.nan, 1.0)))
+    line = json.loads((tmp_path / EVENTS).read_text())
+    assert line["loss"] is None
+    assert line["grad_norm"] is None
+    assert line["loss_by_noise"] == [None, 1.0]
+
+
+def test_tensorboard_gets_the_curves(tmp_path: Path) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    with Watch(tmp_path) as watch:
+        watch.write(event(1, loss_by_noise=(None, 3.0, None, None)))
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, names = file.read_bytes(), set()
+    while data:  # records: length, checksum, event, checksum
+        size = int.from_bytes(data[:8], "little")
+        record = Event.FromString(data[12 : 12 + size])
+        names |= {value.tag for value in record.summary.value}
+        data = data[16 + size :]
+    assert {"train/loss", "train/lr", "loss_by_noise/0.25-0.50"} <= names
+    assert "loss_by_noise/0.00-0.25" not in names
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_missing_package_names_the_pip_line(
+    name: writers.WriterName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(writers.PACKAGES, name, (f"no_such_{name}", name))
+    with pytest.raises(SettingsError, match=f"pip install {name}"):
+        Watch(tmp_path / "run", (name,), rank=3)
+    assert not (tmp_path / "run").exists()
+
+
+class Calls(ModuleType):
+    """Stands for wandb and for mlflow: keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__("calls")
+        self.told: list[tuple[str, Any]] = []
+        self.id = "run-7"
+        self.info = type("Info", (), {"run_id": "run-7"})
+        self.Error = self.MlflowException = OSError
+        self.down = False
+
+    def _keep(self, called: str, values: dict[str, Any]) -> "Calls":
+        if self.down:
+            raise OSError("no route to host")
+        self.told.append((called, values))
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *_, **values: self._keep(name, values)
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_other_writers_resume_their_run(
+    name: writers.WriterName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = Calls()
+    monkeypatch.setattr(writers.importlib, "import_module", lambda _: package)
+    monkeypatch.setattr(writers.importlib.util, "find_spec", lambda _: object())
+    for first in (1, 2):
+        with Watch(tmp_path, (name,), resumed_step=first - 1) as watch:
+            watch.write(event(first))
+    opened = [values for called, values in package.told if called in ("init", "start_run")]
+    assert [values.get("id", values.get("run_id")) for values in opened] == [None, "run-7"]
+    logged = [values for called, values in package.told if called in ("log", "log_metrics")]
+    assert [values["step"] for values in logged] == [1, 2]
+    package.down = True
+    with pytest.raises(SettingsError, match=f"{name} did not start"):
+        Watch(tmp_path, (name,))
+
+
+def test_progress_line() -> None:
+    told = str(event(25, tokens_per_s=12_345.6, mfu=0.412, eta_s=3725.2, memory_bytes=38 * 10**9))
+    assert told == (
+        "step 25/100  epoch 0.50  loss 2.0000  lr 1.00e-05  12,346 tokens/s  MFU 41%  38.0 GB  "
+        "1:02:05 left"
+    )
+    assert event(25).progress()["progress"] == 0.25
+    assert json.dumps(event(25, loss=math.nan).progress(), allow_nan=False)
+
+
+def test_loss_by_noise_adds_over_ranks() -> None:
+    ranks = [LossByNoise(4), LossByNoise(4)]
+    ranks[0].add(torch.tensor([0.0, 0.24, 0.25]), torch.tensor([1.0, 3.0, 5.0]))
+    ranks[1].add(torch.tensor([1.0, 0.3]), torch.tensor([8.0, 7.0]))
+    ranks[0].flat += ranks[1].flat
+    assert ranks[0].means() == (2.0, 6.0, None, 8.0)
+    ranks[0].reset()
+    assert ranks[0].means() == (None,) * 4
+    with pytest.raises(ValueError, match="4 to 10"):
+        LossByNoise(3)
+
+
+def test_rate_slides() -> None:
+    now = [0.0]
+    rate = Rate(window_s=10, clock=lambda: now[0])
+    assert rate.per_s is None
+    for at, amount in ((5, 50), (10, 50), (15, 200), (20, 200)):
+        now[0] = at
+        rate.add(amount)
+    assert rate.per_s == 40  # 400 in the last 10 s
+    now[0] = 100
+    rate.add(8)
+    assert rate.per_s == pytest.approx(8 / 80)  # a step longer than the window
+
+
+def test_speed() -> None:
+    now = [0.0]
+    speed = Speed(10, peak_flops=1000.0, clock=lambda: now[0])
+    now[0] = 2.0
+    speed.add(tokens=100, flops=800.0)
+    assert (speed.tokens_per_s, speed.mfu, speed.eta_s(1)) == (50, 0.4, 18)
+    assert Speed(10, clock=lambda: now[0]).mfu is None
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H200", 989),
+        ("NVIDIA L40S", 362), ("NVIDIA L4", 121), ("NVIDIA H100 PCIe", None), ("Other", None),
+    ],
+)  # fmt: skip
+def test_peak_of_a_device(name: str, tflops: float | None) -> None:
+    assert peak_flops(name) == (tflops and tflops * 1e12)
+
+
+def test_memory_of_this_process() -> None:
+    assert peak_memory_bytes(torch.device("cpu")) > 10**7
