@@ -25,6 +25,7 @@ from medv_ray.model import weights
 from medv_ray.model.config import ModelConfig
 from medv_ray.model.pickles import Pickled, check_storages, contents, read_tensor
 from medv_ray.model.shards import (
+    DTYPES,
     PICKLES,
     file_sha256,
     inside,
@@ -178,7 +179,7 @@ def _collect(folder: Path, files: list[str]) -> tuple[dict[str, Pickled], list[s
 
 def _same(a: Pickled, b: Pickled) -> bool:
     alike = (a.dtype, a.shape) == (b.dtype, b.shape)
-    return alike and a.dtype in weights.DTYPES and torch.equal(read_tensor(a), read_tensor(b))
+    return alike and a.dtype in DTYPES and torch.equal(read_tensor(a), read_tensor(b))
 
 
 def _write(
