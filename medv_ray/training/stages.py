@@ -6,11 +6,16 @@ LLaDA-MedV: Table 1 of its supplement. LLaDA-V: Table 6 of its supplement and th
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic import model_validator
-from typing_extensions import Self
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from medv_ray.settings import ImageSettings, LoraSettings, Settings
 

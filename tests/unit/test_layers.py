@@ -12,7 +12,7 @@ ROWS = [
     ["medv_kernels"],
     ["medv_ray.errors", "medv_ray.settings", "medv_ray.schema"],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
-    ["medv_ray.engine"],
+    ["medv_ray.engine", "medv_ray.training"],
     ["medv_ray.on_ray"],
     ["medv_ray.cli", "jobs"],
 ]
@@ -28,6 +28,17 @@ THIRD_PARTY = {
     "medv_ray.diffusion": {"torch", "numpy"},
     "medv_ray.archive": {"pyarrow", "pydantic", "numpy"},
     "medv_ray.engine": {"torch", "numpy", "transformers"},  # transformers: the type of a tokenizer
+    "medv_ray.training": {
+        "torch",
+        "numpy",
+        "transformers",
+        "jinja2",
+        "deepspeed",
+        "peft",
+        "tensorboardX",
+        "pydantic",
+        "rich",
+    },
     "medv_ray.on_ray": {"ray", "numpy", "pyarrow", "rich", "torch", "pydantic"},
     "medv_ray.cli": {"typer", "rich", "yaml", "pyarrow"},
     "jobs": {"ray", "typer", "torch", "numpy", "rich", "tokenizers", "transformers"},

@@ -307,6 +307,7 @@ def test_an_adapter_answers_like_the_merged_weights(folder: Path, tmp_path: Path
     base, path = weights.digest(folder), tmp_path / "adapter"
     model = weights.load(folder)
     lora.add_lora(model, settings)
+    torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".lora_B" in name:
@@ -324,7 +325,8 @@ def test_an_adapter_answers_like_the_merged_weights(folder: Path, tmp_path: Path
         assert isinstance(mine, Answer)
         assert isinstance(theirs, Answer)
         assert isinstance(other, Answer)
-        assert mine.token_ids == theirs.token_ids != other.token_ids
+        assert mine.token_ids == theirs.token_ids
+        assert mine.token_confidence != other.token_confidence
         assert mine.token_confidence == pytest.approx(theirs.token_confidence, abs=1e-5)
     foreign = held.model_copy(update={"path": str(tmp_path / "merged")})
     with pytest.raises(CheckpointError, match="E1411"):

@@ -132,7 +132,8 @@ def test_local_folders_are_made_absolute() -> None:
     assert located.model.adapter is None
     adapted = score_settings(None, BASE, ["model.adapter=a"])
     assert Path(str(adapted.located(on_cluster=False).model.adapter)).is_absolute()
-    assert adapted.located(on_cluster=True).model == adapted.model
+    remote = adapted.model_copy(update={"out": "s3://b/run"})
+    assert remote.located(on_cluster=True).model == adapted.model
     assert located.identity("x") == settings.identity("x")
     remote = settings.model_copy(update={"out": "s3://b/run"})
     assert remote.located(on_cluster=True).out == "s3://b/run"
