@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from medv_ray import __version__
 from medv_ray.errors import CheckpointError, RunError, SettingsError
@@ -74,9 +75,10 @@ def import_folder(
         licence: of the weights. None: what the source folder says.
         max_shard_bytes: of an output file.
 
-    Raises SettingsError E1001 (nothing to import, `out` in use), RunError E1503 (no space), and
-    CheckpointError E1401 (file missing), E1402 .. E1404 (not what config.json needs), E1405 (not
-    finite), E1407 (damaged), E1409, E1410, E1412 (more than dense tensors), E1413 (limits passed).
+    Raises SettingsError E1001 (nothing to import, `out` in use), RunError E1503 and E1511 (not
+    written), and CheckpointError E1401 (file missing), E1402 .. E1404 (not what config.json needs),
+    E1405 (not finite), E1407 (damaged), E1409, E1410, E1412 (more than dense tensors), E1413
+    (limits passed).
     """
     folder, target = Path(source).absolute(), Path(out).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -97,10 +99,12 @@ def import_folder(
     size = sum(entry.num_bytes for entry in entries.values())
     try:
         _write(folder, target, raw, entries, note, max_shard_bytes)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunError("E1503", f"the import takes {size / 1e9:.1f} GB; none is kept.") from None
+    except (OSError, SafetensorError) as error:
+        told = f"the import takes {size / 1e9:.1f} GB; nothing of it is kept."
+        code = getattr(error, "errno", None)
+        # safetensors gives the number in words
+        full = code in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC})" in str(error)
+        raise RunError("E1503" if full else "E1511", told) from None
     return Imported(note, len(entries), size)
 
 

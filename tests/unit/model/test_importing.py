@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from medv_ray.errors import CheckpointError, MedvError, RunError, SettingsError
@@ -231,14 +232,22 @@ def test_a_cut_shard(tmp_path, state):
     refuse(tmp_path, "E1407", last.name)
 
 
-def test_a_full_disk(tmp_path, state, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(28, "No space left on device"), "E1503"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "E1503"),
+        (OSError(30, "Read-only file system"), "E1511"),
+    ],
+)
+def test_an_output_that_cannot_be_written(tmp_path, state, monkeypatch, error, code):
     write(tmp_path / "in", TOY.to_json(), {"pytorch_model.bin": state})
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "no space left")
+    def fail(*_: object, **__: object) -> None:
+        raise error
 
-    monkeypatch.setattr(importing.weights, "write_shards", full)
-    refuse(tmp_path, "E1503", "GB", kind=RunError)
+    monkeypatch.setattr(importing.weights, "write_shards", fail)
+    refuse(tmp_path, code, "GB", kind=RunError)
 
 
 def test_the_job(tmp_path, state):
