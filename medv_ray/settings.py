@@ -173,8 +173,12 @@ class LoraSettings(Settings):
     alpha: PositiveFloat = 32.0
     """The product of both matrices is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: tuple[
-        Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
+    targets: Annotated[
+        tuple[
+            Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+            ...,
+        ],
+        Field(min_length=1),
     ] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Matrices of each layer that get an adapter."""
 

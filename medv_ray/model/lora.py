@@ -10,6 +10,7 @@ peft is imported when an adapter is made or loaded. Shapes: A [rank, in], B [out
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ def add_lora(model: Medv, settings: LoraSettings, seed: int = 0) -> None:
     """Put fresh adapters into the language tower's layers and freeze all else of that tower.
 
     B is zero, so that the model computes what it did. A is uniform in +-1 / sqrt(in), peft's own
-    choice, drawn from the seed and the matrix's place. Projector and vision tower stay as trainable
+    choice, drawn from the seed and the matrix's name. Projector and vision tower stay as trainable
     as they were. Adapters of a model in half precision are float32. Before parameters are
     partitioned (ZeRO-3). Raises SettingsError E1003 without peft.
     """
@@ -60,8 +61,9 @@ def add_lora(model: Medv, settings: LoraSettings, seed: int = 0) -> None:
     model.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
-    for place, (_, layer) in enumerate(sorted(layers.items())):
-        generator = torch.Generator().manual_seed(seed * 2**20 + place)
+    for name, layer in layers.items():
+        drawn_from = hashlib.sha256(f"{seed} {name}".encode()).digest()[:8]
+        generator = torch.Generator().manual_seed(int.from_bytes(drawn_from))
         down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
         drawn = torch.rand(down.shape, generator=generator) * 2 - 1
         with torch.no_grad():
@@ -93,7 +95,10 @@ def save_adapter(
     if any((out / name).exists() for name in (CONFIG, TENSORS, NOTE)):
         raise SettingsError("E1001", f"folder {out.name!r} already holds an adapter; take another.")
     state = model.state_dict() if state is None else state
-    whole = [n for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n]
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    whole = [name for name in trained if ".lora_" not in name]
+    # of one that was loaded it is not known what was trained beside it
+    assert len(whole) < len(trained), "this adapter was not trained here: copy its folder"
     assert all(name.startswith(WHOLE) for name in whole), "the language tower is not frozen"
     tensors = {_PREFIX + name: state[name] for name in whole}
     for name in _adapted(model):
@@ -123,7 +128,7 @@ def load_adapter(
 ) -> None:
     """Put a saved adapter into its base model, beside the weights or merged into them.
 
-    A refused adapter leaves the model as it was.
+    A refused adapter leaves the model as it was, but for a sum that is not finite once merged.
 
     Raises SettingsError E1003 without peft, and CheckpointError E1401 (file missing), E1402 and
     E1403 (tensors that the settings do or do not call for), E1404 (shape, rank), E1405 (not
@@ -289,10 +294,8 @@ def _config(settings: LoraSettings) -> Any:
 
 
 def _adapted(model: Medv) -> dict[str, Any]:
-    """peft's layers by the name of the matrix inside."""
-    from peft.tuners.lora import LoraLayer
-
-    return {n: module for n, module in model.named_modules() if isinstance(module, LoraLayer)}
+    """peft's layers by the name of the matrix inside; none where there is no peft."""
+    return {n: module for n, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
 def _parameters(model: Medv, name: str) -> list[nn.Parameter]:

@@ -151,6 +151,10 @@ def test_a_saved_adapter_loads_to_the_bit(folder):
     assert all(torch.equal(got[name], want[name]) for name in want)
     assert torch.equal(model.logits(IDS), adapted().logits(IDS))
     again = folder.parent / "again"
+    with pytest.raises(AssertionError, match="copy its folder"):
+        lora.save_adapter(model, again, BASE, SETTINGS)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
     lora.save_adapter(model, again, BASE, SETTINGS)
     assert (again / lora.TENSORS).read_bytes() == (folder / lora.TENSORS).read_bytes()
     assert lora.adapter_digest(again) == lora.adapter_digest(folder)
@@ -314,6 +318,13 @@ def test_an_adapter_is_not_overwritten_nor_saved_when_not_finite(folder, tmp_pat
     with pytest.raises(CheckpointError, match="E1405"):
         lora.save_adapter(model, tmp_path / "nan", BASE, SETTINGS)
     assert not (tmp_path / "nan").exists()
+
+
+def test_merging_a_model_without_adapters_changes_nothing():
+    model = make_model()
+    want = model.state_dict()
+    lora.merge_lora(model)
+    assert all(torch.equal(tensor, want[name]) for name, tensor in model.state_dict().items())
 
 
 def test_without_peft_the_message_says_what_to_install(folder, monkeypatch):
