@@ -287,7 +287,7 @@ def _config(settings: LoraSettings) -> Any:
         ) from None
     return peft.LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # a float serves as well
+        lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=_pattern(settings),
     )
