@@ -33,6 +33,11 @@ CATALOGUE: dict[str, Entry] = {
         "gen_length must be a multiple of block_length, and steps of the number of blocks.",
         "Choose steps = blocks x whole number; with one block any number of steps works.",
     ),
+    "E1003": Entry(
+        "package_missing",
+        "What was asked for needs an optional package that is not installed.",
+        "Install the extra that the message names, e.g. pip install 'medv-ray[train]'.",
+    ),
     # rows and archives
     "E1101": Entry(
         "missing_column",
@@ -248,11 +253,11 @@ CATALOGUE: dict[str, Entry] = {
         "pickle_refused",
         "The weights come as a pickle (.bin, .pt, .pth, .ckpt); reading one can run code, so it "
         "is never opened.",
-        "Convert the weights to safetensors first.",
+        "Convert the weights to safetensors with jobs/import_checkpoint.py, which runs nothing.",
     ),
     "E1407": Entry(
         "corrupt_weights",
-        "A safetensors file is cut short or its header is wrong.",
+        "A file of weights is cut short, damaged, or does not match its own checksum.",
         "Copy the file again.",
     ),
     "E1408": Entry(
@@ -270,6 +275,23 @@ CATALOGUE: dict[str, Entry] = {
         "unknown_model",
         "config.json describes a model that is neither LLaDA, LLaDA-V nor LLaDA-MedV.",
         "Point --model at such a folder.",
+    ),
+    "E1411": Entry(
+        "adapter_of_another_base",
+        "The adapter was trained on other weights than those of the model folder.",
+        "Point --model at the folder that it was trained on; both digests are in the message.",
+    ),
+    "E1412": Entry(
+        "not_only_tensors",
+        "A pickle of weights holds more than plain dense tensors (a function, an object, a sparse "
+        "tensor). It may be an attack; nothing of it was run.",
+        "Ask its author for safetensors. If you trust it: load it where it was made, and save "
+        "state_dict() alone.",
+    ),
+    "E1413": Entry(
+        "reader_limit",
+        "The child process that reads a pickle passed its limit of memory or time, or crashed.",
+        "No file of weights needs that much; do not use it.",
     ),
     # runs
     "E1501": Entry(

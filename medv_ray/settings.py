@@ -145,6 +145,8 @@ class ModelSettings(Settings):
 
     path: str
     """Folder with config.json, tokenizer and safetensors; local."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter that was trained on these weights; local. It is used unmerged."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Weights and activations; RoPE tables and softmax stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -162,6 +164,23 @@ class EngineSettings(Settings):
     nothing."""
     image_cache_bytes: NonNegativeInt = 2**30
     """Image features kept for repeated images, least recently used first out. 0 keeps none."""
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters on the language tower, in place of its own weights."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    """The product of both matrices is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[
+        tuple[
+            Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+            ...,
+        ],
+        Field(min_length=1),
+    ] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Matrices of each layer that get an adapter."""
 
 
 class AnswerSettings(Settings):

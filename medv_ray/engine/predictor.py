@@ -13,7 +13,7 @@ from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.engine.engine import Engine
 from medv_ray.engine.request import Answer, Counters, Request, View
 from medv_ray.errors import CheckpointError, DataError, SettingsError
-from medv_ray.model import weights
+from medv_ray.model import lora, weights
 from medv_ray.settings import AnswerSettings, EngineSettings, ModelSettings
 
 PACK_BYTES = 2**30
@@ -33,7 +33,10 @@ class Predictor:
         answer: AnswerSettings | None = None,
         engine: EngineSettings | None = None,
     ) -> Self:
-        """From a checkpoint folder. Raises CheckpointError E14xx, SettingsError E1001."""
+        """From a checkpoint folder, with an adapter beside its weights if one is named.
+
+        Raises CheckpointError E14xx, SettingsError E1001, E1003.
+        """
         folder = Path(model.path)
         tokenizer = load_tokenizer(folder)
         device = model.device
@@ -47,6 +50,8 @@ class Predictor:
         loaded = weights.load(
             folder, dtype=getattr(torch, model.dtype), device=device, logit_size=size
         )
+        if model.adapter is not None:
+            lora.load_adapter(loaded, model.adapter, weights.digest(folder))
         loaded.pack(PACK_BYTES)
         if max(SpecialIds.of(tokenizer)) >= loaded.config.language.vocab_size:
             raise CheckpointError(

@@ -1,17 +1,20 @@
-"""What a checkpoint folder holds, by its index and its files' headers. No tensor is read here.
+"""What a checkpoint folder holds, by its index, its files' headers and their digests.
 
 Only safetensors and JSON are opened: a pickle can run code, and so can what `auto_map` names.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from medv_ray.errors import CheckpointError
@@ -19,6 +22,13 @@ from medv_ray.errors import CheckpointError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""What weights may be stored as, by safetensors' names."""
 # OLMo spelling, below `model.transformer.`, of the published LLaMA-style names.
 _OLMO = {
     "wte": "model.embed_tokens",
@@ -84,17 +94,31 @@ def join(names: Iterable[str]) -> str:
     return ", ".join(name[:120] for name in ordered[:5]) + more
 
 
+def file_sha256(file: Path) -> str:
+    """64 hex digits of a file's content."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def files_sha256(files: Iterable[Path]) -> str:
+    """64 hex digits over name and content of some files, whatever their order."""
+    ordered = sorted(files)
+    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
+        sums = list(pool.map(file_sha256, ordered))
+    lines = [f"{file.name} {value}\n" for file, value in zip(ordered, sums, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def _shards(folder: Path) -> list[str]:
     """Names of the weight files, all present, none outside the folder, none a pickle."""
     if (folder / SINGLE).is_file():
         return [SINGLE]
     if (folder / INDEX).is_file():
-        names = sorted({str(file) for file in _weight_map(folder).values()})
+        names = sorted({str(file) for file in weight_map(folder).values()})
         for name in names:
             if Path(name).suffix in PICKLES:
                 raise CheckpointError("E1406", f"{INDEX} names {name[:120]!r}.")
-            if Path(name).name != name or "\\" in name or Path(name).suffix != ".safetensors":
-                raise CheckpointError("E1409", f"{INDEX} names {name[:120]!r}.")
+            inside(name, (".safetensors",), INDEX)
         require(folder, names)
         return names
     names = sorted(file.name for file in folder.glob("*.safetensors"))
@@ -108,10 +132,17 @@ def _shards(folder: Path) -> list[str]:
     return names
 
 
-def _weight_map(folder: Path) -> dict[str, Any]:
-    found = read_json(folder, INDEX).get("weight_map")
+def inside(name: str, suffixes: tuple[str, ...], index: str) -> None:
+    """Raises CheckpointError E1409 unless the name is of a file of this kind in the folder."""
+    if Path(name).name != name or "\\" in name or Path(name).suffix not in suffixes:
+        raise CheckpointError("E1409", f"{index} names {name[:120]!r}.")
+
+
+def weight_map(folder: Path, index: str = INDEX) -> dict[str, Any]:
+    """Tensor -> file by an index. Raises CheckpointError E1401, E1407, E1410."""
+    found = read_json(folder, index).get("weight_map")
     if not isinstance(found, dict) or not found:
-        raise CheckpointError("E1407", f"{INDEX} has no weight_map.")
+        raise CheckpointError("E1407", f"{index} has no weight_map.")
     return found
 
 

@@ -8,13 +8,11 @@ thus stays within a tenth of the loaded weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +25,11 @@ from medv_ray.errors import CheckpointError, SettingsError
 from medv_ray.model.config import ModelConfig
 from medv_ray.model.medv import Medv
 from medv_ray.model.shards import (
+    DTYPES,
     INDEX,
     SINGLE,
     Stored,
+    files_sha256,
     headers,
     join,
     open_shard,
@@ -47,12 +47,8 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+IMPORT_NOTE = "import.json"
+"""Says where imported weights come from; no answer depends on it."""
 
 
 def load(
@@ -80,11 +76,31 @@ def load(
     vocab_size = config.language.vocab_size
     if logit_size is not None and not 0 < logit_size <= vocab_size:
         raise CheckpointError("E1408", f"{logit_size} logits asked of a head of {vocab_size} rows.")
-    with torch.device("meta"), _NoInit():
-        model = Medv(config, logit_size)
+    model = _without_weights(config, logit_size)
     _compare(model, stored)
     model.load_state_dict(dict(_tensors(stored, dtype, torch.device(device))), assign=True)
     return model.eval().requires_grad_(False)
+
+
+def compare(config: ModelConfig, stored: Mapping[str, Stored]) -> None:
+    """Raises CheckpointError E1402, E1403, E1404, E1410 unless `stored` is what `config` needs."""
+    _compare(_without_weights(config), stored)
+
+
+def check(path: str | os.PathLike[str]) -> None:
+    """Whatever `load` would refuse, without a model in memory. Raises as `load`."""
+    folder = Path(path).absolute()
+    stored = headers(folder)
+    shapes = {name: entry.shape for name, entry in stored.items()}
+    compare(ModelConfig.from_json(read_json(folder, "config.json"), shapes), stored)
+    for name, entry in stored.items():
+        for _ in _tensors({name: entry}, DTYPES[entry.dtype], torch.device("cpu")):
+            pass
+
+
+def _without_weights(config: ModelConfig, logit_size: int | None = None) -> Medv:
+    with torch.device("meta"), _NoInit():
+        return Medv(config, logit_size)
 
 
 class _NoInit(TorchFunctionMode):
@@ -123,27 +139,52 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("*.safetensors*")):
         raise SettingsError("E1001", f"folder {folder.name!r} already holds weights; take another.")
-    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    shards = _split(state, max_shard_bytes)
+    state = model.state_dict()
+    assert not any(".base_layer." in name for name in state), "merge the adapter before saving"
+    sizes = {name: tensor.nbytes for name, tensor in state.items()}
+    write_shards(folder, sizes, lambda name: state[name].detach(), max_shard_bytes)
+    if tokenizer_files_from is not None:
+        copy_files(tokenizer_files_from, folder, TOKENIZER_FILES)
+    dtype = str(model.dtype).removeprefix("torch.")
+    # last: a folder without config.json is refused, so a save that was cut short is never loaded
+    write_json(folder / "config.json", model.config.to_json() | {"torch_dtype": dtype})
+
+
+def write_shards(
+    folder: Path,
+    sizes: Mapping[str, int],
+    tensor: Callable[[str], Tensor],
+    max_shard_bytes: int,
+) -> None:
+    """Weights and, for more than one file, their index.
+
+    Args:
+        folder: exists, without weights.
+        sizes: bytes of each tensor, in the order of the files.
+        tensor: gives a tensor when its file is written; one file's tensors are held at a time.
+        max_shard_bytes: shards are filled up to here; a larger tensor gets one of its own.
+    """
+    shards = _split(sizes, max_shard_bytes)
     files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:
         files = [SINGLE]
     for file, names in zip(files, shards, strict=True):
-        shard = {name: state[name].cpu() for name in names}
+        shard = {name: tensor(name).contiguous().cpu() for name in names}
         save_file(shard, folder / f"{file}.tmp", metadata={"format": "pt"})
         os.chmod(folder / f"{file}.tmp", 0o644)  # safetensors lets nobody but the owner read
         os.replace(folder / f"{file}.tmp", folder / file)
     if len(shards) > 1:
         owner = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        size = sum(tensor.nbytes for tensor in state.values())
-        _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": owner})
-    if tokenizer_files_from is not None:
-        for name in TOKENIZER_FILES:
-            if (Path(tokenizer_files_from) / name).is_file():
-                shutil.copyfile(Path(tokenizer_files_from) / name, folder / name)
-    dtype = str(model.dtype).removeprefix("torch.")
-    # last: a folder without config.json is refused, so a save that was cut short is never loaded
-    _write_json(folder / "config.json", model.config.to_json() | {"torch_dtype": dtype})
+        total = {"total_size": sum(sizes.values())}
+        write_json(folder / INDEX, {"metadata": total, "weight_map": owner})
+
+
+def copy_files(source: str | os.PathLike[str], folder: Path, names: Iterable[str]) -> list[str]:
+    """Copy those of the named files that are there; their names."""
+    found = [name for name in names if (Path(source) / name).is_file()]
+    for name in found:
+        shutil.copyfile(Path(source) / name, folder / name)
+    return found
 
 
 def digest(path: str | os.PathLike[str]) -> str:
@@ -154,25 +195,21 @@ def digest(path: str | os.PathLike[str]) -> str:
     folder = Path(path).absolute()  # "." has no name to show
     require(folder, ["config.json"])
     kinds = {".safetensors", ".json", ".jinja", ".txt"}
-    files = sorted(f for f in folder.iterdir() if f.suffix in kinds and f.is_file())
-    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
-        sums = list(pool.map(_file_sha256, files))
-    lines = [f"{file.name} {value}\n" for file, value in zip(files, sums, strict=True)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return files_sha256(
+        file
+        for file in folder.iterdir()
+        if file.suffix in kinds and file.name != IMPORT_NOTE and file.is_file()
+    )
 
 
-def _file_sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
+def write_json(file: Path, value: dict[str, Any]) -> None:
+    """Replace the file in one step."""
     partial = file.with_name(file.name + ".tmp")
     partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
     os.replace(partial, file)
 
 
-def _compare(model: Medv, stored: dict[str, Stored]) -> None:
+def _compare(model: Medv, stored: Mapping[str, Stored]) -> None:
     """Names, shapes and dtypes before any data: nothing is filled in, cut or left over."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     missing, unexpected = wanted.keys() - stored.keys(), stored.keys() - wanted.keys()
@@ -189,10 +226,10 @@ def _compare(model: Medv, stored: dict[str, Stored]) -> None:
     if wrong:
         raise CheckpointError("E1404", f"{join(wrong)}.")
     packed = [
-        f"{name} is {entry.dtype}" for name, entry in stored.items() if entry.dtype not in _DTYPES
+        f"{name} is {entry.dtype}" for name, entry in stored.items() if entry.dtype not in DTYPES
     ]
     if packed:
-        raise CheckpointError("E1410", f"weights must be {', '.join(_DTYPES)}: {join(packed)}.")
+        raise CheckpointError("E1410", f"weights must be {', '.join(DTYPES)}: {join(packed)}.")
 
 
 def _tensors(
@@ -202,7 +239,7 @@ def _tensors(
     shared: dict[Path, Any] = {}
     # largest first: the source of a conversion is then small beside what is already converted
     for name, entry in sorted(stored.items(), key=lambda item: -math.prod(item[1].shape)):
-        if _DTYPES[entry.dtype] == dtype and device.type == "cpu":
+        if DTYPES[entry.dtype] == dtype and device.type == "cpu":
             handle = shared.get(entry.file) or shared.setdefault(entry.file, open_shard(entry.file))
         else:
             handle = open_shard(entry.file)
@@ -213,14 +250,14 @@ def _tensors(
         yield name, tensor
 
 
-def _split(state: dict[str, Tensor], max_shard_bytes: int) -> list[list[str]]:
+def _split(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
     """Names in order, cut where a shard would grow past the limit."""
     shards: list[list[str]] = [[]]
-    size = 0
-    for name, tensor in state.items():
-        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > max_shard_bytes:
             shards.append([])
-            size = 0
+            filled = 0
         shards[-1].append(name)
-        size += tensor.nbytes
+        filled += size
     return shards

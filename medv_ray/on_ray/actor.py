@@ -19,10 +19,9 @@ from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
 from medv_ray.errors import DataError, MedvError, RunError
-from medv_ray.model import weights
 from medv_ray.on_ray.answerer import PREDICTOR, find, processor
 from medv_ray.on_ray.chunk import ChunkScorer, reasons_of
-from medv_ray.on_ray.options import ScoreSettings
+from medv_ray.on_ray.options import ScoreSettings, model_digests
 from medv_ray.on_ray.supervisor import Orders
 
 PR_SET_PDEATHSIG = 1
@@ -37,8 +36,8 @@ class Work:
     supervisor: Any
     factory: str = PREDICTOR
     """`module:function` from ScoreSettings to a predictor; tests put their own here."""
-    model_sha256: str | None = None
-    """What the run is named after: the folder at `settings.model.path` of every node must have it.
+    digests: tuple[str, str | None] | None = None
+    """Of model and adapter, which the run is named after: the folders of every node must have them.
     None: not compared."""
 
 
@@ -86,8 +85,7 @@ class ScoreChunk:
         if told:
             raise RunError("E1508", told)
         settings, store = work.settings, Store(work.settings.out)
-        found = work.model_sha256 and weights.digest(settings.model.path)
-        if found != work.model_sha256:
+        if work.digests is not None and model_digests(settings.model) != work.digests:
             raise RunError("E1502", "a worker's node has another model under the same path.")
         self._processor = processor(settings.device)
         make = find(work.factory)

@@ -82,17 +82,25 @@ class ScoreSettings(AnswerSettings):
             images = os.path.abspath(images)
         archive = self.archive.model_copy(update={"images": images})
         out = os.path.abspath(self.out) if "://" not in self.out else self.out
-        return self.model_copy(update={"out": out, "archive": archive})
+        model = self.model
+        if not on_cluster:  # there, a relative folder is one of the job's own on every node
+            adapter = model.adapter and os.path.abspath(model.adapter)
+            path = os.path.abspath(model.path)
+            model = model.model_copy(update={"path": path, "adapter": adapter})
+        return self.model_copy(update={"out": out, "archive": archive, "model": model})
 
-    def identity(self, model_sha256: str) -> dict[str, Any]:
+    def identity(self, model_sha256: str, adapter_sha256: str | None = None) -> dict[str, Any]:
         """What must be equal for a resume, beside the input: answers depend on it.
 
         The kind of CPU or GPU is not in it: a cluster has several, and the driver's need not be
         among them. `Run.note_processor` records those that answered.
         """
+        # a run without an adapter is named as it was before there were any
+        adapter = {} if adapter_sha256 is None else {"adapter_sha256": adapter_sha256}
         return {
             "settings": self.answer.model_dump(mode="json"),
             "model": {
+                **adapter,
                 "sha256": model_sha256,
                 "dtype": self.model.dtype,
                 "device": self.device,
@@ -113,6 +121,20 @@ def checkpoint_defaults(path: str) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError):
         return {}  # loading the checkpoint says what is wrong with it
     return {"sampler": found} if isinstance(found, dict) else {}
+
+
+def model_digests(model: ModelSettings) -> tuple[str, str | None]:
+    """Of the model's folder, and of its adapter's if it has one.
+
+    Raises CheckpointError E1401, and E1411 for an adapter of another model.
+    """
+    from medv_ray.model import lora, weights  # here, as this module is to stay light
+
+    base = weights.digest(model.path)
+    if model.adapter is None:
+        return base, None
+    lora.check_base(model.adapter, base)
+    return base, lora.adapter_digest(model.adapter)
 
 
 def identity_digest(identity: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from medv_ray.archive.run import Run, Summary
 from medv_ray.archive.sources import open_archive
 from medv_ray.errors import DataError, RunError
 from medv_ray.on_ray.cluster import cluster_address, running_ray
-from medv_ray.on_ray.options import PoolSettings, ScoreSettings, identity_digest
+from medv_ray.on_ray.options import PoolSettings, ScoreSettings, identity_digest, model_digests
 from medv_ray.on_ray.preflight import size_pool
 from medv_ray.on_ray.progress import Progress, interrupts
 
@@ -80,9 +80,7 @@ class Outcome:
 
 def planned(settings: ScoreSettings) -> tuple[Plan, dict[str, Any]]:
     """The plan of the archive and the identity of the run, without opening the run folder."""
-    from medv_ray.model.weights import digest
-
-    identity = settings.identity(digest(settings.model.path))
+    identity = settings.identity(*model_digests(settings.model))
     archive = open_archive(settings.archive)
     return make_plan(archive, identity_digest(identity)), identity
 
@@ -199,8 +197,9 @@ def _pass(
     from medv_ray.on_ray.answerer import PREDICTOR
 
     began = time.time()
-    sha256 = run.manifest["identity"]["model"]["sha256"]
-    work = Work(settings, run.plan.archive, stream.supervisor, factory or PREDICTOR, sha256)
+    model = run.manifest["identity"]["model"]
+    digests = (model["sha256"], model.get("adapter_sha256"))
+    work = Work(settings, run.plan.archive, stream.supervisor, factory or PREDICTOR, digests)
     try:
         for chunk, result in stream.run(work):
             _take(run, session, progress, chunk, result)

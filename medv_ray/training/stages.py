@@ -17,23 +17,10 @@ from pydantic import (
     model_validator,
 )
 
-from medv_ray.settings import ImageSettings, Settings
+from medv_ray.settings import ImageSettings, LoraSettings, Settings
 
 Part = Literal["projector", "language", "vision"]
 PARTS: tuple[Part, ...] = ("projector", "language", "vision")
-
-
-class LoraSettings(Settings):
-    """Low-rank adapters on the language tower, in place of its own weights."""
-
-    rank: PositiveInt = 16
-    alpha: PositiveFloat = 32.0
-    """The product of both matrices is scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: tuple[
-        Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
-    ] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Matrices of each layer that get an adapter."""
 
 
 class StageSettings(Settings):

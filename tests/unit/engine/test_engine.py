@@ -8,12 +8,13 @@ import torch
 from medv_ray.data import prompts
 from medv_ray.engine import Answer, Engine, Predictor, Request, row_seed
 from medv_ray.errors import CheckpointError, DataError, SettingsError
-from medv_ray.model import denoise
+from medv_ray.model import denoise, lora, weights
 from medv_ray.model.config import ModelConfig
 from medv_ray.settings import (
     AnswerSettings,
     EngineSettings,
     ImageSettings,
+    LoraSettings,
     ModelSettings,
     PromptSettings,
     SamplerSettings,
@@ -299,3 +300,34 @@ def test_infinite_logits_end_their_row_only(predictor: Predictor) -> None:
     assert isinstance(got[0], DataError)
     assert got[0].code == "E1305"
     assert isinstance(got[1], Answer)
+
+
+def test_an_adapter_answers_like_the_merged_weights(folder: Path, tmp_path: Path) -> None:
+    settings = LoraSettings(rank=4, alpha=8.0)
+    base, path = weights.digest(folder), tmp_path / "adapter"
+    model = weights.load(folder)
+    lora.add_lora(model, settings)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B" in name:
+                parameter.normal_(0, 0.3)
+    lora.save_adapter(model, path, base, settings)
+    lora.merge_lora(model)
+    weights.save(model, tmp_path / "merged", tokenizer_files_from=folder)
+    held = ModelSettings(path=str(folder), device="cpu", adapter=str(path))
+    answer = AnswerSettings(sampler=SAMPLER)
+    with Predictor.load(held, answer) as beside, load(tmp_path / "merged") as merged:
+        found = [predictor.answer(requests()[:2]) for predictor in (beside, merged)]
+    with load(folder) as plain:
+        without = plain.answer(requests()[:2])
+    for mine, theirs, other in zip(*found, without, strict=True):
+        assert isinstance(mine, Answer)
+        assert isinstance(theirs, Answer)
+        assert isinstance(other, Answer)
+        assert mine.token_ids == theirs.token_ids
+        assert mine.token_confidence != other.token_confidence
+        assert mine.token_confidence == pytest.approx(theirs.token_confidence, abs=1e-5)
+    foreign = held.model_copy(update={"path": str(tmp_path / "merged")})
+    with pytest.raises(CheckpointError, match="E1411"):
+        Predictor.load(foreign, answer)

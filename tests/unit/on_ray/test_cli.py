@@ -120,6 +120,7 @@ def test_settings_that_decide_answers_are_in_the_identity() -> None:
     assert one.identity("x") == same.identity("x")
     assert one.identity("x") != other.identity("x")
     assert one.identity("x") != one.identity("y")
+    assert one.identity("x") != one.identity("x", "a") != one.identity("x", "b")
 
 
 def test_local_folders_are_made_absolute() -> None:
@@ -127,6 +128,12 @@ def test_local_folders_are_made_absolute() -> None:
     located = settings.located(on_cluster=False)
     assert Path(located.out).is_absolute()
     assert Path(str(located.archive.images)).is_absolute()
+    assert Path(located.model.path).is_absolute()
+    assert located.model.adapter is None
+    adapted = score_settings(None, BASE, ["model.adapter=a"])
+    assert Path(str(adapted.located(on_cluster=False).model.adapter)).is_absolute()
+    remote = adapted.model_copy(update={"out": "s3://b/run"})
+    assert remote.located(on_cluster=True).model == adapted.model
     assert located.identity("x") == settings.identity("x")
     remote = settings.model_copy(update={"out": "s3://b/run"})
     assert remote.located(on_cluster=True).out == "s3://b/run"

@@ -11,9 +11,10 @@ from medv_ray.archive.plan import plan
 from medv_ray.archive.rows import Part
 from medv_ray.archive.run import Run
 from medv_ray.archive.sources import open_archive
-from medv_ray.errors import RunError
+from medv_ray.errors import CheckpointError, RunError
+from medv_ray.model import lora
 from medv_ray.on_ray import options
-from medv_ray.on_ray.score import Session, _take
+from medv_ray.on_ray.score import Session, _take, planned
 from tests.integration import stub
 
 
@@ -56,6 +57,44 @@ def test_a_resume_with_another_torch_or_device_is_refused_by_name(
     named = settings.model.model_copy(update={"device": "cpu"})
     same = settings.model_copy(update={"model": named})
     Run.open(settings.out, planned, same.identity("model")).close()
+
+
+def write_adapter(folder: Path, base: str, tensors: bytes = b"") -> Path:
+    """Enough of an adapter to be digested."""
+    folder.mkdir()
+    (folder / lora.NOTE).write_text(json.dumps({"base_sha256": base}))
+    (folder / lora.CONFIG).write_text("{}")
+    (folder / lora.TENSORS).write_bytes(tensors)
+    return folder
+
+
+def test_runs_of_other_adapters_never_mix(tmp_path: Path) -> None:
+    stub.write_archive(tmp_path / "in.parquet", ["a"])
+    plain = stub.settings(tmp_path)
+    base, none = options.model_digests(plain.model)
+    assert none is None
+    adapters = [write_adapter(tmp_path / name, base, name.encode()) for name in ("one", "two")]
+
+    def opened(adapter: Path | None) -> Run:
+        place = adapter and str(adapter)
+        model = plain.model.model_copy(update={"adapter": place})
+        plan, identity = planned(plain.model_copy(update={"model": model}))
+        return Run.open(plain.out, plan, identity)
+
+    opened(adapters[0]).close()
+    opened(adapters[0]).close()
+    for other in (adapters[1], None):
+        with pytest.raises(RunError, match=r"E1502.*model\.adapter_sha256: "):
+            opened(other)
+    for adapter in adapters:  # also in the keys of the chunks, without the manifest
+        model = plain.model.model_copy(update={"adapter": str(adapter)})
+        keys = [
+            {chunk.key for chunk in planned(plain.model_copy(update={"model": m}))[0].chunks}
+            for m in (plain.model, model)
+        ]
+        assert not keys[0] & keys[1]
+    with pytest.raises(CheckpointError, match="E1411"):
+        opened(write_adapter(tmp_path / "foreign", "f" * 64))
 
 
 def test_the_processors_that_answered_stand_in_the_manifest(tmp_path: Path) -> None:
