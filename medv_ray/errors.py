@@ -360,38 +360,27 @@ CATALOGUE: dict[str, Entry] = {
     ),
     # training
     "E1601": Entry(
-        "no_target",
-        "No token of a conversation is a target, so that nothing can be learnt from it.",
-        "Look at the row with `medv data preview`: its answer is empty, or stage.targets leaves "
-        "it out.",
-    ),
-    "E1602": Entry(
-        "row_too_long",
-        "A conversation with its image tokens is longer than stage.max_length.",
-        "Raise stage.max_length up to the model's own, choose stage.aspect=square, or shorten it.",
-    ),
-    "E1603": Entry(
         "batch_does_not_divide",
         "stage.batch_size is not a multiple of stage.micro_batch_size times the workers.",
         "Change one of the three; the message names what fits.",
     ),
-    "E1604": Entry(
+    "E1602": Entry(
         "not_finite",
         "Loss or gradient was NaN or infinite; the run stopped and saved nothing of that step.",
         "Look at the rows named by number; lower stage.lr, or use float32. The last checkpoint "
         "is whole.",
     ),
-    "E1605": Entry(
+    "E1603": Entry(
         "training_checkpoint",
         "A training checkpoint is incomplete or does not match its digests.",
         "It is left aside and the one before is used; with none left, start with --new-run.",
     ),
-    "E1606": Entry(
+    "E1604": Entry(
         "training_changed",
         "The run folder holds a training run of other settings, data, base model or versions.",
         "Use another --out; --new-run starts this one over.",
     ),
-    "E1607": Entry(
+    "E1605": Entry(
         "training_memory",
         "A worker ran out of memory in a training step.",
         "Lower stage.micro_batch_size (the result stays the same), keep "

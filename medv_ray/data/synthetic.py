@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +72,32 @@ def rows(
                 yield Row(f"{name}-{number}", data, f"{name}.{_ending(data)}", *told, attributes)
 
 
+NEW_WORDS = (
+    ("How many", "Count:"),
+    ("Is there", "Do you see"),
+    ("Are there", "Do you see"),
+    ("Where", "Say where"),
+    ("large cell", "big nucleus"),
+    ("vessel", "duct"),
+    ("pigment", "granules"),
+    ("fibrous band", "strand"),
+    ("tile", "slide"),
+    ("colour", "hue"),
+)
+
+
+def shifted(row: Row) -> Row:
+    """The row in another laboratory's manner: another stain (colour channels in turn), and the
+    question in other words. The answer is the same."""
+    picture = np.asarray(Image.open(io.BytesIO(row.image)).convert("RGB"))[..., [1, 2, 0]]
+    question = row.question
+    for old, new in NEW_WORDS:
+        question = question.replace(old, new)
+    name = f"{row.image_name.rpartition('.')[0]}.png"
+    data = encode(Image.fromarray(np.ascontiguousarray(picture)), "PNG")
+    return replace(row, image=data, image_name=name, question=question)
+
+
 def encode(image: Image.Image, kind: Literal["JPEG", "PNG"] = "JPEG", quality: int = 90) -> bytes:
     """The bytes of an image file."""
     buffer = io.BytesIO()
@@ -96,10 +122,12 @@ def write_archive(
     per_image: int = 3,
     row_group_rows: int = 100,
     grey: bool = False,
+    shift: bool = False,
 ) -> Path:
     """One parquet file in Hugging Face's layout (image struct), with id, question_type, attributes.
 
-    `grey` puts a grey tile in the place of every picture. Returns the path.
+    `grey` puts a grey tile in the place of every picture; `shift` takes every row from the other
+    laboratory, see `shifted`. Returns the path.
     """
     path = Path(path)
     blank = grey_image()
@@ -108,6 +136,7 @@ def write_archive(
     with pq.ParquetWriter(path, schema, compression="snappy") as writer:
         batch: list[dict[str, Any]] = []
         for row in rows(num_rows, seed, split=split, per_image=per_image):
+            row = shifted(row) if shift else row
             image = {"bytes": blank if grey else row.image, "path": row.image_name}
             batch.append({**asdict(row), "image": image})
             if len(batch) == row_group_rows:

@@ -120,7 +120,7 @@ class Medv(nn.Module):
     def merge(self, projected: Tensor, size_wh: tuple[int, int]) -> Tensor:
         """Image tokens float[I, D] of one image's projected tiles float[T, N, D]."""
         unpad = "unpad" in self.config.mm_patch_merge_type
-        newline = self.model.image_newline if unpad else None
+        newline = self.model.get_parameter("image_newline") if unpad else None
         canvases, max_tiles = self.config.image_grid_pinpoints, self.config.max_tiles
         return merge_tiles(projected, newline, size_wh, canvases, max_tiles)
 

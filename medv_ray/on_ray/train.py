@@ -86,7 +86,7 @@ def run_workers(settings: TrainSettings, identity: dict[str, Any]) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     workers, out = settings.workers, Path(settings.out)
-    count: int | tuple[int, int] = workers.num_workers
+    count: Any = workers.num_workers
     if workers.min_workers:
         count = (workers.min_workers, workers.num_workers)
     resources = {"CPU": workers.cpus_per_worker, **({"GPU": 1} if workers.num_gpus else {})}
@@ -165,7 +165,7 @@ def stopping(out: Path) -> Iterator[None]:
         for known, handler in before.items():
             signal.signal(known, handler)
         (out / STOP).touch()
-        print("stopping after this step; the state is saved", file=sys.stderr, flush=True)
+        sys.stderr.write("stopping after this step; the state is saved\n")
 
     for number in before:
         signal.signal(number, ask)

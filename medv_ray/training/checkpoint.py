@@ -93,9 +93,9 @@ class Checkpoints:
         where there is none to begin with.
 
         All workers call it and get the same; each reads its share of the files. Raises RunError
-        E1605 when there are checkpoints and none is whole.
+        E1603 when there are checkpoints and none is whole.
         """
-        damaged = []
+        damaged: list[int] = []
         for step in reversed(self.steps()):
             manifest = read_manifest(self.at(step))
             good = manifest is not None and self._whole(engine, step, manifest)
@@ -103,7 +103,7 @@ class Checkpoints:
                 return step, manifest, damaged
             damaged.append(step)
         if damaged:
-            raise RunError("E1605", f"none of {len(damaged)} checkpoints is whole.")
+            raise RunError("E1603", f"none of {len(damaged)} checkpoints is whole.")
         return None
 
     def _whole(self, engine: Engine, step: int, manifest: dict[str, Any]) -> bool:
@@ -115,13 +115,13 @@ class Checkpoints:
     def restore(self, engine: Engine, step: int, manifest: dict[str, Any]) -> None:
         """Put a checkpoint's weights and moments into the engine.
 
-        Raises RunError E1605 where it has other parameters than the engine.
+        Raises RunError E1603 where it has other parameters than the engine.
         """
         state = SavedState(self.at(step), manifest)
 
         def read(held: Slice) -> dict[str, Tensor]:
             if tuple(state.shapes.get(held.name, ())) != held.shape:
-                raise RunError("E1605", f"{held.name} of step {step} is missing or of other shape.")
+                raise RunError("E1603", f"{held.name} of step {step} is missing or of other shape.")
             length = len(held.values["weight"])
             return {
                 kind: state.read(held.name, kind, held.offset, held.offset + length)
@@ -137,7 +137,7 @@ class SavedState:
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         self.shapes: dict[str, list[int]] = manifest["shapes"]
         names = sorted(manifest["files"])
-        self._files = [safe_open(folder / name, framework="pt") for name in names]
+        self._files: list[Any] = [safe_open(folder / name, framework="pt") for name in names]
         self._offsets = [json.loads(file.metadata()["offsets"]) for file in self._files]
 
     def whole(self, name: str) -> Tensor:
@@ -157,7 +157,7 @@ class SavedState:
                 pieces.append(values[low - start : high - start])
         found = torch.cat(pieces) if pieces else torch.empty(0)
         if len(found) != stop - first:
-            raise RunError("E1605", f"{name}/{kind} is not whole in the checkpoint.")
+            raise RunError("E1603", f"{name}/{kind} is not whole in the checkpoint.")
         return found
 
 

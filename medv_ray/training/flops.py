@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medv_ray.model.config import LanguageConfig, ModelConfig, VisionConfig
-from medv_ray.training.stages import LoraSettings, StageSettings
+from medv_ray.settings import LoraSettings
+from medv_ray.training.stages import StageSettings
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,12 @@ class Saving:
 
 
 def check_batch(stage: StageSettings, num_workers: int) -> None:
-    """Raises SettingsError E1603 where the batch does not divide among the workers."""
+    """Raises SettingsError E1601 where the batch does not divide among the workers."""
     share = stage.micro_batch_size * num_workers
     if stage.batch_size % share:
         fitting = [n for n in range(1, stage.batch_size + 1) if stage.batch_size % n == 0]
         raise SettingsError(
-            "E1603",
+            "E1601",
             f"batch_size={stage.batch_size} is no multiple of micro_batch_size="
             f"{stage.micro_batch_size} x {num_workers} workers. Workers x micro_batch_size may be "
             f"{', '.join(map(str, fitting[:12]))}.",
@@ -80,7 +80,7 @@ def fit(
         stop: whether this worker was asked to end. When any was, all save after their step and end
             early.
 
-    The state is saved every `saving.every` updates and at the end. Raises RunError E1604 on all
+    The state is saved every `saving.every` updates and at the end. Raises RunError E1602 on all
     workers within the step that is not finite; what was saved before is whole.
     """
     check_batch(stage, engine.num_workers)
@@ -129,11 +129,11 @@ def report_of(
 
 
 def not_finite(step: int, stage: StageSettings, loss: float) -> RunError:
-    """E1604 with the step's place in the run, from which its rows follow."""
+    """E1602 with the step's place in the run, from which its rows follow."""
     what = "gradient" if math.isfinite(loss) else "loss"
     first = step * stage.batch_size
     return RunError(
-        "E1604",
+        "E1602",
         f"the {what} of step {step + 1} is not finite (positions {first} to "
         f"{first + stage.batch_size - 1} of the run).",
     )

@@ -125,7 +125,7 @@ class Objective(nn.Module):
         else:
             tiles = [picture.tiles for picture in used if picture.tiles is not None]
             features = self.model.tower_features(torch.cat(tiles))
-        parts = self.model.project(features).split([_num_tiles(picture) for picture in used])
+        parts = torch.split(self.model.project(features), [_num_tiles(one) for one in used])
         merged = [self.model.merge(p, used[i].size_wh) for i, p in enumerate(parts)]
         found = iter(merged)
         tokens = [[next(found) for _ in sample.pictures] for sample in samples]
@@ -148,7 +148,7 @@ class Objective(nn.Module):
         for sample, found, hidden in zip(samples, images, masked, strict=True):
             ids = _spread(sample.ids, sample.ids, found)
             texts.append(torch.where(hidden, self.mask_id, ids)[ids != IGNORE])
-        embeds = self.model.embed(torch.cat(texts)).split([len(text) for text in texts])
+        embeds = torch.split(self.model.embed(torch.cat(texts)), [len(text) for text in texts])
         rows = []
         for sample, found, text in zip(samples, images, embeds, strict=True):
             slots = (sample.ids == IMAGE_SLOT).nonzero().flatten().tolist()

@@ -140,7 +140,9 @@ def noised(
         if token == IMAGE_SLOT:
             tokens.append(Token("image", token, "image", False))
             continue
-        text = names.get(token) or tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        text = names.get(token) or str(
+            tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        )
         kind: Literal["given", "target"] = "given" if label == IGNORE else "target"
         tokens.append(Token(text.replace("\n", "↵"), token, kind, hidden))
     return tokens, t.item()

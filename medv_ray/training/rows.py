@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from medv_ray.data.conversations import IGNORE, encode_conversation
 from medv_ray.data.prompts import IMAGE_SLOT, SpecialIds
 from medv_ray.data.segments import assistant_header, segment_ends, spoken
-from medv_ray.errors import DataError
 from medv_ray.settings import PromptSettings
 from medv_ray.training.stages import StageSettings
 
@@ -39,15 +38,13 @@ class RowEncoder:
         self._fill = int(getattr(self._special, end))
 
     def __call__(self, conversation: Sequence[Mapping[str, str]], num_images: int) -> Row:
-        """Raises DataError E1109 or E1304 for a malformed conversation, E1601 without a target."""
+        """Raises DataError E1109 or E1304 for a malformed conversation."""
         stage = self._stage
         ids, labels = encode_conversation(
             self._tokenizer, conversation, self._prompt, num_images, stage.template
         )
         if stage.template == "llada":
             ids, labels = self._fit(ids, labels)
-        if all(label == IGNORE for label in labels):
-            raise DataError("E1601", "no token of the conversation is a target.")
         return Row(ids, labels, self._ends(ids))
 
     def _fit(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:

@@ -107,7 +107,7 @@ def check(settings: TrainSettings) -> dict[str, Any]:
 
 
 def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = False) -> Path:
-    """The run folder, made or found to be of the same run. Raises RunError E1606 for another."""
+    """The run folder, made or found to be of the same run. Raises RunError E1604 for another."""
     out = Path(settings.out)
     manifest = out / "run.json"
     if new_run and manifest.is_file():
@@ -118,7 +118,7 @@ def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = Fal
             k for k in identity.keys() | before.keys() if identity.get(k) != before.get(k)
         )
         if changed:
-            raise RunError("E1606", f"the run folder was made with another {', '.join(changed)}.")
+            raise RunError("E1604", f"the run folder was made with another {', '.join(changed)}.")
         return out
     if out.is_dir() and any(out.iterdir()):
         raise RunError("E1507", "the output folder is not empty and holds no training run.")
@@ -158,8 +158,8 @@ def train_worker(
 ) -> Iterator[Report]:
     """What each worker does: build, restore, train, save. Ends early when any is asked to `stop`.
 
-    A process group is there for ZeRO-3. Raises RunError E1604 (not finite), E1605 (no whole
-    checkpoint), E1607 (out of memory).
+    A process group is there for ZeRO-3. Raises RunError E1602 (not finite), E1603 (no whole
+    checkpoint), E1605 (out of memory).
     """
     stage, out = settings.stage, Path(settings.out)
     dataset = Dataset.open(settings.data, settings.split)
@@ -176,7 +176,7 @@ def train_worker(
     if found is not None:
         start, manifest, _ = found
         if manifest.get("identity") != about["identity"]:
-            raise RunError("E1606", "the checkpoints are of another run.")
+            raise RunError("E1604", "the checkpoints are of another run.")
         checkpoints.restore(engine, start, manifest)
     saving = Saving(checkpoints, settings.save_every, about)
     epoch_steps = len(dataset) / stage.batch_size
@@ -189,7 +189,7 @@ def train_worker(
                 watch.write(event_of(report, num_steps, epoch_steps, stage))
                 yield report
         except (torch.OutOfMemoryError, MemoryError):
-            raise RunError("E1607", "out of memory in a training step.") from None
+            raise RunError("E1605", "out of memory in a training step.") from None
 
 
 def make_engine(objective: Objective, settings: TrainSettings) -> Engine:
@@ -219,13 +219,13 @@ def export(settings: TrainSettings, folder: Path, dtype: str | None = None) -> i
     """Write the last checkpoint as a folder that scoring loads; returns its step.
 
     The base folder's weights with what was trained put over them; an adapter is merged. Loaded back
-    to see that it is whole. Raises RunError E1605 without a whole checkpoint.
+    to see that it is whole. Raises RunError E1603 without a whole checkpoint.
     """
     out, stage = Path(settings.out), settings.stage
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
     steps = [s for s in checkpoints.steps() if read_manifest(checkpoints.at(s)) is not None]
     if not steps:
-        raise RunError("E1605", "there is no whole checkpoint to export.")
+        raise RunError("E1603", "there is no whole checkpoint to export.")
     manifest = read_manifest(checkpoints.at(steps[-1]))
     assert manifest is not None
     state = SavedState(checkpoints.at(steps[-1]), manifest)

@@ -92,8 +92,8 @@ class Pictures:
     def _make(self, digest: str, several: bool) -> Picture:
         if several not in self._decoders:
             aspect = "pad" if several else self._stage.aspect
-            tiles = TileSettings(*self._config.tiling(aspect))
-            self._decoders[several] = Decoder(self._stage.image, tiles)
+            cut = TileSettings(*self._config.tiling(aspect))
+            self._decoders[several] = Decoder(self._stage.image, cut)
         prepared = self._decoders[several].prepare(self._dataset.image(digest))
         tiles = torch.from_numpy(prepared.tiles)
         if self._tower is None:
@@ -118,7 +118,7 @@ class FrozenTower:
     @torch.no_grad()
     def __call__(self, tiles: Tensor) -> Tensor:
         """uint8[T, H, W, 3] -> float[T, N, C] on the host."""
-        parts = tiles.to(self._device).split(TILES_PER_PASS)
+        parts = torch.split(tiles.to(self._device), TILES_PER_PASS)
         return torch.cat([self._tower(scale_pixels(p).to(self._dtype)).cpu() for p in parts])
 
 

@@ -68,9 +68,7 @@ class ZeroEngine:
         from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
         self._make_moments()
-        for name, parameter in self._objective.model.named_parameters():
-            if not parameter.requires_grad:
-                continue
+        for name, parameter in self._parameters():
             flat = safe_get_local_fp32_param(parameter)  # parts are padded to one length
             offset = self.rank * len(flat)
             held = max(0, min(len(flat), parameter.ds_numel - offset))
@@ -82,7 +80,7 @@ class ZeroEngine:
     def restore(self, read: Read, num_updates: int) -> None:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
-        parameters = dict(self._objective.model.named_parameters())
+        parameters = dict(self._parameters())
         for held in self.slices():
             parameter = parameters[held.name]
             for name, value in read(held).items():
@@ -104,6 +102,11 @@ class ZeroEngine:
 
     def barrier(self) -> None:
         dist.barrier()
+
+    def _parameters(self) -> Iterator[tuple[str, Any]]:
+        """Those that learn; DeepSpeed has put fields of its own on them."""
+        named = self._objective.model.named_parameters()
+        return ((name, parameter) for name, parameter in named if parameter.requires_grad)
 
     def _make_moments(self) -> None:
         """Torch makes moments at the first update; a resumed run needs them before."""

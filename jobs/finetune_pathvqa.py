@@ -1,0 +1,98 @@
+r"""Finetune a checkpoint folder on a prepared dataset, one stage of the papers at a time.
+
+On a cluster, from the repository root; all paths on storage that its nodes share:
+
+    ray job submit --address http://HEAD:8265 --runtime-env cluster/runtime_env.yaml -- \
+        python jobs/finetune_pathvqa.py --model /shared/md_sft/model --data /shared/pathvqa \
+        --out /shared/pathvqa-run --num-workers 4 --num-gpus 1
+
+The stage is LLaDA-MedV's for PathVQA; `--stage` takes another (docs/training.md lists them), and
+`--set stage.lr=1e-6` any setting. The dataset is made by jobs/prepare_vqa.py. Out: checkpoints/,
+events.jsonl, TensorBoard's files, and model/, the folder that scoring and the next stage load. Run
+the same line again after a crash: it goes on from the last checkpoint. Ctrl-C and SIGTERM save
+first.
+
+`--demo --out DIR` shows three stages at toy size on two CPU workers, in minutes.
+
+Exit codes: 0 done, 1 not all steps were done (the same line goes on), 2 settings. The last line of
+stdout is one JSON object.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medv_ray.cli import merged, read_yaml, told_cleanly
+from medv_ray.errors import SettingsError
+from medv_ray.on_ray.train import Trained, train
+from medv_ray.on_ray.tune_demo import run_tune_demo
+from medv_ray.settings import build, override
+from medv_ray.training.run import TrainSettings, export
+from medv_ray.training.stages import RECIPES
+
+Option = typer.Option
+Text = str | None
+
+
+def main(
+    out: Annotated[Path, Option(help="Run folder.")],
+    model: Annotated[Text, Option(help="Checkpoint folder to begin with.")] = None,
+    data: Annotated[Text, Option(help="Prepared dataset.")] = None,
+    stage: Annotated[str, Option(help=f"One of {', '.join(RECIPES)}.")] = "sd_sft_pathvqa",
+    config: Annotated[Path | None, Option(help="YAML with settings of the same names.")] = None,
+    assignments: Annotated[list[str] | None, Option("--set", help="Any setting.")] = None,
+    num_workers: Annotated[int | None, Option(help="Workers.")] = None,
+    num_gpus: Annotated[int | None, Option(help="GPUs of a worker: 0 or 1.")] = None,
+    address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
+    new_run: Annotated[bool, Option("--new-run", help="Wipe the run folder, start over.")] = False,
+    demo: Annotated[bool, Option("--demo", help="Three stages at toy size.")] = False,
+) -> int:
+    """Train one stage and leave a folder that scoring loads."""
+    if demo:
+        return show_demo(out, address)
+    if stage not in RECIPES:
+        raise SettingsError("E1001", f"--stage {stage[:40]!r}: one of {', '.join(RECIPES)}.")
+    flags = {
+        "model": model,
+        "data": data,
+        "out": str(out),
+        "workers": {"num_workers": num_workers, "num_gpus": num_gpus},
+    }
+    values: dict[str, Any] = {"stage": RECIPES[stage].model_dump(mode="json")}
+    values = merged(merged(values, read_yaml(config) if config else {}), flags)
+    settings = build(TrainSettings, override(values, assignments or []))
+    done = train(settings, new_run, address, tell)
+    folder = Path(settings.out) / "model"
+    if done.whole and not folder.exists():
+        export(settings, folder)
+    tell({"summary": "done" if done.whole else "stopped", **told(done)})
+    return 0 if done.whole else 1
+
+
+def show_demo(out: Path, address: Text) -> int:
+    result = run_tune_demo(out, address=address, tell=tell)
+    whole = all(done.whole for done in result.stages.values())
+    tell(
+        {
+            "summary": "done" if whole else "stopped",
+            "stages": {name: told(done) for name, done in result.stages.items()},
+            "exact_match": {"base": round(result.base, 4), "tuned": round(result.tuned, 4)},
+        }
+    )
+    return 0 if whole else 1
+
+
+def told(done: Trained) -> dict[str, Any]:
+    return {**done._asdict(), "seconds": round(done.seconds, 1)}
+
+
+def tell(event: dict[str, Any]) -> None:
+    print(json.dumps(event), flush=True)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command(help=main.__doc__)(told_cleanly(main))
+    app()

@@ -1,0 +1,150 @@
+"""Three stages at toy size: the mechanism of stages 1 and 2, and a finetune that must teach.
+
+Stages 1 and 2 take a few steps on captions and dialogues, each from the folder of the one before.
+Stage 3 begins with the shipped toy and learns another laboratory's tiles and wording, which the toy
+answers wrongly (`synthetic.shifted`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medv_ray.data import quiz, synthetic
+from medv_ray.data.dataset_writer import Row, write_dataset
+from medv_ray.engine import Answer, Predictor, Request
+from medv_ray.on_ray.cluster import running_ray
+from medv_ray.on_ray.demo import TOY, normal
+from medv_ray.on_ray.options import checkpoint_defaults
+from medv_ray.on_ray.train import Trained, train
+from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings
+from medv_ray.training.run import TrainSettings, WorkerSettings, export
+from medv_ray.training.stages import ShardSettings, StageSettings
+
+HELD_OUT_ROWS = 300
+TRAIN_TILES = 900
+CHAT: dict[str, Any] = {
+    "batch_size": 48,
+    "micro_batch_size": 24,
+    "answer_fill": 8,
+    "fill_token": "end_of_turn",
+    "token_after_image": "reference",
+    "gradient_checkpointing": False,
+}
+STAGES = (
+    StageSettings(
+        name="alignment",
+        trainable=("projector",),
+        lr=1e-3,
+        batch_size=32,
+        micro_batch_size=16,
+        max_steps=4,
+        template="plain",
+        gradient_checkpointing=False,
+    ),
+    StageSettings(name="md_sft", lr=1e-4, max_steps=4, **CHAT),
+    StageSettings(name="sd_sft", lr=2e-3, epochs=40, max_steps=500, weight_decay=0.01, **CHAT),
+)
+
+
+class Tuned(NamedTuple):
+    """What the demonstration shows."""
+
+    stages: dict[str, Trained]
+    base: float
+    """Exact match of the shipped toy on the other laboratory's held-out rows."""
+    tuned: float
+    """The same after stage 3."""
+    model: Path
+
+
+def run_tune_demo(
+    folder: Path,
+    stages: tuple[StageSettings, ...] = STAGES,
+    num_workers: int = 2,
+    address: str | None = None,
+    tell: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> Tuned:
+    """Prepare, train and export each stage, then compare. Run again, it goes on where it was."""
+    write_data(folder)
+    done: dict[str, Trained] = {}
+    model = Path(TOY)
+    with running_ray(address):
+        for number, stage in enumerate(stages, 1):
+            begins_with = Path(TOY) if stage is stages[-1] else model
+            out = folder / f"stage{number}-{stage.name}"
+            settings = TrainSettings(
+                model=str(begins_with),
+                data=str(folder / "data" / DATA[number - 1]),
+                out=str(out),
+                stage=stage,
+                shard=ShardSettings(dtype="float32", persist_below=1000),
+                workers=WorkerSettings(num_workers=num_workers),
+                save_every=100,
+            )
+            done[stage.name] = train(settings, address=address, tell=tell)
+            model = out / "model"
+            if done[stage.name].whole and not model.exists():
+                export(settings, model)
+    rows = [synthetic.shifted(row) for row in synthetic.rows(HELD_OUT_ROWS, seed=9)]
+    return Tuned(done, exact_match(Path(TOY), rows), exact_match(model, rows), model)
+
+
+DATA = ("captions", "dialogues", "shifted")
+
+
+def write_data(folder: Path) -> None:
+    """The prepared datasets of the stages, and the held-out rows as an archive to score."""
+    for name, make in zip(DATA, (captions, dialogues, questions), strict=True):
+        if not (folder / "data" / name).exists():
+            (folder / "data").mkdir(parents=True, exist_ok=True)
+            write_dataset(folder / "data" / name, name, {"train": make()}, licence="Apache-2.0")
+    archive = folder / "held-out" / "questions.parquet"
+    if not archive.exists():
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        synthetic.write_archive(archive, HELD_OUT_ROWS, seed=9, shift=True)
+
+
+def captions() -> Iterator[Row]:
+    """Tiles with the sentence that names all they show."""
+    for row in synthetic.rows(64, split="train", per_image=1, captions=True):
+        if row.question_type == "caption":
+            yield _row(row, [(row.question, row.answer)])
+
+
+def dialogues() -> Iterator[Row]:
+    """Tiles with one question of each type."""
+    rows = list(synthetic.rows(64 * 5, split="train", per_image=5))
+    for first in range(0, len(rows), 5):
+        turns = [(row.question, row.answer) for row in rows[first : first + 5]]
+        yield _row(rows[first], turns)
+
+
+def questions() -> Iterator[Row]:
+    """Every tile of the other laboratory with each of its questions, as rows of their own."""
+    for row in synthetic.rows(TRAIN_TILES * 5, seed=8, split="train", per_image=5):
+        moved = synthetic.shifted(row)
+        yield _row(moved, [(moved.question, moved.answer)])
+
+
+def _row(row: synthetic.Row, turns: list[tuple[str, str]]) -> Row:
+    talk = []
+    for number, (question, answer) in enumerate(turns):
+        talk.append({"from": "human", "value": ("" if number else "<image>\n") + question})
+        talk.append({"from": "gpt", "value": answer})
+    kind = row.question_type if row.question_type in quiz.QUESTION_TYPES else None
+    return Row(row.id, (row.image,), talk, question_type=kind)
+
+
+def exact_match(model: Path, rows: list[synthetic.Row]) -> float:
+    """Share of rows that a folder answers as they are answered."""
+    sampler = SamplerSettings(**checkpoint_defaults(str(model))["sampler"])
+    settings = AnswerSettings(sampler=sampler)
+    with Predictor.load(ModelSettings(path=str(model), device="cpu"), settings) as predictor:
+        answers = predictor.answer([Request(row.question, (row.image,)) for row in rows])
+    hits = [
+        isinstance(answer, Answer) and normal(answer.text) == normal(row.answer)
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    return sum(hits) / len(hits)

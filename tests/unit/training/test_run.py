@@ -1,0 +1,269 @@
+"""A stage in one process: what is computed, and that cuts, damage and NaN cost nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from medv_ray.data.prompts import SpecialIds, load_tokenizer
+from medv_ray.diffusion.noise import IGNORE, draw
+from medv_ray.engine import Answer, Predictor, Request
+from medv_ray.errors import DataError, MedvError, RunError, SettingsError
+from medv_ray.model import weights
+from medv_ray.model.denoise import IMAGE_SLOT
+from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings, build
+from medv_ray.training import run
+from medv_ray.training.loop import Report, check_batch
+from medv_ray.training.objective import Objective, Outcome, Picture, Sample
+from medv_ray.training.order import Order, positions
+from medv_ray.training.run import TrainSettings
+from medv_ray.training.samples import Samples
+from tests.unit.training import tiny
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    tiny.settings(folder)
+    return folder
+
+
+def job(home: Path, tmp_path: Path, **stage: object) -> TrainSettings:
+    return tiny.settings(home, **stage).model_copy(update={"out": str(tmp_path / "out")})
+
+
+def train(settings: TrainSettings, steps: int | None = None) -> list[Report]:
+    identity = run.check(settings)
+    run.begin(settings, identity)
+    return list(islice(run.train_worker(settings, identity), steps))
+
+
+def state(settings: TrainSettings) -> dict[str, bytes]:
+    """Bytes of the last checkpoint's slices."""
+    folder = sorted((Path(settings.out) / "checkpoints").glob("step-*"))[-1]
+    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+
+
+def prepared(settings: TrainSettings) -> tuple[Objective, Samples]:
+    tokenizer = load_tokenizer(settings.model)
+    model = run.build_model(settings, "cpu")
+    dataset = run.Dataset.open(settings.data)
+    samples = Samples(dataset, tokenizer, settings.stage, model, 10**6)
+    return Objective(model, SpecialIds.of(tokenizer).mask), samples
+
+
+def plain_loss(objective: Objective, sample: Sample) -> torch.Tensor:
+    """The same from the formula: every logit, one row, no segments."""
+    model, slot = objective.model, (sample.ids == IMAGE_SLOT).nonzero().flatten().tolist()
+    ids, labels = sample.ids, sample.labels
+    embeds, wide = model.embed(ids.clamp(min=0)), labels
+    if slot:
+        image = model.merge(model.project(sample.pictures[0].features), (32, 32))
+        cut = slot[0]
+        embeds = torch.cat([embeds[:cut], image, embeds[cut + 1 :]])
+        gap = torch.full((len(image),), IGNORE)
+        wide = torch.cat([labels[:cut], gap, labels[cut + 1 :]])
+    t, u = draw(1, len(wide), torch.Generator().manual_seed(sample.seed))
+    p = (1 - 1e-3) * t + 1e-3
+    masked = (u[0] < p) & (wide != IGNORE)
+    mask = model.embed(torch.tensor(objective.mask_id))
+    hidden = model.hidden(torch.where(masked[:, None], mask, embeds)[None])[0]
+    logits = (hidden @ model.lm_head.weight.T)[:, : model.logit_size]
+    losses = torch.nn.functional.cross_entropy(logits[masked], wide[masked], reduction="sum")
+    return losses / p[0] / (wide != IGNORE).sum()
+
+
+def test_the_loss_is_the_formulas_and_rows_do_not_see_each_other(
+    home: Path, tmp_path: Path
+) -> None:
+    objective, samples = prepared(job(home, tmp_path))
+    rows = [samples(position) for position in range(19)]
+    samples.close()
+    assert {len(row.pictures) for row in rows} == {0, 1}
+    with torch.no_grad():
+        together = Outcome(*objective(rows)).by_row
+        alone = torch.stack([Outcome(*objective([row])).by_row[0] for row in rows])
+        formula = torch.stack([plain_loss(objective, row) for row in rows])
+    torch.testing.assert_close(alone, formula)
+    torch.testing.assert_close(together, formula)
+
+
+def test_a_row_without_a_picture_reaches_the_projector(home: Path, tmp_path: Path) -> None:
+    objective, samples = prepared(job(home, tmp_path))
+    text = next(s for s in map(samples, range(19)) if not s.pictures)
+    samples.close()
+    Outcome(*objective([text])).loss.backward()
+    grads = {n: p.grad for n, p in objective.model.named_parameters() if p.requires_grad}
+    assert all(grad is not None for grad in grads.values())
+    assert all(not bool(grad.any()) for name, grad in grads.items() if "mm_projector" in name)
+
+
+@pytest.mark.parametrize("attention", ["full", "dialogue", "prefix"])
+def test_a_prefix_does_not_depend_on_the_answer(home: Path, tmp_path: Path, attention: str) -> None:
+    objective, samples = prepared(job(home, tmp_path, attention=attention))
+    sample = next(s for s in map(samples, range(19)) if s.pictures)
+    samples.close()
+    model, length = objective.model, len(sample.ids)
+    first = sample.ends[-2] if len(sample.ends) > 1 else length - 3
+    states = []
+    for last in (7, 9):
+        embeds = model.embed(torch.where(torch.arange(length) < first, 5, last))[None]
+        with torch.no_grad():
+            states.append(model.hidden(embeds, ends=sample.ends)[0, :first])
+    assert torch.equal(*states) == (attention == "prefix")
+
+
+def test_order_is_of_seed_and_position_alone() -> None:
+    order, again = Order(5, 3), Order(5, 3)
+    seen = [order[position] for position in range(15)]
+    assert [again[p] for p in reversed(range(15))] == seen[::-1]
+    assert all(Counter(seen[e : e + 5]) == Counter(range(5)) for e in (0, 5, 10))
+    assert seen[:5] != seen[5:10] or seen[5:10] != seen[10:]
+    assert [p for rank in (0, 1) for p in positions(3, 8, rank, 2)] == list(positions(3, 8, 0, 1))
+
+
+def test_a_cut_run_equals_one_that_was_not(home: Path, tmp_path: Path) -> None:
+    whole, cut = job(home, tmp_path / "a"), job(home, tmp_path / "b")
+    reports = train(whole)
+    assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
+    train(cut, steps=3)  # the state after 2 is saved
+    again = train(cut)
+    assert [report.step for report in again] == [3, 4, 5, 6]
+    assert [r.loss for r in again] == [r.loss for r in reports[2:]]
+    assert state(cut) == state(whole)
+    assert train(cut) == []
+
+
+def test_a_damaged_checkpoint_is_passed_over(home: Path, tmp_path: Path) -> None:
+    settings = job(home, tmp_path)
+    reports = train(settings)
+    folder = Path(settings.out) / "checkpoints"
+    want = state(settings)
+    for spoil in (spoil_tensor, spoil_manifest, cut_file):
+        spoil(folder / "step-00000006")
+        assert [r.loss for r in train(settings)] == [r.loss for r in reports[4:]]
+        assert state(settings) == want
+    for step in folder.iterdir():
+        spoil_tensor(step)
+    with pytest.raises(RunError, match="E1603"):
+        train(settings)
+
+
+def spoil_tensor(folder: Path) -> None:
+    file = next(folder.glob("*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-7] ^= 1
+    file.write_bytes(data)
+
+
+def spoil_manifest(folder: Path) -> None:
+    file = folder / "manifest.json"
+    file.write_text(file.read_text().replace('"step": 6', '"step":  6').replace("tiny", "tiny"))
+    told = json.loads(file.read_text())
+    told["num_steps"] += 1
+    file.write_text(json.dumps(told))
+
+
+def cut_file(folder: Path) -> None:
+    file = next(folder.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def test_a_number_that_is_not_finite_ends_the_run_and_is_not_saved(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = job(home, tmp_path)
+    real = Objective.forward
+
+    def poisoned(self: Objective, samples: list[Sample]) -> tuple[object, ...]:
+        made = real(self, samples)
+        poisoned.calls += 1
+        return (made[0] * float("nan"), made[1] * float("nan"), *made[2:]) if poisoned.calls == 8 else made  # type: ignore[attr-defined]  # fmt: skip  # noqa: E501
+
+    poisoned.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(Objective, "forward", poisoned)
+    with pytest.raises(RunError, match="E1602: the loss of step 4 .*positions 12 to 15"):
+        train(settings)
+    saved = sorted(path.name for path in (Path(settings.out) / "checkpoints").iterdir())
+    assert saved == ["step-00000002"]
+
+
+def test_another_run_is_refused(home: Path, tmp_path: Path) -> None:
+    train(job(home, tmp_path), steps=1)
+    other = job(home, tmp_path, lr=1e-3)
+    with pytest.raises(RunError, match="E1604: .*another stage"):
+        run.begin(other, run.check(other))
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [
+        ({"batch_size": 6, "micro_batch_size": 4}, "batch_size=6 must be a multiple"),
+        ({"lr": "fast"}, "lr"),
+        ({"learning_rate": 1}, "learning_rate"),
+    ],
+)
+def test_bad_settings_are_told_before_the_first_step(stage: dict[str, object], told: str) -> None:
+    values = {"name": "x", "lr": 1e-3, "batch_size": 4} | stage
+    with pytest.raises(SettingsError, match=told):
+        build(run.StageSettings, values)
+
+
+def test_a_batch_that_does_not_divide_among_workers() -> None:
+    stage = run.StageSettings(name="x", lr=1.0, batch_size=8, micro_batch_size=2)
+    check_batch(stage, 4)
+    with pytest.raises(SettingsError, match=r"E1601: .*2 x 3 workers.* 1, 2, 4, 8"):
+        check_batch(stage, 3)
+
+
+def test_too_few_rows(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(MedvError, match="fewer than stage.batch_size=64"):
+        run.check(job(home, tmp_path, batch_size=64, epochs=1))
+
+
+@pytest.mark.parametrize("attention", ["full", "prefix"])
+def test_the_exported_folder_answers(home: Path, tmp_path: Path, attention: str) -> None:
+    settings = job(home, tmp_path, max_steps=2, attention=attention)
+    train(settings)
+    assert run.export(settings, tmp_path / "model") == 2
+    model = weights.load(tmp_path / "model")
+    assert model.config.attention == attention
+    base = weights.load(settings.model)
+    assert not torch.equal(model.lm_head.weight, base.lm_head.weight)
+    tower = "model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.weight"
+    assert torch.equal(model.state_dict()[tower], base.state_dict()[tower])
+    sampler = SamplerSettings(gen_length=4, block_length=4, steps=2)
+    row = next(tiny.rows())
+    with Predictor.load(
+        ModelSettings(path=str(tmp_path / "model")), AnswerSettings(sampler=sampler)
+    ) as predictor:
+        [answer] = predictor.answer([Request("Is there a vessel?", row.images)])
+    assert isinstance(answer, Answer)
+
+
+def test_an_adapter_is_trained_and_merged(home: Path, tmp_path: Path) -> None:
+    settings = job(home, tmp_path, max_steps=2, lora={"rank": 2})
+    train(settings)
+    names = state(settings)
+    run.export(settings, tmp_path / "model")
+    model, base = weights.load(tmp_path / "model"), weights.load(settings.model)
+    assert names
+    assert torch.equal(model.lm_head.weight, base.lm_head.weight)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(model.state_dict()[name], base.state_dict()[name])
+
+
+def test_a_changed_image_is_named(home: Path, tmp_path: Path) -> None:
+    settings = job(home, tmp_path)
+    objective, samples = prepared(settings)
+    sample = next(s for s in map(samples, range(19)) if s.pictures)
+    assert isinstance(sample.pictures[0], Picture)
+    samples.close()
+    del objective
+    with pytest.raises(DataError, match="E1114"):
+        run.Dataset.open(settings.data).image("0" * 64)
