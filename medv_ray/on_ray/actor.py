@@ -50,7 +50,7 @@ def die_with_parent() -> None:
     """Have the kernel end this process when its raylet ends.
 
     Ray's own workers notice it a second later; until then they go on with work whose driver may be
-    dead and whose rows the next run tries too. And Ray's exit can block for ever in its destructors.
+    dead and whose rows the next run tries too. And Ray's exit can block for ever, in destructors.
     The kernel forgets it with the thread that asks: that is the main one.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
