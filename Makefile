@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-fast lint format clean chaos
+.PHONY: demo test test-fast test-ray test-kills lint format clean chaos
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medv_ray needs Python 3.11 or newer; this is %d.%d. Use: make PYTHON=..." % sys.version_info[:2])'
@@ -16,11 +16,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed  ## score an embedded archive with an embedded trained toy model
 	$(BIN)/medv demo
 
-test: $(VENV)/.installed  ## all tests that need no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+test: $(VENV)/.installed  ## tests that need no GPU, in two halves side by side
+	$(MAKE) --jobs 2 --output-sync=target --keep-going test-fast test-ray
 
-test-fast: $(VENV)/.installed  ## no Ray, under 90 seconds
+test-fast: $(VENV)/.installed  ## no Ray
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not integration"
+
+test-ray: $(VENV)/.installed  ## with Ray and object stores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "integration and not chaos"
+
+test-kills: $(VENV)/.installed  ## jobs whose Ray is killed, SIGTERM, Ctrl-C
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m chaos
 
 chaos: $(VENV)/.installed  ## the kill runs in full: 20 of the driver, 10 of actors, 5,000 rows
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_runs

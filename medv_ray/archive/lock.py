@@ -28,6 +28,7 @@ NAME = "lock"
 LIVE, GONE = ".json", ".gone"
 HEARTBEAT_S = 10.0
 TRIES = 5
+TOLD_BYTES = 512  # host names have up to 255
 
 
 class Lock:
@@ -127,7 +128,9 @@ class Lock:
             "held": self._held,
             "beat": time.time(),
         }
-        return json.dumps(owner).encode() + b"\n"
+        # of one length: a reader of an object store asks for the length first, and then, if the
+        # object was replaced by a shorter one, gets bytes of nobody behind it
+        return json.dumps(owner).encode().ljust(TOLD_BYTES) + b"\n"
 
     def _beat(self) -> None:
         while not self._stop.wait(self.heartbeat_s):

@@ -49,7 +49,8 @@ def die_with_parent() -> None:
     """Have the kernel end this process when its raylet ends.
 
     Ray's own workers notice it a second later; until then they go on with work whose driver may be
-    dead and whose rows the next run tries too.
+    dead and whose rows the next run tries too. And Ray's exit can block for ever, in destructors.
+    The kernel forgets it with the thread that asks: that is the main one.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
@@ -70,7 +71,7 @@ class ScoreChunk:
         # file cursors belong to a thread, and so do torch's settings
         self._reading = ThreadPoolExecutor(1)
         self._answering = ThreadPoolExecutor(1)
-        self._answering.submit(die_with_parent)
+        die_with_parent()
         self._scorer: ChunkScorer = self._guarded(self._load, work)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:

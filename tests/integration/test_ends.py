@@ -15,6 +15,8 @@ import pytest
 from medv_ray.archive.rows import read_run
 from tests.integration import processes, stub
 
+pytestmark = pytest.mark.chaos
+
 ROWS = 480  # 60 chunks of 0.4 s, of which an end costs about six
 START_S = 120.0
 SOON_S = 20.0

@@ -135,7 +135,7 @@ def test_crashing_rows_are_quarantined_and_no_other_row(tmp_path: Path) -> None:
 
 
 def test_a_killed_actor_costs_nothing(tmp_path: Path, soon: Any) -> None:
-    stub.write_archive(tmp_path / "in.parquet", [SLOW] * 96)
+    stub.write_archive(tmp_path / "in.parquet", ["sleep:0.1 what is this?"] * 96)
 
     def kill_one() -> None:
         os.kill(processes.actors(os.getpid())[0], signal.SIGKILL)
