@@ -64,6 +64,8 @@ def size_pool(pool: PoolSettings, capacity: Capacity, num_chunks: int) -> PoolSi
     if asked > fits and not grows:
         cpus, gpus = max(capacity.nodes, key=lambda n: (n.gpus if pool.num_gpus else 0, n.cpus))
         way_out = f"Use at most {fits} actors, or smaller ones." if fits else "Use smaller ones."
+        if pool.num_gpus and not gpus:
+            way_out += " Without --num-gpus the job runs on CPUs."
         if capacity.elastic:
             way_out += " If the cluster grows, say how far: --max-actors."
         raise RunError(
