@@ -124,8 +124,6 @@ class Run:
     def _begin(self, identity: dict[str, Any], allow_mixed: bool, retry: bool) -> None:
         found = manifests.read_manifest(self.store)
         mixed: list[Any] = []
-        if found is not None and self._binds_nobody(found["identity"], identity):
-            found = None
         if found is not None:
             mixed = found.get("mixed_with", [])
             before = found["identity"]
@@ -155,11 +153,6 @@ class Run:
             self._retry_until = self.ledger.number
         done = len(self.ledger.commits)
         self.event("open", session=self.session, chunks=len(self.plan.chunks), done=done)
-
-    def _binds_nobody(self, before: dict[str, Any], identity: dict[str, Any]) -> bool:
-        """Whether a run that changed has committed nothing: it was refused or killed too early."""
-        changed = manifests.differences(before, identity)
-        return bool(changed) and not Ledger.load(self.store, repair=False).commits
 
     def _wipe(self) -> None:
         for file in self.store.listing():

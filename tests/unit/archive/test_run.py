@@ -203,14 +203,6 @@ def test_a_changed_identity_is_refused_by_name(make, planned, tmp_path, identity
     assert make.job(planned, out).answered == 28  # the refusal changed nothing
 
 
-def test_a_run_that_committed_nothing_binds_nobody(make, planned, tmp_path):
-    out, other = str(tmp_path / "run"), {**IDENTITY, "model": "sha256:def"}
-    make.job(planned, out, stop_after=0)
-    make.job(planned, out, other, stop_after=1)
-    refused("E1502", lambda: make.job(planned, out))
-    assert make.job(planned, out, other).answered == 28
-
-
 def test_a_changed_input_is_refused_by_name(make, planned, tmp_path):
     out = tmp_path / "run"
     make.job(planned, out, stop_after=2)
