@@ -4,6 +4,8 @@ way out.
 A message holds the value, the rule and the way out. It never holds an object address, an absolute
 path, a stack or
 the content of a row: those are patients' data.
+
+Longer than a module should be: it is one list, which is looked up by code.
 """
 
 from __future__ import annotations
