@@ -76,8 +76,8 @@ def size_pool(pool: PoolSettings, capacity: Capacity, num_chunks: int) -> PoolSi
         )
     largest = min(pool.max_actors or fits, max(num_chunks, 1))
     smallest = pool.min_actors or (1 if capacity.elastic else largest)
-    # chunks of 40 ms need 24 ahead, as Ray Data looks every 0.1 s or later; a short job needs even
+    # chunks of 40 ms need 8 ahead, as Ray Data looks every 0.1 s or later; a short job needs even
     # shares; and Ray Data starts more actors only when 1.75 x 2 (calls at once) wait for each
     fewest = 4 if capacity.elastic else 2
-    in_flight = max(fewest, min(24, num_chunks // (2 * largest)))
+    in_flight = max(fewest, min(8, num_chunks // (2 * largest)))
     return PoolSize(min(smallest, largest), largest, in_flight)

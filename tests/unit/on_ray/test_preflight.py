@@ -14,7 +14,7 @@ TWO = cluster((2, 0))
 
 
 def test_a_machine_is_filled() -> None:
-    assert size_pool(PoolSettings(), TWO, 1000) == PoolSize(2, 2, 24)
+    assert size_pool(PoolSettings(), TWO, 1000) == PoolSize(2, 2, 8)
 
 
 def test_no_more_actors_than_chunks() -> None:
