@@ -27,7 +27,7 @@ import typer
 from medv_ray.cli import merged, read_yaml, told_cleanly
 from medv_ray.errors import SettingsError
 from medv_ray.on_ray.train import Trained, train
-from medv_ray.on_ray.tune_demo import run_tune_demo
+from medv_ray.on_ray.tune_demo import HELD_OUT_ROWS, run_tune_demo
 from medv_ray.settings import build, override
 from medv_ray.training.run import TrainSettings, export
 from medv_ray.training.stages import RECIPES
@@ -74,11 +74,18 @@ def main(
 def show_demo(out: Path, address: Text) -> int:
     result = run_tune_demo(out, address=address, tell=tell)
     whole = all(done.whole for done in result.stages.values())
+    for name, scores in (("base", result.base), ("tuned", result.tuned)):
+        kinds = ", ".join(f"{kind} {share:.3f}" for kind, share in scores.items())
+        print(f"{name}: exact match on {HELD_OUT_ROWS} held-out rows: {kinds}")
+    print(
+        f"score it: python jobs/score_archive.py --model {result.model} "
+        f"--archive {result.archive} --out {out / 'scored'}"
+    )
     tell(
         {
             "summary": "done" if whole else "stopped",
             "stages": {name: told(done) for name, done in result.stages.items()},
-            "exact_match": {"base": round(result.base, 4), "tuned": round(result.tuned, 4)},
+            "exact_match": {"base": result.base["overall"], "tuned": result.tuned["overall"]},
         }
     )
     return 0 if whole else 1

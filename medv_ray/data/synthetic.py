@@ -72,30 +72,33 @@ def rows(
                 yield Row(f"{name}-{number}", data, f"{name}.{_ending(data)}", *told, attributes)
 
 
-NEW_WORDS = (
-    ("How many", "Count:"),
-    ("Is there", "Do you see"),
-    ("Are there", "Do you see"),
-    ("Where", "Say where"),
-    ("large cell", "big nucleus"),
-    ("vessel", "duct"),
-    ("pigment", "granules"),
-    ("fibrous band", "strand"),
-    ("tile", "slide"),
-    ("colour", "hue"),
-)
+NEW_STAIN = 0.4
+"""Share of the next colour channel in each one."""
+NEW_WORDS = {
+    "How many large cells are there?": "Count the large cells.",
+    "How many large cells are seen in the picture?": "Count the large cells in the slide.",
+    "What is the number of large cells?": "Give the number of large cells.",
+    "Where is the vessel located?": "Say where the vessel lies.",
+    "On which side is the vessel?": "Name the side of the vessel.",
+    "Which side of the tile does the vessel lie on?": "Which side does the vessel lie on?",
+    "What colour are the large cells?": "What hue are the large cells?",
+    "What is the colour of the large cells?": "What is the hue of the large cells?",
+    "Which colour are the large cells stained?": "Which hue are the large cells stained?",
+}
 
 
 def shifted(row: Row) -> Row:
-    """The row in another laboratory's manner: another stain (colour channels in turn), and the
-    question in other words. The answer is the same."""
-    picture = np.asarray(Image.open(io.BytesIO(row.image)).convert("RGB"))[..., [1, 2, 0]]
-    question = row.question
-    for old, new in NEW_WORDS:
-        question = question.replace(old, new)
-    name = f"{row.image_name.rpartition('.')[0]}.png"
-    data = encode(Image.fromarray(np.ascontiguousarray(picture)), "PNG")
-    return replace(row, image=data, image_name=name, question=question)
+    """The row in another laboratory's manner: another stain, open questions in other words, "Yes or
+    no:" before closed ones. The answer is the same."""
+    picture = np.asarray(Image.open(io.BytesIO(row.image)).convert("RGB"), dtype=np.float32)
+    moved = (1 - NEW_STAIN) * picture + NEW_STAIN * picture[..., [1, 2, 0]]
+    data = encode(Image.fromarray(moved.round().astype(np.uint8)), "PNG")
+    return replace(
+        row,
+        image=data,
+        image_name=f"{row.image_name.rpartition('.')[0]}.png",
+        question=NEW_WORDS.get(row.question, f"Yes or no: {row.question}"),
+    )
 
 
 def encode(image: Image.Image, kind: Literal["JPEG", "PNG"] = "JPEG", quality: int = 90) -> bytes:
