@@ -59,13 +59,15 @@ def train(
     out = begin(settings, identity, new_run)
     for name in (STOP, FAILED):
         (out / name).unlink(missing_ok=True)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    with running_ray(address), stopping(out), telling(out, tell):
-        run_workers(settings, identity)
-    if (out / FAILED).is_file():
-        told = json.loads((out / FAILED).read_text())
-        raise ERRORS[told["kind"]](told["code"], told["detail"])
     event = last_event(out)
+    if not event or event["step"] < event["total_steps"]:  # a step is told once it is saved
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+        with running_ray(address), stopping(out), telling(out, tell):
+            run_workers(settings, identity)
+        if (out / FAILED).is_file():
+            told = json.loads((out / FAILED).read_text())
+            raise ERRORS[told["kind"]](told["code"], told["detail"])
+        event = last_event(out)
     return Trained(
         event.get("step", 0),
         event.get("total_steps", 0),

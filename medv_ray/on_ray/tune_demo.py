@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from medv_ray.data import quiz, synthetic
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.engine import Answer, Predictor, Request
@@ -80,6 +82,7 @@ def run_tune_demo(
     tell: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> Tuned:
     """Prepare, train and export each stage, then compare. Run again, it goes on where it was."""
+    torch.set_num_threads(1)  # products of the toy's size are too small to share
     write_data(folder)
     done: dict[str, Trained] = {}
     model = Path(TOY)
