@@ -41,4 +41,4 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build medv_ray.egg-info demo-run .mypy_cache .ruff_cache
+	rm -rf $(VENV) build medv_ray.egg-info demo-run finetune-demo .mypy_cache .ruff_cache

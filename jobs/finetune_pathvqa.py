@@ -12,7 +12,7 @@ events.jsonl, TensorBoard's files, and model/, the folder that scoring and the n
 the same line again after a crash: it goes on from the last checkpoint. Ctrl-C and SIGTERM save
 first.
 
-`--demo --out DIR` shows three stages at toy size on two CPU workers, in minutes.
+`--demo [--out DIR]` shows three stages at toy size on two CPU workers, in minutes.
 
 Exit codes: 0 done, 1 not all steps were done (the same line goes on), 2 settings. The last line of
 stdout is one JSON object.
@@ -37,7 +37,7 @@ Text = str | None
 
 
 def main(
-    out: Annotated[Path, Option(help="Run folder.")],
+    out: Annotated[Path | None, Option(help="Run folder; --demo: finetune-demo.")] = None,
     model: Annotated[Text, Option(help="Checkpoint folder to begin with.")] = None,
     data: Annotated[Text, Option(help="Prepared dataset.")] = None,
     stage: Annotated[str, Option(help=f"One of {', '.join(RECIPES)}.")] = "sd_sft_pathvqa",
@@ -51,13 +51,13 @@ def main(
 ) -> int:
     """Train one stage and leave a folder that scoring loads."""
     if demo:
-        return show_demo(out, address)
+        return show_demo(out or Path("finetune-demo"), address)
     if stage not in RECIPES:
         raise SettingsError("E1001", f"--stage {stage[:40]!r}: one of {', '.join(RECIPES)}.")
     flags = {
         "model": model,
         "data": data,
-        "out": str(out),
+        "out": None if out is None else str(out),
         "workers": {"num_workers": num_workers, "num_gpus": num_gpus},
     }
     values: dict[str, Any] = {"stage": RECIPES[stage].model_dump(mode="json")}
