@@ -87,13 +87,18 @@ def compare(config: ModelConfig, stored: Mapping[str, Stored]) -> None:
     _compare(_without_weights(config), stored)
 
 
+def read_headers(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Stored]]:
+    """Config and tensors of a folder, no data read. Raises as `load`, but for what data show."""
+    folder = Path(path).absolute()
+    raw, stored = read_json(folder, "config.json"), headers(folder)
+    config = ModelConfig.from_json(raw, {name: entry.shape for name, entry in stored.items()})
+    compare(config, stored)
+    return config, stored
+
+
 def check(path: str | os.PathLike[str]) -> None:
     """Whatever `load` would refuse, without a model in memory. Raises as `load`."""
-    folder = Path(path).absolute()
-    stored = headers(folder)
-    shapes = {name: entry.shape for name, entry in stored.items()}
-    compare(ModelConfig.from_json(read_json(folder, "config.json"), shapes), stored)
-    for name, entry in stored.items():
+    for name, entry in read_headers(path)[1].items():
         for _ in _tensors({name: entry}, DTYPES[entry.dtype], torch.device("cpu")):
             pass
 
