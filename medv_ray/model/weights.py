@@ -47,6 +47,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
+SHARD_BYTES = 5 * 10**9
 IMPORT_NOTE = "import.json"
 """Says where imported weights come from; no answer depends on it."""
 
@@ -128,7 +129,7 @@ def save(
     model: Medv,
     path: str | os.PathLike[str],
     tokenizer_files_from: str | os.PathLike[str] | None = None,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a folder in LLaDA-V's layout that `load` reads back to the bit.
 
@@ -159,7 +160,7 @@ def write_shards(
     folder: Path,
     sizes: Mapping[str, int],
     tensor: Callable[[str], Tensor],
-    max_shard_bytes: int,
+    max_shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Weights and, for more than one file, their index.
 

@@ -28,10 +28,12 @@ from medv_ray.errors import CheckpointError, DataError, RunError, SettingsError
 from medv_ray.model import lora, weights
 from medv_ray.model.config import ModelConfig
 from medv_ray.model.medv import Medv
+from medv_ray.model.new_folder import check_free
 from medv_ray.settings import Settings, identity_digest
-from medv_ray.training.checkpoint import Checkpoints, SavedState, read_manifest
+from medv_ray.training.checkpoint import Checkpoints, SavedState
 from medv_ray.training.engine import Engine, PlainEngine
 from medv_ray.training.events import Events
+from medv_ray.training.export import pick, write_adapter, write_model
 from medv_ray.training.loop import Report, Saving, check_batch, fit
 from medv_ray.training.objective import Objective
 from medv_ray.training.optim import choose_trainable
@@ -44,6 +46,7 @@ from medv_ray.training.watch import Watch
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+MANIFEST = "run.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -141,11 +144,11 @@ def stage_config(config: ModelConfig, stage: StageSettings) -> ModelConfig:
 def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = False) -> Path:
     """The run folder, made or found to be of the same run. Raises RunError E1604 for another."""
     out = Path(settings.out)
-    manifest = out / "run.json"
+    manifest = out / MANIFEST
     if new_run and manifest.is_file():
         shutil.rmtree(out)
     if manifest.is_file():
-        before = json.loads(manifest.read_text()).get("identity", {})
+        before, _ = read_run(out)
         changed = sorted(
             k for k in identity.keys() | before.keys() if identity.get(k) != before.get(k)
         )
@@ -246,40 +249,50 @@ def out_of_memory_told(settings: TrainSettings) -> Iterator[None]:
     raise RunError("E1605", f"{told}. {ways if found else 'Use more workers or shorter rows.'}")
 
 
-def export(settings: TrainSettings, folder: Path, dtype: str | None = None) -> int:
-    """Write the last checkpoint as a folder that scoring loads; returns its step.
+def export(
+    settings: TrainSettings,
+    folder: Path,
+    dtype: str | None = None,
+    step: int | None = None,
+    adapter: bool = False,
+) -> int:
+    """Write a checkpoint of a run as a folder that scoring loads; returns its step.
 
-    The base folder's weights with what was trained put over them; an adapter is merged. Loaded back
-    to see that it is whole. Raises RunError E1603 without a whole checkpoint.
+    Args:
+        settings: of the run.
+        folder: must not exist, or be empty; it appears when it is whole.
+        dtype: of the weights; None: the run's.
+        step: None: the end of the stage.
+        adapter: the adapter's folder alone, instead of merging it.
+
+    Raises RunError E1503 and E1511 (not written), E1507 (no run), E1603 (no whole checkpoint of
+    that step), E1604 (the base has changed); SettingsError E1001 for a folder in use, a stage that
+    is not done, or no adapter.
     """
-    out, stage = Path(settings.out), settings.stage
-    checkpoints = Checkpoints(out / "checkpoints", settings.keep)
-    steps = [s for s in checkpoints.steps() if read_manifest(checkpoints.at(s)) is not None]
-    if not steps:
-        raise RunError("E1603", "there is no whole checkpoint to export.")
-    manifest = read_manifest(checkpoints.at(steps[-1]))
-    assert manifest is not None
-    state = SavedState(checkpoints.at(steps[-1]), manifest)
-    model = weights.load(settings.model, DTYPES[dtype or settings.shard.dtype])
-    if stage.lora is not None:
-        lora.add_lora(model, stage.lora)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, shape in state.shapes.items():
-            parameters[name].copy_(state.whole(name).reshape(shape))
-    if stage.lora is not None:
-        lora.merge_lora(model)
-    model.config = replace(model.config, attention=stage.attention)
-    weights.save(model, folder, settings.model)
-    keep_defaults(Path(settings.model), folder)
-    weights.load(folder, model.dtype)
-    return steps[-1]
+    check_free(folder)
+    identity, _ = read_run(Path(settings.out))
+    checkpoints = Checkpoints(Path(settings.out) / "checkpoints", settings.keep)
+    manifest = pick(checkpoints, step)
+    if manifest["identity"] != identity_digest(identity):
+        raise RunError("E1604", "the checkpoints are of another run.")
+    base, base_sha256 = Path(settings.model), weights.digest(settings.model)
+    if base_sha256 != identity["base_sha256"]:
+        told = f"base {base.name!r} has digest {base_sha256[:12]}; the run began with "
+        told += f"{identity['base_sha256'][:12]}"
+        raise RunError("E1604", f"{told}. Put it back, or name where it lies with --model.")
+    number: int = manifest["step"]
+    state = SavedState(checkpoints.at(number), manifest)
+    if adapter:
+        write_adapter(state, base, base_sha256, settings.stage, folder)
+    else:
+        write_model(state, base, settings.stage, DTYPES[dtype or settings.shard.dtype], folder)
+    return number
 
 
-def keep_defaults(base: Path, folder: Path) -> None:
-    """Carry the sampler settings that the base recommends over."""
-    found = json.loads((base / "config.json").read_text()).get("medv_defaults")
-    if found is not None:
-        path = folder / "config.json"
-        raw = json.loads(path.read_text()) | {"medv_defaults": found}
-        path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
+def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Identity and settings of a run folder. Raises RunError E1507 for what is none."""
+    try:
+        told = json.loads((folder / MANIFEST).read_bytes())
+        return dict(told["identity"]), {**told["settings"], "out": str(folder)}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError("E1507", f"{folder.name!r} holds no readable run.json.") from None
