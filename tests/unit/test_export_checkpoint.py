@@ -12,7 +12,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.model import lora, weights
+from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings
 from medv_ray.training import export, run
 from medv_ray.training.run import TrainSettings
 from tests.unit.training import tiny
@@ -83,11 +85,10 @@ def test_the_end_of_a_stage_in_either_dtype(done: Path, tmp_path: Path, job: Job
         assert (out / "LICENSE").read_text() == "as it is"
         assert (out / "tokenizer.json").is_file()
     (done / "base" / "LICENSE").unlink()
-    whole, half = (
-        weights.load(tmp_path / name).state_dict() for name in ("model", "modelbfloat16")
-    )
+    names = ("model", "modelbfloat16")
+    whole, half = (weights.load(tmp_path / name).state_dict() for name in names)
     assert all(torch.equal(whole[n].bfloat16().float(), half[n]) for n in whole)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "modelbfloat16"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == list(names)
     base = weights.load(done / "base").state_dict()
     changed = {n for n in whole if not torch.equal(whole[n], base[n])}
     assert {"lm_head.weight", "model.mm_projector.0.weight"} <= changed
@@ -166,6 +167,11 @@ def test_an_adapter_alone_and_merged(done: Path, tmp_path: Path, job: Job) -> No
         told = job(*where, tmp_path / name, *more)
         assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout) == {"exported": "adapter", "step": 4, "adapter": True}
+    settings = ModelSettings(path=str(tmp_path / "base"), adapter=str(tmp_path / "adapter"))
+    sampler = SamplerSettings(gen_length=4, block_length=4, steps=2)
+    with Predictor.load(settings, AnswerSettings(sampler=sampler)) as predictor:
+        [answer] = predictor.answer([Request("Is there a vessel?", next(tiny.rows()).images)])
+    assert isinstance(answer, Answer)
     base, sha256 = weights.load(tmp_path / "base"), weights.digest(tmp_path / "base")
     before = base.state_dict()["model.layers.0.self_attn.q_proj.weight"].clone()
     lora.load_adapter(base, tmp_path / "adapter", sha256, merge=True)
