@@ -42,6 +42,7 @@ from medv_ray.training.samples import Samples
 from medv_ray.training.stages import ShardSettings, StageSettings
 from medv_ray.training.survey import survey_stage
 from medv_ray.training.watch import Watch
+from medv_ray.training.writers import check_writers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -98,6 +99,7 @@ def check(settings: TrainSettings) -> dict[str, Any]:
         raise SettingsError("E1001", f"{told}: use shard.engine=zero3, or --num-workers 1.")
     for count in {workers.num_workers, workers.min_workers or workers.num_workers}:
         check_batch(stage, count)
+    check_writers(settings.watch)
     config, tokenizer = check_base(settings)
     try:
         dataset = Dataset.open(settings.data, settings.split)
@@ -119,7 +121,10 @@ def check(settings: TrainSettings) -> dict[str, Any]:
 
 
 def check_base(settings: TrainSettings) -> tuple[ModelConfig, PreTrainedTokenizerFast]:
-    """The base model's config as the stage sees it, and its tokenizer; no weight is read."""
+    """The base model's config as the stage sees it, and its tokenizer; no weight is read.
+
+    Raises as `weights.read_headers`, `load_tokenizer` and `stage_config`.
+    """
     config, _ = weights.read_headers(settings.model)
     tokenizer = load_tokenizer(settings.model)
     vocab_size = config.language.vocab_size

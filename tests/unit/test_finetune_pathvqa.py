@@ -203,6 +203,15 @@ def test_no_targets(run: Callable[..., Done], home: Path, monkeypatch: pytest.Mo
     refused(run(*ONE), ["E1119", "19 rows of train are without a target: 0, 1, 2, 3, 4, ..."])
 
 
+def test_a_watcher_that_is_not_installed(
+    run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medv_ray.training import writers
+
+    monkeypatch.setitem(writers.PACKAGES, "wandb", ("no_such_wandb", "wandb"))
+    refused(run(*ONE, "--set", 'watch=["wandb"]'), ["E1001", "watch", "pip install wandb"])
+
+
 def test_a_run_of_other_settings_is_kept(
     home: Path, tmp_path: Path, run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
