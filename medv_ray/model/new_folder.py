@@ -32,8 +32,9 @@ def new_folder(target: Path, size_bytes: int) -> Iterator[Path]:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for old in target.parent.glob(f".{target.name}.*{PARTIAL}"):
-            shutil.rmtree(old, ignore_errors=True)
+        for old in target.parent.iterdir():
+            if old.name.startswith(f".{target.name}.") and old.name.endswith(PARTIAL):
+                shutil.rmtree(old, ignore_errors=True)
         made = tempfile.mkdtemp(suffix=PARTIAL, prefix=f".{target.name}.", dir=target.parent)
         partial = Path(made)
         try:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 Encode = Callable[[Example], tuple[Sequence[int], Sequence[int]]]
 SHOWN_ROWS = 5
+WAYS = {
+    "E1114": "Copy or prepare the dataset again.",
+    "E1118": "Leave them out, or take fewer tokens an image: --set stage.aspect=square.",
+}
 
 
 class Survey(NamedTuple):
@@ -74,47 +78,39 @@ def survey(
             row; asked once.
         limit: what `max_length` is, for the message.
 
-    Raises DataError E1110 (no rows), E1114 (images are missing), E1117 (rows with an empty answer),
-    E1118 (rows over `max_length`), E1119 (rows without a target); with the row's number, E1109 or
-    E1304 for one that cannot be encoded and what `image_tokens` raises for its picture.
+    Raises DataError E1110 (no rows), E1114 (rows without their images), E1117 (rows with an empty
+    answer), E1118 (rows over `max_length`), E1119 (rows without a target); with the row's number,
+    E1109 or E1304 for one that cannot be encoded and what `image_tokens` raises for its picture.
     """
     if not len(dataset):
         raise DataError("E1110", "the dataset has no rows.")
-    tokens_of: dict[tuple[str, bool], int] = {}
-    long: list[int] = []
-    untaught: list[int] = []
-    unanswered: list[int] = []
-    bereft: list[int] = []
-    missing: set[str] = set()
+    tokens_of: dict[tuple[str, bool], int | None] = {}  # None: the image is missing
+    faults: dict[str, list[int]] = {code: [] for code in ("E1114", "E1118", "E1117", "E1119")}
     tokens = longest = targets = 0
     for row, example in enumerate(dataset):
+        pictures = [(sha256, len(example.images) > 1) for sha256 in example.images]
         try:
             ids, labels = encode(example)
-            length = sum(token != IMAGE_SLOT for token in ids)
-            several = len(example.images) > 1
-            for sha256 in example.images:
-                key = (sha256, several)
-                if key not in tokens_of and not image_path(dataset.folder, sha256).is_file():
-                    missing.add(sha256)
-                    continue
+            for key in pictures:
                 if key not in tokens_of:
-                    tokens_of[key] = image_tokens(*key)
-                length += tokens_of[key]
+                    there = image_path(dataset.folder, key[0]).is_file()
+                    tokens_of[key] = image_tokens(*key) if there else None
         except DataError as error:
             raise DataError(error.code, f"row {row} of {dataset.split}: {error.detail}") from None
+        length = sum(token != IMAGE_SLOT for token in ids)
+        length += sum(tokens_of[key] or 0 for key in pictures)
         taught = sum(label != IGNORE for label in labels)
-        long += [row] if length > max_length else []
-        untaught += [] if taught else [row]
-        unanswered += [row] if has_empty_answer(example) else []
-        bereft += [row] if not missing.isdisjoint(example.images) else []
+        faults["E1114"] += [row] if any(tokens_of[key] is None for key in pictures) else []
+        faults["E1118"] += [row] if length > max_length else []
+        faults["E1117"] += [row] if has_empty_answer(example) else []
+        faults["E1119"] += [] if taught else [row]
         tokens, longest, targets = tokens + length, max(longest, length), targets + taught
-    if missing:
-        told = f"{len(missing)} images of {dataset.split} are missing, of rows {shown(bereft)}"
-        raise DataError("E1114", f"{told}. Copy or prepare the dataset again.")
-    told = f"over {max_length} tokens ({limit}), the longest {longest}"
-    _refuse("E1118", long, told, dataset)
-    _refuse("E1117", unanswered, "with an empty answer", dataset)
-    _refuse("E1119", untaught, "without a target", dataset)
+    over = f"over {max_length} tokens ({limit}), the longest {longest}"
+    words = "without an image that they name", over, "with an empty answer", "without a target"
+    for (code, rows), what in zip(faults.items(), words, strict=True):
+        if rows:
+            told = f"{len(rows)} rows of {dataset.split} are {what}: {shown(rows)}"
+            raise DataError(code, f"{told}. {WAYS.get(code, 'Leave them out.')}")
     images = len({sha256 for sha256, _ in tokens_of})
     return Survey(len(dataset), tokens, longest, targets, images)
 
@@ -124,12 +120,6 @@ def has_empty_answer(example: Example) -> bool:
     return any(m["from"] == "gpt" and not m["value"].strip() for m in example.conversations)
 
 
-def shown(rows: Sequence[int], most: int = SHOWN_ROWS) -> str:
+def shown(rows: Sequence[int]) -> str:
     """Numbers of rows for a message."""
-    return ", ".join([*map(str, rows[:most]), *(["..."] if len(rows) > most else [])])
-
-
-def _refuse(code: str, rows: list[int], what: str, dataset: Dataset) -> None:
-    if rows:
-        told = f"{len(rows)} rows of {dataset.split} are {what}: {shown(rows)}"
-        raise DataError(code, f"{told}. Leave them out.")
+    return ", ".join([*map(str, rows[:SHOWN_ROWS]), *(["..."] if len(rows) > SHOWN_ROWS else [])])

@@ -179,7 +179,10 @@ def test_data_that_cannot_be_trained_on(run: Callable[..., Done], tmp_path: Path
     refused(run(*one, data=long), words)
     lost = data(tmp_path / "lost", "yes")
     image_path(lost, Dataset.open(lost)[0].images[0]).unlink()
-    refused(run(*one, data=lost), ["E1114", "1 images of train are missing, of rows 0", "again"])
+    refused(
+        run(*one, data=lost),
+        ["E1114", "1 rows of train are without an image that they name: 0", "again"],
+    )
     spoiled = data(tmp_path / "spoiled", "yes")
     table = spoiled / "train.parquet"
     table.write_bytes(table.read_bytes()[:-50])

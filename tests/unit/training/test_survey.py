@@ -76,7 +76,9 @@ def test_refusals(tmp_path: Path, answers: list[str], code: str, words: str) -> 
 def test_missing_images(tmp_path: Path) -> None:
     data = write(tmp_path / "d", "a", "b")
     image_path(tmp_path / "d", data[0].images[0]).unlink()
-    with pytest.raises(DataError, match="1 images of train are missing, of rows 0, 1[.]"):
+    with pytest.raises(
+        DataError, match="2 rows of train are without an image that they name: 0, 1[.]"
+    ):
         survey(data, encode, lambda *_: 10, 99)
 
 
