@@ -14,7 +14,8 @@ first.
 
 `--demo [--out DIR]` shows three stages at toy size on two CPU workers, in minutes.
 
-Exit codes: 0 done, 1 not all steps were done (the same line goes on), 2 settings. The last line of
+Exit codes: 0 done, 1 not all steps were done (the same line goes on), 2 settings, base or data are
+not right (nothing was started), 3 the run folder is of another run, 5 disk full. The last line of
 stdout is one JSON object.
 """
 
@@ -62,7 +63,11 @@ def main(
     }
     values: dict[str, Any] = {"stage": RECIPES[stage].model_dump(mode="json")}
     values = merged(merged(values, read_yaml(config) if config else {}), flags)
-    settings = build(TrainSettings, override(values, assignments or []))
+    values = override(values, assignments or [])
+    for name in ("model", "data"):
+        if not values.get(name):
+            raise SettingsError("E1001", f"--{name} is missing; `--help` lists all options.")
+    settings = build(TrainSettings, values)
     done = train(settings, new_run, address, tell)
     folder = Path(settings.out) / "model"
     if done.whole and not folder.exists():

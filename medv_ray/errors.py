@@ -111,7 +111,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1114": Entry(
         "dataset_changed",
-        "A file of a prepared dataset is missing, damaged or changed since it was written.",
+        "A file of a prepared dataset (an image, say) is missing, damaged or changed since it was "
+        "written.",
         "Copy the folder again, whole, or prepare the dataset again.",
     ),
     "E1115": Entry(
@@ -127,12 +128,12 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1117": Entry(
         "no_answer",
-        "The row has no answer text, hence nothing to learn from.",
+        "A row has no answer text, hence nothing to learn from.",
         "Fill the answer column, or leave such rows out.",
     ),
     "E1118": Entry(
         "row_too_long",
-        "Training rows are longer, image tokens included, than the stage allows.",
+        "Training rows are longer, image tokens included, than the stage or the model allows.",
         "Leave them out, raise --set stage.max_length=... up to what the model takes, or use fewer "
         "tokens an image: --set stage.aspect=square. Nothing is cut silently.",
     ),
@@ -380,13 +381,14 @@ CATALOGUE: dict[str, Entry] = {
     "E1604": Entry(
         "training_changed",
         "The run folder holds a training run of other settings, data, base model or versions.",
-        "Use another --out; --new-run starts this one over.",
+        "Put back what changed, or use another --out; --new-run starts this one over.",
     ),
     "E1605": Entry(
         "training_memory",
         "A worker ran out of memory in a training step.",
-        "Lower stage.micro_batch_size (the result stays the same), keep "
-        "stage.gradient_checkpointing, use more workers, or shard.offload_optimizer.",
+        "Lower stage.micro_batch_size, keep stage.gradient_checkpointing, set "
+        "shard.offload_optimizer or use more workers: the result stays the same. Or train LoRA: "
+        "stage.lora.rank=16. `medv plan train` says what fits.",
     ),
 }
 
@@ -432,8 +434,9 @@ class RunError(MedvError):
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(code, detail)
-        # 3: settings, model or input changed. 4: output in use. 5: disk full.
-        self.exit_code = {"E1502": 3, "E1501": 4, "E1503": 5}.get(code, 1)
+        # 2: a setting. 3: settings, model or input changed. 4: output in use. 5: disk full.
+        codes = {"E1507": 2, "E1502": 3, "E1604": 3, "E1501": 4, "E1503": 5}
+        self.exit_code = codes.get(code, 1)
 
 
 def explain(code: str) -> str:

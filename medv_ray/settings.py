@@ -6,6 +6,7 @@ name an error.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -213,6 +214,11 @@ def build(cls: type[S], values: dict[str, Any]) -> S:
         )
         more = f" And {error.error_count() - 1} more." if error.error_count() > 1 else ""
         raise SettingsError(code, f"{field}: {first['msg']}{given}.{more}") from None
+
+
+def identity_digest(identity: dict[str, Any]) -> str:
+    """64 hex digits of what must be equal for a run to go on."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

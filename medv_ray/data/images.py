@@ -88,8 +88,11 @@ def inspect(data: bytes, image: ImageSettings) -> Prepared:
     check_header(source.size, image)
     with _own_words(len(data), source.format):
         warnings = frame_words(source, image)
+        # a PNG may carry its orientation behind the pixels, and Pillow's size of a TIFF has it
+        turned = source.format in ("JPEG", "MPO") and (orientation(source) or 1) > 4
     none = np.empty((0, 1, 1, 3), np.uint8)
-    return Prepared(none, source.size, tuple(warnings), hashlib.sha256(data).hexdigest())
+    size_wh = source.size[::-1] if turned else source.size
+    return Prepared(none, size_wh, tuple(warnings), hashlib.sha256(data).hexdigest())
 
 
 def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:

@@ -7,23 +7,20 @@ both layouts). The new folder appears under its name when it is whole and checke
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from medv_ray import __version__
-from medv_ray.errors import CheckpointError, RunError, SettingsError
+from medv_ray.errors import CheckpointError, SettingsError
 from medv_ray.model import weights
 from medv_ray.model.config import ModelConfig
+from medv_ray.model.new_folder import check_free, new_folder
 from medv_ray.model.pickles import Pickled, check_storages, contents, read_tensor
 from medv_ray.model.shards import (
     DTYPES,
@@ -81,8 +78,7 @@ def import_folder(
     (limits passed).
     """
     folder, target = Path(source).absolute(), Path(out).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise SettingsError("E1001", f"--out {target.name!r} is in use; take another.")
+    check_free(target)
     raw = read_json(folder, "config.json")
     files = weight_files(folder)
     entries, left_out = _collect(folder, files)
@@ -97,14 +93,8 @@ def import_folder(
         "versions": {"medv_ray": __version__, "torch": version("torch")},
     }
     size = sum(entry.num_bytes for entry in entries.values())
-    try:
-        _write(folder, target, raw, entries, note, max_shard_bytes)
-    except (OSError, SafetensorError) as error:
-        told = f"the import takes {size / 1e9:.1f} GB; nothing of it is kept."
-        code = getattr(error, "errno", None)
-        # safetensors gives the number in words
-        full = code in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC})" in str(error)
-        raise RunError("E1503" if full else "E1511", told) from None
+    with new_folder(target, size) as partial:
+        _write(folder, partial, raw, entries, note, max_shard_bytes)
     return Imported(note, len(entries), size)
 
 
@@ -188,43 +178,22 @@ def _same(a: Pickled, b: Pickled) -> bool:
 
 def _write(
     source: Path,
-    target: Path,
+    partial: Path,
     raw: dict[str, Any],
     entries: dict[str, Pickled],
     note: dict[str, Any],
     max_shard_bytes: int,
 ) -> None:
-    """Fill a folder beside the target, check it, and give it its name. Completes `note`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        sizes = {name: entries[name].num_bytes for name in sorted(entries)}
-        weights.write_shards(
-            partial, sizes, lambda name: read_tensor(entries[name]), max_shard_bytes
-        )
-        weights.copy_files(source, partial, (*weights.TOKENIZER_FILES, *LICENCES))
-        # what auto_map names is code that does not come along
-        config = {name: value for name, value in raw.items() if name != "auto_map"}
-        weights.write_json(partial / "config.json", config)
-        weights.check(partial)
-        note["sha256"] = weights.digest(partial)
-        weights.write_json(partial / weights.IMPORT_NOTE, note)
-        os.chmod(partial, 0o755)
-        for place in (*partial.iterdir(), partial):
-            _sync(place)
-        os.replace(partial, target)  # an empty folder gives way
-        _sync(target.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _sync(place: Path) -> None:
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Fill a folder and check it. Completes `note`."""
+    sizes = {name: entries[name].num_bytes for name in sorted(entries)}
+    weights.write_shards(partial, sizes, lambda name: read_tensor(entries[name]), max_shard_bytes)
+    weights.copy_files(source, partial, (*weights.TOKENIZER_FILES, *LICENCES))
+    # what auto_map names is code that does not come along
+    config = {name: value for name, value in raw.items() if name != "auto_map"}
+    weights.write_json(partial / "config.json", config)
+    weights.check(partial)
+    note["sha256"] = weights.digest(partial)
+    weights.write_json(partial / weights.IMPORT_NOTE, note)
 
 
 def licence_of(folder: Path, given: str | None) -> dict[str, str | None]:

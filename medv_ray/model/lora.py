@@ -162,15 +162,25 @@ def merge_lora(model: Medv) -> None:
     for name, layer in _adapted(model).items():
         base: Linear = layer.get_base_layer()
         down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
-        wide = torch.promote_types(down.dtype, torch.float32)
-        total = base.weight.to(wide) + layer.scaling[_ADAPTER] * (up.to(wide) @ down.to(wide))
-        merged = total.to(base.weight.dtype)
-        if not bool(merged.isfinite().all()):
+        total = merged(base.weight, down, up, layer.scaling[_ADAPTER]).to(base.weight.dtype)
+        if not bool(total.isfinite().all()):
             raise CheckpointError("E1405", f"{name} is not finite once its adapter is merged.")
         # a new tensor: the old one may be a map of the file
-        base.weight = nn.Parameter(merged, requires_grad=base.weight.requires_grad)
+        base.weight = nn.Parameter(total, requires_grad=base.weight.requires_grad)
         base.packed = None
         model.set_submodule(name, base)
+
+
+def merged(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """W + scale B A, in float32 or wider."""
+    wide = torch.promote_types(down.dtype, torch.float32)
+    return weight.to(wide) + scale * (up.to(wide) @ down.to(wide))
+
+
+def halves_of(name: str) -> tuple[str, str]:
+    """Names that A and B of a matrix have in a model with adapters."""
+    stem = name.removesuffix(".weight")
+    return f"{stem}.lora_A.{_ADAPTER}.weight", f"{stem}.lora_B.{_ADAPTER}.weight"
 
 
 def adapter_digest(folder: str | os.PathLike[str]) -> str:

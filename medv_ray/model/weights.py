@@ -47,6 +47,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
+SHARD_BYTES = 5 * 10**9
 IMPORT_NOTE = "import.json"
 """Says where imported weights come from; no answer depends on it."""
 
@@ -87,13 +88,18 @@ def compare(config: ModelConfig, stored: Mapping[str, Stored]) -> None:
     _compare(_without_weights(config), stored)
 
 
+def read_headers(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Stored]]:
+    """Config and tensors of a folder, no data read. Raises as `load`, but for what data show."""
+    folder = Path(path).absolute()
+    raw, stored = read_json(folder, "config.json"), headers(folder)
+    config = ModelConfig.from_json(raw, {name: entry.shape for name, entry in stored.items()})
+    compare(config, stored)
+    return config, stored
+
+
 def check(path: str | os.PathLike[str]) -> None:
     """Whatever `load` would refuse, without a model in memory. Raises as `load`."""
-    folder = Path(path).absolute()
-    stored = headers(folder)
-    shapes = {name: entry.shape for name, entry in stored.items()}
-    compare(ModelConfig.from_json(read_json(folder, "config.json"), shapes), stored)
-    for name, entry in stored.items():
+    for name, entry in read_headers(path)[1].items():
         for _ in _tensors({name: entry}, DTYPES[entry.dtype], torch.device("cpu")):
             pass
 
@@ -123,7 +129,7 @@ def save(
     model: Medv,
     path: str | os.PathLike[str],
     tokenizer_files_from: str | os.PathLike[str] | None = None,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a folder in LLaDA-V's layout that `load` reads back to the bit.
 
@@ -154,7 +160,7 @@ def write_shards(
     folder: Path,
     sizes: Mapping[str, int],
     tensor: Callable[[str], Tensor],
-    max_shard_bytes: int,
+    max_shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Weights and, for more than one file, their index.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from importlib.metadata import version
@@ -135,8 +134,3 @@ def model_digests(model: ModelSettings) -> tuple[str, str | None]:
         return base, None
     lora.check_base(model.adapter, base)
     return base, lora.adapter_digest(model.adapter)
-
-
-def identity_digest(identity: dict[str, Any]) -> str:
-    """64 hex digits of an identity: the part of a chunk's key that its rows do not give."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -15,9 +15,10 @@ from medv_ray.archive.run import Run, Summary
 from medv_ray.archive.sources import open_archive
 from medv_ray.errors import DataError, RunError
 from medv_ray.on_ray.cluster import cluster_address, running_ray
-from medv_ray.on_ray.options import PoolSettings, ScoreSettings, identity_digest, model_digests
+from medv_ray.on_ray.options import PoolSettings, ScoreSettings, model_digests
 from medv_ray.on_ray.preflight import size_pool
 from medv_ray.on_ray.progress import Progress, interrupts
+from medv_ray.settings import identity_digest
 
 if TYPE_CHECKING:
     from medv_ray.on_ray.stream import Stream

@@ -100,9 +100,9 @@ def trained_parameters(model: ModelConfig, stage: StageSettings) -> int:
 class RowShape:
     """What decides the FLOPs of a row."""
 
-    length: int
+    length: float
     """S, image tokens included."""
-    tiles: int
+    tiles: float
     """Runs of the vision tower."""
     head_rows: float
     """Positions that go through the language head: the masked ones, or all S."""

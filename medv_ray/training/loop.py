@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,12 +17,13 @@ import torch
 from medv_ray.errors import RunError, SettingsError
 from medv_ray.training.checkpoint import Checkpoints
 from medv_ray.training.engine import Engine
+from medv_ray.training.meters import LossByNoise, peak_memory_bytes
 from medv_ray.training.objective import Outcome, Sample
 from medv_ray.training.optim import schedule
 from medv_ray.training.order import micro_batches, noise_seed, positions
 from medv_ray.training.stages import StageSettings
 
-NOISE_BINS = 5
+SHOWN_ROWS = 8
 
 
 class Report(NamedTuple):
@@ -32,12 +33,16 @@ class Report(NamedTuple):
     """Updates done, this one included."""
     loss: float
     loss_by_noise: tuple[float | None, ...]
-    """Mean loss of the rows whose t lay in each fifth of 0..1; None without such a row."""
+    """See LossByNoise."""
     grad_norm: float
     lr_factor: float
     num_tokens: int
     """Positions that the language towers worked on, image tokens included."""
     num_masked: int
+    num_tiles: int
+    """Tiles that went through a vision tower that learns."""
+    memory_bytes: int
+    """Peak, of the worker that has the highest."""
     seconds: float
 
 
@@ -72,6 +77,7 @@ def fit(
     saving: Saving,
     start: int = 0,
     stop: Callable[[], bool] = lambda: False,
+    row_of: Callable[[int], int] | None = None,
 ) -> Iterator[Report]:
     """Train from update `start` to `num_steps`; every step's report.
 
@@ -79,6 +85,7 @@ def fit(
         sample: the row at a position of the run, with the seed of its noise.
         stop: whether this worker was asked to end. When any was, all save after their step and end
             early.
+        row_of: the dataset's row at a position, for messages; None tells positions.
 
     The state is saved every `saving.every` updates and at the end. Raises RunError E1602 on all
     workers within the step that is not finite; what was saved before is whole.
@@ -88,52 +95,90 @@ def fit(
         began = time.perf_counter()
         torch.manual_seed(noise_seed(stage.seed, -1 - step))  # of dropout, if there is any
         places = positions(step, stage.batch_size, engine.rank, engine.num_workers)
-        tally = torch.zeros(2 * NOISE_BINS + 4, dtype=torch.float64)
+        tally = Tally(stage.batch_size, places)
         for piece in micro_batches(places, stage.micro_batch_size):
-            outcome = engine.micro_step(
-                [sample(place) for place in piece], len(piece) / len(places)
-            )
-            tally += counts_of(outcome)
-        tally[-1] += float(stop())
-        tally = engine.sum(tally)
-        loss = float(tally[:NOISE_BINS].sum()) / stage.batch_size
+            rows = [sample(place) for place in piece]
+            tally.add(rows, engine.micro_step(rows, len(piece) / len(places)))
+        total = tally.over_all(engine, stop())
         factor = schedule(step, num_steps, stage)
-        norm = engine.step(factor) if math.isfinite(loss) else math.nan
+        norm = engine.step(factor) if math.isfinite(total.loss) else math.nan
         if not math.isfinite(norm):
-            raise not_finite(step, stage, loss)
-        done, asked = step + 1, bool(tally[-1])
+            raise not_finite(step, stage, total.losses, row_of)
+        done, asked = step + 1, total.asked
         if asked or done == num_steps or done % saving.every == 0:
             saving.checkpoints.save(engine, done, saving.about)
-        yield report_of(done, loss, tally, norm, factor, time.perf_counter() - began)
+        yield Report(
+            done, total.loss, total.by_noise, norm, factor, *total.counts, total.memory_bytes,
+            time.perf_counter() - began,
+        )  # fmt: skip
         if asked:
             return
 
 
-def counts_of(outcome: Outcome) -> torch.Tensor:
-    """float64[2 x NOISE_BINS + 4]: sums of loss and numbers of rows by noise level; tokens, masked
-    tokens, 0, 0."""
-    bins = (outcome.t * NOISE_BINS).long().clamp(max=NOISE_BINS - 1)
-    tally = torch.zeros(2 * NOISE_BINS + 4, dtype=torch.float64)
-    tally.index_add_(0, bins, outcome.by_row.double().cpu())
-    tally.index_add_(0, bins + NOISE_BINS, torch.ones(len(bins), dtype=torch.float64))
-    tally[-4], tally[-3] = outcome.num_tokens, outcome.num_masked
-    return tally
+class Total(NamedTuple):
+    """Sums of a step over all workers."""
+
+    losses: list[float]
+    """Of each row, in the batch's order."""
+    by_noise: tuple[float | None, ...]
+    counts: tuple[int, int, int]
+    """Tokens, masked tokens, tiles."""
+    memory_bytes: int
+    asked: bool
+    """Whether any worker is to stop."""
+
+    @property
+    def loss(self) -> float:
+        return sum(self.losses) / len(self.losses)
 
 
-def report_of(
-    step: int, loss: float, tally: torch.Tensor, norm: float, factor: float, seconds: float
-) -> Report:
-    sums, rows = tally[:NOISE_BINS].tolist(), tally[NOISE_BINS : 2 * NOISE_BINS].tolist()
-    by_noise = tuple(s / n if n else None for s, n in zip(sums, rows, strict=True))
-    return Report(step, loss, by_noise, norm, factor, int(tally[-4]), int(tally[-3]), seconds)
+class Tally:
+    """Counts what a worker's micro-batches say; nothing waits for the GPU before `over_all`."""
+
+    def __init__(self, batch_size: int, places: range) -> None:
+        """`places`: the worker's positions in the run."""
+        self._batch_size, self._first = batch_size, places.start % batch_size
+        self._outcomes: list[Outcome] = []
+        self._num_tiles = 0
+
+    def add(self, rows: Sequence[Sample], outcome: Outcome) -> None:
+        """Count the next micro-batch, in the order of the positions."""
+        self._outcomes.append(outcome)
+        tiles = [picture.tiles for row in rows for picture in row.pictures]
+        self._num_tiles += sum(len(one) for one in tiles if one is not None)
+
+    def over_all(self, engine: Engine, stop: bool) -> Total:
+        """All workers call it together; one exchange."""
+        mine = torch.cat([outcome.by_row for outcome in self._outcomes])
+        noise = LossByNoise(device=mine.device)
+        noise.add(torch.cat([outcome.t for outcome in self._outcomes]), mine)
+        losses = torch.zeros(self._batch_size, dtype=torch.float64)
+        losses[self._first : self._first + len(mine)] = mine.double().cpu()
+        tokens = sum(outcome.num_tokens for outcome in self._outcomes)
+        masked = sum(outcome.num_masked for outcome in self._outcomes)
+        counts = torch.tensor([tokens, masked, self._num_tiles, stop], dtype=torch.float64)
+        # an engine adds up only: the maximum is looked for among all workers' own
+        memory = torch.zeros(engine.num_workers, dtype=torch.float64)
+        memory[engine.rank] = peak_memory_bytes(mine.device)
+        parts = (losses, noise.flat.cpu(), counts, memory)
+        summed = torch.split(engine.sum(torch.cat(parts)), [len(part) for part in parts])
+        noise.flat = summed[1]
+        *numbers, asked = (int(count) for count in summed[2])
+        return Total(
+            summed[0].tolist(), noise.means(), (numbers[0], numbers[1], numbers[2]),
+            int(summed[3].max()), bool(asked),
+        )  # fmt: skip
 
 
-def not_finite(step: int, stage: StageSettings, loss: float) -> RunError:
-    """E1602 with the step's place in the run, from which its rows follow."""
-    what = "gradient" if math.isfinite(loss) else "loss"
-    first = step * stage.batch_size
-    return RunError(
-        "E1602",
-        f"the {what} of step {step + 1} is not finite (positions {first} to "
-        f"{first + stage.batch_size - 1} of the run).",
-    )
+def not_finite(
+    step: int, stage: StageSettings, losses: Sequence[float], row_of: Callable[[int], int] | None
+) -> RunError:
+    """E1602 with the rows whose loss is not finite; with all of the step for a gradient."""
+    slots = [slot for slot, loss in enumerate(losses) if not math.isfinite(loss)]
+    what = "loss" if slots else "gradient"
+    places = [step * stage.batch_size + slot for slot in slots or range(stage.batch_size)]
+    kind = "positions of the run" if row_of is None else "rows of the dataset"
+    numbers = [str(place if row_of is None else row_of(place)) for place in places[:SHOWN_ROWS]]
+    more = ", ..." if len(places) > SHOWN_ROWS else ""
+    told = f"the {what} of step {step + 1} is not finite; {kind}: {', '.join(numbers)}{more}"
+    return RunError("E1602", f"{told}. Nothing of the step was saved.")

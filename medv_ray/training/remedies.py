@@ -9,8 +9,10 @@ from medv_ray.errors import SettingsError
 from medv_ray.model.config import ModelConfig
 from medv_ray.settings import build, override
 from medv_ray.training.plan import Plan, PlanSettings, plan
+from medv_ray.training.stages import ShardSettings, StageSettings
 
 MOST_GPUS = 1024
+LORA = "stage.lora.rank=16"
 
 
 @dataclass(frozen=True)
@@ -34,31 +36,34 @@ def remedies(settings: PlanSettings, model: ModelConfig) -> list[Remedy]:
         together = list(_single(settings))
         sums = [sum(together[:n], ()) for n in range(2, len(together) + 1)]
         found = [r for r in _tried(settings, model, iter(sums)) if r.plan.fits][:1]
-    lora = _lora(settings)
-    found += [r for r in _tried(settings, model, lora) if r.plan.fits]
+    if LORA in savings(settings.stage, settings.shard):
+        found += [r for r in _tried(settings, model, iter([(LORA,)])) if r.plan.fits]
     more = _tried(settings, model, _more_gpus(settings))
     return found + [r for r in more if r.plan.fits][:1]
 
 
 def _single(settings: PlanSettings) -> Iterator[tuple[str, ...]]:
-    stage, shard = settings.stage, settings.shard
     if settings.head == "all":
         yield ("head=masked",)
+    for assignment in savings(settings.stage, settings.shard):
+        if assignment != LORA:
+            yield (assignment,)
+
+
+def savings(stage: StageSettings, shard: ShardSettings) -> Iterator[str]:
+    """Settings of a stage that take less memory, mildest first. All but LoRA train the same."""
     if not stage.gradient_checkpointing:
-        yield ("stage.gradient_checkpointing=true",)
+        yield "stage.gradient_checkpointing=true"
     if stage.micro_batch_size > 1:
-        yield ("stage.micro_batch_size=1",)
+        yield "stage.micro_batch_size=1"
     if shard.engine == "plain":
-        yield ("shard.engine=zero3",)
+        yield "shard.engine=zero3"
     if not shard.offload_optimizer:
-        yield ("shard.offload_optimizer=true",)
+        yield "shard.offload_optimizer=true"
     if not shard.offload_params:
-        yield ("shard.offload_params=true",)
-
-
-def _lora(settings: PlanSettings) -> Iterator[tuple[str, ...]]:
-    if "language" in settings.stage.trainable and settings.stage.lora is None:
-        yield ("stage.lora.rank=16",)
+        yield "shard.offload_params=true"
+    if "language" in stage.trainable and stage.lora is None:
+        yield LORA
 
 
 def _more_gpus(settings: PlanSettings) -> Iterator[tuple[str, ...]]:

@@ -8,16 +8,15 @@ model/          the checkpoint folder, or the adapter, once the stage is done
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -25,19 +24,30 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from medv_ray import __version__
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
-from medv_ray.errors import RunError, SettingsError
+from medv_ray.errors import CheckpointError, DataError, RunError, SettingsError
 from medv_ray.model import lora, weights
+from medv_ray.model.config import ModelConfig
 from medv_ray.model.medv import Medv
-from medv_ray.settings import Settings
-from medv_ray.training.checkpoint import Checkpoints, SavedState, read_manifest
+from medv_ray.model.new_folder import check_free
+from medv_ray.settings import Settings, identity_digest
+from medv_ray.training.checkpoint import Checkpoints, SavedState
 from medv_ray.training.engine import Engine, PlainEngine
+from medv_ray.training.events import Events
+from medv_ray.training.export import pick, write_adapter, write_model
 from medv_ray.training.loop import Report, Saving, check_batch, fit
 from medv_ray.training.objective import Objective
-from medv_ray.training.optim import choose_trainable, schedule
+from medv_ray.training.optim import choose_trainable
+from medv_ray.training.remedies import savings
 from medv_ray.training.samples import Samples
 from medv_ray.training.stages import ShardSettings, StageSettings
-from medv_ray.training.watch import StepEvent, Watch
+from medv_ray.training.survey import survey_stage
+from medv_ray.training.watch import Watch
+from medv_ray.training.writers import check_writers
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+MANIFEST = "run.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -83,37 +93,67 @@ def check(settings: TrainSettings) -> dict[str, Any]:
 
     Raises SettingsError, DataError or CheckpointError.
     """
-    stage = settings.stage
-    if settings.shard.engine == "plain" and settings.workers.num_workers > 1:
-        raise SettingsError("E1001", "shard.engine=plain is for one worker; use zero3.")
-    for count in {settings.workers.num_workers, settings.workers.min_workers or 1}:
-        check_batch(stage, count if count else 1)
-    dataset = Dataset.open(settings.data, settings.split)
-    if not stage.steps(len(dataset)):
-        raise SettingsError(
-            "E1001",
-            f"{len(dataset)} rows x {stage.epochs:g} epochs are fewer than stage.batch_size="
-            f"{stage.batch_size}.",
-        )
+    stage, workers = settings.stage, settings.workers
+    if settings.shard.engine == "plain" and workers.num_workers > 1:
+        told = f"shard.engine=plain is one process, not {workers.num_workers} workers"
+        raise SettingsError("E1001", f"{told}: use shard.engine=zero3, or --num-workers 1.")
+    for count in {workers.num_workers, workers.min_workers or workers.num_workers}:
+        check_batch(stage, count)
+    check_writers(settings.watch)
+    config, tokenizer = check_base(settings)
+    try:
+        dataset = Dataset.open(settings.data, settings.split)
+        data_sha256 = dataset.digest
+        found = survey_stage(dataset, tokenizer, stage, config)
+    except DataError as error:
+        error.exit_code = SettingsError.exit_code  # nothing was started
+        raise
     return {
         "stage": stage.model_dump(mode="json"),
         "dtype": settings.shard.dtype,
         "engine": settings.shard.engine,
         "logit_size": settings.logit_size,
         "base_sha256": weights.digest(settings.model),
-        "data_sha256": dataset.digest,
+        "data_sha256": data_sha256,
+        "survey": found._asdict(),
         "code": {"medv_ray": __version__, "torch": version("torch")},
     }
+
+
+def check_base(settings: TrainSettings) -> tuple[ModelConfig, PreTrainedTokenizerFast]:
+    """The base model's config as the stage sees it, and its tokenizer; no weight is read.
+
+    Raises as `weights.read_headers`, `load_tokenizer` and `stage_config`.
+    """
+    config, _ = weights.read_headers(settings.model)
+    tokenizer = load_tokenizer(settings.model)
+    vocab_size = config.language.vocab_size
+    if settings.logit_size == "tokenizer" and len(tokenizer) > vocab_size:
+        told = f"the tokenizer has {len(tokenizer)} tokens, the head {vocab_size} rows."
+        raise CheckpointError("E1408", told)
+    return stage_config(config, settings.stage), tokenizer
+
+
+def stage_config(config: ModelConfig, stage: StageSettings) -> ModelConfig:
+    """A checkpoint's config with the stage's attention and merge. Raises SettingsError E1001."""
+    if config.vision is None and "language" not in stage.trainable:
+        parts = ", ".join(stage.trainable)
+        raise SettingsError("E1001", f"stage.trainable={parts}: the model is language alone.")
+    merge = config.mm_patch_merge_type if stage.merge == "checkpoint" else stage.merge
+    if merge == "spatial_unpad" and "unpad" not in config.mm_patch_merge_type:
+        told = "stage.merge=spatial_unpad: the model has no image_newline; use flat or checkpoint."
+        raise SettingsError("E1001", told)
+    return replace(config, attention=stage.attention, mm_patch_merge_type=merge)
 
 
 def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = False) -> Path:
     """The run folder, made or found to be of the same run. Raises RunError E1604 for another."""
     out = Path(settings.out)
-    manifest = out / "run.json"
+    manifest = out / MANIFEST
     if new_run and manifest.is_file():
         shutil.rmtree(out)
     if manifest.is_file():
-        before = json.loads(manifest.read_text()).get("identity", {})
+        before, _ = read_run(out)
         changed = sorted(
             k for k in identity.keys() | before.keys() if identity.get(k) != before.get(k)
         )
@@ -138,10 +178,7 @@ def build_model(settings: TrainSettings, device: str) -> Medv:
     dtype = torch.float32 if plain else DTYPES[settings.shard.dtype]
     size = len(tokenizer) if settings.logit_size == "tokenizer" else None
     model = weights.load(settings.model, dtype, device, size)
-    merge = model.config.mm_patch_merge_type if stage.merge == "checkpoint" else stage.merge
-    if merge == "spatial_unpad" and not hasattr(model.model, "image_newline"):
-        raise SettingsError("E1001", "stage.merge=spatial_unpad: the model has no image_newline.")
-    model.config = replace(model.config, attention=stage.attention, mm_patch_merge_type=merge)
+    model.config = stage_config(model.config, stage)
     model.train()
     choose_trainable(model, stage)
     if stage.lora is not None:
@@ -164,10 +201,10 @@ def train_worker(
     stage, out = settings.stage, Path(settings.out)
     dataset = Dataset.open(settings.data, settings.split)
     tokenizer = load_tokenizer(settings.model)
-    model = build_model(settings, device)
-    samples = Samples(dataset, tokenizer, stage, model, settings.picture_cache_bytes)
-    objective = Objective(model, SpecialIds.of(tokenizer).mask)
-    engine = make_engine(objective, settings)
+    with out_of_memory_told(settings):
+        model = build_model(settings, device)
+        samples = Samples(dataset, tokenizer, stage, model, settings.picture_cache_bytes)
+        engine = make_engine(Objective(model, SpecialIds.of(tokenizer).mask), settings)
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
     num_steps = stage.steps(len(dataset))
     about = {"identity": identity_digest(identity), "num_steps": num_steps}
@@ -179,17 +216,15 @@ def train_worker(
             raise RunError("E1604", "the checkpoints are of another run.")
         checkpoints.restore(engine, start, manifest)
     saving = Saving(checkpoints, settings.save_every, about)
-    epoch_steps = len(dataset) / stage.batch_size
+    events = Events(model.config, stage, len(dataset), model.device, engine.num_workers)
     with (
         closing(samples),
         Watch(out, settings.watch, rank=engine.rank, resumed_step=start) as watch,
+        out_of_memory_told(settings),
     ):
-        try:
-            for report in fit(engine, samples, stage, num_steps, saving, start, stop):
-                watch.write(event_of(report, num_steps, epoch_steps, stage))
-                yield report
-        except (torch.OutOfMemoryError, MemoryError):
-            raise RunError("E1605", "out of memory in a training step.") from None
+        for report in fit(engine, samples, stage, num_steps, saving, start, stop, samples.row):
+            watch.write(events(report))
+            yield report
 
 
 def make_engine(objective: Objective, settings: TrainSettings) -> Engine:
@@ -200,60 +235,69 @@ def make_engine(objective: Objective, settings: TrainSettings) -> Engine:
     return ZeroEngine(objective, settings.stage, settings.shard)
 
 
-def event_of(report: Report, num_steps: int, epoch_steps: float, stage: StageSettings) -> StepEvent:
-    """A step's report as the watchers want it."""
-    return StepEvent(
-        step=report.step,
-        total_steps=num_steps,
-        epoch=report.step / epoch_steps,
-        loss=report.loss,
-        lr=stage.lr * schedule(report.step - 1, num_steps, stage),
-        grad_norm=report.grad_norm,
-        loss_by_noise=report.loss_by_noise,
-        tokens_per_s=report.num_tokens / report.seconds,
-        eta_s=(num_steps - report.step) * report.seconds,
-    )
+@contextmanager
+def out_of_memory_told(settings: TrainSettings) -> Iterator[None]:
+    """Turn a lack of memory into RunError E1605 with the settings that take less."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as error:  # of torch on a CPU
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+    else:
+        return
+    stage, plain = settings.stage, settings.shard.engine == "plain"
+    found = [s for s in savings(stage, settings.shard) if not (plain and "offload" in s)]
+    told = f"a worker ran out of memory with stage.micro_batch_size={stage.micro_batch_size}"
+    ways = f"Use more workers, or one or several of: --set {', --set '.join(found)}."
+    raise RunError("E1605", f"{told}. {ways if found else 'Use more workers or shorter rows.'}")
 
 
-def export(settings: TrainSettings, folder: Path, dtype: str | None = None) -> int:
-    """Write the last checkpoint as a folder that scoring loads; returns its step.
+def export(
+    settings: TrainSettings,
+    folder: Path,
+    dtype: str | None = None,
+    step: int | None = None,
+    adapter: bool = False,
+) -> int:
+    """Write a checkpoint of a run as a folder that scoring loads; returns its step.
 
-    The base folder's weights with what was trained put over them; an adapter is merged. Loaded back
-    to see that it is whole. Raises RunError E1603 without a whole checkpoint.
+    Args:
+        settings: of the run.
+        folder: must not exist, or be empty; it appears when it is whole.
+        dtype: of the weights; None: the run's.
+        step: None: the end of the stage.
+        adapter: the adapter's folder alone, instead of merging it.
+
+    Raises RunError E1503 and E1511 (not written), E1507 (no run), E1603 (no whole checkpoint of
+    that step), E1604 (the base has changed); SettingsError E1001 for a folder in use, a stage that
+    is not done, or no adapter.
     """
-    out, stage = Path(settings.out), settings.stage
-    checkpoints = Checkpoints(out / "checkpoints", settings.keep)
-    steps = [s for s in checkpoints.steps() if read_manifest(checkpoints.at(s)) is not None]
-    if not steps:
-        raise RunError("E1603", "there is no whole checkpoint to export.")
-    manifest = read_manifest(checkpoints.at(steps[-1]))
-    assert manifest is not None
-    state = SavedState(checkpoints.at(steps[-1]), manifest)
-    model = weights.load(settings.model, DTYPES[dtype or settings.shard.dtype])
-    if stage.lora is not None:
-        lora.add_lora(model, stage.lora)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, shape in state.shapes.items():
-            parameters[name].copy_(state.whole(name).reshape(shape))
-    if stage.lora is not None:
-        lora.merge_lora(model)
-    model.config = replace(model.config, attention=stage.attention)
-    weights.save(model, folder, settings.model)
-    keep_defaults(Path(settings.model), folder)
-    weights.load(folder, model.dtype)
-    return steps[-1]
+    check_free(folder)
+    identity, _ = read_run(Path(settings.out))
+    checkpoints = Checkpoints(Path(settings.out) / "checkpoints", settings.keep)
+    manifest = pick(checkpoints, step)
+    if manifest["identity"] != identity_digest(identity):
+        raise RunError("E1604", "the checkpoints are of another run.")
+    base, base_sha256 = Path(settings.model), weights.digest(settings.model)
+    if base_sha256 != identity["base_sha256"]:
+        told = f"base {base.name!r} has digest {base_sha256[:12]}; the run began with "
+        told += f"{identity['base_sha256'][:12]}"
+        raise RunError("E1604", f"{told}. Put it back, or name where it lies with --model.")
+    number: int = manifest["step"]
+    state = SavedState(checkpoints.at(number), manifest)
+    if adapter:
+        write_adapter(state, base, base_sha256, settings.stage, folder)
+    else:
+        write_model(state, base, settings.stage, DTYPES[dtype or settings.shard.dtype], folder)
+    return number
 
 
-def keep_defaults(base: Path, folder: Path) -> None:
-    """Carry the sampler settings that the base recommends over."""
-    found = json.loads((base / "config.json").read_text()).get("medv_defaults")
-    if found is not None:
-        path = folder / "config.json"
-        raw = json.loads(path.read_text()) | {"medv_defaults": found}
-        path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
-
-
-def identity_digest(identity: dict[str, Any]) -> str:
-    """64 hex digits."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Identity and settings of a run folder. Raises RunError E1507 for what is none."""
+    try:
+        told = json.loads((folder / MANIFEST).read_bytes())
+        return dict(told["identity"]), {**told["settings"], "out": str(folder)}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError("E1507", f"{folder.name!r} holds no readable run.json.") from None

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.decode_child import Decoder
-from medv_ray.data.tiles import TileSettings
 from medv_ray.model.medv import TILES_PER_PASS, Medv
 from medv_ray.model.vision import scale_pixels
+from medv_ray.training.lengths import tile_settings
 from medv_ray.training.objective import Picture, Sample
 from medv_ray.training.order import Order, noise_seed
 from medv_ray.training.rows import RowEncoder
@@ -45,7 +45,7 @@ class Samples:
 
     def __call__(self, position: int) -> Sample:
         """Raises DataError for a row or a picture that cannot be used."""
-        example = self._dataset[self._order[position]]
+        example = self._dataset[self.row(position)]
         row = self._encode(example.conversations, len(example.images))
         several = len(example.images) > 1
         return Sample(
@@ -55,6 +55,10 @@ class Samples:
             tuple(self._pictures.get(digest, several) for digest in example.images),
             noise_seed(self._stage.seed, position),
         )
+
+    def row(self, position: int) -> int:
+        """The dataset's row at a position of the run."""
+        return self._order[position]
 
     def close(self) -> None:
         """End the decoder's child processes."""
@@ -78,7 +82,7 @@ class Pictures:
         self.tower_runs = 0
 
     def get(self, digest: str, several: bool) -> Picture:
-        """The picture; one of `several` of a row is padded to a square, as the reference does."""
+        """The picture, cut as one of `several` of a row or as an only one."""
         key = (digest, several)
         found = self._kept.get(key)
         if found is None:
@@ -91,8 +95,7 @@ class Pictures:
 
     def _make(self, digest: str, several: bool) -> Picture:
         if several not in self._decoders:
-            aspect = "pad" if several else self._stage.aspect
-            cut = TileSettings(*self._config.tiling(aspect))
+            cut = tile_settings(self._config, self._stage, several)
             self._decoders[several] = Decoder(self._stage.image, cut)
         prepared = self._decoders[several].prepare(self._dataset.image(digest))
         tiles = torch.from_numpy(prepared.tiles)

@@ -16,6 +16,7 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from medv_ray.settings import ImageSettings, LoraSettings, Settings
 
@@ -85,9 +86,10 @@ class StageSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size={self.batch_size} must be a multiple of "
-                f"micro_batch_size={self.micro_batch_size}"
+            raise PydanticCustomError(
+                "E1601",
+                "batch_size={batch_size} must be a multiple of micro_batch_size={micro_batch_size}",
+                {"batch_size": self.batch_size, "micro_batch_size": self.micro_batch_size},
             )
         if not self.trainable:
             raise ValueError(f"trainable must name at least one of {', '.join(PARTS)}")

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from medv_ray.data.conversations import IGNORE
 from medv_ray.data.dataset import Dataset, Example, image_path
 from medv_ray.data.prompts import IMAGE_SLOT
-from medv_ray.errors import DataError
+from medv_ray.errors import DataError, SettingsError
+from medv_ray.model.config import ModelConfig
+from medv_ray.training.lengths import ImageTokens
+from medv_ray.training.rows import RowEncoder
+from medv_ray.training.stages import StageSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Encode = Callable[[Example], tuple[Sequence[int], Sequence[int]]]
 SHOWN_ROWS = 5
+WAYS = {
+    "E1114": "Copy or prepare the dataset again.",
+    "E1118": "Leave them out, or take fewer tokens an image: --set stage.aspect=square.",
+}
 
 
 class Survey(NamedTuple):
@@ -25,51 +36,90 @@ class Survey(NamedTuple):
     """Distinct ones."""
 
 
+def survey_stage(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerFast,
+    stage: StageSettings,
+    config: ModelConfig,
+) -> Survey:
+    """`survey` of a stage on a model, whose own limit of a row's length counts too.
+
+    Args:
+        config: the model's as the stage sees it.
+
+    Raises as `survey`, and SettingsError E1001 for fewer rows than a step takes.
+    """
+    if not stage.steps(len(dataset)):
+        told = f"{len(dataset)} rows x {stage.epochs:g} epochs are fewer than stage.batch_size="
+        raise SettingsError("E1001", f"{told}{stage.batch_size}.")
+    encoder = RowEncoder(tokenizer, stage)
+
+    def encode(example: Example) -> tuple[list[int], list[int]]:
+        row = encoder(example.conversations, len(example.images))
+        return row.ids, row.labels
+
+    limits = (stage.max_length, "stage.max_length"), (config.max_length, "the model's own limit")
+    with ImageTokens(dataset, stage, config) as image_tokens:
+        return survey(dataset, encode, image_tokens, *min(limits))
+
+
 def survey(
-    dataset: Dataset, encode: Encode, image_tokens: Callable[[str], int], max_length: int
+    dataset: Dataset,
+    encode: Encode,
+    image_tokens: Callable[[str, bool], int],
+    max_length: int,
+    limit: str = "stage.max_length",
 ) -> Survey:
     """Encode every row once.
 
     Args:
         encode: token ids and labels of a row, as the stage will make them.
-        image_tokens: tokens of the image with this digest; asked once a digest.
+        image_tokens: tokens of the image with this digest, and whether it is one of several of its
+            row; asked once.
+        limit: what `max_length` is, for the message.
 
-    Raises DataError E1110 (no rows), E1114 (images are missing), E1118 (rows over `max_length`),
-    E1119 (rows without a target), E1109 or E1304 with the row's number for one that cannot be
-    encoded.
+    Raises DataError E1110 (no rows), E1114 (rows without their images), E1117 (rows with an empty
+    answer), E1118 (rows over `max_length`), E1119 (rows without a target); with the row's number,
+    E1109 or E1304 for one that cannot be encoded and what `image_tokens` raises for its picture.
     """
     if not len(dataset):
         raise DataError("E1110", "the dataset has no rows.")
-    tokens_of: dict[str, int] = {}
-    long: list[int] = []
-    untaught: list[int] = []
-    missing: set[str] = set()
+    tokens_of: dict[tuple[str, bool], int | None] = {}  # None: the image is missing
+    faults: dict[str, list[int]] = {code: [] for code in ("E1114", "E1118", "E1117", "E1119")}
     tokens = longest = targets = 0
     for row, example in enumerate(dataset):
+        pictures = [(sha256, len(example.images) > 1) for sha256 in example.images]
         try:
             ids, labels = encode(example)
+            for key in pictures:
+                if key not in tokens_of:
+                    there = image_path(dataset.folder, key[0]).is_file()
+                    tokens_of[key] = image_tokens(*key) if there else None
         except DataError as error:
             raise DataError(error.code, f"row {row} of {dataset.split}: {error.detail}") from None
-        for sha256 in example.images:
-            if sha256 not in tokens_of and sha256 not in missing:
-                if image_path(dataset.folder, sha256).is_file():
-                    tokens_of[sha256] = image_tokens(sha256)
-                else:
-                    missing.add(sha256)
         length = sum(token != IMAGE_SLOT for token in ids)
-        length += sum(tokens_of.get(sha256, 0) for sha256 in example.images)
+        length += sum(tokens_of[key] or 0 for key in pictures)
         taught = sum(label != IGNORE for label in labels)
-        long += [row] if length > max_length else []
-        untaught += [] if taught else [row]
+        faults["E1114"] += [row] if any(tokens_of[key] is None for key in pictures) else []
+        faults["E1118"] += [row] if length > max_length else []
+        faults["E1117"] += [row] if has_empty_answer(example) else []
+        faults["E1119"] += [] if taught else [row]
         tokens, longest, targets = tokens + length, max(longest, length), targets + taught
-    if missing:
-        raise DataError("E1114", f"{len(missing)} images of {dataset.split} are missing.")
-    _refuse("E1118", long, f"over {max_length} tokens, the longest {longest}", dataset)
-    _refuse("E1119", untaught, "without a target", dataset)
-    return Survey(len(dataset), tokens, longest, targets, len(tokens_of))
+    over = f"over {max_length} tokens ({limit}), the longest {longest}"
+    words = "without an image that they name", over, "with an empty answer", "without a target"
+    for (code, rows), what in zip(faults.items(), words, strict=True):
+        if rows:
+            told = f"{len(rows)} rows of {dataset.split} are {what}: {shown(rows)}"
+            raise DataError(code, f"{told}. {WAYS.get(code, 'Leave them out.')}")
+    images = len({sha256 for sha256, _ in tokens_of})
+    return Survey(len(dataset), tokens, longest, targets, images)
 
 
-def _refuse(code: str, rows: list[int], what: str, dataset: Dataset) -> None:
-    if rows:
-        shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (", ..." if len(rows) > SHOWN_ROWS else "")
-        raise DataError(code, f"{len(rows)} rows of {dataset.split} are {what}: {shown}.")
+def has_empty_answer(example: Example) -> bool:
+    """Whether a message of the assistant says nothing."""
+    return any(m["from"] == "gpt" and not m["value"].strip() for m in example.conversations)
+
+
+def shown(rows: Sequence[int]) -> str:
+    """Numbers of rows for a message."""
+    return ", ".join([*map(str, rows[:SHOWN_ROWS]), *(["..."] if len(rows) > SHOWN_ROWS else [])])

@@ -30,7 +30,7 @@ THIRD_PARTY = {
     "medv_ray.engine": {"torch", "numpy", "transformers"},  # transformers: the type of a tokenizer
     "medv_ray.training": {
         *("torch", "numpy", "transformers", "jinja2", "deepspeed", "peft", "tensorboardX"),
-        *("pydantic", "rich", "safetensors"),
+        *("pydantic", "pydantic_core", "rich", "safetensors"),
     },
     "medv_ray.on_ray": {"ray", "numpy", "pyarrow", "rich", "torch", "pydantic"},
     "medv_ray.cli": {"typer", "rich", "yaml", "pyarrow"},

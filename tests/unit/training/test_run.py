@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +20,16 @@ from medv_ray.model import weights
 from medv_ray.model.denoise import IMAGE_SLOT
 from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings, build
 from medv_ray.training import run
-from medv_ray.training.loop import Report, check_batch
+from medv_ray.training.events import step_flops
+from medv_ray.training.flops import RowShape, row_flops
+from medv_ray.training.loop import Report, Tally, Total, check_batch, not_finite
+from medv_ray.training.meters import DEFAULT_BINS
 from medv_ray.training.objective import Objective, Outcome, Picture, Sample
 from medv_ray.training.order import Order, positions
 from medv_ray.training.run import TrainSettings
 from medv_ray.training.samples import Samples
+from medv_ray.training.stages import ShardSettings
+from medv_ray.training.watch import EVENTS
 from tests.unit.training import tiny
 
 
@@ -187,10 +194,97 @@ def test_a_number_that_is_not_finite_ends_the_run_and_is_not_saved(
 
     poisoned.calls = 0  # type: ignore[attr-defined]
     monkeypatch.setattr(Objective, "forward", poisoned)
-    with pytest.raises(RunError, match="E1602: the loss of step 4 .*positions 12 to 15"):
+    rows = [Order(19, settings.stage.seed)[position] for position in (14, 15)]
+    told = f"E1602: the loss of step 4 is not finite; rows of the dataset: {rows[0]}, {rows[1]}[.]"
+    with pytest.raises(RunError, match=told):
         train(settings)
     saved = sorted(path.name for path in (Path(settings.out) / "checkpoints").iterdir())
     assert saved == ["step-00000002"]
+
+
+def test_a_gradient_that_is_not_finite_names_at_most_eight_rows_of_the_step() -> None:
+    stage = run.StageSettings(name="x", lr=1.0, batch_size=9)
+    named = str(not_finite(2, stage, [1.0] * 9, lambda position: 100 + position))
+    rows = ", ".join(str(row) for row in range(118, 126))
+    assert f"the gradient of step 3 is not finite; rows of the dataset: {rows}, ...." in named
+    assert "positions of the run: 19." in str(not_finite(2, stage, [1.0, math.inf], None))
+
+
+def test_events_hold_speed_and_memory(home: Path, tmp_path: Path) -> None:
+    settings = job(home, tmp_path, max_steps=3, trainable=("projector", "language", "vision"))
+    reports = train(settings)
+    lines = [json.loads(line) for line in (tmp_path / "out" / EVENTS).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(line["memory_bytes"] > 10**7 and line["tokens_per_s"] > 0 for line in lines)
+    assert {len(line["loss_by_noise"]) for line in lines} == {DEFAULT_BINS}
+    assert lines[0]["mfu"] is None  # a CPU's peak is not known
+    [dataset, model] = run.Dataset.open(settings.data), weights.load(settings.model)
+    order = Order(len(dataset), settings.stage.seed)
+    assert reports[0].num_tiles == sum(len(dataset[order[p]].images) for p in range(4))
+    flops = step_flops(model.config, settings.stage, reports[0])
+    row = RowShape(reports[0].num_tokens / 4, reports[0].num_tiles / 4, reports[0].num_masked / 4)
+    assert flops == 4 * row_flops(model.config, settings.stage, row, recompute=False).total
+
+
+def test_losses_do_not_depend_on_how_workers_share_the_step() -> None:
+    """Two workers' tallies, exchanged, against one's."""
+    outcomes = [
+        Outcome(torch.tensor(0.0), torch.tensor([loss]), torch.tensor([t]), 10 + n, n)
+        for n, (loss, t) in enumerate([(1.0, 0.1), (2.0, 0.1), (math.nan, 0.9), (4.0, 0.5)])
+    ]
+
+    def over(*shares: range) -> Total:
+        vectors: list[torch.Tensor] = []
+        for _ in range(2):  # the first round collects what the second adds up
+            known, vectors = sum(vectors), []
+            for rank, share in enumerate(shares):
+                engine = Exchange(rank, len(shares), vectors, known)
+                tally = Tally(4, share)
+                for place in share:
+                    tally.add([], outcomes[place % 4])
+                total = tally.over_all(engine, rank == 1)  # type: ignore[arg-type]
+        return total
+
+    one, two = over(range(8, 12)), over(range(8, 10), range(10, 12))
+    assert str(one.losses) == str(two.losses) == "[1.0, 2.0, nan, 4.0]"
+    assert str(one.by_noise) == str(two.by_noise)
+    assert (one.by_noise[1], one.by_noise[5]) == (1.5, 4.0)
+    assert one.counts == two.counts == (46, 6, 0)
+    assert (one.asked, two.asked) == (False, True)
+    assert two.memory_bytes == pytest.approx(one.memory_bytes, rel=0.1)
+
+
+class Exchange:
+    """The part of an engine that adds up, over workers that run one after the other."""
+
+    def __init__(self, rank: int, num_workers: int, vectors: list[torch.Tensor], known: Any):
+        self.rank, self.num_workers, self._vectors, self._known = rank, num_workers, vectors, known
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        self._vectors.append(values)
+        return values + 0 * self._known if isinstance(self._known, int) else self._known
+
+
+def test_out_of_memory_names_settings(home: Path, tmp_path: Path) -> None:
+    settings = job(home, tmp_path)
+    sharded = settings.model_copy(update={"shard": ShardSettings(offload_params=True)})
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        with pytest.raises(RunError, match="E1605") as caught, run.out_of_memory_told(sharded):
+            raise error
+    detail = caught.value.detail
+    assert "stage.micro_batch_size=2" in detail
+    for assignment in (
+        *("stage.gradient_checkpointing=true", "stage.micro_batch_size=1"),
+        *("shard.offload_optimizer=true", "stage.lora.rank=16"),
+    ):
+        assert f"--set {assignment}" in detail
+    assert "offload_params" not in detail
+    with pytest.raises(RunError) as caught, run.out_of_memory_told(settings):
+        raise MemoryError
+    assert "shard.engine=zero3" in caught.value.detail
+    assert "offload" not in caught.value.detail
+    with pytest.raises(RuntimeError, match="other"), run.out_of_memory_told(settings):
+        raise RuntimeError("other")
 
 
 def test_another_run_is_refused(home: Path, tmp_path: Path) -> None:

@@ -1,0 +1,228 @@
+"""The `medv` command. Heavy packages are imported by the command that needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medv_ray import __version__
+from medv_ray.cli.terminal import exit_code_of, merged, print_json, read_yaml, told_cleanly
+from medv_ray.cli.training import data_app, model_folder, plan_app
+from medv_ray.errors import SettingsError, explain
+
+if TYPE_CHECKING:
+    from medv_ray.on_ray.options import ScoreSettings
+    from medv_ray.on_ray.score import Outcome
+
+__all__ = [
+    "app", "exit_code_of", "main", "merged", "model_folder", "print_json", "read_yaml",
+    "score_command", "score_settings", "summary_of", "told_cleanly",
+]  # fmt: skip
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
+    help="Masked-diffusion answers about biomedical images.",
+)  # fmt: skip
+
+
+Option = typer.Option
+Text = str | None
+
+
+def score_command(
+    archive: Annotated[Text, Option(help="File, folder, 's3://...' or pattern of rows.")] = None,
+    model: Annotated[Text, Option(help="Checkpoint folder, or `toy`, the embedded one.")] = None,
+    out: Annotated[Text, Option(help="Run folder, local or s3://, gs://.")] = None,
+    questions: Annotated[Text, Option(help="Table of questions: csv, jsonl or json.")] = None,
+    question: Annotated[Text, Option(help="One question for every image.")] = None,
+    images: Annotated[Text, Option(help="Folder that image paths are relative to.")] = None,
+    id_column: Annotated[Text, Option(help="Column of row ids.")] = None,
+    image_column: Annotated[Text, Option(help="Column of images or image paths.")] = None,
+    question_column: Annotated[Text, Option(help="Column of questions.")] = None,
+    answer_column: Annotated[Text, Option(help="Column of known answers, copied.")] = None,
+    limit: Annotated[int | None, Option(help="Only the first rows.")] = None,
+    config: Annotated[Path | None, Option(help="YAML file of settings; flags win.")] = None,
+    assignments: Annotated[
+        list[str] | None, Option("--set", help="Any setting: --set sampler.steps=32.")
+    ] = None,
+    min_actors: Annotated[int | None, Option(help="Actors at the start.")] = None,
+    max_actors: Annotated[int | None, Option(help="Actors at most.")] = None,
+    num_gpus: Annotated[float | None, Option(help="GPUs of an actor.")] = None,
+    cpus_per_actor: Annotated[float | None, Option(help="CPU cores of an actor.")] = None,
+    address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
+    plan: Annotated[bool, Option("--plan", help="Say what would be done; write nothing.")] = False,
+    resume: Annotated[
+        bool, Option("--resume/--new-run", help="Go on, or wipe the run folder and start over.")
+    ] = True,
+    retry_quarantined: Annotated[
+        bool, Option("--retry-quarantined", help="Try chunks with quarantined rows again.")
+    ] = False,
+    allow_mixed: Annotated[
+        bool, Option("--allow-mixed", help="Go on though settings, model or input changed.")
+    ] = False,
+    take_over: Annotated[
+        bool, Option("--take-over", help="Ignore the lock of a job that is surely dead.")
+    ] = False,
+) -> int:
+    """Score an archive: every row ends answered, abstained or quarantined."""
+    settings = score_settings(
+        config,
+        {
+            "out": out,
+            "archive": {
+                "archive": archive, "questions": questions, "question": question,
+                "images": images, "id_column": id_column, "image_column": image_column,
+                "question_column": question_column, "answer_column": answer_column, "limit": limit,
+            },
+            "model": {"path": model},
+            "pool": {
+                "min_actors": min_actors, "max_actors": max_actors, "num_gpus": num_gpus,
+                "cpus_per_actor": cpus_per_actor,
+            },
+        },
+        assignments or [],
+    )  # fmt: skip
+    if plan:
+        from medv_ray.on_ray.preview import preview
+
+        print_json(preview(settings))
+        return 0
+    from medv_ray.on_ray.score import Resume, score
+
+    mode = Resume(not resume, allow_mixed, take_over, retry_quarantined)
+    outcome = score(settings, mode, address=address)
+    print_json(summary_of(outcome, settings))
+    return outcome.exit_code
+
+
+def score_settings(
+    config: Path | None, flags: dict[str, Any], assignments: list[str]
+) -> ScoreSettings:
+    """Checkpoint's recommendations < YAML file < flags < `--set`. Raises SettingsError."""
+    from medv_ray.on_ray.demo import TOY
+    from medv_ray.on_ray.options import ScoreSettings, checkpoint_defaults
+    from medv_ray.settings import build, override
+
+    values = override(merged(read_yaml(config) if config else {}, flags), assignments)
+    for field, flag in (("out", "--out"), ("archive", "--archive"), ("model", "--model")):
+        if not values.get(field):
+            raise SettingsError("E1001", f"{flag} is missing; `--help` lists all options.")
+    chosen = values["model"].get("path") if isinstance(values["model"], dict) else None
+    if chosen == "toy":
+        values["model"]["path"] = str(TOY)
+        chosen = str(TOY)
+    return build(ScoreSettings, merged(checkpoint_defaults(str(chosen)), values))
+
+
+def summary_of(outcome: Outcome, settings: ScoreSettings) -> dict[str, Any]:
+    """The job's last line; `accuracy` is null where it would take long."""
+    from medv_ray.on_ray.demo import ACCURACY_ROWS, accuracy
+
+    session, summary = outcome.session, outcome.summary
+    told: dict[str, Any] = {
+        "summary": "stopped" if summary is None else "done",
+        "run": settings.out.rstrip("/").rpartition("/")[2],
+        "rows": outcome.total,
+    }
+    if summary is None:
+        told |= {"committed": outcome.committed, "next": "the same command goes on"}
+    else:
+        told |= {
+            "answered": summary.answered,
+            "abstained": summary.abstained,
+            "quarantined": summary.quarantined,
+            "not_scored": summary.not_scored,
+            "reasons": summary.reasons,
+            "accuracy": accuracy(settings.out) if summary.rows <= ACCURACY_ROWS else None,
+        }
+    return told | {
+        "new_rows": session.rows,
+        "seconds": round(session.seconds, 2),
+        "start_s": round(session.start_s, 2),
+        "rows_per_s": round(session.rate, 2) if session.rows else None,
+        "counters": dict(session.counters),
+        "worker_deaths": session.deaths,
+        "files_not_scored": [*session.skipped_files, *outcome.unreadable],
+        "nothing_left": session.rows == 0 and summary is not None,
+    }
+
+
+app.command("score")(told_cleanly(score_command))
+app.add_typer(plan_app, name="plan")
+app.add_typer(data_app, name="data")
+
+
+@app.command("demo")
+@told_cleanly
+def demo_command(
+    rows: Annotated[int, Option(help="Rows of the synthetic archive.", min=1)] = 600,
+    out: Annotated[Path, Option(help="Folder for archive and run.")] = Path("demo-run"),
+) -> int:
+    """Score a synthetic archive with the embedded toy model, and say what happened."""
+    from medv_ray.on_ray.demo import describe, run_demo
+
+    outcome, scores = run_demo(out, rows)
+    for line in describe(outcome, scores, out):
+        typer.echo(line)
+    return outcome.exit_code
+
+
+@app.command("ask")
+@told_cleanly
+def ask_command(
+    image: Annotated[Path, typer.Argument(help="JPEG, PNG, TIFF, BMP, GIF or WebP.")],
+    question: Annotated[str, typer.Argument(help="In plain words.")],
+    model: Annotated[str, Option(help="Checkpoint folder; default: the embedded toy.")] = "toy",
+    watch: Annotated[bool, Option("--watch", help="Show the answer coming out.")] = False,
+    assignments: Annotated[
+        list[str] | None, Option("--set", help="A setting: --set sampler.steps=32.")
+    ] = None,
+) -> None:
+    """Ask one question about one image."""
+    from medv_ray.on_ray.ask import ask
+
+    if model == "toy":
+        typer.echo("the embedded toy answers; --model FOLDER asks a real checkpoint.", err=True)
+    ask(image, question, model, assignments or [], watch)
+
+
+@app.command("doctor")
+@told_cleanly
+def doctor_command() -> int:
+    """Check this machine: versions, CPU, GPU, memory, Ray, the embedded model."""
+    from medv_ray.on_ray.doctor import check_all
+
+    faults = 0
+    for check in check_all():
+        faults += check.state == "fault"
+        typer.echo(f"{check.state:5}  {check.name}: {check.told}")
+    typer.echo(f"{faults} faults")
+    return int(faults > 0)
+
+
+@app.command("explain")
+@told_cleanly
+def explain_command(code: Annotated[str, typer.Argument(help="E1203, say.")]) -> None:
+    """What an error code means, and the way out."""
+    typer.echo(explain(code))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"medv-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Masked-diffusion answers about biomedical images."""
+
+
+def main() -> None:
+    """Entry point of `medv`."""
+    app()

@@ -1,0 +1,63 @@
+"""A folder that appears under its name when it is whole, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from medv_ray.errors import RunError, SettingsError
+
+PARTIAL = ".partial"
+
+
+def check_free(target: Path) -> None:
+    """Raises SettingsError E1001 unless `target` does not exist, or is an empty folder."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise SettingsError("E1001", f"--out {target.name!r} is in use; take another.")
+
+
+@contextmanager
+def new_folder(target: Path, size_bytes: int) -> Iterator[Path]:
+    """A folder beside `target` to fill; at the end it is forced to disk and gets the name.
+
+    What a kill left of an earlier try is removed. Raises RunError E1503 or E1511 where the disk
+    does not take it, with the size that was asked for; nothing is kept then.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for old in target.parent.iterdir():
+            if old.name.startswith(f".{target.name}.") and old.name.endswith(PARTIAL):
+                shutil.rmtree(old, ignore_errors=True)
+        made = tempfile.mkdtemp(suffix=PARTIAL, prefix=f".{target.name}.", dir=target.parent)
+        partial = Path(made)
+        try:
+            yield partial
+            os.chmod(partial, 0o755)
+            for place in (*partial.iterdir(), partial):
+                _sync(place)
+            os.replace(partial, target)  # an empty folder gives way
+            _sync(target.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    except (OSError, SafetensorError) as error:
+        told = f"folder {target.name!r} takes {size_bytes / 1e9:.1f} GB; nothing of it is kept."
+        code = getattr(error, "errno", None)
+        # safetensors gives the number in words
+        full = code in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC})" in str(error)
+        raise RunError("E1503" if full else "E1511", told) from None
+
+
+def _sync(place: Path) -> None:
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

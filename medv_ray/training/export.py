@@ -1,0 +1,127 @@
+"""From a training checkpoint to a folder that scoring loads: the base's weights with what was
+trained in their place, an adapter merged; or the adapter's own folder.
+
+Tensors go from file to file, one shard in memory at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medv_ray.errors import RunError, SettingsError
+from medv_ray.model import lora, weights
+from medv_ray.model.importing import LICENCES
+from medv_ray.model.new_folder import new_folder
+from medv_ray.model.shards import DTYPES, Stored, open_shard
+from medv_ray.training.checkpoint import Checkpoints, SavedState, file_sha256, read_manifest
+from medv_ray.training.optim import choose_trainable
+from medv_ray.training.stages import StageSettings
+
+SHOWN_STEPS = 12
+
+
+def pick(checkpoints: Checkpoints, step: int | None) -> dict[str, Any]:
+    """Manifest of the checkpoint of a step; None: of the last whole one, which must be the end.
+
+    Raises RunError E1603 (not there, or not whole), SettingsError E1001 for a stage that is not
+    done.
+    """
+    there = checkpoints.steps()
+    if step is not None and step not in there:
+        shown = ", ".join(map(str, there[-SHOWN_STEPS:])) or "none"
+        raise RunError("E1603", f"there is no checkpoint of step {step}; there are: {shown}.")
+    for number in [step] if step is not None else there[::-1]:
+        manifest = read_manifest(checkpoints.at(number))
+        if manifest is not None and is_whole(checkpoints.at(number), manifest):
+            break
+    else:
+        told = f"none of {len(there)} checkpoints is whole."
+        if step is not None:
+            told = f"the checkpoint of step {step} is not whole; leave --step out, or take another."
+        raise RunError("E1603", told if there else "there is no checkpoint yet.")
+    if step is None and number < manifest["num_steps"]:
+        told = f"the stage is not done: step {number} of {manifest['num_steps']}"
+        ways = f"The job's own command goes on; --step {number} exports it as it is."
+        raise SettingsError("E1001", f"{told}. {ways}")
+    return manifest
+
+
+def is_whole(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether each file of a checkpoint is as it was written."""
+    try:
+        return all(file_sha256(folder / n) == digest for n, digest in manifest["files"].items())
+    except OSError:
+        return False
+
+
+def write_model(
+    state: SavedState, base: Path, stage: StageSettings, dtype: torch.dtype, folder: Path
+) -> None:
+    """A checkpoint folder in one dtype, read back by `weights.load` before it has its name.
+
+    Raises RunError E1503 and E1511, CheckpointError E1405 for what is not finite in `dtype`.
+    """
+    config, stored = weights.read_headers(base)
+    sizes = {name: math.prod(entry.shape) * dtype.itemsize for name, entry in stored.items()}
+    raw = replace(config, attention=stage.attention).to_json()
+    raw["torch_dtype"] = str(dtype).removeprefix("torch.")
+    defaults = json.loads((base / "config.json").read_bytes()).get("medv_defaults")
+    if defaults is not None:
+        raw["medv_defaults"] = defaults
+    with new_folder(folder, sum(sizes.values())) as partial:
+        weights.write_shards(
+            partial, sizes, lambda name: tensor_of(state, stored, name, stage).to(dtype)
+        )
+        weights.copy_files(base, partial, (*weights.TOKENIZER_FILES, *LICENCES))
+        weights.write_json(partial / "config.json", raw)
+        weights.load(partial, dtype)
+
+
+def tensor_of(
+    state: SavedState, stored: dict[str, Stored], name: str, stage: StageSettings
+) -> Tensor:
+    """A tensor of the trained model: float32 where it was trained, else as the base has it."""
+    entry = stored[name]
+    if name in state.shapes:
+        return state.whole(name).reshape(entry.shape)
+    tensor: Tensor = open_shard(entry.file).get_tensor(entry.name)
+    down, up = lora.halves_of(name)
+    if stage.lora is None or down not in state.shapes:
+        return tensor
+    scale = stage.lora.alpha / stage.lora.rank
+    return lora.merged(tensor, _whole(state, down), _whole(state, up), scale)
+
+
+def write_adapter(
+    state: SavedState, base: Path, base_sha256: str, stage: StageSettings, folder: Path
+) -> None:
+    """The adapter's own folder, loaded once before it has its name.
+
+    Raises RunError E1503 and E1511, SettingsError E1001 without an adapter, or for one whose
+    attention the base does not have.
+    """
+    if stage.lora is None:
+        raise SettingsError("E1001", "--adapter: the stage trained none; leave it out.")
+    config, stored = weights.read_headers(base)
+    if stage.attention != config.attention:
+        told = f"it was trained with attention={stage.attention}, its base has {config.attention}"
+        raise SettingsError("E1001", f"--adapter: {told}; without --adapter it is merged.")
+    dtype = DTYPES[next(iter(stored.values())).dtype]  # no copy is made
+    model = weights.load(base, dtype)
+    choose_trainable(model, stage)
+    lora.add_lora(model, stage.lora)
+    tensors = {name: _whole(state, name) for name in state.shapes}
+    with new_folder(folder, sum(tensor.nbytes for tensor in tensors.values())) as partial:
+        lora.save_adapter(model, partial, base_sha256, stage.lora, tensors)
+        lora.load_adapter(weights.load(base, dtype), partial, base_sha256)
+
+
+def _whole(state: SavedState, name: str) -> Tensor:
+    return state.whole(name).reshape(state.shapes[name])
