@@ -20,6 +20,7 @@ stdout is one JSON object.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,7 @@ from medv_ray.on_ray.tune_demo import HELD_OUT_ROWS, run_tune_demo
 from medv_ray.settings import build, override
 from medv_ray.training.run import TrainSettings, export
 from medv_ray.training.stages import RECIPES
+from medv_ray.training.watch import StepEvent
 
 Option = typer.Option
 Text = str | None
@@ -68,7 +70,7 @@ def main(
         if not values.get(name):
             raise SettingsError("E1001", f"--{name} is missing; `--help` lists all options.")
     settings = build(TrainSettings, values)
-    done = train(settings, new_run, address, tell)
+    done = train(settings, new_run, address, show)
     folder = Path(settings.out) / "model"
     if done.whole and not folder.exists():
         export(settings, folder)
@@ -77,7 +79,7 @@ def main(
 
 
 def show_demo(out: Path, address: Text) -> int:
-    result = run_tune_demo(out, address=address, tell=tell)
+    result = run_tune_demo(out, address=address, tell=show)
     whole = all(done.whole for done in result.stages.values())
     for name, scores in (("base", result.base), ("tuned", result.tuned)):
         kinds = ", ".join(f"{kind} {share:.3f}" for kind, share in scores.items())
@@ -100,8 +102,16 @@ def told(done: Trained) -> dict[str, Any]:
     return {**done._asdict(), "seconds": round(done.seconds, 1)}
 
 
-def tell(event: dict[str, Any]) -> None:
-    print(json.dumps(event), flush=True)
+def show(stage: str, event: StepEvent) -> None:
+    """A line for a terminal, or one of JSON for a log."""
+    if sys.stdout.isatty():
+        print(f"{stage}  {event}", flush=True)
+    else:
+        tell({"stage": stage, **event.progress()})
+
+
+def tell(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,16 @@ from typing import Any, NamedTuple
 from medv_ray.errors import CheckpointError, DataError, MedvError, RunError, SettingsError
 from medv_ray.on_ray.cluster import running_ray
 from medv_ray.training.run import TrainSettings, begin, check
-from medv_ray.training.watch import EVENTS
+from medv_ray.training.watch import EVENTS, StepEvent
 
 STOP, FAILED = "stop", "failed.json"
 ERRORS = {cls.__name__: cls for cls in (CheckpointError, DataError, RunError, SettingsError)}
 PREEMPTION_STEPS = 10
 """Steps between two looks for a node that is about to be taken away; each look is a barrier."""
 GROUP_TIMEOUT_S = 300
+
+Tell = Callable[[str, StepEvent], None]
+"""Gets the stage's name and the last step, every few seconds."""
 
 
 class Trained(NamedTuple):
@@ -43,12 +46,9 @@ def train(
     settings: TrainSettings,
     new_run: bool = False,
     address: str | None = None,
-    tell: Callable[[dict[str, Any]], None] = lambda event: None,
+    tell: Tell = lambda stage, event: None,
 ) -> Trained:
     """Train a stage, or go on with one. SIGTERM and Ctrl-C save after the step and end early.
-
-    Args:
-        tell: gets the last event of a step, every few seconds.
 
     Raises what `check`, `begin` and `train_worker` raise, and RunError E1508 for workers that keep
     dying.
@@ -62,7 +62,7 @@ def train(
     event = last_event(out)
     if not event or event["step"] < event["total_steps"]:  # a step is told once it is saved
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-        with running_ray(address), stopping(out), telling(out, tell):
+        with running_ray(address), stopping(out), telling(settings, tell):
             run_workers(settings, identity)
         if (out / FAILED).is_file():
             told = json.loads((out / FAILED).read_text())
@@ -179,19 +179,17 @@ def stopping(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def telling(
-    out: Path, tell: Callable[[dict[str, Any]], None], every_s: float = 5
-) -> Iterator[None]:
-    """Hand on the last event while the workers go on."""
+def telling(settings: TrainSettings, tell: Tell, every_s: float = 5) -> Iterator[None]:
+    """Hand on the last step while the workers go on."""
     over = threading.Event()
 
     def watch() -> None:
         shown = None
         while not over.wait(every_s):
-            event = last_event(out)
-            if event and event.get("step") != shown:
-                shown = event.get("step")
-                tell(event)
+            event = last_event(Path(settings.out))
+            if event and event["step"] != shown:
+                shown = event["step"]
+                tell(settings.stage.name, StepEvent(**event))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

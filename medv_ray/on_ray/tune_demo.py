@@ -7,7 +7,7 @@ answers wrongly (`synthetic.shifted`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.on_ray.cluster import running_ray
 from medv_ray.on_ray.demo import TOY, normal
 from medv_ray.on_ray.options import checkpoint_defaults
-from medv_ray.on_ray.train import Trained, train
+from medv_ray.on_ray.train import Tell, Trained, train
 from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings
 from medv_ray.training.run import TrainSettings, WorkerSettings, export
 from medv_ray.training.stages import ShardSettings, StageSettings
@@ -79,7 +79,7 @@ def run_tune_demo(
     stages: tuple[StageSettings, ...] = STAGES,
     num_workers: int = 2,
     address: str | None = None,
-    tell: Callable[[dict[str, Any]], None] = lambda event: None,
+    tell: Tell = lambda stage, event: None,
 ) -> Tuned:
     """Prepare, train and export each stage, then compare. Run again, it goes on where it was."""
     torch.set_num_threads(1)  # products of the toy's size are too small to share

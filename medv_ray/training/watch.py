@@ -60,9 +60,10 @@ class StepEvent:
 
     def progress(self) -> dict[str, Any]:
         """Fields of a progress line for a log."""
-        shown = self.to_json()
-        kept = ("step", "total_steps", "epoch", "loss", "lr", "tokens_per_s", "mfu", "eta_s")
-        return {"progress": round(self.step / self.total_steps, 4)} | {n: shown[n] for n in kept}
+        shown = {"progress": self.step / self.total_steps, **self.to_json()}
+        for name in ("grad_norm", "loss_by_noise", "memory_bytes"):
+            del shown[name]
+        return {n: float(f"{v:.4g}") if isinstance(v, float) else v for n, v in shown.items()}
 
     def __str__(self) -> str:
         """A progress line for a terminal."""
