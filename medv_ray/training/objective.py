@@ -90,7 +90,8 @@ class Objective(nn.Module):
         row_of = torch.repeat_interleave(torch.arange(len(rows)), counts).to(self.model.device)
         targets = torch.cat([label[m] for label, (m, _, _) in zip(labels, noise, strict=True)])
         weights = torch.cat([p.expand(int(n)) for (_, p, _), n in zip(noise, counts, strict=True)])
-        losses = token_losses(torch.cat(states), self._head, targets) / weights
+        head, size = self.model.lm_head, self.model.logit_size
+        losses = token_losses(torch.cat(states), head, targets, size) / weights
         padded = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE)
         by_row = row_losses(losses, row_of, padded)
         return (
@@ -100,10 +101,6 @@ class Objective(nn.Module):
             sum(map(len, rows)),
             int(counts.sum()),
         )
-
-    def _head(self, rows: Tensor) -> Tensor:
-        logits: Tensor = self.model.lm_head(rows)
-        return logits[:, : self.model.logit_size]
 
     def _noise(self, sample: Sample, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """bool[S] masked, float[1] p_mask and float[1] t of one row, from its own generator."""
