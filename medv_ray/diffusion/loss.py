@@ -82,6 +82,7 @@ class _CrossEntropy(Function):
             part = (used[piece] - top[piece]).exp_().mul_(scale[piece])
             part.scatter_add_(1, targets[piece, None], -grad[piece, None])
             used[piece] = part
+            del part  # before the next one is made
         logits[len(targets) :] = 0
         logits[:, used.shape[1] :] = 0
         return logits, None, None
