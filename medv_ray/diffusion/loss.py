@@ -73,7 +73,7 @@ class _CrossEntropy(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """(softmax - one-hot) x grad, in place of the logits; 0 where they took no part."""
         logits, targets, top, total = ctx.saved_tensors
         logits, scale = logits.detach(), grad[:, None] / total
