@@ -134,23 +134,26 @@ def test_gradient_of_a_single_row_is_as_exact_as_of_many() -> None:
 @pytest.mark.parametrize("num_rows", [0, 1, PIECE_ROWS, 2 * PIECE_ROWS + 3])
 @pytest.mark.parametrize("logit_size", [None, 11])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_token_losses_are_torchs(num_rows: int, logit_size: int | None, dtype: torch.dtype) -> None:
-    """The loss is float32 in both; the logits and their gradient have the head's dtype."""
+@pytest.mark.parametrize("bias", [False, True])
+def test_token_losses_are_torchs(
+    num_rows: int, logit_size: int | None, dtype: torch.dtype, bias: bool
+) -> None:
+    """The loss is float32 in both; the logits and their gradient have the head's dtype. A module
+    may have a bias, which sees the padding rows too; a matrix stands for one without."""
     generator = torch.manual_seed(0)
     rows = (3 * torch.randn(num_rows, 6, generator=generator)).to(dtype).requires_grad_()
-    head = torch.nn.Linear(6, 20, bias=False, dtype=dtype)
+    head = torch.nn.Linear(6, 20, bias, dtype=dtype)
     targets = torch.randint(0, 11, (num_rows,), generator=generator)
     weights = torch.rand(num_rows, generator=generator)
     logits = head(rows)[:, :logit_size]
     want = functional.cross_entropy(logits.float(), targets, reduction="none")
     want_grads = torch.autograd.grad((want * weights).sum(), [rows, *head.parameters()])
-    for made in (head, head.weight):
-        got = token_losses(rows, made, targets, logit_size)
-        assert got.dtype == torch.float32
-        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
-        grads = torch.autograd.grad((got * weights).sum(), [rows, *head.parameters()])
-        for grad, wanted in zip(grads, want_grads, strict=True):
-            torch.testing.assert_close(grad, wanted)
+    got = token_losses(rows, head if bias else head.weight, targets, logit_size)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    grads = torch.autograd.grad((got * weights).sum(), [rows, *head.parameters()])
+    for grad, wanted in zip(grads, want_grads, strict=True):
+        torch.testing.assert_close(grad, wanted)
 
 
 def test_a_sure_rows_loss_keeps_its_digits() -> None:
