@@ -9,10 +9,12 @@ Shapes: B rows, S positions, D width, V vocabulary, M masked positions, row-majo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from medv_ray.diffusion.noise import IGNORE
@@ -20,28 +22,74 @@ from medv_ray.diffusion.noise import IGNORE
 # With fewer rows the gradient's sum over the vocabulary takes a product that adds 126464 terms one
 # after the other in float32 and is off in the fifth digit (MKL); rows of zeros buy the better one.
 FEWEST_ROWS = 8
+PIECE_ROWS = 8
+"""Rows whose exponentials exist at the same time: 4 MB at LLaDA's vocabulary."""
 
 
 Head = Tensor | Callable[[Tensor], Tensor] | None
 """The language head: its matrix float[V, D], or what makes float[M, V] of float[M, D]; None where
-the logits are there."""
+the logits are there. What it makes is overwritten in the backward pass."""
 
 
-def token_losses(rows: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """float32[M], cross entropy of each row.
+def token_losses(
+    rows: Tensor, head: Head, targets: Tensor, logit_size: int | None = None
+) -> Tensor:
+    """float32[M], cross entropy of each row; float64 of float64 logits.
 
     Args:
         rows: float[M, D] last hidden states; or, without head, the logits float[M, V].
         head: see `Head`. It is called once, also where M is 0: ranks that share its weights do
             the same.
         targets: int64[M].
+        logit_size: only so many of the head's logits take part.
     """
-    if head is not None:
-        padding = max(0, FEWEST_ROWS - len(rows))
-        padded = functional.pad(rows, (0, 0, 0, padding))
-        logits = head(padded) if callable(head) else functional.linear(padded, head)
-        rows = logits[: len(rows)]
-    return functional.cross_entropy(rows.float(), targets, reduction="none")
+    if head is None:
+        return functional.cross_entropy(rows[:, :logit_size].float(), targets, reduction="none")
+    padded = functional.pad(rows, (0, 0, 0, max(0, FEWEST_ROWS - len(rows))))
+    logits = head(padded) if callable(head) else functional.linear(padded, head)
+    losses: Tensor = _CrossEntropy.apply(logits, targets, logit_size)  # type: ignore[no-untyped-call]
+    return losses
+
+
+class _CrossEntropy(Function):
+    """Cross entropy whose gradient is written over the logits, so that they exist once.
+
+    Torch's own holds three copies at its peak: logits, their log-softmax and the gradient. A second
+    backward pass through the same logits raises RuntimeError.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, size: int | None) -> Tensor:
+        """float[M + padding, V + unused] -> float32[M] or float64[M]."""
+        used = logits[: len(targets), :size]
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        top = used.amax(1, keepdim=True).to(dtype)  # [M, 1]
+        total = torch.empty_like(top)
+        for piece in _pieces(len(targets)):
+            total[piece] = (used[piece] - top[piece]).exp_().sum(1, keepdim=True)
+        ctx.save_for_backward(logits, targets, top, total)
+        ctx.size = size
+        return (total.log() - (used.gather(1, targets[:, None]) - top))[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """(softmax - one-hot) x grad, in place of the logits; 0 where they took no part."""
+        logits, targets, top, total = ctx.saved_tensors
+        logits, scale = logits.detach(), grad[:, None] / total
+        used = logits[: len(targets), : ctx.size]
+        for piece in _pieces(len(targets)):
+            part = (used[piece] - top[piece]).exp_().mul_(scale[piece])
+            part.scatter_add_(1, targets[piece, None], -grad[piece, None])
+            used[piece] = part
+            del part  # before the next one is made
+        logits[len(targets) :] = 0
+        logits[:, used.shape[1] :] = 0
+        return logits, None, None
+
+
+def _pieces(count: int) -> list[slice]:
+    return [slice(first, first + PIECE_ROWS) for first in range(0, count, PIECE_ROWS)]
 
 
 def masked_loss(

@@ -37,14 +37,27 @@ def splice(model: Medv, ids: Tensor, images: Sequence[Tensor]) -> Tensor:
     Raises ValueError when slots and images differ in number.
     """
     ids = ids.to(model.device)
+    return fill_slots(ids, model.embed(ids[ids != IMAGE_SLOT]), images)
+
+
+def fill_slots(ids: Tensor, text: Tensor, images: Sequence[Tensor]) -> Tensor:
+    """Something of each position, `text` where no image is: [P', ...].
+
+    Args:
+        ids: int64[P], IMAGE_SLOT at each image.
+        text: [P - slots, ...].
+        images: [I, ...] each, what comes in place of a slot.
+
+    Raises ValueError when slots and images differ in number.
+    """
     slots = (ids == IMAGE_SLOT).nonzero().flatten().tolist()
     if len(slots) != len(images):
         raise ValueError(f"{len(slots)} image slots in the prompt and {len(images)} images")
-    pieces, start = [], 0
-    for slot, image in zip(slots, images, strict=True):
-        pieces += [model.embed(ids[start:slot]), image.to(model.device, model.dtype)]
-        start = slot + 1
-    return torch.cat([*pieces, model.embed(ids[start:])])
+    first, *others = torch.tensor_split(text, [slot - i for i, slot in enumerate(slots)])
+    pieces = [first]
+    for image, other in zip(images, others, strict=True):
+        pieces += [image.to(text), other]
+    return torch.cat(pieces)
 
 
 def splice_ends(ids: Tensor, images: Sequence[Tensor], ends: Sequence[int]) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from medv_ray.diffusion.loss import row_losses, token_losses
 from medv_ray.diffusion.noise import IGNORE, draw, forward_noise
-from medv_ray.model.denoise import IMAGE_SLOT, splice_ends
+from medv_ray.model.denoise import IMAGE_SLOT, fill_slots, splice_ends
 from medv_ray.model.medv import Medv
 
 
@@ -90,7 +90,8 @@ class Objective(nn.Module):
         row_of = torch.repeat_interleave(torch.arange(len(rows)), counts).to(self.model.device)
         targets = torch.cat([label[m] for label, (m, _, _) in zip(labels, noise, strict=True)])
         weights = torch.cat([p.expand(int(n)) for (_, p, _), n in zip(noise, counts, strict=True)])
-        losses = token_losses(torch.cat(states), self._head, targets) / weights
+        head, size = self.model.lm_head, self.model.logit_size
+        losses = token_losses(torch.cat(states), head, targets, size) / weights
         padded = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE)
         by_row = row_losses(losses, row_of, padded)
         return (
@@ -100,10 +101,6 @@ class Objective(nn.Module):
             sum(map(len, rows)),
             int(counts.sum()),
         )
-
-    def _head(self, rows: Tensor) -> Tensor:
-        logits: Tensor = self.model.lm_head(rows)
-        return logits[:, : self.model.logit_size]
 
     def _noise(self, sample: Sample, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """bool[S] masked, float[1] p_mask and float[1] t of one row, from its own generator."""
@@ -149,15 +146,9 @@ class Objective(nn.Module):
             ids = _spread(sample.ids, sample.ids, found)
             texts.append(torch.where(hidden, self.mask_id, ids)[ids != IGNORE])
         embeds = torch.split(self.model.embed(torch.cat(texts)), [len(text) for text in texts])
-        rows = []
-        for sample, found, text in zip(samples, images, embeds, strict=True):
-            slots = (sample.ids == IMAGE_SLOT).nonzero().flatten().tolist()
-            cuts = [slot - number for number, slot in enumerate(slots)]
-            pieces = list(torch.tensor_split(text, cuts))
-            for number, image in enumerate(found):
-                pieces.insert(2 * number + 1, image.to(text.dtype))
-            rows.append(torch.cat(pieces))
-        return rows
+        return [
+            fill_slots(s.ids, text, f) for s, text, f in zip(samples, embeds, images, strict=True)
+        ]
 
     def _hidden(self, rows: list[Tensor], ends: list[tuple[int, ...]]) -> list[Tensor]:
         """float[S, D] of each row after the final norm."""
@@ -175,12 +166,8 @@ class Objective(nn.Module):
 
 def _spread(ids: Tensor, values: Tensor, images: Sequence[Tensor]) -> Tensor:
     """int64[P] -> int64[S]: IGNORE at every place of an image."""
-    slots = (ids == IMAGE_SLOT).nonzero().flatten().tolist()
-    pieces, start = [], 0
-    for slot, image in zip(slots, images, strict=True):
-        pieces += [values[start:slot], values.new_full((len(image),), IGNORE)]
-        start = slot + 1
-    return torch.cat([*pieces, values[start:]])
+    gaps = [values.new_full((len(image),), IGNORE) for image in images]
+    return fill_slots(ids, values[ids != IMAGE_SLOT], gaps)
 
 
 def _num_tiles(picture: Picture) -> int:

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from medv_ray.diffusion.loss import mask_tokens, masked_loss
+from medv_ray.diffusion.loss import PIECE_ROWS, mask_tokens, masked_loss, token_losses
 from medv_ray.diffusion.noise import IGNORE, draw, forward_noise
 
 
@@ -127,3 +129,82 @@ def test_gradient_of_a_single_row_is_as_exact_as_of_many() -> None:
             torch.nn.functional.cross_entropy(logits[0], labels[0]).backward()
         grads.append(leaf.grad.double())
     torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=4e-6)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, PIECE_ROWS, 2 * PIECE_ROWS + 3])
+@pytest.mark.parametrize("logit_size", [None, 11])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_token_losses_are_torchs(
+    num_rows: int, logit_size: int | None, dtype: torch.dtype, bias: bool
+) -> None:
+    """The loss is float32 in both; the logits and their gradient have the head's dtype. A module
+    may have a bias, which sees the padding rows too; a matrix stands for one without."""
+    generator = torch.manual_seed(0)
+    rows = (3 * torch.randn(num_rows, 6, generator=generator)).to(dtype).requires_grad_()
+    head = torch.nn.Linear(6, 20, bias, dtype=dtype)
+    targets = torch.randint(0, 11, (num_rows,), generator=generator)
+    weights = torch.rand(num_rows, generator=generator)
+    logits = head(rows)[:, :logit_size]
+    want = functional.cross_entropy(logits.float(), targets, reduction="none")
+    want_grads = torch.autograd.grad((want * weights).sum(), [rows, *head.parameters()])
+    got = token_losses(rows, head if bias else head.weight, targets, logit_size)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    grads = torch.autograd.grad((got * weights).sum(), [rows, *head.parameters()])
+    for grad, wanted in zip(grads, want_grads, strict=True):
+        torch.testing.assert_close(grad, wanted)
+
+
+def test_a_sure_rows_loss_keeps_its_digits() -> None:
+    """1e-7 beside logits of 40: the largest logit is taken away before anything is summed."""
+    rows = torch.tensor([[40.0, 24.0], [-40.0, -56.0]])
+    got = token_losses(rows, torch.eye(2), torch.tensor([0, 0]))
+    assert got.tolist() == pytest.approx([math.log1p(math.exp(-16))] * 2, rel=0.1)
+
+
+def test_gradients_by_finite_differences() -> None:
+    """Through a checkpoint, which makes the logits again for each backward pass of gradcheck."""
+    generator = torch.manual_seed(0)
+    rows = torch.randn(11, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    head = torch.randn(9, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 7, (11,), generator=generator)
+
+    def losses(rows: Tensor, head: Tensor) -> Tensor:
+        made = checkpoint(token_losses, rows, head, targets, 7, use_reentrant=False)
+        assert isinstance(made, Tensor)
+        return made
+
+    assert torch.autograd.gradcheck(losses, (rows, head))
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    """The logits are gone; a wrong gradient would be silent."""
+    rows = torch.randn(2, 4, requires_grad=True)
+    loss = token_losses(rows, torch.randn(5, 4), torch.tensor([0, 1])).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_given_logits_are_left_alone() -> None:
+    logits = torch.randn(2, 5, requires_grad=True)
+    before = logits.detach().clone()
+    token_losses(logits, None, torch.tensor([0, 1])).sum().backward()
+    assert torch.equal(logits, before)
+
+
+def test_logits_exist_once() -> None:
+    """Peak of all allocations of loss and backward pass, over the size of the logits."""
+    rows, head = torch.randn(64, 8, requires_grad=True), torch.randn(20_000, 8)
+    targets = torch.arange(64)
+    logits = 64 * 20_000 * 4
+    with torch.profiler.profile(profile_memory=True) as traced:
+        token_losses(rows, head, targets).sum().backward()
+    assert traced.profiler is not None
+    events = [e for e in traced.profiler.kineto_results.events() if e.name() == "[memory]"]
+    alive = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        alive += event.nbytes()
+        most = max(most, alive)
+    assert logits <= most < 1.2 * logits

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from medv_ray.model.denoise import IMAGE_SLOT, FullRecompute, Prompt, forward_rows, splice
+from medv_ray.model.denoise import (
+    IMAGE_SLOT,
+    FullRecompute,
+    Prompt,
+    forward_rows,
+    splice,
+    splice_ends,
+)
 
 MASK, L = 60, 6
 
@@ -34,6 +41,12 @@ def test_splice_puts_images_in_the_order_of_their_slots(toy):
     with pytest.raises(ValueError, match="2 image slots in the prompt and 1 images"):
         splice(toy, ids, [first])
     assert splice(toy, ids[:0], []).shape == (0, 32)
+
+
+def test_ends_move_by_the_images_before_them():
+    ids = torch.tensor([5, IMAGE_SLOT, 6, IMAGE_SLOT, 7])
+    images = [torch.zeros(3, 1), torch.zeros(10, 1)]
+    assert splice_ends(ids, images, range(1, 6)) == (1, 4, 5, 15, 16)
 
 
 def test_the_door_returns_needed_rows_of_the_whole_sequence(toy, prompts):

@@ -38,7 +38,8 @@ def rows(num_rows: int = 18) -> Iterator[Row]:
         talk = [{"from": "human", "value": f"<image>\n{row.question}"}]
         talk.append({"from": "gpt", "value": row.answer})
         yield Row(row.id, (row.image,), talk)
-    talk = [{"from": "human", "value": "Is there a vessel?"}, {"from": "gpt", "value": "yes"}]
+    answer = "yes, beside the wall"  # more targets than a word's
+    talk = [{"from": "human", "value": "Is there a vessel?"}, {"from": "gpt", "value": answer}]
     yield Row("text", (), talk)
 
 

@@ -1,0 +1,88 @@
+"""Ids, labels and segments of a conversation as each setting of a stage wants them."""
+
+from typing import Any
+
+import pytest
+
+from medv_ray.data.conversations import IGNORE
+from medv_ray.data.prompts import IMAGE_SLOT, SpecialIds, load_tokenizer
+from medv_ray.data.segments import assistant_header
+from medv_ray.training.rows import Row, RowEncoder
+from medv_ray.training.stages import StageSettings
+from tests.unit.training.tiny import TOY
+
+TALK = [
+    {"from": "human", "value": "<image>\nIs it red?"},
+    {"from": "gpt", "value": "yes"},
+    {"from": "human", "value": "Sure?"},
+    {"from": "gpt", "value": "no"},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer(TOY)
+
+
+def row(tokenizer: Any, talk: list[dict[str, str]] = TALK, **stage: Any) -> Row:
+    values = {"name": "x", "lr": 1.0, "batch_size": 1} | stage
+    return RowEncoder(tokenizer, StageSettings.model_validate(values))(talk, 1)
+
+
+def answers(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Where what the assistant says begins."""
+    header = list(assistant_header(tokenizer))
+    starts = [i for i in range(len(ids)) if ids[i : i + len(header)] == header]
+    return [start + len(header) for start in starts]
+
+
+def test_answers_alone_are_targets_when_asked(tokenizer: Any) -> None:
+    both = {kind: row(tokenizer, targets=kind) for kind in ("all", "answers")}
+    ids = both["all"].ids
+    assert both["answers"].ids == ids
+    said = [token for token in both["answers"].labels if token != IGNORE]
+    eot = SpecialIds.of(tokenizer).eot
+    yes, no = (tokenizer.encode(word, add_special_tokens=False) for word in ("yes", "no"))
+    assert said == [*yes, eot, *no, eot]
+    for one in both.values():
+        assert all(label in (IGNORE, token) for label, token in zip(one.labels, ids, strict=True))
+    assert sum(label != IGNORE for label in both["all"].labels) > len(said)
+
+
+@pytest.mark.parametrize("kind", ["end_of_text", "end_of_turn"])
+def test_the_last_answer_is_filled_up(tokenizer: Any, kind: str) -> None:
+    plain, filled = row(tokenizer), row(tokenizer, answer_fill=8, fill_token=kind)
+    special = SpecialIds.of(tokenizer)
+    assert filled.ids[: len(plain.ids)] == plain.ids
+    assert len(filled.ids) - answers(tokenizer, filled.ids)[-1] == 8
+    filling = filled.ids[len(plain.ids) :]
+    assert set(filling) == {special.eos if kind == "end_of_text" else special.eot}
+    assert filled.labels[len(plain.ids) :] == filling
+    assert row(tokenizer, answer_fill=1) == plain
+
+
+def test_the_token_after_an_image_is_lost_as_at_inference(tokenizer: Any) -> None:
+    kept, lost = row(tokenizer), row(tokenizer, token_after_image="reference")
+    place = kept.ids.index(IMAGE_SLOT) + 1
+    assert lost.ids == kept.ids[:place] + kept.ids[place + 1 :]
+    assert lost.labels == kept.labels[:place] + kept.labels[place + 1 :]
+
+
+def test_segments_end_where_the_answers_do(tokenizer: Any) -> None:
+    filled = {"answer_fill": 8, "token_after_image": "reference"}
+    for attention in ("full", "dialogue", "prefix"):
+        found = row(tokenizer, attention=attention, **filled)
+        first, second = answers(tokenizer, found.ids)
+        image = found.ids.index(IMAGE_SLOT) + 1
+        turn = found.ids.index(SpecialIds.of(tokenizer).eot, first) + 1
+        want = {"full": (), "dialogue": (turn,), "prefix": (image, first, turn, second)}
+        assert found.ends == (*want[attention], len(found.ids)), attention
+
+
+@pytest.mark.parametrize("attention", ["full", "prefix"])
+def test_a_plain_row_is_image_caption_and_newline(tokenizer: Any, attention: str) -> None:
+    found = row(tokenizer, TALK[:2], template="plain", attention=attention, answer_fill=8)
+    assert found.ids[0] == IMAGE_SLOT
+    assert tokenizer.decode(found.ids[1:]) == "yes\n"
+    assert found.labels == [IGNORE, *found.ids[1:]]
+    assert found.ends == ((1, len(found.ids)) if attention == "prefix" else (len(found.ids),))

@@ -1,0 +1,165 @@
+"""A run's arithmetic step by step, and its ends: what an update is, what is kept, who may go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medv_ray.diffusion.noise import IGNORE
+from medv_ray.errors import RunError
+from medv_ray.model.denoise import IMAGE_SLOT
+from medv_ray.training import run
+from medv_ray.training.loop import counts_of, report_of
+from medv_ray.training.objective import Objective, Outcome, Sample
+from medv_ray.training.run import TrainSettings
+from tests.unit.training.test_run import job, plain_loss, prepared, train
+
+
+def weights_at(settings: TrainSettings, step: int) -> torch.Tensor:
+    """All that learns, after a step, in one float32[n]."""
+    folder = Path(settings.out) / "checkpoints" / f"step-{step:08d}"
+    files = (load_file(file) for file in sorted(folder.glob("*.safetensors")))
+    named = {name: value for file in files for name, value in file.items()}
+    return torch.cat([named[name] for name in sorted(named) if name.endswith("/weight")])
+
+
+def often(settings: TrainSettings) -> TrainSettings:
+    return settings.model_copy(update={"save_every": 1, "keep": 9})
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.01])
+def test_an_update_is_rate_times_gradient(home: Path, tmp_path: Path, clip: float) -> None:
+    """Under SGD, step by step: the rate is the schedule's, the gradient no longer than the clip,
+    and the same however the batch is cut into micro-batches."""
+    kept = []
+    for size in (1, 2, 4):
+        settings = often(
+            job(
+                home, tmp_path / str(size), optimizer="sgd", lr=0.1, clip=clip, max_steps=3,
+                warmup_ratio=0.5, micro_batch_size=size,
+            )
+        )  # fmt: skip
+        reports = train(settings)
+        assert [report.lr_factor for report in reports] == [0, 0.5, 1]
+        saved = [weights_at(settings, step) for step in (1, 2, 3)]
+        for report, before, after in zip(reports[1:], saved[:-1], saved[1:], strict=True):
+            length = min(report.grad_norm, clip or report.grad_norm)
+            moved = float((after - before).norm())
+            assert moved == pytest.approx(0.1 * report.lr_factor * length, rel=2e-3)
+        kept.append((saved[-1], [report.grad_norm for report in reports]))
+    for weight, norms in kept[1:]:
+        torch.testing.assert_close(weight, kept[0][0], rtol=1e-5, atol=1e-5)
+        assert norms == pytest.approx(kept[0][1], rel=1e-4)
+
+
+def test_the_gradient_is_the_formulas(home: Path, tmp_path: Path) -> None:
+    settings = job(home, tmp_path, max_steps=1, clip=0.0)
+    [report] = train(settings)
+    objective, samples = prepared(settings)
+    losses = torch.stack([plain_loss(objective, samples(position)) for position in range(4)])
+    samples.close()
+    losses.mean().backward()
+    grads = [p.grad.flatten() for p in objective.parameters() if p.grad is not None]
+    assert report.loss == pytest.approx(float(losses.detach().mean()), rel=1e-5)
+    assert report.grad_norm == pytest.approx(float(torch.cat(grads).norm()), rel=1e-4)
+
+
+def test_the_last_checkpoints_are_kept(home: Path, tmp_path: Path) -> None:
+    settings = job(home, tmp_path).model_copy(update={"keep": 2, "save_every": 1})
+    leftover = Path(settings.out) / "checkpoints" / "step-00000006.tmp"
+    run.begin(settings, run.check(settings))
+    leftover.mkdir(parents=True)
+    (leftover / "rank-00007-000.safetensors").write_bytes(b"of a worker that was killed")
+    train(settings)
+    found = sorted(path.name for path in leftover.parent.iterdir())
+    assert found == ["step-00000005", "step-00000006"]
+    assert not (leftover.parent / found[-1] / "rank-00007-000.safetensors").exists()
+
+
+def test_who_is_asked_to_stop_saves_and_ends(home: Path, tmp_path: Path) -> None:
+    settings = job(home, tmp_path)
+    identity = run.check(settings)
+    run.begin(settings, identity)
+    asked = iter([False, False, True])
+    reports = list(run.train_worker(settings, identity, stop=lambda: next(asked)))
+    assert len(reports) == 3
+    assert (Path(settings.out) / "checkpoints" / "step-00000003").is_dir()
+
+
+def test_checkpoints_of_another_run_are_refused(home: Path, tmp_path: Path) -> None:
+    settings = job(home, tmp_path)
+    train(settings, steps=3)
+    other = run.check(settings) | {"data_sha256": "0" * 64}
+    with pytest.raises(RunError, match="E1604: the checkpoints are of another run"):
+        list(run.train_worker(settings, other))
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Objective.forward
+
+    def poisoned(self: Objective, samples: list[Sample]) -> tuple[object, ...]:
+        made = real(self, samples)
+        return (made[0] + (made[0] * 0).sqrt(), *made[1:])  # 0, and its gradient 0 / 0
+
+    monkeypatch.setattr(Objective, "forward", poisoned)
+    with pytest.raises(RunError, match="E1602: the gradient of step 1 "):
+        train(job(home, tmp_path))
+
+
+def test_losses_by_noise_level() -> None:
+    t = torch.tensor([0.0, 0.19, 0.2, 0.99, 1.0])
+    outcome = Outcome(torch.tensor(0.0), torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]), t, 7, 3)
+    report = report_of(1, 0.0, counts_of(outcome), 0.0, 1.0, 0.0)
+    assert report.loss_by_noise == (1.5, 4.0, None, None, 12.0)
+    assert (report.num_tokens, report.num_masked) == (7, 3)
+
+
+def test_the_sampler_that_a_base_recommends_goes_on(home: Path, tmp_path: Path) -> None:
+    settings = job(home, tmp_path, max_steps=1)
+    base = tmp_path / "base"
+    shutil.copytree(settings.model, base)
+    config = json.loads((base / "config.json").read_text())
+    config["medv_defaults"] = {"gen_length": 4}
+    (base / "config.json").write_text(json.dumps(config))
+    settings = settings.model_copy(update={"model": str(base)})
+    train(settings)
+    run.export(settings, tmp_path / "model")
+    made = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert made["medv_defaults"] == {"gen_length": 4}
+
+
+@pytest.mark.parametrize("attention", ["full", "dialogue", "prefix"])
+def test_what_a_target_depends_on(home: Path, tmp_path: Path, attention: str) -> None:
+    """Through the objective, at its own ends: a target of the question's segment sees the answer
+    only where attention is not cut."""
+    objective, samples = prepared(job(home, tmp_path, attention=attention))
+    sample = next(s for s in map(samples, range(19)) if s.pictures)
+    samples.close()
+    grads = []
+    embed = objective.model.embed
+
+    def watched(ids: torch.Tensor) -> torch.Tensor:
+        made = embed(ids).detach().requires_grad_()
+        grads.append(made)
+        return made
+
+    first = sample.ends[-2] if len(sample.ends) > 1 else len(sample.ids) - 3
+    labels = torch.full_like(sample.labels, IGNORE)
+    labels[first - 1] = 7  # the last token before the answer
+    seed = next(s for s in range(99) if objective([replace(sample, labels=labels, seed=s)])[-1])
+    asked = replace(sample, labels=labels, seed=seed)
+    objective.model.embed = watched  # type: ignore[method-assign]
+    Outcome(*objective([asked])).loss.backward()
+    slot = int((sample.ids == IMAGE_SLOT).nonzero())
+    answer = grads[0].grad[first - 1 :]  # without the image's slot
+    assert slot < first
+    assert bool(answer.any()) == (attention != "prefix")
+    assert bool(grads[0].grad[: first - 1].any())
