@@ -33,7 +33,7 @@ from tests.integration.processes import ROOT
 from tests.integration.test_processes import free_ports
 from tests.unit.training import tiny
 
-NUM_STEPS, CUT, CUT_AGAIN = 50, 30, 40
+NUM_STEPS, CUT, CUT_AGAIN = 50, 40, 45
 GRADIENT, LOSS = 1e-6, {"sgd": 1e-5, "adamw": 1e-3}
 RATES = {"sgd": 0.05, "adamw": 2e-3}
 
