@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="3 kills over 100 steps")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    kills, num_steps = (3, 100) if args.short else (20, 700)
+    kills, num_steps = (3, 100) if args.short else (20, 800)
     started = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="medv-kill-") as name,
