@@ -17,10 +17,10 @@ from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from medv_ray import __version__
 from medv_ray.data.dataset import Dataset
@@ -52,6 +52,14 @@ class WorkerSettings(Settings):
     cpus_per_worker: PositiveInt = 1
     max_failures: NonNegativeInt = 3
     """Deaths of workers after which the job ends; it goes on from the last checkpoint."""
+
+    @model_validator(mode="after")
+    def _elastic(self) -> Self:
+        if (self.min_workers or 1) > self.num_workers:
+            raise ValueError(
+                f"min_workers={self.min_workers} must be at most num_workers={self.num_workers}"
+            )
+        return self
 
 
 class TrainSettings(Settings):
@@ -86,8 +94,9 @@ def check(settings: TrainSettings) -> dict[str, Any]:
     stage = settings.stage
     if settings.shard.engine == "plain" and settings.workers.num_workers > 1:
         raise SettingsError("E1001", "shard.engine=plain is for one worker; use zero3.")
-    for count in {settings.workers.num_workers, settings.workers.min_workers or 1}:
-        check_batch(stage, count if count else 1)
+    most = settings.workers.num_workers
+    for count in range(settings.workers.min_workers or most, most + 1):
+        check_batch(stage, count)
     dataset = Dataset.open(settings.data, settings.split)
     if not stage.steps(len(dataset)):
         raise SettingsError(

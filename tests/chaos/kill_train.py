@@ -150,7 +150,8 @@ class Run:
 
 def prepare(folder: Path, num_steps: int) -> None:
     """Model, data and settings of a run."""
-    made = tiny.settings(folder, max_steps=num_steps, optimizer="adamw", lr=2e-3, batch_size=4)
+    stage = {"optimizer": "adamw", "lr": 2e-3, "max_steps": num_steps, "epochs": num_steps}
+    made = tiny.settings(folder, **stage)
     settings: TrainSettings = made.model_copy(
         update={
             "shard": made.shard.model_copy(update={"engine": "zero3"}),

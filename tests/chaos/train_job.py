@@ -14,9 +14,7 @@ from medv_ray.training.run import TrainSettings, export
 
 
 def main() -> int:
-    settings = TrainSettings.model_validate_json(
-        (Path(sys.argv[1]) / "settings.json").read_text()
-    )
+    settings = TrainSettings.model_validate_json((Path(sys.argv[1]) / "settings.json").read_text())
     try:
         done = train(settings)
         if done.whole:

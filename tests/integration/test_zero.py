@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
-from medv_ray.diffusion.noise import IGNORE
-from medv_ray.model.denoise import IMAGE_SLOT
-from medv_ray.model.medv import Medv
+from medv_ray.model.weights import load
 from medv_ray.training import objective, run
 from medv_ray.training.checkpoint import Checkpoints, SavedState, read_manifest
-from medv_ray.training.objective import Sample
 from medv_ray.training.run import TrainSettings
 from medv_ray.training.samples import Samples
 from tests.integration import zero_worker
@@ -35,18 +31,18 @@ from tests.unit.training import tiny
 
 NUM_STEPS, CUT, CUT_AGAIN = 50, 40, 45
 GRADIENT, LOSS = 1e-6, {"sgd": 1e-5, "adamw": 1e-3}
+SHARD = ("engine", "dtype", "offload_optimizer", "offload_params")
 RATES = {"sgd": 0.05, "adamw": 2e-3}
 
 
 def job(home: Path, name: str, **values: Any) -> TrainSettings:
     """A job whose model and data are shared by all tests of this file."""
-    stage = {"max_steps": NUM_STEPS, "batch_size": 8, "weight_decay": 0.01, "projector_lr": 1e-3} | values
-    engine = stage.pop("engine", "zero3")
-    shard = {k: stage.pop(k) for k in ("dtype", "offload_optimizer", "offload_params") if k in stage}
-    optimizer = stage.setdefault("optimizer", "sgd")
-    made = tiny.settings(home, lr=RATES[optimizer], **stage)
-    shard = made.shard.model_copy(update={"engine": engine, **shard})
-    return made.model_copy(update={"out": str(home / name), "shard": shard, "save_every": 10, "keep": 9})
+    values = {"optimizer": "sgd", "max_steps": NUM_STEPS, "batch_size": 8} | values
+    values |= {"lr": RATES[values["optimizer"]], "projector_lr": 1e-3, "weight_decay": 0.01}
+    shard = {"engine": "zero3"} | {name: values.pop(name) for name in SHARD if name in values}
+    made = tiny.settings(home, **values)
+    changed = {"out": str(home / name), "save_every": 10, "keep": 9}
+    return made.model_copy(update={**changed, "shard": made.shard.model_copy(update=shard)})
 
 
 def do(folder: Path, num_workers: int, jobs: list[tuple[TrainSettings, int | None]]) -> None:
@@ -57,14 +53,18 @@ def do(folder: Path, num_workers: int, jobs: list[tuple[TrainSettings, int | Non
     ]
     (folder / "jobs.json").write_text(json.dumps(told))
     [port] = free_ports(1)
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-           "WORLD_SIZE": str(num_workers), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}  # fmt: skip
+    env = {
+        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(num_workers), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
     logs = [folder / f"rank-{rank}.log" for rank in range(num_workers)]
     workers = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.integration.zero_worker", str(folder)],
-            cwd=ROOT, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=log.open("w"), stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
         )  # fmt: skip
         for rank, log in enumerate(logs)
     ]
@@ -86,7 +86,9 @@ def first_failed(codes: list[int | None]) -> int:
 
 def told(folder: Path, name: str, num_workers: int) -> dict[str, Any]:
     """What a job did, its rows in the order of the batch."""
-    parts = [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(num_workers)]
+    parts = [
+        json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(num_workers)
+    ]
     rows = [sum(of_ranks, []) for of_ranks in zip(*(p["rows"] for p in parts), strict=True)]
     assert all(part["losses"] == parts[0]["losses"] for part in parts)
     return parts[0] | {"rows": rows, "gradients": load_file(folder / f"{name}-0.safetensors")}
@@ -180,9 +182,12 @@ def test_every_engine_computes_the_formulas(home: Path, kind: str) -> None:
     want = formula(job(home, "formula", optimizer=kind))
     figures: dict[str, Any] = {"loss": [want["losses"][0], want["losses"][-1]]}
     for name, arm in arms(home, kind).items():
-        gradient, loss = far(arm["gradients"], want["gradients"]), worst(arm["losses"], want["losses"])
-        tensor = max(far({n: arm["gradients"][n]}, {n: g}) for n, g in want["gradients"].items())
-        figures[name] = {"gradient": gradient, "worst tensor": tensor, "losses": loss}
+        found, right = arm["gradients"], want["gradients"]
+        figures[name] = {
+            "gradient": far(found, right),
+            "worst tensor": max(far({n: found[n]}, {n: right[n]}) for n in right),
+            "losses": worst(arm["losses"], want["losses"]),
+        }
     print(json.dumps({kind: figures}))
     for name in ("two", "one", "plain"):
         assert figures[name]["gradient"] < GRADIENT
@@ -244,3 +249,65 @@ def test_two_workers_then_one_then_two(home: Path, kind: str) -> None:
     distance = far(moved, weights(job(home, f"{kind}-2", optimizer=kind)))
     print(json.dumps({kind: {"2 -> 1 -> 2 weights": distance}}))
     assert distance < {"sgd": 1e-6, "adamw": 1e-3}[kind]
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "one row at a time": {"micro_batch_size": 1},
+    "four rows at a time": {"micro_batch_size": 4},
+    "checkpointing": {"gradient_checkpointing": True},
+    "optimizer on the host": {"offload_optimizer": True},
+    "all on the host": {"offload_optimizer": True, "offload_params": True},
+    "bfloat16": {"dtype": "bfloat16"},
+    "adapter": {"lora": {"rank": 2}},
+    "vision": {"trainable": ("projector", "language", "vision")},
+}
+
+
+def variant(home: Path, name: str, **values: Any) -> TrainSettings:
+    return job(home, name, optimizer="adamw", max_steps=4, **VARIANTS[name], **values)
+
+
+@pytest.fixture(scope="module")
+def variants(home: Path) -> dict[str, list[float]]:
+    """Losses of four steps on two workers."""
+    do(home, 2, [(variant(home, name), None) for name in VARIANTS])
+    return {name: told(home, name, 2)["losses"] for name in VARIANTS}
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("one row at a time", 1e-5),
+        ("four rows at a time", 1e-5),
+        ("checkpointing", 1e-6),
+        ("optimizer on the host", 1e-5),
+        ("all on the host", 1e-5),
+        ("bfloat16", 0.05),
+    ],
+)
+def test_settings_that_change_no_loss(
+    variants: dict[str, list[float]], name: str, tolerance: float
+) -> None:
+    assert variants[name] == pytest.approx(variants["float32"], rel=tolerance)
+
+
+@pytest.mark.parametrize("name", ["adapter", "vision"])
+def test_other_parts_that_learn(home: Path, variants: dict[str, list[float]], name: str) -> None:
+    settings = variant(home, name, engine="plain")
+    plain = zero_worker.do(settings.model_copy(update={"out": str(home / f"{name} plain")}))
+    assert variants[name] == pytest.approx(plain["losses"], rel=1e-5)
+
+
+def test_an_adapter_is_merged_into_the_exported_folder(
+    home: Path, variants: dict[str, list[float]], tmp_path: Path
+) -> None:
+    settings = variant(home, "adapter")
+    assert run.export(settings, tmp_path / "model") == 4
+    model, base = load(tmp_path / "model").state_dict(), load(settings.model).state_dict()
+    assert model.keys() == base.keys()
+    changed = {name for name in base if not torch.equal(model[name], base[name])}
+    adapted = {name for name in base if "_proj." in name and ".layers." in name}
+    assert changed == {n for n in adapted if "vision" not in n} | {
+        name for name in base if "mm_projector" in name
+    }

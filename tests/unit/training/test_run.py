@@ -65,7 +65,9 @@ def test_the_loss_is_the_formulas_and_rows_do_not_see_each_other(
     with torch.no_grad():
         together = Outcome(*objective(rows)).by_row
         alone = torch.stack([Outcome(*objective([row])).by_row[0] for row in rows])
-        formula = torch.stack([tiny.plain_loss(objective.model, objective.mask_id, row) for row in rows])
+        formula = torch.stack(
+            [tiny.plain_loss(objective.model, objective.mask_id, row) for row in rows]
+        )
     torch.testing.assert_close(alone, formula)
     torch.testing.assert_close(together, formula)
 
@@ -196,6 +198,16 @@ def test_a_batch_that_does_not_divide_among_workers() -> None:
     check_batch(stage, 4)
     with pytest.raises(SettingsError, match=r"E1601: .*2 x 3 workers.* 1, 2, 4, 8"):
         check_batch(stage, 3)
+
+
+def test_an_elastic_run_must_fit_each_number_of_workers(home: Path, tmp_path: Path) -> None:
+    settings = job(home, tmp_path, batch_size=8, micro_batch_size=1)
+    shard = settings.shard.model_copy(update={"engine": "zero3"})
+    workers = run.WorkerSettings(num_workers=4, min_workers=2)
+    with pytest.raises(SettingsError, match=r"E1601: .* 3 workers"):
+        run.check(settings.model_copy(update={"shard": shard, "workers": workers}))
+    with pytest.raises(SettingsError, match="min_workers=3 must be at most num_workers=2"):
+        build(run.WorkerSettings, {"num_workers": 2, "min_workers": 3})
 
 
 def test_too_few_rows(home: Path, tmp_path: Path) -> None:
