@@ -28,8 +28,9 @@ test-ray: $(VENV)/.installed  ## with Ray and object stores
 test-kills: $(VENV)/.installed  ## jobs whose Ray is killed, SIGTERM, Ctrl-C
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m chaos
 
-chaos: $(VENV)/.installed  ## the kill runs in full: 20 of the driver, 10 of actors, 5,000 rows
+chaos: $(VENV)/.installed  ## the kill runs in full: scoring (20 of the driver, 10 of actors, 5,000 rows), training (20)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_train
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -121,8 +121,10 @@ def work(config: dict[str, Any]) -> None:
     """One worker, in a process of its own."""
     import torch
 
+    from medv_ray.on_ray.actor import die_with_parent
     from medv_ray.training.run import train_worker
 
+    die_with_parent()  # else it goes on, and saves, for a second after its driver was killed
     settings = TrainSettings.model_validate(config["settings"])
     out = Path(settings.out)
     if (out / FAILED).is_file():

@@ -16,10 +16,10 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from medv_ray import __version__
 from medv_ray.data.dataset import Dataset
@@ -63,6 +63,14 @@ class WorkerSettings(Settings):
     max_failures: NonNegativeInt = 3
     """Deaths of workers after which the job ends; it goes on from the last checkpoint."""
 
+    @model_validator(mode="after")
+    def _elastic(self) -> Self:
+        if (self.min_workers or 1) > self.num_workers:
+            raise ValueError(
+                f"min_workers={self.min_workers} must be at most num_workers={self.num_workers}"
+            )
+        return self
+
 
 class TrainSettings(Settings):
     """One stage of a training job."""
@@ -97,7 +105,8 @@ def check(settings: TrainSettings) -> dict[str, Any]:
     if settings.shard.engine == "plain" and workers.num_workers > 1:
         told = f"shard.engine=plain is one process, not {workers.num_workers} workers"
         raise SettingsError("E1001", f"{told}: use shard.engine=zero3, or --num-workers 1.")
-    for count in {workers.num_workers, workers.min_workers or workers.num_workers}:
+    most = workers.num_workers
+    for count in range(workers.min_workers or most, most + 1):
         check_batch(stage, count)
     check_writers(settings.watch)
     config, tokenizer = check_base(settings)

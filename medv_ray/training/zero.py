@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -160,6 +161,8 @@ def _import_deepspeed(device: str) -> Any:
             "E1001", "shard.engine=zero3 needs DeepSpeed: pip install 'medv-ray[train]'."
         ) from None
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # at each collective: DeepSpeed calls them by names that torch 2.13 has renamed
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if device == "cpu":
         # would be compiled, in 90 s, for collectives that gloo has
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

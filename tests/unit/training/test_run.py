@@ -13,11 +13,9 @@ import pytest
 import torch
 
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
-from medv_ray.diffusion.noise import IGNORE, draw
 from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.errors import DataError, MedvError, RunError, SettingsError
 from medv_ray.model import weights
-from medv_ray.model.denoise import IMAGE_SLOT
 from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings, build
 from medv_ray.training import run
 from medv_ray.training.events import step_flops
@@ -64,27 +62,6 @@ def prepared(settings: TrainSettings) -> tuple[Objective, Samples]:
     return Objective(model, SpecialIds.of(tokenizer).mask), samples
 
 
-def plain_loss(objective: Objective, sample: Sample) -> torch.Tensor:
-    """The same from the formula: every logit, one row, no segments."""
-    model, slot = objective.model, (sample.ids == IMAGE_SLOT).nonzero().flatten().tolist()
-    ids, labels = sample.ids, sample.labels
-    embeds, wide = model.embed(ids.clamp(min=0)), labels
-    if slot:
-        image = model.merge(model.project(sample.pictures[0].features), (32, 32))
-        cut = slot[0]
-        embeds = torch.cat([embeds[:cut], image, embeds[cut + 1 :]])
-        gap = torch.full((len(image),), IGNORE)
-        wide = torch.cat([labels[:cut], gap, labels[cut + 1 :]])
-    t, u = draw(1, len(wide), torch.Generator().manual_seed(sample.seed))
-    p = (1 - 1e-3) * t + 1e-3
-    masked = (u[0] < p) & (wide != IGNORE)
-    mask = model.embed(torch.tensor(objective.mask_id))
-    hidden = model.hidden(torch.where(masked[:, None], mask, embeds)[None])[0]
-    logits = (hidden @ model.lm_head.weight.T)[:, : model.logit_size]
-    losses = torch.nn.functional.cross_entropy(logits[masked], wide[masked], reduction="sum")
-    return losses / p[0] / (wide != IGNORE).sum()
-
-
 def test_the_loss_is_the_formulas_and_rows_do_not_see_each_other(
     home: Path, tmp_path: Path
 ) -> None:
@@ -95,7 +72,9 @@ def test_the_loss_is_the_formulas_and_rows_do_not_see_each_other(
     with torch.no_grad():
         together = Outcome(*objective(rows)).by_row
         alone = torch.stack([Outcome(*objective([row])).by_row[0] for row in rows])
-        formula = torch.stack([plain_loss(objective, row) for row in rows])
+        formula = torch.stack(
+            [tiny.plain_loss(objective.model, objective.mask_id, row) for row in rows]
+        )
     torch.testing.assert_close(alone, formula)
     torch.testing.assert_close(together, formula)
 
@@ -313,6 +292,16 @@ def test_a_batch_that_does_not_divide_among_workers() -> None:
     check_batch(stage, 4)
     with pytest.raises(SettingsError, match=r"E1601: .*2 x 3 workers.* 1, 2, 4, 8"):
         check_batch(stage, 3)
+
+
+def test_an_elastic_run_must_fit_each_number_of_workers(home: Path, tmp_path: Path) -> None:
+    settings = job(home, tmp_path, batch_size=8, micro_batch_size=1)
+    shard = settings.shard.model_copy(update={"engine": "zero3"})
+    workers = run.WorkerSettings(num_workers=4, min_workers=2)
+    with pytest.raises(SettingsError, match=r"E1601: .* 3 workers"):
+        run.check(settings.model_copy(update={"shard": shard, "workers": workers}))
+    with pytest.raises(SettingsError, match="min_workers=3 must be at most num_workers=2"):
+        build(run.WorkerSettings, {"num_workers": 2, "min_workers": 3})
 
 
 def test_too_few_rows(home: Path, tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ import torch
 
 from medv_ray.data import synthetic
 from medv_ray.data.dataset_writer import Row, write_dataset
+from medv_ray.diffusion.noise import IGNORE
 from medv_ray.model import weights
 from medv_ray.model.config import LanguageConfig, ModelConfig, VisionConfig
+from medv_ray.model.denoise import IMAGE_SLOT
 from medv_ray.model.medv import Medv
+from medv_ray.training.objective import Sample
 from medv_ray.training.run import TrainSettings
 from medv_ray.training.stages import ShardSettings, StageSettings
 
@@ -63,3 +66,23 @@ def settings(folder: Path, **stage: object) -> TrainSettings:
         save_every=2,
         watch=(),
     )
+
+
+def plain_loss(model: Medv, mask_id: int, sample: Sample) -> torch.Tensor:
+    """A row's loss from the formula: every logit, no segments, at most one picture."""
+    ids, labels = sample.ids, sample.labels
+    embeds, wide = model.embed(ids.clamp(min=0)), labels
+    for cut in (ids == IMAGE_SLOT).nonzero().flatten().tolist():
+        image = model.merge(model.project(sample.pictures[0].features), (32, 32))
+        embeds = torch.cat([embeds[:cut], image, embeds[cut + 1 :]])
+        gap = torch.full((len(image),), IGNORE)
+        wide = torch.cat([labels[:cut], gap, labels[cut + 1 :]])
+    rng = torch.Generator().manual_seed(sample.seed)
+    t, u = torch.rand(1, generator=rng), torch.rand(1, len(wide), generator=rng)
+    p = (1 - 1e-3) * t + 1e-3
+    masked = (u[0] < p) & (wide != IGNORE)
+    mask = model.embed(torch.tensor(mask_id))
+    hidden = model.hidden(torch.where(masked[:, None], mask, embeds)[None])[0]
+    logits = (hidden @ model.lm_head.weight.T)[:, : model.logit_size]
+    losses = torch.nn.functional.cross_entropy(logits[masked], wide[masked], reduction="sum")
+    return losses / p[0] / (wide != IGNORE).sum()
