@@ -31,13 +31,6 @@ from medv_ray.training.watch import EVENTS
 from tests.unit.training import tiny
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("training")
-    tiny.settings(folder)
-    return folder
-
-
 def job(home: Path, tmp_path: Path, **stage: object) -> TrainSettings:
     return tiny.settings(home, **stage).model_copy(update={"out": str(tmp_path / "out")})
 

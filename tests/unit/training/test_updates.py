@@ -6,6 +6,8 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +17,11 @@ from medv_ray.diffusion.noise import IGNORE
 from medv_ray.errors import RunError
 from medv_ray.model.denoise import IMAGE_SLOT
 from medv_ray.training import run
-from medv_ray.training.loop import counts_of, report_of
+from medv_ray.training.loop import Tally
 from medv_ray.training.objective import Objective, Outcome, Sample
 from medv_ray.training.run import TrainSettings
-from tests.unit.training.test_run import job, plain_loss, prepared, train
+from tests.unit.training import tiny
+from tests.unit.training.test_run import job, prepared, train
 
 
 def weights_at(settings: TrainSettings, step: int) -> torch.Tensor:
@@ -62,7 +65,12 @@ def test_the_gradient_is_the_formulas(home: Path, tmp_path: Path) -> None:
     settings = job(home, tmp_path, max_steps=1, clip=0.0)
     [report] = train(settings)
     objective, samples = prepared(settings)
-    losses = torch.stack([plain_loss(objective, samples(position)) for position in range(4)])
+    losses = torch.stack(
+        [
+            tiny.plain_loss(objective.model, objective.mask_id, samples(position))
+            for position in range(4)
+        ]
+    )
     samples.close()
     losses.mean().backward()
     grads = [p.grad.flatten() for p in objective.parameters() if p.grad is not None]
@@ -117,9 +125,12 @@ def test_a_gradient_that_is_not_finite_ends_the_run(
 def test_losses_by_noise_level() -> None:
     t = torch.tensor([0.0, 0.19, 0.2, 0.99, 1.0])
     outcome = Outcome(torch.tensor(0.0), torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]), t, 7, 3)
-    report = report_of(1, 0.0, counts_of(outcome), 0.0, 1.0, 0.0)
-    assert report.loss_by_noise == (1.5, 4.0, None, None, 12.0)
-    assert (report.num_tokens, report.num_masked) == (7, 3)
+    alone: Any = SimpleNamespace(rank=0, num_workers=1, sum=lambda values: values)
+    tally = Tally(5, range(5, 10))
+    tally.add([], outcome)
+    total = tally.over_all(alone, stop=False)
+    assert total.by_noise == (1.0, 2.0, 4.0, *[None] * 6, 12.0)
+    assert (total.loss, total.counts, total.asked) == (31 / 5, (7, 3, 0), False)
 
 
 def test_the_sampler_that_a_base_recommends_goes_on(home: Path, tmp_path: Path) -> None:
