@@ -204,7 +204,7 @@ def telling(
 
 def last_event(out: Path) -> dict[str, Any]:
     """The last whole line of events.jsonl; empty where there is none."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, IndexError):
         with (out / EVENTS).open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - 8192))

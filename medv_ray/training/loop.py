@@ -102,9 +102,11 @@ def fit(
         if not math.isfinite(norm):
             raise not_finite(step, stage, loss)
         done, asked = step + 1, bool(tally[-1])
+        # told before it is saved: a run that goes on cuts what was told of later steps, and has
+        # no way to tell of earlier ones
+        yield report_of(done, loss, tally, norm, factor, time.perf_counter() - began)
         if asked or done == num_steps or done % saving.every == 0:
             saving.checkpoints.save(engine, done, saving.about)
-        yield report_of(done, loss, tally, norm, factor, time.perf_counter() - began)
         if asked:
             return
 
