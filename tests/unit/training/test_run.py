@@ -131,9 +131,10 @@ def test_a_run_killed_right_after_a_save_has_told_of_its_step(
             raise KeyboardInterrupt
 
     save = Checkpoints.save
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Checkpoints, "save", killed)
+    monkeypatch.setattr(Checkpoints, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
         train(settings)
+    monkeypatch.undo()
     assert [report.step for report in train(settings)] == [5, 6]
     lines = (Path(settings.out) / "events.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
