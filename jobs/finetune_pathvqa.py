@@ -31,7 +31,7 @@ from medv_ray.errors import SettingsError
 from medv_ray.on_ray.train import Trained, train
 from medv_ray.on_ray.tune_demo import HELD_OUT_ROWS, run_tune_demo
 from medv_ray.settings import build, override
-from medv_ray.training.run import TrainSettings, export
+from medv_ray.training.run import MODEL, TrainSettings, export
 from medv_ray.training.stages import RECIPES
 from medv_ray.training.watch import StepEvent
 
@@ -71,7 +71,7 @@ def main(
             raise SettingsError("E1001", f"--{name} is missing; `--help` lists all options.")
     settings = build(TrainSettings, values)
     done = train(settings, new_run, address, show)
-    folder = Path(settings.out) / "model"
+    folder = Path(settings.out) / MODEL
     if done.whole and not folder.exists():
         export(settings, folder)
     tell({"summary": "done" if done.whole else "stopped", **told(done)})

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from medv_ray.errors import CheckpointError, DataError, MedvError, RunError, SettingsError
 from medv_ray.on_ray.cluster import running_ray
-from medv_ray.training.run import TrainSettings, begin, check
+from medv_ray.training.run import MODEL, TrainSettings, begin, check
 from medv_ray.training.watch import EVENTS, StepEvent
 
 STOP, FAILED = "stop", "failed.json"
@@ -48,7 +48,8 @@ def train(
     address: str | None = None,
     tell: Tell = lambda stage, event: None,
 ) -> Trained:
-    """Train a stage, or go on with one. SIGTERM and Ctrl-C save after the step and end early.
+    """Train a stage, or go on with one; nothing is started where its `model/` is there. SIGTERM and
+    Ctrl-C save after the step and end early.
 
     Raises what `check`, `begin` and `train_worker` raise, and RunError E1508 for workers that keep
     dying.
@@ -59,15 +60,14 @@ def train(
     out = begin(settings, identity, new_run)
     for name in (STOP, FAILED):
         (out / name).unlink(missing_ok=True)
-    event = last_event(out)
-    if not event or event["step"] < event["total_steps"]:  # a step is told once it is saved
+    if not (out / MODEL).is_dir():
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         with running_ray(address), stopping(out), telling(settings, tell):
             run_workers(settings, identity)
         if (out / FAILED).is_file():
             told = json.loads((out / FAILED).read_text())
             raise ERRORS[told["kind"]](told["code"], told["detail"])
-        event = last_event(out)
+    event = last_event(out)
     return Trained(
         event.get("step", 0),
         event.get("total_steps", 0),

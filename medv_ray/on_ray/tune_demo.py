@@ -21,7 +21,7 @@ from medv_ray.on_ray.demo import TOY, normal
 from medv_ray.on_ray.options import checkpoint_defaults
 from medv_ray.on_ray.train import Tell, Trained, train
 from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings
-from medv_ray.training.run import TrainSettings, WorkerSettings, export
+from medv_ray.training.run import MODEL, TrainSettings, WorkerSettings, export
 from medv_ray.training.stages import ShardSettings, StageSettings
 
 HELD_OUT_ROWS = 300
@@ -100,7 +100,7 @@ def run_tune_demo(
                 save_every=100,
             )
             done[stage.name] = train(settings, address=address, tell=tell)
-            model = out / "model"
+            model = out / MODEL
             if done[stage.name].whole and not model.exists():
                 export(settings, model)
     rows = [synthetic.shifted(row) for row in synthetic.rows(HELD_OUT_ROWS, seed=9)]

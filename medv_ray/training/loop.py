@@ -105,12 +105,14 @@ def fit(
         if not math.isfinite(norm):
             raise not_finite(step, stage, total.losses, row_of)
         done, asked = step + 1, total.asked
-        if asked or done == num_steps or done % saving.every == 0:
-            saving.checkpoints.save(engine, done, saving.about)
+        # told before it is saved: a run that goes on cuts what was told of later steps, and has
+        # no way to tell of earlier ones
         yield Report(
             done, total.loss, total.by_noise, norm, factor, *total.counts, total.memory_bytes,
             time.perf_counter() - began,
         )  # fmt: skip
+        if asked or done == num_steps or done % saving.every == 0:
+            saving.checkpoints.save(engine, done, saving.about)
         if asked:
             return
 

@@ -47,7 +47,7 @@ from medv_ray.training.writers import check_writers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-MANIFEST = "run.json"
+MANIFEST, MODEL = "run.json", "model"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -18,6 +18,8 @@ from medv_ray.errors import DataError, MedvError, RunError, SettingsError
 from medv_ray.model import weights
 from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings, build
 from medv_ray.training import run
+from medv_ray.training.checkpoint import Checkpoints
+from medv_ray.training.engine import Engine
 from medv_ray.training.events import step_flops
 from medv_ray.training.flops import RowShape, row_flops
 from medv_ray.training.loop import Report, Tally, Total, check_batch, not_finite
@@ -116,6 +118,26 @@ def test_a_cut_run_equals_one_that_was_not(home: Path, tmp_path: Path) -> None:
     assert [r.loss for r in again] == [r.loss for r in reports[2:]]
     assert state(cut) == state(whole)
     assert train(cut) == []
+
+
+def test_a_run_killed_right_after_a_save_has_told_of_its_step(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = job(home, tmp_path)
+
+    def killed(self: Checkpoints, engine: Engine, step: int, about: dict[str, object]) -> None:
+        save(self, engine, step, about)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings)
+    monkeypatch.undo()
+    assert [report.step for report in train(settings)] == [5, 6]
+    lines = (Path(settings.out) / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_damaged_checkpoint_is_passed_over(home: Path, tmp_path: Path) -> None:
