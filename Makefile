@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ZERO := tests/integration/test_zero.py
 export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: demo test test-fast test-ray test-kills lint format clean chaos
@@ -19,11 +20,12 @@ demo: $(VENV)/.installed  ## score an embedded archive with an embedded trained 
 test: $(VENV)/.installed  ## tests that need no GPU, in two halves side by side
 	$(MAKE) --jobs 2 --output-sync=target --keep-going test-fast test-ray
 
-test-fast: $(VENV)/.installed  ## no Ray
+test-fast: $(VENV)/.installed  ## no Ray; then ZeRO-3 against the formulas, with processes of its own
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not integration"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ZERO)
 
 test-ray: $(VENV)/.installed  ## with Ray and object stores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "integration and not chaos"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "integration and not chaos" --ignore $(ZERO)
 
 test-kills: $(VENV)/.installed  ## jobs whose Ray is killed, SIGTERM, Ctrl-C
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m chaos
