@@ -66,7 +66,7 @@ def main(
     values: dict[str, Any] = {"stage": RECIPES[stage].model_dump(mode="json")}
     values = merged(merged(values, read_yaml(config) if config else {}), flags)
     values = override(values, assignments or [])
-    for name in ("model", "data"):
+    for name in ("model", "data", "out"):
         if not values.get(name):
             raise SettingsError("E1001", f"--{name} is missing; `--help` lists all options.")
     settings = build(TrainSettings, values)

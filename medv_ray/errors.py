@@ -320,9 +320,10 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1505": Entry(
         "pool_too_large",
-        "The machines have no room for the actors that were asked for; they would wait for ever.",
-        "Use fewer actors (--min-actors, --max-actors) or smaller ones (--cpus-per-actor, "
-        "--num-gpus). An actor must fit one machine.",
+        "The machines have no room for the actors or workers that were asked for; they would wait "
+        "for ever.",
+        "Use fewer (--min-actors, --max-actors; --num-workers) or smaller ones (--cpus-per-actor, "
+        "workers.cpus_per_worker, --num-gpus). Each must fit one machine.",
     ),
     "E1506": Entry(
         "corrupt_run",

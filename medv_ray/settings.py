@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self, TypeVar
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -212,8 +213,27 @@ def build(cls: type[S], values: dict[str, Any]) -> S:
             if isinstance(first.get("input"), dict)
             else f" (given: {str(first.get('input'))[:60]!r})"
         )
+        rule = first["msg"]
+        if first["type"] == "missing":
+            rule = "is missing"
+        elif first["type"] == "extra_forbidden":
+            known = _names(cls, first["loc"][:-1])
+            near = get_close_matches(str(first["loc"][-1]), known) or known
+            rule, given = f"there is no such setting; there are: {', '.join(near)}", ""
         more = f" And {error.error_count() - 1} more." if error.error_count() > 1 else ""
-        raise SettingsError(code, f"{field}: {first['msg']}{given}.{more}") from None
+        raise SettingsError(code, f"{field}: {rule}{given}.{more}") from None
+
+
+def _names(cls: type[BaseModel], path: Iterable[int | str]) -> list[str]:
+    """Settings of a group; empty where the path leads to none."""
+    for part in path:
+        field = cls.model_fields.get(str(part))
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        groups = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not groups:
+            return []
+        cls = groups[0]
+    return list(cls.model_fields)
 
 
 def identity_digest(identity: dict[str, Any]) -> str:

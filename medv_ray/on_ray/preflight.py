@@ -7,10 +7,13 @@ Ray Data's default, would wait for ever.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from medv_ray.errors import RunError
 from medv_ray.on_ray.options import PoolSettings
+
+if TYPE_CHECKING:
+    from medv_ray.training.run import WorkerSettings
 
 EXACT = 1e-9  # 0.3 / 0.1 is 2.9999999999999996
 
@@ -81,3 +84,22 @@ def size_pool(pool: PoolSettings, capacity: Capacity, num_chunks: int) -> PoolSi
     fewest = 4 if capacity.elastic else 2
     in_flight = max(fewest, min(8, num_chunks // (2 * largest)))
     return PoolSize(min(smallest, largest), largest, in_flight)
+
+
+def check_workers(workers: WorkerSettings, capacity: Capacity) -> int:
+    """Training workers that fit now. Raises RunError E1505 on one machine with room for too few; a
+    cluster may grow."""
+    pool = PoolSettings(cpus_per_actor=workers.cpus_per_worker, num_gpus=workers.num_gpus)
+    fits = sum(node.room(pool) for node in capacity.nodes)
+    if fits < (workers.min_workers or workers.num_workers) and not capacity.elastic:
+        cpus, gpus = (sum(of) for of in zip(*capacity.nodes, strict=True))
+        way_out = (
+            " Without --num-gpus the job runs on CPUs." if workers.num_gpus and not gpus else ""
+        )
+        raise RunError(
+            "E1505",
+            f"{workers.num_workers} workers (--num-workers) of {workers.cpus_per_worker} CPUs "
+            f"(workers.cpus_per_worker) and {workers.num_gpus} GPUs (--num-gpus) are asked for, and "
+            f"{fits} fit: this machine has {cpus:g} CPUs and {gpus:g} GPUs.{way_out}",
+        )
+    return fits

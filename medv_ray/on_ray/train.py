@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from medv_ray.errors import CheckpointError, DataError, MedvError, RunError, SettingsError
 from medv_ray.on_ray.cluster import running_ray
+from medv_ray.on_ray.preflight import check_workers
 from medv_ray.training.run import MODEL, TrainSettings, begin, check
 from medv_ray.training.watch import EVENTS, StepEvent
 
@@ -62,8 +63,15 @@ def train(
         (out / name).unlink(missing_ok=True)
     if not (out / MODEL).is_dir():
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-        with running_ray(address), stopping(out), telling(settings, tell):
-            run_workers(settings, identity)
+        with running_ray(address) as cluster:
+            fits = check_workers(settings.workers, cluster.capacity)
+            if fits < settings.workers.num_workers:
+                told = (
+                    f"room for {fits} of {settings.workers.num_workers} workers; waiting for more"
+                )
+                sys.stderr.write(f"{told}\n")
+            with stopping(out), telling(settings, tell):
+                run_workers(settings, identity)
         if (out / FAILED).is_file():
             told = json.loads((out / FAILED).read_text())
             raise ERRORS[told["kind"]](told["code"], told["detail"])

@@ -62,8 +62,11 @@ def run(
     [
         (["--set", "stage.lr=abc"], ["E1001", "stage.lr", "valid number", "'abc'"]),
         (["--set", "stage.lr=0"], ["E1001", "stage.lr", "greater than 0"]),
-        (["--set", "stage.learning_rate=1"], ["E1001", "stage.learning_rate", "not permitted"]),
-        (["--set", "stages.lr=1"], ["E1001", "stages", "not permitted"]),
+        (
+            ["--set", "stage.learning_rate=1"],
+            ["E1001", "stage.learning_rate", "no such setting; there are: name, trainable"],
+        ),
+        (["--set", "stages.lr=1"], ["E1001", "stages", "no such setting; there are: stage"]),
         (["--set", "stage.lr"], ["E1001", "--set 'stage.lr'", "name=value"]),
         (["--set", "stage.micro_batch_size=0"], ["E1001", "micro_batch_size", "greater than 0"]),
         (["--set", "stage.micro_batch_size=3"], ["E1601", "batch_size=8", "micro_batch_size=3"]),

@@ -2,8 +2,9 @@ import pytest
 
 from medv_ray.errors import RunError, SettingsError
 from medv_ray.on_ray.options import PoolSettings
-from medv_ray.on_ray.preflight import Capacity, Node, PoolSize, size_pool
+from medv_ray.on_ray.preflight import Capacity, Node, PoolSize, check_workers, size_pool
 from medv_ray.settings import build
+from medv_ray.training.run import WorkerSettings
 
 
 def cluster(*nodes: tuple[float, float], elastic: bool = False) -> Capacity:
@@ -88,3 +89,14 @@ def test_enough_chunks_wait_for_ray_data_to_start_more_actors() -> None:
 def test_bounds_in_the_wrong_order() -> None:
     with pytest.raises(SettingsError, match="min_actors=3"):
         build(PoolSettings, {"min_actors": 3, "max_actors": 2})
+
+
+def test_training_workers_that_find_no_room_are_refused() -> None:
+    two = WorkerSettings(num_workers=2)
+    assert check_workers(two, TWO) == 2
+    with pytest.raises(RunError, match=r"E1505: 3 workers .* and 2 fit: this machine has 2 CPUs"):
+        check_workers(WorkerSettings(num_workers=3), TWO)
+    with pytest.raises(RunError, match=r"0 fit.*Without --num-gpus"):
+        check_workers(WorkerSettings(num_workers=1, num_gpus=1), TWO)
+    assert check_workers(WorkerSettings(num_workers=3, min_workers=1), TWO) == 2  # elastic
+    assert check_workers(WorkerSettings(num_workers=3), cluster((2, 0), elastic=True)) == 2
