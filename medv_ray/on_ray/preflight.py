@@ -99,7 +99,7 @@ def check_workers(workers: WorkerSettings, capacity: Capacity) -> int:
         raise RunError(
             "E1505",
             f"{workers.num_workers} workers (--num-workers) of {workers.cpus_per_worker} CPUs "
-            f"(workers.cpus_per_worker) and {workers.num_gpus} GPUs (--num-gpus) are asked for, and "
-            f"{fits} fit: this machine has {cpus:g} CPUs and {gpus:g} GPUs.{way_out}",
+            f"(workers.cpus_per_worker) and {workers.num_gpus} GPUs (--num-gpus) are asked for, "
+            f"and {fits} fit: this machine has {cpus:g} CPUs and {gpus:g} GPUs.{way_out}",
         )
     return fits
