@@ -131,9 +131,9 @@ class Run:
     def end(self) -> None:
         """Let the job end."""
         process = self.process or self.start()
-        process.communicate(timeout=PATIENCE_S)
+        told = process.communicate(timeout=PATIENCE_S)[0]
         if process.returncode:
-            self.problems.append(f"the last run ended with {process.returncode}")
+            self.problems.append(f"the last run ended with {process.returncode}: {told.strip()}")
 
     def tensors(self) -> dict[str, bytes]:
         """Files of the last checkpoint and of the exported folder."""
