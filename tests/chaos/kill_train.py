@@ -144,7 +144,8 @@ class Run:
 
     def losses(self) -> list[tuple[int, float, float]]:
         """Step, loss and learning rate of each line that was kept."""
-        lines = (self.folder / "out" / "events.jsonl").read_text().splitlines()
+        file = self.folder / "out" / "events.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
         return [(e["step"], e["loss"], e["lr"]) for e in map(json.loads, lines)]
 
 
