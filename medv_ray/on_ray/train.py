@@ -145,7 +145,9 @@ def work(config: dict[str, Any]) -> None:
     def stop() -> bool:
         nonlocal looks
         looks += 1
-        return (out / STOP).is_file() or (looks % PREEMPTION_STEPS == 0 and preempted())
+        # first, on every worker: it waits for the others, who may not see the file yet
+        leaving = looks % PREEMPTION_STEPS == 0 and preempted()
+        return leaving or (out / STOP).is_file()
 
     try:
         for _ in train_worker(settings, config["identity"], "cuda" if gpu else "cpu", stop):

@@ -131,9 +131,9 @@ class Run:
     def end(self) -> None:
         """Let the job end."""
         process = self.process or self.start()
-        process.communicate(timeout=PATIENCE_S)
+        told = process.communicate(timeout=PATIENCE_S)[0]
         if process.returncode:
-            self.problems.append(f"the last run ended with {process.returncode}")
+            self.problems.append(f"the last run ended with {process.returncode}: {told.strip()}")
 
     def tensors(self) -> dict[str, bytes]:
         """Files of the last checkpoint and of the exported folder."""
@@ -144,7 +144,8 @@ class Run:
 
     def losses(self) -> list[tuple[int, float, float]]:
         """Step, loss and learning rate of each line that was kept."""
-        lines = (self.folder / "out" / "events.jsonl").read_text().splitlines()
+        file = self.folder / "out" / "events.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
         return [(e["step"], e["loss"], e["lr"]) for e in map(json.loads, lines)]
 
 
