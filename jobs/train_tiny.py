@@ -5,7 +5,8 @@ r"""Train the embedded toy checkpoint on synthetic tiles: nothing -> medv_ray/as
 One process and a plain loop around the noise and the loss of the real training, in four stages:
 captions; bare question-answer pairs, in which every target has to be read off the picture; the chat
 template with the answers as only targets; the chat template with all targets of LLaDA-V. The same
-seed, thread count and kind of CPU give the same bits.
+seed, thread count and kind of CPU give the same bits. One long file on purpose: tokenizer, data,
+loop and card of one asset, which nothing else uses.
 """
 
 from __future__ import annotations

@@ -41,9 +41,9 @@ def new_folder(target: Path, size_bytes: int) -> Iterator[Path]:
             yield partial
             os.chmod(partial, 0o755)
             for place in (*partial.iterdir(), partial):
-                _sync(place)
+                sync(place)
             os.replace(partial, target)  # an empty folder gives way
-            _sync(target.parent)
+            sync(target.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -55,7 +55,8 @@ def new_folder(target: Path, size_bytes: int) -> Iterator[Path]:
         raise RunError("E1503" if full else "E1511", told) from None
 
 
-def _sync(place: Path) -> None:
+def sync(place: Path) -> None:
+    """Force a file, or the names in a folder, to disk. Raises OSError."""
     handle = os.open(place, os.O_RDONLY)
     try:
         os.fsync(handle)

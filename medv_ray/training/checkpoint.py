@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from medv_ray.errors import RunError
+from medv_ray.model.new_folder import sync
 from medv_ray.training.engine import Engine, Slice
 
 FORMAT = 1
@@ -241,19 +242,11 @@ def _write(file: Path, data: bytes) -> None:
 
 def _publish(partial: Path, final: Path) -> None:
     """Rename a complete folder, and force names to disk before and after."""
-    _sync(partial)
+    sync(partial)
     if final.exists():  # a damaged one of the same step
         shutil.rmtree(final)
     os.replace(partial, final)
-    _sync(final.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(final.parent)
 
 
 def _disk_error(error: Exception | None) -> RunError:

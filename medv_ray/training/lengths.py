@@ -4,8 +4,6 @@ picture does not matter."""
 from __future__ import annotations
 
 from functools import lru_cache
-from types import TracebackType
-from typing import Self
 
 import torch
 
@@ -26,7 +24,7 @@ def tile_settings(config: ModelConfig, stage: StageSettings, several: bool) -> T
 
 
 class ImageTokens:
-    """Counts the image tokens of a dataset's pictures. Nothing is decoded. A context manager."""
+    """Counts the image tokens of a dataset's pictures. Nothing is decoded."""
 
     def __init__(self, dataset: Dataset, stage: StageSettings, config: ModelConfig) -> None:
         """`config` is the model's as the stage sees it."""
@@ -42,15 +40,8 @@ class ImageTokens:
         size_wh = self._headers.prepare(self._dataset.image(sha256)).size_wh
         return num_image_tokens(self._config, cut, size_wh)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the decoder's child process."""
         self._headers.close()
 
 

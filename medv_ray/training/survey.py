@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from medv_ray.data.conversations import IGNORE
@@ -59,7 +60,7 @@ def survey_stage(
         return row.ids, row.labels
 
     limits = (stage.max_length, "stage.max_length"), (config.max_length, "the model's own limit")
-    with ImageTokens(dataset, stage, config) as image_tokens:
+    with closing(ImageTokens(dataset, stage, config)) as image_tokens:
         return survey(dataset, encode, image_tokens, *min(limits))
 
 

@@ -167,3 +167,18 @@ def test_true_of_lists_exactly_the_true_answers(held_out):
 def test_without_a_question_half_of_the_tiles_have_no_vessel():
     rows = [r for r in synthetic.rows(200, per_image=1) if r.question_type == "colour"]
     assert 0.35 < np.mean([row.attributes["vessel"] == "none" for row in rows]) < 0.65
+
+
+def test_the_other_laboratory_words_and_stains_everything_anew(few):
+    asked = {t.question for kind in quiz.QUESTION_TYPES for t in quiz.targets(kind)}
+    assert set(synthetic.NEW_WORDS) <= asked
+    moved = [synthetic.shifted(row) for row in few]
+    assert not {row.question for row in moved} & asked
+    for row, other in zip(few, moved, strict=True):
+        assert (row.answer, row.question_type) == (other.answer, other.question_type)
+        closed = row.question_type in ("yes/no", "presence")
+        assert other.question.startswith("Yes or no: ") == closed
+    before, after = (np.asarray(Image.open(io.BytesIO(r.image)), int) for r in (few[0], moved[0]))
+    mixed = np.round(0.6 * before + 0.4 * before[..., [1, 2, 0]])
+    assert np.abs(after - mixed).max() <= 1
+    assert np.abs(after - before).max() > 20

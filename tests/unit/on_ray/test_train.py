@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from medv_ray.on_ray.train import last_event
+from medv_ray.on_ray import train as on_ray_train
+from medv_ray.on_ray.train import last_event, train
+from medv_ray.training import run
+from tests.unit.training import tiny
 
 
 @pytest.mark.parametrize(
@@ -25,3 +28,20 @@ def test_the_last_event_is_the_last_whole_line(
     if text is not None:
         (tmp_path / "events.jsonl").write_text(text)
     assert last_event(tmp_path).get("step") == step
+
+
+def test_a_stage_whose_model_is_there_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny.settings(tmp_path)
+    out = run.begin(settings, run.check(settings))
+    (out / "events.jsonl").write_text('{"step": 6, "total_steps": 6, "loss": 0.5}\n')
+
+    def started(address: str | None) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(on_ray_train, "running_ray", started)
+    with pytest.raises(AssertionError, match="Ray was started"):  # told, but no model yet
+        train(settings)
+    (out / "model").mkdir()
+    assert train(settings).whole

@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_image_tokens_are_those_that_the_model_makes(
     rows = [Row(str(n), (data,), talk) for n, data in enumerate(pictures)]
     write_dataset(tmp_path / "d", "toy", {"train": [*rows, Row("two", tuple(pictures[:2]), talk)]})
     dataset = Dataset.open(tmp_path / "d")
-    with ImageTokens(dataset, stage, config) as image_tokens:
+    with closing(ImageTokens(dataset, stage, config)) as image_tokens:
         for example in dataset:
             several = len(example.images) > 1
             cut = tile_settings(config, stage, several)
@@ -124,7 +125,7 @@ def test_a_damaged_header_is_found_where_the_size_matters(tmp_path: Path) -> Non
     data = write(tmp_path / "d", "a", "b")
     stage = StageSettings(name="x", lr=1.0, batch_size=1)
     with (
-        ImageTokens(data, stage, config) as image_tokens,
+        closing(ImageTokens(data, stage, config)) as image_tokens,
         pytest.raises(DataError, match="E1202: row 0 of train: 1 bytes are none"),
     ):
         survey(data, encode, image_tokens, 99)
