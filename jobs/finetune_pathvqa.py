@@ -15,8 +15,8 @@ first.
 `--demo [--out DIR]` shows three stages at toy size on two CPU workers, in minutes.
 
 Exit codes: 0 done, 1 not all steps were done (the same line goes on), 2 settings, base or data are
-not right (nothing was started), 3 the run folder is of another run, 5 disk full. The last line of
-stdout is one JSON object.
+not right (nothing was started), 3 the run folder is of another run, 4 another job trains there, 5
+disk full. The last line of stdout is one JSON object.
 """
 
 import json
@@ -31,7 +31,7 @@ from medv_ray.errors import SettingsError
 from medv_ray.on_ray.train import Trained, train
 from medv_ray.on_ray.tune_demo import HELD_OUT_ROWS, run_tune_demo
 from medv_ray.settings import build, override
-from medv_ray.training.run import MODEL, TrainSettings, export
+from medv_ray.training.run import TrainSettings
 from medv_ray.training.stages import RECIPES
 from medv_ray.training.watch import StepEvent
 
@@ -50,6 +50,9 @@ def main(
     num_gpus: Annotated[int | None, Option(help="GPUs of a worker: 0 or 1.")] = None,
     address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
     new_run: Annotated[bool, Option("--new-run", help="Wipe the run folder, start over.")] = False,
+    take_over: Annotated[
+        bool, Option("--take-over", help="Ignore the lock of a job that is surely dead.")
+    ] = False,
     demo: Annotated[bool, Option("--demo", help="Three stages at toy size.")] = False,
 ) -> int:
     """Train one stage and leave a folder that scoring loads."""
@@ -70,10 +73,7 @@ def main(
         if not values.get(name):
             raise SettingsError("E1001", f"--{name} is missing; `--help` lists all options.")
     settings = build(TrainSettings, values)
-    done = train(settings, new_run, address, show)
-    folder = Path(settings.out) / MODEL
-    if done.whole and not folder.exists():
-        export(settings, folder)
+    done = train(settings, new_run, take_over, address, show)
     tell({"summary": "done" if done.whole else "stopped", **told(done)})
     return 0 if done.whole else 1
 

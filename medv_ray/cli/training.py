@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -119,24 +119,26 @@ def data_preview_command(
     rows: Annotated[int, Option(help="Rows on the page, spread evenly.", min=1, max=1000)] = 20,
     out: Annotated[Path, Option(help="The page.")] = Path("preview.html"),
     model: Annotated[str, Option(help="Checkpoint folder whose tokenizer is used.")] = "toy",
-    template: Annotated[str, Option(help="llada, or plain as in the alignment stage.")] = "llada",
+    template: Annotated[str, Option(help="llada, plain (alignment) or pairs.")] = "llada",
     system: Annotated[str, Option(help="System sentence: general, medical, none.")] = "general",
     seed: Annotated[int, Option(help="Of the noise.", min=0, max=2**31 - 1)] = 0,
 ) -> None:
     """Show image, tokens, targets and one noised sample of training rows as an HTML page."""
+    from medv_ray.data.conversations import Template
     from medv_ray.data.dataset import Dataset
     from medv_ray.data.prompts import load_tokenizer
     from medv_ray.settings import PromptSettings, build
     from medv_ray.training.preview import preview
 
-    if template not in ("llada", "plain"):
-        raise SettingsError("E1001", f"--template {template[:20]!r}: llada or plain.")
+    known = {name: name for name in get_args(Template)}
+    if template not in known:
+        told = f"--template {template[:20]!r}: one of {', '.join(known)}."
+        raise SettingsError("E1001", told)
     prompt = build(PromptSettings, {"system": system, "token_after_image": "training"})
     dataset = Dataset.open(data, split)
     page = preview(
         dataset, load_tokenizer(model_folder(model)),
-        num_rows=rows, seed=seed, template="plain" if template == "plain" else "llada",
-        prompt=prompt,
+        num_rows=rows, seed=seed, template=known[template], prompt=prompt,
     )  # fmt: skip
     try:
         out.write_text(page, encoding="utf-8")

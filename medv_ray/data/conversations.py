@@ -30,6 +30,20 @@ IMAGE_WORD = "<image>"
 ROLES = {"human": "user", "gpt": "assistant"}
 
 Conversation = Sequence[Mapping[str, str]]
+Template = Literal["llada", "plain", "pairs"]
+"""How a conversation becomes tokens: the chat template; `plain`, of the alignment stage: image,
+caption and newline; or `pairs`, ours: images, then questions and answers without roles, an end of
+turn behind each answer."""
+
+
+def on_one_image(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """Questions and their answers as a conversation on one image."""
+    talk = []
+    for number, (question, answer) in enumerate(turns):
+        front = "" if number else f"{IMAGE_WORD}\n"
+        talk.append({"from": "human", "value": front + question})
+        talk.append({"from": "gpt", "value": answer})
+    return talk
 
 
 def encode_conversation(
@@ -37,7 +51,7 @@ def encode_conversation(
     conversation: Conversation,
     settings: PromptSettings,
     num_images: int,
-    template: Literal["llada", "plain"] = "llada",
+    template: Template = "llada",
 ) -> tuple[list[int], list[int]]:
     """Token ids with IMAGE_SLOT at the images, and as many labels: IGNORE, or the id itself.
 
@@ -45,8 +59,6 @@ def encode_conversation(
         num_images: images of the row. The human messages must mark as many places, or none: then
             all images go in front of the first human message. With 0 images the word `<image>` is
             plain text.
-        template: `llada` is the chat template; `plain`, of the alignment stage, is image, caption
-            and newline.
 
     Raises DataError E1109 for a malformed conversation or another number of marked places, E1304
     for bad text.
@@ -54,6 +66,8 @@ def encode_conversation(
     messages = place_images(checked(conversation), num_images)
     if template == "plain":
         return encode_plain(tokenizer, messages)
+    if template == "pairs":
+        return encode_pairs(tokenizer, messages)
     return encode_chat(tokenizer, messages, settings)
 
 
@@ -140,3 +154,25 @@ def encode_plain(
         raise DataError("E1109", "the plain template takes an image, a human and a gpt message.")
     ids = encode_pieces(tokenizer, [*slots, *messages[1][1], "\n"])
     return ids, [IGNORE if token == IMAGE_SLOT else token for token in ids]
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerFast, messages: list[tuple[str, list[int | str]]]
+) -> tuple[list[int], list[int]]:
+    """Images, then question, answer and end of turn of each pair; only answers and ends are
+    targets.
+
+    Short, and every target has to be read off the picture: what a model from scratch learns from.
+    """
+    eot = SpecialIds.of(tokenizer).eot
+    pieces = [piece for role, content in messages if role == "user" for piece in content]
+    ids = [IMAGE_SLOT] * pieces.count(IMAGE_SLOT)
+    labels = [IGNORE] * len(ids)
+    for role, content in messages:
+        text = "".join(piece for piece in content if isinstance(piece, str)).strip()
+        encoded = encode_pieces(tokenizer, [text])
+        if role == "assistant":
+            encoded.append(eot)
+        ids += encoded
+        labels += encoded if role == "assistant" else [IGNORE] * len(encoded)
+    return ids, labels

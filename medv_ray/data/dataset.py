@@ -31,7 +31,8 @@ INDEX = "dataset.json"
 MAX_INDEX_BYTES = 2**24
 GROUP_ROWS = 256
 """Rows of a row group: what a random access reads."""
-KEPT_GROUPS = 16
+KEPT_BYTES = 2**28
+"""Row groups in memory, as Arrow tables; at least one is kept."""
 
 Message = dict[str, str]
 
@@ -62,7 +63,7 @@ class Example(NamedTuple):
 
 
 class Dataset:
-    """One split, by random access: at most KEPT_GROUPS x GROUP_ROWS rows are held, and no image.
+    """One split, by random access: at most KEPT_BYTES of rows are held, and no image.
 
     Safe to read from several threads.
     """
@@ -85,7 +86,8 @@ class Dataset:
         told = index["splits"][split]
         if self._starts[-1] != told:
             raise _changed(f"{self._name} has {self._starts[-1]} rows, {INDEX} says {told}")
-        self._kept: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+        self._kept: OrderedDict[int, pa.Table] = OrderedDict()
+        self._used_bytes = 0
         self._lock = threading.Lock()
 
     @classmethod
@@ -106,7 +108,8 @@ class Dataset:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         number = bisect_right(self._starts, row) - 1
-        cells = self._group(number)[row - self._starts[number]]
+        table = self._group(number).slice(row - self._starts[number], 1)
+        (cells,) = self._cells(number, table)
         return Example(
             cells["id"],
             cells["conversations"],
@@ -137,31 +140,40 @@ class Dataset:
         """
         state = hashlib.sha256()
         for number in range(len(self._starts) - 1):
-            for cells in self._read(number):
+            for cells in self._cells(number, self._read(number)):
                 state.update(row_bytes(cells))
         if state.hexdigest() != self.index["counts"][self.split]["sha256"]:
             raise _changed(f"the rows of {self._name} are not those that were prepared")
         return state.hexdigest()
 
-    def _group(self, number: int) -> list[dict[str, Any]]:
+    def _group(self, number: int) -> pa.Table:
         with self._lock:
             found = self._kept.get(number)
             if found is None:
                 found = self._kept[number] = self._read(number)
-                if len(self._kept) > KEPT_GROUPS:
-                    self._kept.popitem(last=False)
+                self._used_bytes += found.nbytes
+                while self._used_bytes > KEPT_BYTES and len(self._kept) > 1:
+                    self._used_bytes -= self._kept.popitem(last=False)[1].nbytes
             self._kept.move_to_end(number)
             return found
 
-    def _read(self, number: int) -> list[dict[str, Any]]:
+    def _read(self, number: int) -> pa.Table:
         try:
-            table = self._file.read_row_group(number, use_threads=False)
+            return self._file.read_row_group(number, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise self._damaged(number, error) from None
+
+    def _cells(self, number: int, table: pa.Table) -> list[dict[str, Any]]:
+        """Rows of the group as Python values."""
+        try:
             rows: list[dict[str, Any]] = table.to_pylist()
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            first, end = self._starts[number : number + 2]
-            where = f"{self._name} is damaged in rows {first} to {end - 1}"
-            raise _changed(where, error) from None
+        except UnicodeDecodeError as error:
+            raise self._damaged(number, error) from None
         return rows
+
+    def _damaged(self, number: int, error: Exception) -> DataError:
+        first, end = self._starts[number : number + 2]
+        return _changed(f"{self._name} is damaged in rows {first} to {end - 1}", error)
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medv_ray.archive.lock import Lock
+from medv_ray.archive.store import Store
 from medv_ray.errors import CheckpointError, DataError, MedvError, RunError, SettingsError
 from medv_ray.on_ray.cluster import running_ray
 from medv_ray.on_ray.preflight import check_workers
-from medv_ray.training.run import MODEL, TrainSettings, begin, check
+from medv_ray.training.run import MODEL, TrainSettings, begin, check, export
 from medv_ray.training.watch import EVENTS, StepEvent
 
 STOP, FAILED = "stop", "failed.json"
@@ -46,42 +48,70 @@ class Trained(NamedTuple):
 def train(
     settings: TrainSettings,
     new_run: bool = False,
+    take_over: bool = False,
     address: str | None = None,
     tell: Tell = lambda stage, event: None,
 ) -> Trained:
-    """Train a stage, or go on with one; nothing is started where its `model/` is there. SIGTERM and
-    Ctrl-C save after the step and end early.
+    """Train a stage, or go on with one, and export it when it is done; nothing is started where its
+    `model/` is there. SIGTERM and Ctrl-C save after the step and end early.
 
-    Raises what `check`, `begin` and `train_worker` raise, and RunError E1508 for workers that keep
-    dying.
+    Args:
+        new_run: wipe the run folder first.
+        take_over: ignore the lock of a job on another machine that is surely dead.
+
+    Raises what `check`, `begin`, `train_worker` and `export` raise, RunError E1501 for a folder in
+    which another job trains, and E1508 for workers that keep dying.
     """
     began = time.monotonic()
     settings = located(settings)
     identity = check(settings)
-    out = begin(settings, identity, new_run)
-    for name in (STOP, FAILED):
-        (out / name).unlink(missing_ok=True)
-    if not (out / MODEL).is_dir():
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-        with running_ray(address) as cluster:
-            fits = check_workers(settings.workers, cluster.capacity)
-            if fits < settings.workers.num_workers:
-                told = (
-                    f"room for {fits} of {settings.workers.num_workers} workers; waiting for more"
-                )
-                sys.stderr.write(f"{told}\n")
-            with stopping(out), telling(settings, tell):
-                run_workers(settings, identity)
-        if (out / FAILED).is_file():
-            told = json.loads((out / FAILED).read_text())
-            raise ERRORS[told["kind"]](told["code"], told["detail"])
-    event = last_event(out)
-    return Trained(
-        event.get("step", 0),
-        event.get("total_steps", 0),
-        event.get("loss"),
-        time.monotonic() - began,
-    )
+    with alone(settings.out, take_over):
+        out = begin(settings, identity, new_run)
+        for name in (STOP, FAILED):
+            (out / name).unlink(missing_ok=True)
+        if not (out / MODEL).is_dir():
+            run_on_ray(settings, identity, address, tell)
+        event = last_event(out)
+        done = Trained(
+            event.get("step", 0),
+            event.get("total_steps", 0),
+            event.get("loss"),
+            time.monotonic() - began,
+        )
+        if done.whole and not (out / MODEL).exists():
+            export(settings, out / MODEL)
+    return done
+
+
+@contextmanager
+def alone(out: str, take_over: bool) -> Iterator[None]:
+    """The only driver of a run folder, which is made. Raises RunError E1501 and E1511."""
+    store = Store(out)
+    store.make()
+    lock = Lock(store)
+    lock.acquire(take_over)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run_on_ray(
+    settings: TrainSettings, identity: dict[str, Any], address: str | None, tell: Tell
+) -> None:
+    """From the last checkpoint to the end of the stage, or to where it is stopped."""
+    out = Path(settings.out)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    with running_ray(address) as cluster:
+        fits = check_workers(settings.workers, cluster.capacity)
+        if fits < settings.workers.num_workers:
+            told = f"room for {fits} of {settings.workers.num_workers} workers; waiting for more"
+            sys.stderr.write(f"{told}\n")
+        with stopping(out), telling(settings, tell):
+            run_workers(settings, identity)
+    if (out / FAILED).is_file():
+        failed = json.loads((out / FAILED).read_text())
+        raise ERRORS[failed["kind"]](failed["code"], failed["detail"])
 
 
 def located(settings: TrainSettings) -> TrainSettings:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from medv_ray.data import quiz, synthetic
+from medv_ray.data.conversations import on_one_image
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.on_ray.cluster import running_ray
@@ -21,7 +22,7 @@ from medv_ray.on_ray.demo import TOY, normal
 from medv_ray.on_ray.options import checkpoint_defaults
 from medv_ray.on_ray.train import Tell, Trained, train
 from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings
-from medv_ray.training.run import MODEL, TrainSettings, WorkerSettings, export
+from medv_ray.training.run import MODEL, TrainSettings, WorkerSettings
 from medv_ray.training.stages import ShardSettings, StageSettings
 
 HELD_OUT_ROWS = 300
@@ -101,8 +102,6 @@ def run_tune_demo(
             )
             done[stage.name] = train(settings, address=address, tell=tell)
             model = out / MODEL
-            if done[stage.name].whole and not model.exists():
-                export(settings, model)
     rows = [synthetic.shifted(row) for row in synthetic.rows(HELD_OUT_ROWS, seed=9)]
     base, tuned = exact_match(Path(TOY), rows), exact_match(model, rows)
     return Tuned(done, base, tuned, model, folder / HELD_OUT)
@@ -150,12 +149,13 @@ def questions() -> Iterator[Row]:
 
 
 def _row(row: synthetic.Row, turns: list[tuple[str, str]], name: str | None = None) -> Row:
-    talk = []
-    for number, (question, answer) in enumerate(turns):
-        talk.append({"from": "human", "value": ("" if number else "<image>\n") + question})
-        talk.append({"from": "gpt", "value": answer})
     kind = row.question_type if row.question_type in quiz.QUESTION_TYPES else None
-    return Row(name or row.id, (row.image,), talk, question_type=kind if len(turns) == 1 else None)
+    return Row(
+        name or row.id,
+        (row.image,),
+        on_one_image(turns),
+        question_type=kind if len(turns) == 1 else None,
+    )
 
 
 def exact_match(model: Path, rows: list[synthetic.Row]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from jinja2 import Environment, StrictUndefined
 
-from medv_ray.data.conversations import IGNORE, encode_conversation
+from medv_ray.data.conversations import IGNORE, Template, encode_conversation
 from medv_ray.data.dataset import Dataset, Example
 from medv_ray.data.prompts import IMAGE_SLOT
 from medv_ray.data.thumbnail import Thumbnails
@@ -66,7 +66,7 @@ def preview(
     *,
     num_rows: int = 20,
     seed: int = 0,
-    template: Literal["llada", "plain"] = "llada",
+    template: Template = "llada",
     prompt: PromptSettings | None = None,
 ) -> str:
     """HTML of `num_rows` rows spread evenly over the split, without scripts or links.
@@ -96,7 +96,7 @@ def card(
     row: int,
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
-    template: Literal["llada", "plain"],
+    template: Template,
     prompt: PromptSettings,
     thumbnails: Thumbnails,
 ) -> Card:
@@ -124,7 +124,7 @@ def card(
 def noised(
     example: Example,
     tokenizer: PreTrainedTokenizerFast,
-    template: Literal["llada", "plain"],
+    template: Template,
     prompt: PromptSettings,
     generator: torch.Generator,
 ) -> tuple[list[Token], float]:

@@ -45,7 +45,8 @@ class RowEncoder:
         )
         if stage.template == "llada":
             ids, labels = self._fit(ids, labels)
-        return Row(ids, labels, self._ends(ids))
+        ends = segment_ends(ids, stage.attention, self._header, self._special.eot)
+        return Row(ids, labels, ends)
 
     def _fit(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
         """The chat template's ids and labels as the stage wants them."""
@@ -62,9 +63,3 @@ class RowEncoder:
             kept = [place for place in range(len(ids)) if place not in lost]
             ids, labels = [ids[place] for place in kept], [labels[place] for place in kept]
         return ids, labels
-
-    def _ends(self, ids: list[int]) -> tuple[int, ...]:
-        if self._stage.template == "plain" and self._stage.attention == "prefix":
-            last = max(place for place, token in enumerate(ids, 1) if token == IMAGE_SLOT)
-            return (last, len(ids))
-        return segment_ends(ids, self._stage.attention, self._header, self._special.eot)

@@ -47,7 +47,9 @@ from medv_ray.training.writers import check_writers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-MANIFEST, MODEL = "run.json", "model"
+MANIFEST, PARTIAL, MODEL = "run.json", "run.tmp", "model"
+LOCK = "lock"
+"""The driver's (`archive.lock`): no sign of a run, and left alone when one starts over."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -99,9 +101,11 @@ class TrainSettings(Settings):
 def check(settings: TrainSettings) -> dict[str, Any]:
     """Everything that can be known before the first step; what must be equal for a resume.
 
-    Raises SettingsError, DataError or CheckpointError.
+    Raises SettingsError, DataError or CheckpointError; RunError E1507 for an output folder of
+    something else.
     """
     stage, workers = settings.stage, settings.workers
+    check_free_or_run(Path(settings.out))
     if settings.shard.engine == "plain" and workers.num_workers > 1:
         told = f"shard.engine=plain is one process, not {workers.num_workers} workers"
         raise SettingsError("E1001", f"{told}: use shard.engine=zero3, or --num-workers 1.")
@@ -127,6 +131,12 @@ def check(settings: TrainSettings) -> dict[str, Any]:
         "survey": found._asdict(),
         "code": {"medv_ray": __version__, "torch": version("torch")},
     }
+
+
+def check_free_or_run(out: Path) -> None:
+    held = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    if held - {LOCK, PARTIAL} and MANIFEST not in held:
+        raise RunError("E1507", "the output folder is not empty and holds no training run.")
 
 
 def check_base(settings: TrainSettings) -> tuple[ModelConfig, PreTrainedTokenizerFast]:
@@ -156,11 +166,19 @@ def stage_config(config: ModelConfig, stage: StageSettings) -> ModelConfig:
 
 
 def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = False) -> Path:
-    """The run folder, made or found to be of the same run. Raises RunError E1604 for another."""
+    """The run folder, made or found to be of the same run; `new_run` empties it first.
+
+    Raises RunError E1604 for another run, E1507 for a manifest that cannot be read.
+    """
     out = Path(settings.out)
     manifest = out / MANIFEST
     if new_run and manifest.is_file():
-        shutil.rmtree(out)
+        # the manifest goes last: without it, what a kill left would be no run's
+        for entry in sorted(out.iterdir(), key=lambda entry: entry == manifest):
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != LOCK:
+                entry.unlink()
     if manifest.is_file():
         before, _ = read_run(out)
         changed = sorted(
@@ -169,11 +187,9 @@ def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = Fal
         if changed:
             raise RunError("E1604", f"the run folder was made with another {', '.join(changed)}.")
         return out
-    if out.is_dir() and any(out.iterdir()):
-        raise RunError("E1507", "the output folder is not empty and holds no training run.")
     out.mkdir(parents=True, exist_ok=True)
     told = {"identity": identity, "settings": settings.model_dump(mode="json", exclude={"out"})}
-    partial = manifest.with_suffix(".tmp")
+    partial = out / PARTIAL
     partial.write_text(json.dumps(told, indent=1) + "\n")
     os.replace(partial, manifest)
     return out

@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from medv_ray.data.conversations import Template
 from medv_ray.settings import ImageSettings, LoraSettings, Settings
 
 Part = Literal["projector", "language", "vision"]
@@ -53,8 +54,7 @@ class StageSettings(Settings):
     """Share of the steps in which the learning rate rises in a line."""
     clip: NonNegativeFloat = 1.0
     """Largest gradient norm; 0 does not clip."""
-    template: Literal["llada", "plain"] = "llada"
-    """`llada` is the chat template; `plain` is image, caption and newline."""
+    template: Template = "llada"
     system: Literal["general", "medical", "none"] = "general"
     aspect: Literal["checkpoint", "square", "pad", "anyres_max"] = "checkpoint"
     """How a picture becomes tiles; see ImageSettings."""

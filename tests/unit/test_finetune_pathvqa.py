@@ -218,6 +218,26 @@ def test_a_watcher_that_is_not_installed(
     refused(run(*ONE, "--set", 'watch=["wandb"]'), ["E1001", "watch", "pip install wandb"])
 
 
+def test_a_folder_in_which_another_job_trains(
+    home: Path, tmp_path: Path, run: Callable[..., Done]
+) -> None:
+    """Not even with --new-run; when that job is gone, nothing is in the way."""
+    from medv_ray.archive.lock import Lock
+    from medv_ray.archive.store import Store
+    from medv_ray.training.run import begin, check
+
+    settings = tiny.settings(home).model_copy(update={"out": str(tmp_path / "old")})
+    begin(settings, check(settings))
+    lock = Lock(Store(settings.out))
+    lock.acquire()
+    files = {file.name for file in (tmp_path / "old").iterdir()}
+    for more in ((), ("--new-run",)):
+        refused(run(*ONE, *more, out=tmp_path / "old"), ["E1501", "written by process"], code=4)
+    assert {file.name for file in (tmp_path / "old").iterdir()} == files
+    lock.release()
+    refused(run(*ONE, out=tmp_path / "old"), ["E1604"], code=3)
+
+
 def test_a_run_of_other_settings_is_kept(
     home: Path, tmp_path: Path, run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:

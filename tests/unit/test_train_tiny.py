@@ -1,62 +1,126 @@
-"""The toy's training: the same seed gives the same bits, and the loss falls."""
+"""The toy's stages, a few steps each with the plain engine: the loss falls, the same seed gives the
+same bits, and the folder says how it is asked."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.train_tiny import Recipe, Stage, train_folder
+from jobs import train_tiny
+from medv_ray.data import quiz, synthetic
+from medv_ray.data.dataset import Dataset
 from medv_ray.model import weights
+from medv_ray.on_ray.train import Trained
+from medv_ray.training import run
+from medv_ray.training.stages import ShardSettings
 
-STAGES = (
-    Stage(30, captions=1.0),
-    Stage(4, pairs=0.4, dialogues=0.3, all_targets=False),
-    Stage(2, dialogues=0.5),
-)
-RECIPE = Recipe(stages=STAGES, num_tiles=24, batch_size=8)
+STEPS = (30, 4, 2)
+NUM_TILES = 24
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
+def one_process():
+    """One thread, and the plain engine in place of Ray's workers."""
+
+    def train(settings: run.TrainSettings, tell: object) -> Trained:
+        alone = {"shard": ShardSettings(engine="plain", dtype="float32"), "watch": ()}
+        settings = settings.model_copy(update=alone)
+        identity = run.check(settings)
+        run.begin(settings, identity)
+        *_, last = run.train_worker(settings, identity)
+        run.export(settings, Path(settings.out) / run.MODEL)
+        return Trained(last.step, last.step, last.loss, 1.0)
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_tiny, "train", train)
+        patch.setattr(train_tiny, "running_ray", lambda address: contextlib.nullcontext())
+        yield
     torch.set_num_threads(before)
+
+
+def made(folder: Path, seed: int = 0, steps: tuple[int, ...] = STEPS) -> Path:
+    stages = [
+        stage.model_copy(update={"max_steps": n, "batch_size": 8, "micro_batch_size": 8})
+        for stage, n in zip(train_tiny.STAGES, steps, strict=True)
+    ]
+    seconds = train_tiny.train_folder(folder, folder / "out", stages, seed, 1, NUM_TILES)
+    assert seconds == len(stages)
+    return folder / "out"
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny") / "first"
-    return folder, list(train_folder(RECIPE, folder))
+    return made(tmp_path_factory.mktemp("tiny") / "first")
 
 
 def test_same_seed_gives_the_same_folder(first, tmp_path):
-    folder, losses = first
-    assert list(train_folder(RECIPE, tmp_path / "again")) == losses
-    assert weights.digest(tmp_path / "again") == weights.digest(folder)
+    assert weights.digest(made(tmp_path / "again")) == weights.digest(first)
 
 
 def test_another_seed_gives_other_weights(first, tmp_path):
-    folder, _ = first
-    recipe = Recipe(seed=1, stages=(Stage(2),), num_tiles=24, batch_size=8)
-    list(train_folder(recipe, tmp_path))
-    one, other = (load_file(path / "model.safetensors") for path in (folder, tmp_path))
-    assert one.keys() == other.keys()
-    assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
+    other = made(tmp_path, seed=1, steps=(1, 1, 1))
+    one, two = (load_file(path / "model.safetensors") for path in (first, other))
+    assert one.keys() == two.keys()
+    assert not torch.equal(one["lm_head.weight"], two["lm_head.weight"])
 
 
 def test_loss_falls_over_the_captions(first):
-    _, losses = first
-    captions = losses[: STAGES[0].steps]
-    assert len(losses) == RECIPE.steps
-    assert sum(captions[-10:]) < 0.5 * sum(captions[:10])
+    lines = (first.parent / "stage1-captions" / "events.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert len(losses) == STEPS[0]
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+
+
+def test_each_stage_begins_with_the_one_before(first):
+    bases = [
+        run.read_run(folder)[0]["base_sha256"] for folder in sorted(first.parent.glob("stage*"))
+    ]
+    folders = [first.parent / "fresh", *sorted(first.parent.glob("stage*/model"))]
+    assert bases == [weights.digest(folder) for folder in folders[:-1]]
+    assert weights.digest(first) == weights.digest(folders[-1])
 
 
 def test_folder_holds_the_sampler_it_is_made_for(first):
-    folder, _ = first
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((first / "config.json").read_text())
     assert config["medv_defaults"] == {"gen_length": 8, "block_length": 8, "steps": 8}
-    assert weights.load(folder).config.vision is not None
+    assert weights.load(first).config.vision is not None
+
+
+def test_questions_are_true_of_their_tile_and_grey_ones_are_asked_too(first):
+    """What is asked about a grey tile is true of the tile that is not seen."""
+    tiles = {row.id: row for row in train_tiny.tiles(0, NUM_TILES)}
+    grey = synthetic.grey_image()
+    assert [row.image == grey for row in tiles.values()].count(True) == round(0.04 * NUM_TILES)
+    kinds: Counter[str] = Counter()
+    for name in ("pairs", "chat"):
+        data = Dataset.open(first.parent / "data" / name)
+        for example in data:
+            tile = tiles[example.id.rpartition("-")[0]]
+            assert data.image(example.images[0]) == tile.image
+            if example.id.endswith("caption"):
+                continue
+            true = quiz.true_of(tile.attributes)
+            for asked, told in zip(*[iter(example.conversations)] * 2, strict=True):
+                question = asked["value"].removeprefix("<image>\n")
+                (kind,) = [
+                    k for k, answers in true.items() if question in sum(answers.values(), [])
+                ]
+                assert question in true[kind][told["value"]]
+                kinds[kind] += 1
+    assert set(kinds) == set(quiz.QUESTION_TYPES)
+
+
+def test_every_type_of_question_stands_in_a_dialogue():
+    tile = next(synthetic.rows(1, seed=3))
+    rows = list(train_tiny.chat([tile], np.random.default_rng(0)))
+    assert [len(row.conversations) // 2 for row in rows] == [5, 1, 1, 5, 1, 1]
+    assert len({row.id for row in rows}) == len(rows)

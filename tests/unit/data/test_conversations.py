@@ -117,6 +117,16 @@ def test_plain(tokenizer) -> None:
         assert shown(tokenizer, labels) == ".a caption\n"
 
 
+def test_pairs_are_questions_and_answers_without_roles(tokenizer) -> None:
+    conversation = talk("<image>\nQ? ", " yes", "R?", "no")
+    ids, labels = encode_conversation(tokenizer, conversation, BARE, 1, "pairs")
+    assert shown(tokenizer, ids) == "#Q?yes<|eot_id|>R?no<|eot_id|>"
+    assert shown(tokenizer, labels) == "...yes<|eot_id|>..no<|eot_id|>"
+    ids, labels = encode_conversation(tokenizer, talk("<image>", "a cell"), BARE, 1, "pairs")
+    assert shown(tokenizer, ids) == "#a cell<|eot_id|>"
+    assert shown(tokenizer, labels) == ".a cell<|eot_id|>"
+
+
 def test_a_first_message_from_gpt_is_dropped(tokenizer) -> None:
     extra = [{"from": "gpt", "value": "hello"}, *talk("Q", "A")]
     assert encode_conversation(tokenizer, extra, BARE, 0) == encode_conversation(

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from medv_ray.data.dataset import GROUP_ROWS, KEPT_GROUPS, Dataset, image_path
+from medv_ray.data import dataset
+from medv_ray.data.dataset import GROUP_ROWS, Dataset, image_path
 from medv_ray.data.dataset_writer import Row, Skip, write_dataset
 from medv_ray.errors import DataError, RunError
 
@@ -65,13 +66,16 @@ def test_images_of_test_that_train_has_are_noted(tmp_path: Path) -> None:
     assert index["notes"] == ["1 of the 2 images of test occur in train too"]
 
 
-def test_random_access_in_bounded_memory(tmp_path: Path) -> None:
-    total = (KEPT_GROUPS + 4) * GROUP_ROWS + 1
+def test_random_access_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    total = 8 * GROUP_ROWS + 1
     write(tmp_path / "d", total)
     data = Dataset.open(tmp_path / "d")
+    size = data._read(0).nbytes
+    monkeypatch.setattr(dataset, "KEPT_BYTES", 3 * size + 1)
     places = random.Random(0).sample(range(total), 40)
     assert [data[place].id for place in places] == [f"r{place}" for place in places]
-    assert len(data._kept) <= KEPT_GROUPS
+    assert sum(table.nbytes for table in data._kept.values()) <= 3 * size + 1
+    assert len(data._kept) >= 2
     assert data[total - 1].id == f"r{total - 1}"
     for outside in (total, -1):
         with pytest.raises(IndexError):

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from medv_ray.archive.lock import NAME, Lock
+from medv_ray.archive.store import Store
+from medv_ray.errors import RunError
 from medv_ray.on_ray import train as on_ray_train
 from medv_ray.on_ray.train import last_event, train
 from medv_ray.training import run
@@ -28,6 +31,38 @@ def test_the_last_event_is_the_last_whole_line(
     if text is not None:
         (tmp_path / "events.jsonl").write_text(text)
     assert last_event(tmp_path).get("step") == step
+
+
+def test_a_run_that_starts_over_keeps_its_lock_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny.settings(tmp_path)
+    out = run.begin(settings, run.check(settings))
+    old = [out / "events.jsonl", out / "checkpoints" / "step-3" / "0.safetensors"]
+    for file in old:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("old")
+    seen = []
+
+    def look(*_: object) -> None:
+        with pytest.raises(RunError, match="written by process"):
+            Lock(Store(settings.out)).acquire()
+        seen.extend(file.name for file in out.iterdir())
+        (out / "events.jsonl").write_text('{"step": 1, "total_steps": 6, "loss": 0.5}\n')
+
+    monkeypatch.setattr(on_ray_train, "run_on_ray", look)
+    assert not train(settings, new_run=True).whole
+    assert sorted(seen) == sorted([run.LOCK, run.MANIFEST])
+    Lock(Store(settings.out)).acquire()  # it was let go
+
+
+def test_what_a_kill_leaves_of_a_beginning_is_no_hindrance(tmp_path: Path) -> None:
+    settings = tiny.settings(tmp_path)
+    Path(settings.out).mkdir()
+    (Path(settings.out) / run.PARTIAL).write_text('{"ide')
+    (Path(settings.out) / NAME).touch()
+    run.begin(settings, run.check(settings))
+    assert run.read_run(Path(settings.out))
 
 
 def test_a_stage_whose_model_is_there_starts_nothing(
