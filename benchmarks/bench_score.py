@@ -35,9 +35,9 @@ from medv_ray.data.synthetic import write_archive
 from medv_ray.engine import Answer, Request
 from medv_ray.on_ray.chunk import ChunkScorer
 from medv_ray.on_ray.cluster import running_ray
-from medv_ray.on_ray.demo import TOY
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.preflight import size_pool
+from medv_ray.settings import TOY
 
 GOALS = {250: 0.02, 40: 0.10}
 BATCHES = {250: 40, 40: 150}

@@ -25,8 +25,8 @@ import torch
 
 from benchmarks.circumstances import circumstances
 from medv_ray.data import synthetic
-from medv_ray.on_ray.demo import TOY
 from medv_ray.on_ray.tune_demo import HELD_OUT_ROWS, STAGES, exact_match
+from medv_ray.settings import TOY
 from medv_ray.training import run
 from medv_ray.training.stages import ShardSettings, StageSettings
 
@@ -58,7 +58,7 @@ def main() -> None:
     torch.set_num_threads(1)
     known = list(synthetic.rows(HELD_OUT_ROWS, seed=9))
     moved = [synthetic.shifted(row) for row in known]
-    stages = [("shipped toy", Path(TOY))]
+    stages = [("shipped toy", TOY)]
     stages += [(folder.name, folder / "model") for folder in sorted(args.run.glob("stage*"))]
     for name, model in stages:
         found = {"known": exact_match(model, known), "shifted": exact_match(model, moved)}

@@ -40,7 +40,7 @@ Text = str | None
 
 
 def main(
-    out: Annotated[Path | None, Option(help="Run folder; --demo: finetune-demo.")] = None,
+    out: Annotated[Text, Option(help="Run folder; --demo: finetune-demo.")] = None,
     model: Annotated[Text, Option(help="Checkpoint folder to begin with.")] = None,
     data: Annotated[Text, Option(help="Prepared dataset.")] = None,
     stage: Annotated[str, Option(help=f"One of {', '.join(RECIPES)}.")] = "sd_sft_pathvqa",
@@ -57,13 +57,13 @@ def main(
 ) -> int:
     """Train one stage and leave a folder that scoring loads."""
     if demo:
-        return show_demo(out or Path("finetune-demo"), address)
+        return show_demo(Path(out or "finetune-demo"), address)
     if stage not in RECIPES:
         raise SettingsError("E1001", f"--stage {stage[:40]!r}: one of {', '.join(RECIPES)}.")
     flags = {
         "model": model,
         "data": data,
-        "out": None if out is None else str(out),
+        "out": out,
         "workers": {"num_workers": num_workers, "num_gpus": num_gpus},
     }
     values: dict[str, Any] = {"stage": RECIPES[stage].model_dump(mode="json")}

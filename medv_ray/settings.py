@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
@@ -27,6 +28,8 @@ from pydantic_core import PydanticCustomError
 
 from medv_ray.errors import SettingsError
 
+TOY = Path(__file__).with_name("assets") / "medv-tiny"
+"""The checkpoint that comes with the package."""
 S = TypeVar("S", bound="Settings")
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -199,6 +202,11 @@ class AnswerSettings(Settings):
     answers are."""
 
 
+def model_folder(model: str) -> str:
+    """`toy` is the checkpoint that comes with the package."""
+    return str(TOY) if model == "toy" else model
+
+
 def build(cls: type[S], values: dict[str, Any]) -> S:
     """`cls(**values)` with a SettingsError that names field, value and rule instead of pydantic's
     own."""
@@ -220,6 +228,9 @@ def build(cls: type[S], values: dict[str, Any]) -> S:
             known = _names(cls, first["loc"][:-1])
             near = get_close_matches(str(first["loc"][-1]), known) or known
             rule, given = f"there is no such setting; there are: {', '.join(near)}", ""
+        elif first["type"] == "tuple_type":
+            parts = [part.strip() for part in str(first.get("input")).split(",")]
+            rule = f"must be a JSON list, such as {json.dumps(parts)}"
         more = f" And {error.error_count() - 1} more." if error.error_count() > 1 else ""
         raise SettingsError(code, f"{field}: {rule}{given}.{more}") from None
 

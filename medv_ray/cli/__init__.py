@@ -9,7 +9,7 @@ import typer
 
 from medv_ray import __version__
 from medv_ray.cli.terminal import exit_code_of, merged, print_json, read_yaml, told_cleanly
-from medv_ray.cli.training import data_app, model_folder, plan_app
+from medv_ray.cli.training import data_app, plan_app
 from medv_ray.errors import SettingsError, explain
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medv_ray.on_ray.score import Outcome
 
 __all__ = [
-    "app", "exit_code_of", "main", "merged", "model_folder", "print_json", "read_yaml",
+    "app", "exit_code_of", "main", "merged", "print_json", "read_yaml",
     "score_command", "score_settings", "summary_of", "told_cleanly",
 ]  # fmt: skip
 app = typer.Typer(
@@ -100,18 +100,16 @@ def score_settings(
     config: Path | None, flags: dict[str, Any], assignments: list[str]
 ) -> ScoreSettings:
     """Checkpoint's recommendations < YAML file < flags < `--set`. Raises SettingsError."""
-    from medv_ray.on_ray.demo import TOY
     from medv_ray.on_ray.options import ScoreSettings, checkpoint_defaults
-    from medv_ray.settings import build, override
+    from medv_ray.settings import build, model_folder, override
 
     values = override(merged(read_yaml(config) if config else {}, flags), assignments)
     for field, flag in (("out", "--out"), ("archive", "--archive"), ("model", "--model")):
         if not values.get(field):
             raise SettingsError("E1001", f"{flag} is missing; `--help` lists all options.")
     chosen = values["model"].get("path") if isinstance(values["model"], dict) else None
-    if chosen == "toy":
-        values["model"]["path"] = str(TOY)
-        chosen = str(TOY)
+    if isinstance(chosen, str):
+        chosen = values["model"]["path"] = model_folder(chosen)
     return build(ScoreSettings, merged(checkpoint_defaults(str(chosen)), values))
 
 

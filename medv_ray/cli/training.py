@@ -127,7 +127,7 @@ def data_preview_command(
     from medv_ray.data.conversations import Template
     from medv_ray.data.dataset import Dataset
     from medv_ray.data.prompts import load_tokenizer
-    from medv_ray.settings import PromptSettings, build
+    from medv_ray.settings import PromptSettings, build, model_folder
     from medv_ray.training.preview import preview
 
     known = {name: name for name in get_args(Template)}
@@ -146,8 +146,3 @@ def data_preview_command(
         kind = type(error).__name__
         raise RunError("E1511", f"{out.name} could not be written ({kind}).") from None
     typer.echo(f"{min(rows, len(dataset))} of {len(dataset)} rows in {out}")
-
-
-def model_folder(model: str) -> Path:
-    """`toy` is the checkpoint that comes with the package."""
-    return Path(__file__).parents[1] / "assets" / "medv-tiny" if model == "toy" else Path(model)

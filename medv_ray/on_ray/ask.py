@@ -11,16 +11,15 @@ from rich.text import Text
 
 from medv_ray.engine import Answer, Predictor, Request, View
 from medv_ray.errors import DataError, SettingsError
-from medv_ray.on_ray.demo import TOY
 from medv_ray.on_ray.options import checkpoint_defaults
-from medv_ray.settings import AnswerSettings, ModelSettings, build, override
+from medv_ray.settings import AnswerSettings, ModelSettings, build, model_folder, override
 
 MASK = "·"
 
 
 def ask(image: Path, question: str, model: str, assignments: list[str], watch: bool) -> None:
     """Print the answer with its confidence. Raises MedvError."""
-    path = str(TOY) if model == "toy" else model
+    path = model_folder(model)
     values = override(checkpoint_defaults(path), assignments)
     held = build(ModelSettings, {"path": path, **values.pop("model", {})})
     settings = build(AnswerSettings, values)

@@ -14,8 +14,8 @@ from medv_ray.archive.rows import read_run
 from medv_ray.data import synthetic
 from medv_ray.on_ray.options import ScoreSettings, checkpoint_defaults
 from medv_ray.on_ray.score import Outcome, score
+from medv_ray.settings import TOY
 
-TOY = Path(__file__).parents[1] / "assets" / "medv-tiny"
 ROWS = 600
 SEED = 2026
 """Split `test` of this seed shares no picture with anything that the toy was trained on."""

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from medv_ray.errors import MedvError
-from medv_ray.on_ray.demo import TOY
 
 NEEDED = ("torch", "ray", "transformers", "safetensors", "pyarrow", "pillow", "numpy", "pydantic")
 DASHBOARD_PORT = 8265
@@ -140,7 +139,7 @@ def _asset() -> Iterator[Check]:
     from medv_ray.data.synthetic import grey_image
     from medv_ray.engine import Predictor, Request
     from medv_ray.on_ray.options import checkpoint_defaults
-    from medv_ray.settings import AnswerSettings, ModelSettings
+    from medv_ray.settings import TOY, AnswerSettings, ModelSettings
 
     def answer() -> str:
         settings = AnswerSettings.model_validate(checkpoint_defaults(str(TOY)))

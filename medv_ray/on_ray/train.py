@@ -18,6 +18,7 @@ from medv_ray.archive.store import Store
 from medv_ray.errors import CheckpointError, DataError, MedvError, RunError, SettingsError
 from medv_ray.on_ray.cluster import running_ray
 from medv_ray.on_ray.preflight import check_workers
+from medv_ray.settings import model_folder
 from medv_ray.training.run import MODEL, TrainSettings, begin, check, export
 from medv_ray.training.watch import EVENTS, StepEvent
 
@@ -115,8 +116,17 @@ def run_on_ray(
 
 
 def located(settings: TrainSettings) -> TrainSettings:
-    """With local folders as absolute paths, which mean the same in every process."""
-    paths = {name: os.path.abspath(getattr(settings, name)) for name in ("model", "data", "out")}
+    """With folders as absolute paths, which mean the same in every process.
+
+    Raises SettingsError E1001 for an object store.
+    """
+    given = {name: getattr(settings, name) for name in ("model", "data", "out")}
+    for name, path in given.items():
+        if "://" in path:
+            told = f"{name}: training reads and writes folders that all workers see, not addresses"
+            raise SettingsError("E1001", f"{told}; mount it, or copy it to such a folder.")
+    paths = {name: os.path.abspath(path) for name, path in given.items()}
+    paths["model"] = os.path.abspath(model_folder(given["model"]))
     return settings.model_copy(update=paths)
 
 

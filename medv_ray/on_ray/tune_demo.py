@@ -18,10 +18,10 @@ from medv_ray.data.conversations import on_one_image
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.on_ray.cluster import running_ray
-from medv_ray.on_ray.demo import TOY, normal
+from medv_ray.on_ray.demo import normal
 from medv_ray.on_ray.options import checkpoint_defaults
 from medv_ray.on_ray.train import Tell, Trained, train
-from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings
+from medv_ray.settings import TOY, AnswerSettings, ModelSettings, SamplerSettings
 from medv_ray.training.run import MODEL, TrainSettings, WorkerSettings
 from medv_ray.training.stages import ShardSettings, StageSettings
 
@@ -86,10 +86,10 @@ def run_tune_demo(
     torch.set_num_threads(1)  # products of the toy's size are too small to share
     write_data(folder)
     done: dict[str, Trained] = {}
-    model = Path(TOY)
+    model = TOY
     with running_ray(address):
         for number, stage in enumerate(stages, 1):
-            begins_with = Path(TOY) if stage is stages[-1] else model
+            begins_with = TOY if stage is stages[-1] else model
             out = folder / f"stage{number}-{stage.name}"
             settings = TrainSettings(
                 model=str(begins_with),
@@ -103,7 +103,7 @@ def run_tune_demo(
             done[stage.name] = train(settings, address=address, tell=tell)
             model = out / MODEL
     rows = [synthetic.shifted(row) for row in synthetic.rows(HELD_OUT_ROWS, seed=9)]
-    base, tuned = exact_match(Path(TOY), rows), exact_match(model, rows)
+    base, tuned = exact_match(TOY, rows), exact_match(model, rows)
     return Tuned(done, base, tuned, model, folder / HELD_OUT)
 
 

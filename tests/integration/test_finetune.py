@@ -11,8 +11,7 @@ import pytest
 
 from medv_ray.data.dataset import Dataset
 from medv_ray.engine import Answer, Predictor, Request
-from medv_ray.on_ray.demo import TOY
-from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings
+from medv_ray.settings import TOY, AnswerSettings, ModelSettings, SamplerSettings
 from tests.unit.data.releases import official_row, picture, write_hub, write_official
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from medv_ray.archive.rows import read_run
-from medv_ray.on_ray.demo import TOY, write_demo
+from medv_ray.on_ray.demo import write_demo
+from medv_ray.settings import TOY
 from tests.integration import processes, stub
 from tests.integration.processes import ROOT, environment
 

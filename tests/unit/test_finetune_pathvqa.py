@@ -78,6 +78,11 @@ def run(
             ["--num-workers", "2", "--set", "shard.engine=plain"],
             ["E1001", "shard.engine=plain", "2 workers", "zero3"],
         ),
+        (
+            ["--set", "stage.trainable=projector, language"],
+            ["E1001", "stage.trainable", 'a JSON list, such as ["projector", "language"]'],
+        ),
+        (["--out", "s3://bucket/run"], ["E1001", "out:", "folders that all workers see"]),
         (["--set", "stage.trainable=[]"], ["E1001", "trainable", "at least one of projector"]),
         (["--set", "split=test"], ["E1113", "no split 'test'", "it has train"]),
         (["--set", "stage.epochs=0.1"], ["E1001", "19 rows x 0.1 epochs", "stage.batch_size=8"]),

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from medv_ray.archive.run import Summary
 from medv_ray.cli import app, exit_code_of, merged, score_settings, summary_of
 from medv_ray.errors import CATALOGUE, SettingsError
-from medv_ray.on_ray.demo import ACCURACY_ROWS, TOY, accuracy, write_demo
+from medv_ray.on_ray.demo import ACCURACY_ROWS, accuracy, write_demo
 from medv_ray.on_ray.doctor import _open_to_others
 from medv_ray.on_ray.score import Outcome, Session
+from medv_ray.settings import TOY
 
 runner = CliRunner()
 BASE = {"out": "o", "archive": {"archive": "a"}, "model": {"path": "m"}}

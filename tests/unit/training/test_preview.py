@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from medv_ray.cli import app, model_folder
+from medv_ray.cli import app
 from medv_ray.data.conversations import encode_conversation
 from medv_ray.data.dataset import Dataset, image_path
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.data.prompts import IMAGE_SLOT, load_tokenizer
 from medv_ray.data.thumbnail import without_padding
-from medv_ray.settings import PromptSettings
+from medv_ray.settings import TOY, PromptSettings
 from medv_ray.training.preview import preview, spread
 
 PROMPT = PromptSettings(token_after_image="training")
@@ -24,7 +24,7 @@ PROMPT = PromptSettings(token_after_image="training")
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return load_tokenizer(model_folder("toy"))
+    return load_tokenizer(TOY)
 
 
 def jpeg(size: tuple[int, int] = (64, 32)) -> bytes:

@@ -14,11 +14,10 @@ from medv_ray.model import weights
 from medv_ray.model.config import LanguageConfig, ModelConfig, VisionConfig
 from medv_ray.model.denoise import IMAGE_SLOT
 from medv_ray.model.medv import Medv
+from medv_ray.settings import TOY
 from medv_ray.training.objective import Sample
 from medv_ray.training.run import TrainSettings
 from medv_ray.training.stages import ShardSettings, StageSettings
-
-TOY = Path(weights.__file__).parents[1] / "assets" / "medv-tiny"
 
 
 def base(folder: Path) -> Path:
