@@ -28,6 +28,8 @@ from medv_ray.data import synthetic
 from medv_ray.on_ray.tune_demo import HELD_OUT_ROWS, STAGES, exact_match
 from medv_ray.settings import TOY
 from medv_ray.training import run
+from medv_ray.training.check import check
+from medv_ray.training.job import TrainSettings
 from medv_ray.training.stages import ShardSettings, StageSettings
 
 ATTENTION = get_args(StageSettings.model_fields["attention"].annotation)
@@ -35,7 +37,7 @@ ATTENTION = get_args(StageSettings.model_fields["attention"].annotation)
 
 def finetuned(folder: Path, data: Path, stage: StageSettings) -> tuple[Path, float]:
     """The folder that a stage leaves, and the mean loss of its last 25 steps."""
-    settings = run.TrainSettings(
+    settings = TrainSettings(
         model=str(TOY),
         data=str(data),
         out=str(folder / "run"),
@@ -43,7 +45,7 @@ def finetuned(folder: Path, data: Path, stage: StageSettings) -> tuple[Path, flo
         shard=ShardSettings(engine="plain", dtype="float32"),
         watch=(),
     )
-    identity = run.check(settings)
+    identity = check(settings)
     run.begin(settings, identity)
     losses = [report.loss for report in run.train_worker(settings, identity)]
     run.export(settings, folder / "model")

@@ -39,7 +39,8 @@ def export_command(
 ) -> None:
     """Write a training checkpoint as a folder that scoring loads."""
     from medv_ray.settings import build
-    from medv_ray.training.run import TrainSettings, export, read_run
+    from medv_ray.training.job import TrainSettings
+    from medv_ray.training.run import export, read_run
 
     if adapter and dtype:
         raise SettingsError("E1001", "--dtype: an adapter stays float32; leave it out.")

@@ -31,7 +31,7 @@ from medv_ray.errors import SettingsError
 from medv_ray.on_ray.train import Trained, train
 from medv_ray.on_ray.tune_demo import HELD_OUT_ROWS, run_tune_demo
 from medv_ray.settings import build, override
-from medv_ray.training.run import TrainSettings
+from medv_ray.training.job import TrainSettings
 from medv_ray.training.stages import RECIPES
 from medv_ray.training.watch import StepEvent
 

@@ -38,7 +38,7 @@ from medv_ray.model.new_folder import new_folder
 from medv_ray.on_ray.cluster import running_ray
 from medv_ray.on_ray.train import train
 from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings
-from medv_ray.training.run import MODEL, TrainSettings, WorkerSettings
+from medv_ray.training.job import MODEL, TrainSettings, WorkerSettings
 from medv_ray.training.stages import ShardSettings, StageSettings
 from medv_ray.training.watch import StepEvent
 

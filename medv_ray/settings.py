@@ -268,7 +268,9 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
             )
         node = result
         for group in groups:
-            node = node.setdefault(group, {})
+            if node.get(group) is None:  # a group that is left out until one of its values is set
+                node[group] = {}
+            node = node[group]
             if not isinstance(node, dict):
                 raise SettingsError(
                     "E1001", f"--set {assignment[:60]!r}: {group!r} is a value, not a group."

@@ -13,7 +13,7 @@ from medv_ray.errors import RunError
 from medv_ray.on_ray.options import PoolSettings
 
 if TYPE_CHECKING:
-    from medv_ray.training.run import WorkerSettings
+    from medv_ray.training.job import WorkerSettings
 
 EXACT = 1e-9  # 0.3 / 0.1 is 2.9999999999999996
 

@@ -19,7 +19,9 @@ from medv_ray.errors import CheckpointError, DataError, MedvError, RunError, Set
 from medv_ray.on_ray.cluster import running_ray
 from medv_ray.on_ray.preflight import check_workers
 from medv_ray.settings import model_folder
-from medv_ray.training.run import MODEL, TrainSettings, begin, check, export
+from medv_ray.training.check import check
+from medv_ray.training.job import MODEL, TrainSettings
+from medv_ray.training.run import begin, export
 from medv_ray.training.watch import EVENTS, StepEvent
 
 STOP, FAILED = "stop", "failed.json"

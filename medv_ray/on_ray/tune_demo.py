@@ -22,7 +22,7 @@ from medv_ray.on_ray.demo import normal
 from medv_ray.on_ray.options import checkpoint_defaults
 from medv_ray.on_ray.train import Tell, Trained, train
 from medv_ray.settings import TOY, AnswerSettings, ModelSettings, SamplerSettings
-from medv_ray.training.run import MODEL, TrainSettings, WorkerSettings
+from medv_ray.training.job import MODEL, TrainSettings, WorkerSettings
 from medv_ray.training.stages import ShardSettings, StageSettings
 
 HELD_OUT_ROWS = 300

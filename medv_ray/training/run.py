@@ -1,10 +1,4 @@
-"""A stage of training from settings to a folder: what the driver checks, and what each worker does.
-
-run.json        what made these weights: settings, digests, versions
-checkpoints/    see `checkpoint`
-events.jsonl    one line a step; TensorBoard's files beside it
-model/          the checkpoint folder, or the adapter, once the stage is done
-"""
+"""A stage of training from settings to a folder: what each worker does, and the export."""
 
 from __future__ import annotations
 
@@ -13,156 +7,30 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Any
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from medv_ray import __version__
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
-from medv_ray.errors import CheckpointError, DataError, RunError, SettingsError
+from medv_ray.errors import RunError
 from medv_ray.model import lora, weights
-from medv_ray.model.config import ModelConfig
 from medv_ray.model.medv import Medv
 from medv_ray.model.new_folder import check_free
-from medv_ray.settings import Settings, identity_digest
+from medv_ray.settings import identity_digest
+from medv_ray.training.check import stage_config
 from medv_ray.training.checkpoint import Checkpoints, SavedState
 from medv_ray.training.engine import Engine, PlainEngine
 from medv_ray.training.events import Events
 from medv_ray.training.export import pick, write_adapter, write_model
-from medv_ray.training.loop import Report, Saving, check_batch, fit
+from medv_ray.training.job import DTYPES, LOCK, MANIFEST, PARTIAL, TrainSettings
+from medv_ray.training.loop import Report, Saving, fit
 from medv_ray.training.objective import Objective
 from medv_ray.training.optim import choose_trainable
 from medv_ray.training.remedies import savings
 from medv_ray.training.samples import Samples
-from medv_ray.training.stages import ShardSettings, StageSettings
-from medv_ray.training.survey import survey_stage
 from medv_ray.training.watch import Watch
-from medv_ray.training.writers import check_writers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-MANIFEST, PARTIAL, MODEL = "run.json", "run.tmp", "model"
-LOCK = "lock"
-"""The driver's (`archive.lock`): no sign of a run, and left alone when one starts over."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class WorkerSettings(Settings):
-    """How many workers, and what each takes of the cluster."""
-
-    num_workers: PositiveInt = 1
-    min_workers: PositiveInt | None = None
-    """Elastic: go on with as few as this when nodes are lost. None: not elastic."""
-    num_gpus: Annotated[int, Field(ge=0, le=1)] = 0
-    """GPUs of a worker: 1, or 0 on CPUs."""
-    cpus_per_worker: PositiveInt = 1
-    max_failures: NonNegativeInt = 3
-    """Deaths of workers after which the job ends; it goes on from the last checkpoint."""
-
-    @model_validator(mode="after")
-    def _elastic(self) -> Self:
-        if (self.min_workers or 1) > self.num_workers:
-            raise ValueError(
-                f"min_workers={self.min_workers} must be at most num_workers={self.num_workers}"
-            )
-        return self
-
-
-class TrainSettings(Settings):
-    """One stage of a training job."""
-
-    model: str
-    """Folder that the stage begins with."""
-    data: str
-    """Prepared dataset (`jobs/prepare_vqa.py`)."""
-    split: str = "train"
-    out: str
-    """Run folder, on storage that all workers see."""
-    stage: StageSettings
-    shard: ShardSettings = ShardSettings()
-    workers: WorkerSettings = WorkerSettings()
-    save_every: PositiveInt = 500
-    """Steps between checkpoints; the last step has one too."""
-    keep: PositiveInt = 2
-    """Checkpoints that are kept."""
-    logit_size: Literal["checkpoint", "tokenizer"] = "tokenizer"
-    """See ModelSettings."""
-    picture_cache_bytes: NonNegativeInt = 2**30
-    """Features (or tiles) of pictures that each worker keeps over the epochs."""
-    watch: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
-
-
-def check(settings: TrainSettings) -> dict[str, Any]:
-    """Everything that can be known before the first step; what must be equal for a resume.
-
-    Raises SettingsError, DataError or CheckpointError; RunError E1507 for an output folder of
-    something else.
-    """
-    stage, workers = settings.stage, settings.workers
-    check_free_or_run(Path(settings.out))
-    if settings.shard.engine == "plain" and workers.num_workers > 1:
-        told = f"shard.engine=plain is one process, not {workers.num_workers} workers"
-        raise SettingsError("E1001", f"{told}: use shard.engine=zero3, or --num-workers 1.")
-    most = workers.num_workers
-    for count in range(workers.min_workers or most, most + 1):
-        check_batch(stage, count)
-    check_writers(settings.watch)
-    config, tokenizer = check_base(settings)
-    try:
-        dataset = Dataset.open(settings.data, settings.split)
-        data_sha256 = dataset.digest
-        found = survey_stage(dataset, tokenizer, stage, config)
-    except DataError as error:
-        error.exit_code = SettingsError.exit_code  # nothing was started
-        raise
-    return {
-        "stage": stage.model_dump(mode="json"),
-        "dtype": settings.shard.dtype,
-        "engine": settings.shard.engine,
-        "logit_size": settings.logit_size,
-        "base_sha256": weights.digest(settings.model),
-        "data_sha256": data_sha256,
-        "survey": found._asdict(),
-        "code": {"medv_ray": __version__, "torch": version("torch")},
-    }
-
-
-def check_free_or_run(out: Path) -> None:
-    held = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
-    if held - {LOCK, PARTIAL} and MANIFEST not in held:
-        raise RunError("E1507", "the output folder is not empty and holds no training run.")
-
-
-def check_base(settings: TrainSettings) -> tuple[ModelConfig, PreTrainedTokenizerFast]:
-    """The base model's config as the stage sees it, and its tokenizer; no weight is read.
-
-    Raises as `weights.read_headers`, `load_tokenizer` and `stage_config`.
-    """
-    config, _ = weights.read_headers(settings.model)
-    tokenizer = load_tokenizer(settings.model)
-    vocab_size = config.language.vocab_size
-    if settings.logit_size == "tokenizer" and len(tokenizer) > vocab_size:
-        told = f"the tokenizer has {len(tokenizer)} tokens, the head {vocab_size} rows."
-        raise CheckpointError("E1408", told)
-    return stage_config(config, settings.stage), tokenizer
-
-
-def stage_config(config: ModelConfig, stage: StageSettings) -> ModelConfig:
-    """A checkpoint's config with the stage's attention and merge. Raises SettingsError E1001."""
-    if config.vision is None and "language" not in stage.trainable:
-        parts = ", ".join(stage.trainable)
-        raise SettingsError("E1001", f"stage.trainable={parts}: the model is language alone.")
-    merge = config.mm_patch_merge_type if stage.merge == "checkpoint" else stage.merge
-    if merge == "spatial_unpad" and "unpad" not in config.mm_patch_merge_type:
-        told = "stage.merge=spatial_unpad: the model has no image_newline; use flat or checkpoint."
-        raise SettingsError("E1001", told)
-    return replace(config, attention=stage.attention, mm_patch_merge_type=merge)
 
 
 def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = False) -> Path:

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medv_ray.training.run import TrainSettings, WorkerSettings
+from medv_ray.training.job import TrainSettings, WorkerSettings
 from tests.integration import processes
 from tests.unit.training import tiny
 

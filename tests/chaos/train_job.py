@@ -10,7 +10,8 @@ from pathlib import Path
 
 from medv_ray.errors import MedvError
 from medv_ray.on_ray.train import train
-from medv_ray.training.run import TrainSettings, export
+from medv_ray.training.job import TrainSettings
+from medv_ray.training.run import export
 
 
 def main() -> int:

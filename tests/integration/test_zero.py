@@ -22,7 +22,7 @@ from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.model.weights import load
 from medv_ray.training import objective, run
 from medv_ray.training.checkpoint import Checkpoints, SavedState, read_manifest
-from medv_ray.training.run import TrainSettings
+from medv_ray.training.job import TrainSettings
 from medv_ray.training.samples import Samples
 from tests.integration import zero_worker
 from tests.integration.processes import ROOT

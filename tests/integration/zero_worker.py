@@ -19,9 +19,10 @@ from torch import Tensor
 
 from medv_ray.errors import MedvError
 from medv_ray.training import run
+from medv_ray.training.check import check
 from medv_ray.training.engine import PlainEngine
+from medv_ray.training.job import TrainSettings
 from medv_ray.training.objective import Objective, Sample
-from medv_ray.training.run import TrainSettings
 from medv_ray.training.zero import ZeroEngine
 
 
@@ -100,7 +101,7 @@ def do(settings: TrainSettings, first: bool = True, num_steps: int | None = None
     told: dict[str, Any] = {"error": None, "steps": [], "losses": []}
     with Record() as record:
         try:
-            identity = run.check(settings)
+            identity = check(settings)
             if first:
                 run.begin(settings, identity)
             if dist.is_initialized():

@@ -16,7 +16,8 @@ from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.model import lora, weights
 from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings
 from medv_ray.training import export, run
-from medv_ray.training.run import TrainSettings
+from medv_ray.training.check import check
+from medv_ray.training.job import TrainSettings
 from tests.unit.training import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,7 @@ def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def trained(folder: Path, steps: int | None = None, **stage: object) -> TrainSettings:
     settings = tiny.settings(folder, **{"max_steps": 4, **stage})
-    identity = run.check(settings)
+    identity = check(settings)
     run.begin(settings, identity)
     list(islice(run.train_worker(settings, identity), steps))
     return settings

@@ -223,13 +223,26 @@ def test_a_watcher_that_is_not_installed(
     refused(run(*ONE, "--set", 'watch=["wandb"]'), ["E1001", "watch", "pip install wandb"])
 
 
+def test_packages_that_are_not_installed(
+    run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medv_ray.training import check
+
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    told = ["E1003", "deepspeed", "pip install 'medv-ray[train]'"]
+    assert "peft" not in run(*ONE).stderr
+    refused(run(*ONE), told)
+    refused(run(*ONE, "--set", "stage.lora.rank=4"), [*told, "deepspeed and peft"])
+
+
 def test_a_folder_in_which_another_job_trains(
     home: Path, tmp_path: Path, run: Callable[..., Done]
 ) -> None:
     """Not even with --new-run; when that job is gone, nothing is in the way."""
     from medv_ray.archive.lock import Lock
     from medv_ray.archive.store import Store
-    from medv_ray.training.run import begin, check
+    from medv_ray.training.check import check
+    from medv_ray.training.run import begin
 
     settings = tiny.settings(home).model_copy(update={"out": str(tmp_path / "old")})
     begin(settings, check(settings))
@@ -246,7 +259,8 @@ def test_a_folder_in_which_another_job_trains(
 def test_a_run_of_other_settings_is_kept(
     home: Path, tmp_path: Path, run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medv_ray.training.run import begin, check
+    from medv_ray.training.check import check
+    from medv_ray.training.run import begin
 
     settings = tiny.settings(home).model_copy(update={"out": str(tmp_path / "old")})
     begin(settings, check(settings))

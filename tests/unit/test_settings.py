@@ -51,6 +51,10 @@ def test_override_reads_json_and_leaves_its_input_alone() -> None:
     assert settings.prompt.system == "medical"
 
 
+def test_override_opens_a_group_that_is_left_out() -> None:
+    assert override({"lora": None}, ["lora.rank=4"]) == {"lora": {"rank": 4}}
+
+
 @pytest.mark.parametrize("text", ["steps", "=3", "seed.x=1"])
 def test_override_refuses_what_it_cannot_place(text: str) -> None:
     with pytest.raises(SettingsError, match="E1001"):

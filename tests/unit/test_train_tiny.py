@@ -19,6 +19,8 @@ from medv_ray.data.dataset import Dataset
 from medv_ray.model import weights
 from medv_ray.on_ray.train import Trained
 from medv_ray.training import run
+from medv_ray.training.check import check
+from medv_ray.training.job import MODEL, TrainSettings
 from medv_ray.training.stages import ShardSettings
 
 STEPS = (30, 4, 2)
@@ -29,13 +31,13 @@ NUM_TILES = 24
 def one_process():
     """One thread, and the plain engine in place of Ray's workers."""
 
-    def train(settings: run.TrainSettings, tell: object) -> Trained:
+    def train(settings: TrainSettings, tell: object) -> Trained:
         alone = {"shard": ShardSettings(engine="plain", dtype="float32"), "watch": ()}
         settings = settings.model_copy(update=alone)
-        identity = run.check(settings)
+        identity = check(settings)
         run.begin(settings, identity)
         *_, last = run.train_worker(settings, identity)
-        run.export(settings, Path(settings.out) / run.MODEL)
+        run.export(settings, Path(settings.out) / MODEL)
         return Trained(last.step, last.step, last.loss, 1.0)
 
     before = torch.get_num_threads()

@@ -4,7 +4,7 @@ from medv_ray.errors import RunError, SettingsError
 from medv_ray.on_ray.options import PoolSettings
 from medv_ray.on_ray.preflight import Capacity, Node, PoolSize, check_workers, size_pool
 from medv_ray.settings import build
-from medv_ray.training.run import WorkerSettings
+from medv_ray.training.job import WorkerSettings
 
 
 def cluster(*nodes: tuple[float, float], elastic: bool = False) -> Capacity:

@@ -10,6 +10,8 @@ from medv_ray.errors import RunError
 from medv_ray.on_ray import train as on_ray_train
 from medv_ray.on_ray.train import last_event, train
 from medv_ray.training import run
+from medv_ray.training.check import check
+from medv_ray.training.job import LOCK, MANIFEST, PARTIAL
 from tests.unit.training import tiny
 
 
@@ -37,7 +39,7 @@ def test_a_run_that_starts_over_keeps_its_lock_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny.settings(tmp_path)
-    out = run.begin(settings, run.check(settings))
+    out = run.begin(settings, check(settings))
     old = [out / "events.jsonl", out / "checkpoints" / "step-3" / "0.safetensors"]
     for file in old:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -52,16 +54,16 @@ def test_a_run_that_starts_over_keeps_its_lock_alone(
 
     monkeypatch.setattr(on_ray_train, "run_on_ray", look)
     assert not train(settings, new_run=True).whole
-    assert sorted(seen) == sorted([run.LOCK, run.MANIFEST])
+    assert sorted(seen) == sorted([LOCK, MANIFEST])
     Lock(Store(settings.out)).acquire()  # it was let go
 
 
 def test_what_a_kill_leaves_of_a_beginning_is_no_hindrance(tmp_path: Path) -> None:
     settings = tiny.settings(tmp_path)
     Path(settings.out).mkdir()
-    (Path(settings.out) / run.PARTIAL).write_text('{"ide')
+    (Path(settings.out) / PARTIAL).write_text('{"ide')
     (Path(settings.out) / NAME).touch()
-    run.begin(settings, run.check(settings))
+    run.begin(settings, check(settings))
     assert run.read_run(Path(settings.out))
 
 
@@ -69,7 +71,7 @@ def test_a_stage_whose_model_is_there_starts_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny.settings(tmp_path)
-    out = run.begin(settings, run.check(settings))
+    out = run.begin(settings, check(settings))
     (out / "events.jsonl").write_text('{"step": 6, "total_steps": 6, "loss": 0.5}\n')
 
     def started(address: str | None) -> None:

@@ -18,17 +18,18 @@ from medv_ray.errors import DataError, MedvError, RunError, SettingsError
 from medv_ray.model import weights
 from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings, build
 from medv_ray.training import run
+from medv_ray.training.check import check
 from medv_ray.training.checkpoint import Checkpoints
 from medv_ray.training.engine import Engine
 from medv_ray.training.events import step_flops
 from medv_ray.training.flops import RowShape, row_flops
+from medv_ray.training.job import TrainSettings, WorkerSettings
 from medv_ray.training.loop import Report, Tally, Total, check_batch, not_finite
 from medv_ray.training.meters import DEFAULT_BINS
 from medv_ray.training.objective import Objective, Outcome, Picture, Sample
 from medv_ray.training.order import Order, positions
-from medv_ray.training.run import TrainSettings
 from medv_ray.training.samples import Samples
-from medv_ray.training.stages import ShardSettings
+from medv_ray.training.stages import ShardSettings, StageSettings
 from medv_ray.training.watch import EVENTS
 from tests.unit.training import tiny
 
@@ -38,7 +39,7 @@ def job(home: Path, tmp_path: Path, **stage: object) -> TrainSettings:
 
 
 def train(settings: TrainSettings, steps: int | None = None) -> list[Report]:
-    identity = run.check(settings)
+    identity = check(settings)
     run.begin(settings, identity)
     return list(islice(run.train_worker(settings, identity), steps))
 
@@ -197,7 +198,7 @@ def test_a_number_that_is_not_finite_ends_the_run_and_is_not_saved(
 
 
 def test_a_gradient_that_is_not_finite_names_at_most_eight_rows_of_the_step() -> None:
-    stage = run.StageSettings(name="x", lr=1.0, batch_size=9)
+    stage = StageSettings(name="x", lr=1.0, batch_size=9)
     named = str(not_finite(2, stage, [1.0] * 9, lambda position: 100 + position))
     rows = ", ".join(str(row) for row in range(118, 126))
     assert f"the gradient of step 3 is not finite; rows of the dataset: {rows}, ...." in named
@@ -285,7 +286,7 @@ def test_another_run_is_refused(home: Path, tmp_path: Path) -> None:
     train(job(home, tmp_path), steps=1)
     other = job(home, tmp_path, lr=1e-3)
     with pytest.raises(RunError, match="E1604: .*another stage"):
-        run.begin(other, run.check(other))
+        run.begin(other, check(other))
 
 
 @pytest.mark.parametrize(
@@ -299,11 +300,11 @@ def test_another_run_is_refused(home: Path, tmp_path: Path) -> None:
 def test_bad_settings_are_told_before_the_first_step(stage: dict[str, object], told: str) -> None:
     values = {"name": "x", "lr": 1e-3, "batch_size": 4} | stage
     with pytest.raises(SettingsError, match=told):
-        build(run.StageSettings, values)
+        build(StageSettings, values)
 
 
 def test_a_batch_that_does_not_divide_among_workers() -> None:
-    stage = run.StageSettings(name="x", lr=1.0, batch_size=8, micro_batch_size=2)
+    stage = StageSettings(name="x", lr=1.0, batch_size=8, micro_batch_size=2)
     check_batch(stage, 4)
     with pytest.raises(SettingsError, match=r"E1601: .*2 x 3 workers.* 1, 2, 4, 8"):
         check_batch(stage, 3)
@@ -312,16 +313,16 @@ def test_a_batch_that_does_not_divide_among_workers() -> None:
 def test_an_elastic_run_must_fit_each_number_of_workers(home: Path, tmp_path: Path) -> None:
     settings = job(home, tmp_path, batch_size=8, micro_batch_size=1)
     shard = settings.shard.model_copy(update={"engine": "zero3"})
-    workers = run.WorkerSettings(num_workers=4, min_workers=2)
+    workers = WorkerSettings(num_workers=4, min_workers=2)
     with pytest.raises(SettingsError, match=r"E1601: .* 3 workers"):
-        run.check(settings.model_copy(update={"shard": shard, "workers": workers}))
+        check(settings.model_copy(update={"shard": shard, "workers": workers}))
     with pytest.raises(SettingsError, match="min_workers=3 must be at most num_workers=2"):
-        build(run.WorkerSettings, {"num_workers": 2, "min_workers": 3})
+        build(WorkerSettings, {"num_workers": 2, "min_workers": 3})
 
 
 def test_too_few_rows(home: Path, tmp_path: Path) -> None:
     with pytest.raises(MedvError, match="fewer than stage.batch_size=64"):
-        run.check(job(home, tmp_path, batch_size=64, epochs=1))
+        check(job(home, tmp_path, batch_size=64, epochs=1))
 
 
 @pytest.mark.parametrize("attention", ["full", "prefix"])

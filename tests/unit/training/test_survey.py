@@ -18,6 +18,7 @@ from medv_ray.errors import DataError
 from medv_ray.model.config import LanguageConfig, ModelConfig, VisionConfig
 from medv_ray.model.medv import Medv
 from medv_ray.training import run
+from medv_ray.training.check import check
 from medv_ray.training.lengths import ImageTokens, tile_settings
 from medv_ray.training.stages import StageSettings
 from medv_ray.training.survey import survey
@@ -133,7 +134,7 @@ def test_a_damaged_header_is_found_where_the_size_matters(tmp_path: Path) -> Non
 
 def test_a_stage_is_surveyed_before_it_begins(tmp_path: Path) -> None:
     settings = tiny.settings(tmp_path)
-    identity = run.check(settings)
+    identity = check(settings)
     found = json.loads((run.begin(settings, identity) / "run.json").read_text())["identity"]
     assert found["survey"]["rows"] == 19
     assert found["survey"]["images"] > 2
@@ -141,7 +142,7 @@ def test_a_stage_is_surveyed_before_it_begins(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "checkpoints").exists()
     stage = settings.stage.model_copy(update={"max_length": found["survey"]["longest"] - 1})
     with pytest.raises(DataError, match=r"E1118: .*\(stage.max_length\)") as caught:
-        run.check(settings.model_copy(update={"stage": stage}))
+        check(settings.model_copy(update={"stage": stage}))
     assert caught.value.exit_code == 2
 
 
@@ -151,4 +152,4 @@ def test_the_models_own_limit_of_a_row_counts(tmp_path: Path) -> None:
     raw = json.loads(config.read_text())
     config.write_text(json.dumps(raw | {"tokenizer_model_max_length": 20}))
     with pytest.raises(DataError, match=r"E1118: .*over 20 tokens \(the model's own limit\)"):
-        run.check(settings)
+        check(settings)

@@ -17,9 +17,10 @@ from medv_ray.diffusion.noise import IGNORE
 from medv_ray.errors import RunError
 from medv_ray.model.denoise import IMAGE_SLOT
 from medv_ray.training import run
+from medv_ray.training.check import check
+from medv_ray.training.job import TrainSettings
 from medv_ray.training.loop import Tally
 from medv_ray.training.objective import Objective, Outcome, Sample
-from medv_ray.training.run import TrainSettings
 from tests.unit.training import tiny
 from tests.unit.training.test_run import job, prepared, train
 
@@ -81,7 +82,7 @@ def test_the_gradient_is_the_formulas(home: Path, tmp_path: Path) -> None:
 def test_the_last_checkpoints_are_kept(home: Path, tmp_path: Path) -> None:
     settings = job(home, tmp_path).model_copy(update={"keep": 2, "save_every": 1})
     leftover = Path(settings.out) / "checkpoints" / "step-00000006.tmp"
-    run.begin(settings, run.check(settings))
+    run.begin(settings, check(settings))
     leftover.mkdir(parents=True)
     (leftover / "rank-00007-000.safetensors").write_bytes(b"of a worker that was killed")
     train(settings)
@@ -92,7 +93,7 @@ def test_the_last_checkpoints_are_kept(home: Path, tmp_path: Path) -> None:
 
 def test_who_is_asked_to_stop_saves_and_ends(home: Path, tmp_path: Path) -> None:
     settings = job(home, tmp_path)
-    identity = run.check(settings)
+    identity = check(settings)
     run.begin(settings, identity)
     asked = iter([False, False, True])
     reports = list(run.train_worker(settings, identity, stop=lambda: next(asked)))
@@ -103,7 +104,7 @@ def test_who_is_asked_to_stop_saves_and_ends(home: Path, tmp_path: Path) -> None
 def test_checkpoints_of_another_run_are_refused(home: Path, tmp_path: Path) -> None:
     settings = job(home, tmp_path)
     train(settings, steps=3)
-    other = run.check(settings) | {"data_sha256": "0" * 64}
+    other = check(settings) | {"data_sha256": "0" * 64}
     with pytest.raises(RunError, match="E1604: the checkpoints are of another run"):
         list(run.train_worker(settings, other))
 

@@ -15,8 +15,8 @@ from medv_ray.model.config import LanguageConfig, ModelConfig, VisionConfig
 from medv_ray.model.denoise import IMAGE_SLOT
 from medv_ray.model.medv import Medv
 from medv_ray.settings import TOY
+from medv_ray.training.job import TrainSettings
 from medv_ray.training.objective import Sample
-from medv_ray.training.run import TrainSettings
 from medv_ray.training.stages import ShardSettings, StageSettings
 
 

@@ -1,0 +1,104 @@
+"""Everything that can be known of a training job before its first step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medv_ray import __version__
+from medv_ray.data.dataset import Dataset
+from medv_ray.data.prompts import load_tokenizer
+from medv_ray.errors import CheckpointError, DataError, RunError, SettingsError
+from medv_ray.model import weights
+from medv_ray.model.config import ModelConfig
+from medv_ray.training.job import LOCK, MANIFEST, PARTIAL, TrainSettings
+from medv_ray.training.loop import check_batch
+from medv_ray.training.stages import StageSettings
+from medv_ray.training.survey import survey_stage
+from medv_ray.training.writers import check_writers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def check(settings: TrainSettings) -> dict[str, Any]:
+    """Everything that can be known before the first step; what must be equal for a resume.
+
+    Raises SettingsError, DataError or CheckpointError; RunError E1507 for an output folder of
+    something else.
+    """
+    stage, workers = settings.stage, settings.workers
+    check_free_or_run(Path(settings.out))
+    if settings.shard.engine == "plain" and workers.num_workers > 1:
+        told = f"shard.engine=plain is one process, not {workers.num_workers} workers"
+        raise SettingsError("E1001", f"{told}: use shard.engine=zero3, or --num-workers 1.")
+    most = workers.num_workers
+    for count in range(workers.min_workers or most, most + 1):
+        check_batch(stage, count)
+    check_packages(settings)
+    config, tokenizer = check_base(settings)
+    try:
+        dataset = Dataset.open(settings.data, settings.split)
+        data_sha256 = dataset.digest
+        found = survey_stage(dataset, tokenizer, stage, config)
+    except DataError as error:
+        error.exit_code = SettingsError.exit_code  # nothing was started
+        raise
+    return {
+        "stage": stage.model_dump(mode="json"),
+        "dtype": settings.shard.dtype,
+        "engine": settings.shard.engine,
+        "logit_size": settings.logit_size,
+        "base_sha256": weights.digest(settings.model),
+        "data_sha256": data_sha256,
+        "survey": found._asdict(),
+        "code": {"medv_ray": __version__, "torch": version("torch")},
+    }
+
+
+def check_free_or_run(out: Path) -> None:
+    held = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    if held - {LOCK, PARTIAL} and MANIFEST not in held:
+        raise RunError("E1507", "the output folder is not empty and holds no training run.")
+
+
+def check_packages(settings: TrainSettings) -> None:
+    """Raises SettingsError E1003 and E1001 for what is not installed."""
+    wanted = {
+        "deepspeed": settings.shard.engine == "zero3",
+        "peft": settings.stage.lora is not None,
+    }
+    missing = [name for name, needed in wanted.items() if needed and find_spec(name) is None]
+    if missing:
+        told = f"this training needs {' and '.join(missing)}: pip install 'medv-ray[train]'."
+        raise SettingsError("E1003", told)
+    check_writers(settings.watch)
+
+
+def check_base(settings: TrainSettings) -> tuple[ModelConfig, PreTrainedTokenizerFast]:
+    """The base model's config as the stage sees it, and its tokenizer; no weight is read.
+
+    Raises as `weights.read_headers`, `load_tokenizer` and `stage_config`.
+    """
+    config, _ = weights.read_headers(settings.model)
+    tokenizer = load_tokenizer(settings.model)
+    vocab_size = config.language.vocab_size
+    if settings.logit_size == "tokenizer" and len(tokenizer) > vocab_size:
+        told = f"the tokenizer has {len(tokenizer)} tokens, the head {vocab_size} rows."
+        raise CheckpointError("E1408", told)
+    return stage_config(config, settings.stage), tokenizer
+
+
+def stage_config(config: ModelConfig, stage: StageSettings) -> ModelConfig:
+    """A checkpoint's config with the stage's attention and merge. Raises SettingsError E1001."""
+    if config.vision is None and "language" not in stage.trainable:
+        parts = ", ".join(stage.trainable)
+        raise SettingsError("E1001", f"stage.trainable={parts}: the model is language alone.")
+    merge = config.mm_patch_merge_type if stage.merge == "checkpoint" else stage.merge
+    if merge == "spatial_unpad" and "unpad" not in config.mm_patch_merge_type:
+        told = "stage.merge=spatial_unpad: the model has no image_newline; use flat or checkpoint."
+        raise SettingsError("E1001", told)
+    return replace(config, attention=stage.attention, mm_patch_merge_type=merge)
