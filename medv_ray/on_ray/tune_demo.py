@@ -51,7 +51,7 @@ STAGES = (
         name="sd_sft",
         trainable=("projector", "language", "vision"),
         lr=6e-4,
-        epochs=4,
+        epochs=5,
         warmup_ratio=0.05,
         weight_decay=0.01,
         targets="answers",
@@ -138,13 +138,16 @@ def dialogues() -> Iterator[Row]:
         yield _row(rows[first], turns)
 
 
-def questions() -> Iterator[Row]:
-    """Tiles of the other laboratory: a dialogue of a tile's five questions, and two of them as rows
-    of their own, in the form of inference."""
-    rows = map(synthetic.shifted, synthetic.rows(TRAIN_TILES * 5, 8, split="train", per_image=5))
-    for number, five in enumerate(zip(*[rows] * 5, strict=True)):
-        yield _row(five[0], [(row.question, row.answer) for row in five], f"{five[0].id}-all")
-        for row in (five[number % 5], five[(number + 2) % 5]):
+def questions(num_tiles: int = TRAIN_TILES) -> Iterator[Row]:
+    """Tiles of the other laboratory: a dialogue of a tile's four questions, and two of them as rows
+    of their own, in the form of inference.
+
+    Four, as a tile of which all five kinds are asked must show a vessel, whose side is asked.
+    """
+    rows = map(synthetic.shifted, synthetic.rows(num_tiles * 4, 8, split="train", per_image=4))
+    for number, four in enumerate(zip(*[rows] * 4, strict=True)):
+        yield _row(four[0], [(row.question, row.answer) for row in four], f"{four[0].id}-all")
+        for row in (four[number % 4], four[(number + 2) % 4]):
             yield _row(row, [(row.question, row.answer)])
 
 
