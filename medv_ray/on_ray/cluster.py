@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -87,7 +87,7 @@ def running_ray(address: str | None = None) -> Iterator[Cluster]:
 
         servers: tuple[int, ...] = ()
         if not ray.is_initialized():
-            stack.enter_context(unless_streaming(ray.shutdown))
+            stack.enter_context(unless_streaming(_shutdown))
             if connect:
                 ray.init(address=connect, log_to_driver=False, logging_level=logging.ERROR)
             else:
@@ -113,6 +113,24 @@ def _start_local() -> None:
         logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE_BYTES,
     )
+
+
+def _shutdown() -> None:
+    """Leave Ray, and end what was started for it here: the exit of a Ray process can block for ever
+    in its destructors."""
+    import ray
+
+    workers = [pid for server in _servers() for pid in _children(server)]
+    ray.shutdown()
+    end_workers(workers)
+
+
+def end_workers(pids: Sequence[int]) -> None:
+    """Kill those that are still Ray's workers."""
+    for pid in pids:
+        if _name(pid).startswith("ray::"):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _servers() -> tuple[int, ...]:
