@@ -11,15 +11,12 @@ from pathlib import Path
 from medv_ray.errors import MedvError
 from medv_ray.on_ray.train import train
 from medv_ray.training.job import TrainSettings
-from medv_ray.training.run import export
 
 
 def main() -> int:
     settings = TrainSettings.model_validate_json((Path(sys.argv[1]) / "settings.json").read_text())
     try:
         done = train(settings)
-        if done.whole:
-            export(settings, Path(settings.out) / "model")
     except MedvError as error:
         print(json.dumps({"error": str(error)}))
         return 1
