@@ -130,7 +130,7 @@ def row_losses(losses: Tensor, row_of: Tensor, labels: Tensor) -> Tensor:
         row_of: int64[M], its row.
         labels: int64[B, S].
     """
-    num_targets = (labels != IGNORE).sum(1).clamp(min=1)
+    num_targets = (labels != IGNORE).sum(1).clamp(min=1).to(losses.device)
     return losses.new_zeros(len(labels)).index_add(0, row_of, losses) / num_targets
 
 

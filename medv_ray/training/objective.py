@@ -87,9 +87,11 @@ class Objective(nn.Module):
             row[masked] for row, (masked, _, _) in zip(self._hidden(rows, ends), noise, strict=True)
         ]
         counts = torch.tensor([len(state) for state in states])
-        row_of = torch.repeat_interleave(torch.arange(len(rows)), counts).to(self.model.device)
+        row_of = torch.repeat_interleave(torch.arange(len(rows)), counts)
         targets = torch.cat([label[m] for label, (m, _, _) in zip(labels, noise, strict=True)])
         weights = torch.cat([p.expand(int(n)) for (_, p, _), n in zip(noise, counts, strict=True)])
+        # ids, labels and masks stay on the host, where rows are cut and put together
+        row_of, targets, weights = (t.to(self.model.device) for t in (row_of, targets, weights))
         head, size = self.model.lm_head, self.model.logit_size
         losses = token_losses(torch.cat(states), head, targets, size) / weights
         padded = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE)
@@ -105,9 +107,8 @@ class Objective(nn.Module):
     def _noise(self, sample: Sample, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """bool[S] masked, float[1] p_mask and float[1] t of one row, from its own generator."""
         t, u = draw(1, len(labels), torch.Generator().manual_seed(sample.seed))
-        noise = forward_noise(labels[None].cpu(), t, u)
-        masked, p_mask = noise.masked[0].to(labels.device), noise.p_mask.to(labels.device)
-        return masked, p_mask, t
+        noise = forward_noise(labels[None], t, u)
+        return noise.masked[0], noise.p_mask, t
 
     def _images(self, samples: Sequence[Sample]) -> tuple[list[list[Tensor]], Tensor | float]:
         """Image tokens float[I, D] of each picture of each row; and 0, which ties an unused blank
@@ -145,7 +146,8 @@ class Objective(nn.Module):
         for sample, found, hidden in zip(samples, images, masked, strict=True):
             ids = _spread(sample.ids, sample.ids, found)
             texts.append(torch.where(hidden, self.mask_id, ids)[ids != IGNORE])
-        embeds = torch.split(self.model.embed(torch.cat(texts)), [len(text) for text in texts])
+        ids = torch.cat(texts).to(self.model.device)
+        embeds = torch.split(self.model.embed(ids), [len(text) for text in texts])
         return [
             fill_slots(s.ids, text, f) for s, text, f in zip(samples, embeds, images, strict=True)
         ]
