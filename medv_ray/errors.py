@@ -337,8 +337,10 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1508": Entry(
         "workers_keep_dying",
-        "Workers died again and again without finishing a chunk; no single row is to blame.",
-        "Look at memory first (fewer actors, a smaller dtype), then at the worker's own log.",
+        "Workers died again and again, in scoring without finishing a chunk; no single row is to "
+        "blame.",
+        "Look at memory first (fewer workers, a smaller dtype), then at the worker's own log: "
+        "logs/worker-*.err in the folder of Ray's session. The same line goes on.",
     ),
     "E1509": Entry(
         "internal_error",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -20,15 +21,18 @@ from medv_ray.on_ray.cluster import running_ray
 from medv_ray.on_ray.preflight import check_workers
 from medv_ray.settings import model_folder
 from medv_ray.training.check import check
-from medv_ray.training.job import MODEL, TrainSettings
+from medv_ray.training.job import MODEL, NOTE, TrainSettings
 from medv_ray.training.run import begin, export
 from medv_ray.training.watch import EVENTS, StepEvent
 
 STOP, FAILED = "stop", "failed.json"
 ERRORS = {cls.__name__: cls for cls in (CheckpointError, DataError, RunError, SettingsError)}
-PREEMPTION_STEPS = 10
-"""Steps between two looks for a node that is about to be taken away; each look is a barrier."""
 GROUP_TIMEOUT_S = 300
+FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+"""Errors of a disk, for which another try is no help."""
+TELL_S = 5.0
+WAITING_LOOKS = 12  # a minute
 
 Tell = Callable[[str, StepEvent], None]
 """Gets the stage's name and the last step, every few seconds."""
@@ -70,17 +74,13 @@ def train(
     identity = check(settings)
     with alone(settings.out, take_over):
         out = begin(settings, identity, new_run)
-        for name in (STOP, FAILED):
+        for name in (STOP, FAILED, NOTE):
             (out / name).unlink(missing_ok=True)
         if not (out / MODEL).is_dir():
             run_on_ray(settings, identity, address, tell)
-        event = last_event(out)
-        done = Trained(
-            event.get("step", 0),
-            event.get("total_steps", 0),
-            event.get("loss"),
-            time.monotonic() - began,
-        )
+        event, num_steps = last_event(out), settings.stage.steps(identity["survey"]["rows"])
+        step = num_steps if (out / MODEL).is_dir() else event.get("step", 0)
+        done = Trained(step, num_steps, event.get("loss"), time.monotonic() - began)
         if done.whole and not (out / MODEL).exists():
             export(settings, out / MODEL)
     return done
@@ -107,10 +107,10 @@ def run_on_ray(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     with running_ray(address) as cluster:
         fits = check_workers(settings.workers, cluster.capacity)
-        if fits < settings.workers.num_workers:
-            told = f"room for {fits} of {settings.workers.num_workers} workers; waiting for more"
-            sys.stderr.write(f"{told}\n")
-        with stopping(out), telling(settings, tell):
+        workers = settings.workers
+        few = fits < (workers.min_workers or workers.num_workers)
+        told = f"room for {fits} of {workers.num_workers} workers; waiting for more" if few else ""
+        with stopping(out), telling(settings, tell, told):
             run_workers(settings, identity)
     if (out / FAILED).is_file():
         failed = json.loads((out / FAILED).read_text())
@@ -180,26 +180,32 @@ def work(config: dict[str, Any]) -> None:
     if (out / FAILED).is_file():
         return  # the error of no worker alone; another try would end the same
     gpu = settings.workers.num_gpus
-    if not gpu:
+    if settings.shard.threads or not gpu:
         torch.set_num_threads(settings.shard.threads or 1)
-    looks = 0
-
-    def stop() -> bool:
-        nonlocal looks
-        looks += 1
-        # first, on every worker: it waits for the others, who may not see the file yet
-        leaving = looks % PREEMPTION_STEPS == 0 and preempted()
-        return leaving or (out / STOP).is_file()
-
+    device = "cuda" if gpu else "cpu"
+    identity = config["identity"]
     try:
-        for _ in train_worker(settings, config["identity"], "cuda" if gpu else "cpu", stop):
+        for _ in train_worker(settings, identity, device, (out / STOP).is_file, preempted):
             pass
+    except OSError as error:
+        if error.errno not in DISK:
+            raise  # of a connection: another try may help
+        kind = errno.errorcode[error.errno]
+        told = f"a worker could not write to the run folder ({kind})."
+        fail(out, RunError("E1503" if error.errno in FULL else "E1511", told))
+        raise
     except MedvError as error:
-        told = {"kind": type(error).__name__, "code": error.code, "detail": error.detail}
+        fail(out, error)
+        raise
+
+
+def fail(out: Path, error: MedvError) -> None:
+    """Leave word that the job is to end, and why."""
+    told = {"kind": type(error).__name__, "code": error.code, "detail": error.detail}
+    with suppress(OSError):  # on a full disk the driver hears of the exception alone
         partial = out / f"{FAILED}.{os.getpid()}"
         partial.write_text(json.dumps(told))
         os.replace(partial, out / FAILED)
-        raise
 
 
 def preempted() -> bool:
@@ -233,17 +239,28 @@ def stopping(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def telling(settings: TrainSettings, tell: Tell, every_s: float = 5) -> Iterator[None]:
-    """Hand on the last step while the workers go on."""
-    over = threading.Event()
+def telling(settings: TrainSettings, tell: Tell, waiting: str = "") -> Iterator[None]:
+    """Hand on the last step, and a worker's note, while the workers go on; `waiting` each minute
+    until the first step."""
+    over, out = threading.Event(), Path(settings.out)
+    begun = last_event(out).get("step")
 
     def watch() -> None:
-        shown = None
-        while not over.wait(every_s):
-            event = last_event(Path(settings.out))
-            if event and event["step"] != shown:
+        shown, note, looks = begun, out / NOTE, 0
+        while True:
+            ended = over.wait(TELL_S)
+            event = last_event(out)
+            if event and event["step"] != shown and not ended:
                 shown = event["step"]
                 tell(settings.stage.name, StepEvent(**event))
+            if waiting and shown == begun and looks % WAITING_LOOKS == 0 and not ended:
+                sys.stderr.write(f"{waiting}\n")
+            looks += 1
+            with suppress(FileNotFoundError):
+                sys.stderr.write(f"{note.read_text()}\n")
+                note.unlink()
+            if ended:
+                return
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

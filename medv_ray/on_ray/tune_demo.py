@@ -82,7 +82,10 @@ def run_tune_demo(
     address: str | None = None,
     tell: Tell = lambda stage, event: None,
 ) -> Tuned:
-    """Prepare, train and export each stage, then compare. Run again, it goes on where it was."""
+    """Prepare, train and export each stage, then compare. Run again, it goes on where it was.
+
+    A stage that was stopped ends it without scores.
+    """
     torch.set_num_threads(1)  # products of the toy's size are too small to share
     write_data(folder)
     done: dict[str, Trained] = {}
@@ -102,6 +105,8 @@ def run_tune_demo(
             )
             done[stage.name] = train(settings, address=address, tell=tell)
             model = out / MODEL
+            if not done[stage.name].whole:
+                return Tuned(done, {}, {}, model, folder / HELD_OUT)
     rows = [synthetic.shifted(row) for row in synthetic.rows(HELD_OUT_ROWS, seed=9)]
     base, tuned = exact_match(TOY, rows), exact_match(model, rows)
     return Tuned(done, base, tuned, model, folder / HELD_OUT)

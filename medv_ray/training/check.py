@@ -23,6 +23,9 @@ from medv_ray.training.writers import check_writers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+ROUNDING = ("micro_batch_size", "gradient_checkpointing")
+"""Settings of a stage that another run of it may change; so may `shard`, but for its dtype."""
+
 
 def check(settings: TrainSettings) -> dict[str, Any]:
     """Everything that can be known before the first step; what must be equal for a resume.
@@ -48,9 +51,9 @@ def check(settings: TrainSettings) -> dict[str, Any]:
         error.exit_code = SettingsError.exit_code  # nothing was started
         raise
     return {
-        "stage": stage.model_dump(mode="json"),
+        # what changes rounding alone is left out: a run that lacks memory goes on with less
+        "stage": stage.model_dump(mode="json", exclude={*ROUNDING}),
         "dtype": settings.shard.dtype,
-        "engine": settings.shard.engine,
         "logit_size": settings.logit_size,
         "base_sha256": weights.digest(settings.model),
         "data_sha256": data_sha256,

@@ -65,7 +65,8 @@ class Checkpoints:
                 _publish(partial, self.folder / name)
 
             self._together(engine, publish)
-            for old in self.steps()[: -self._keep]:
+            # later ones are damaged: the run went on from an earlier step
+            for old in [known for known in self.steps() if known <= step][: -self._keep]:
                 shutil.rmtree(self.at(old), ignore_errors=True)
         else:
             self._together(engine, lambda: None)

@@ -19,6 +19,8 @@ from medv_ray.training.stages import ShardSettings, StageSettings
 MANIFEST, PARTIAL, MODEL = "run.json", "run.tmp", "model"
 LOCK = "lock"
 """The driver's (`archive.lock`): no sign of a run, and left alone when one starts over."""
+NOTE = "note"
+"""What a worker has to say to whoever started the job."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

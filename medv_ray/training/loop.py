@@ -24,6 +24,8 @@ from medv_ray.training.order import micro_batches, noise_seed, positions
 from medv_ray.training.stages import StageSettings
 
 SHOWN_ROWS = 8
+LOOK_S = 5.0
+"""Between two looks for a node that is about to be taken away; each waits for all workers."""
 
 
 class Report(NamedTuple):
@@ -78,6 +80,7 @@ def fit(
     start: int = 0,
     stop: Callable[[], bool] = lambda: False,
     row_of: Callable[[int], int] | None = None,
+    leaving: Callable[[], bool] | None = None,
 ) -> Iterator[Report]:
     """Train from update `start` to `num_steps`; every step's report.
 
@@ -86,11 +89,14 @@ def fit(
         stop: whether this worker was asked to end. When any was, all save after their step and end
             early.
         row_of: the dataset's row at a position, for messages; None tells positions.
+        leaving: whether a worker's node is about to be taken away. All workers ask together and get
+            the same; then they save once and go on until it is.
 
     The state is saved every `saving.every` updates and at the end. Raises RunError E1602 on all
     workers within the step that is not finite; what was saved before is whole.
     """
     check_batch(stage, engine.num_workers)
+    looked, warned = time.monotonic(), False
     for step in range(start, num_steps):
         began = time.perf_counter()
         torch.manual_seed(noise_seed(stage.seed, -1 - step))  # of dropout, if there is any
@@ -99,7 +105,8 @@ def fit(
         for piece in micro_batches(places, stage.micro_batch_size):
             rows = [sample(place) for place in piece]
             tally.add(rows, engine.micro_step(rows, len(piece) / len(places)))
-        total = tally.over_all(engine, stop())
+        due = leaving is not None and time.monotonic() - looked >= LOOK_S
+        total = tally.over_all(engine, stop(), due)
         factor = schedule(step, num_steps, stage)
         norm = engine.step(factor) if math.isfinite(total.loss) else math.nan
         if not math.isfinite(norm):
@@ -111,7 +118,11 @@ def fit(
             done, total.loss, total.by_noise, norm, factor, *total.counts, total.memory_bytes,
             time.perf_counter() - began,
         )  # fmt: skip
-        if asked or done == num_steps or done % saving.every == 0:
+        save = asked or done == num_steps or done % saving.every == 0
+        if leaving is not None and total.due:
+            before, warned, looked = warned, leaving(), time.monotonic()
+            save |= warned and not before
+        if save:
             saving.checkpoints.save(engine, done, saving.about)
         if asked:
             return
@@ -128,6 +139,8 @@ class Total(NamedTuple):
     memory_bytes: int
     asked: bool
     """Whether any worker is to stop."""
+    due: bool = False
+    """Whether any worker wants to look for a node that is about to be taken away."""
 
     @property
     def loss(self) -> float:
@@ -149,7 +162,7 @@ class Tally:
         tiles = [picture.tiles for row in rows for picture in row.pictures]
         self._num_tiles += sum(len(one) for one in tiles if one is not None)
 
-    def over_all(self, engine: Engine, stop: bool) -> Total:
+    def over_all(self, engine: Engine, stop: bool, due: bool = False) -> Total:
         """All workers call it together; one exchange."""
         mine = torch.cat([outcome.by_row for outcome in self._outcomes])
         noise = LossByNoise(device=mine.device)
@@ -158,17 +171,17 @@ class Tally:
         losses[self._first : self._first + len(mine)] = mine.double().cpu()
         tokens = sum(outcome.num_tokens for outcome in self._outcomes)
         masked = sum(outcome.num_masked for outcome in self._outcomes)
-        counts = torch.tensor([tokens, masked, self._num_tiles, stop], dtype=torch.float64)
+        counts = torch.tensor([tokens, masked, self._num_tiles, stop, due], dtype=torch.float64)
         # an engine adds up only: the maximum is looked for among all workers' own
         memory = torch.zeros(engine.num_workers, dtype=torch.float64)
         memory[engine.rank] = peak_memory_bytes(mine.device)
         parts = (losses, noise.flat.cpu(), counts, memory)
         summed = torch.split(engine.sum(torch.cat(parts)), [len(part) for part in parts])
         noise.flat = summed[1]
-        *numbers, asked = (int(count) for count in summed[2])
+        *numbers, asked, wanted = (int(count) for count in summed[2])
         return Total(
             summed[0].tolist(), noise.means(), (numbers[0], numbers[1], numbers[2]),
-            int(summed[3].max()), bool(asked),
+            int(summed[3].max()), bool(asked), bool(wanted),
         )  # fmt: skip
 
 

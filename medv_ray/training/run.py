@@ -24,7 +24,7 @@ from medv_ray.training.checkpoint import Checkpoints, SavedState
 from medv_ray.training.engine import Engine, PlainEngine
 from medv_ray.training.events import Events
 from medv_ray.training.export import pick, write_adapter, write_model
-from medv_ray.training.job import DTYPES, LOCK, MANIFEST, PARTIAL, TrainSettings
+from medv_ray.training.job import DTYPES, LOCK, MANIFEST, NOTE, PARTIAL, TrainSettings
 from medv_ray.training.loop import Report, Saving, fit
 from medv_ray.training.objective import Objective
 from medv_ray.training.optim import choose_trainable
@@ -49,9 +49,7 @@ def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = Fal
                 entry.unlink()
     if manifest.is_file():
         before, _ = read_run(out)
-        changed = sorted(
-            k for k in identity.keys() | before.keys() if identity.get(k) != before.get(k)
-        )
+        changed = differences(before, json.loads(json.dumps(identity)))
         if changed:
             raise RunError("E1604", f"the run folder was made with another {', '.join(changed)}.")
         return out
@@ -61,6 +59,18 @@ def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = Fal
     partial.write_text(json.dumps(told, indent=1) + "\n")
     os.replace(partial, manifest)
     return out
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """Names of the values that differ; of settings both values too: `stage.lr (0.1, now 1)`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted(before.keys() | now.keys())
+        parts = [differences(before.get(k), now.get(k), f"{name}.{k}".strip(".")) for k in names]
+        return [part for found in parts for part in found]
+    if before == now:
+        return []
+    shown = name.startswith("stage.")
+    return [f"{name} ({before}, now {now})" if shown else name]
 
 
 def build_model(settings: TrainSettings, device: str) -> Medv:
@@ -85,8 +95,9 @@ def train_worker(
     identity: dict[str, Any],
     device: str = "cpu",
     stop: Callable[[], bool] = lambda: False,
+    leaving: Callable[[], bool] | None = None,
 ) -> Iterator[Report]:
-    """What each worker does: build, restore, train, save. Ends early when any is asked to `stop`.
+    """What each worker does: build, restore, train, save. `stop` and `leaving`: see `fit`.
 
     A process group is there for ZeRO-3. Raises RunError E1602 (not finite), E1603 (no whole
     checkpoint), E1605 (out of memory).
@@ -100,22 +111,35 @@ def train_worker(
         engine = make_engine(Objective(model, SpecialIds.of(tokenizer).mask), settings)
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
     num_steps = stage.steps(len(dataset))
-    about = {"identity": identity_digest(identity), "num_steps": num_steps}
+    digest = identity_digest(identity)
+    about = {"identity": digest, "num_steps": num_steps}
     start = 0
     found = checkpoints.latest(engine)
     if found is not None:
-        start, manifest, _ = found
-        if manifest.get("identity") != about["identity"]:
+        start, manifest, damaged = found
+        if manifest.get("identity") != digest:
             raise RunError("E1604", "the checkpoints are of another run.")
         checkpoints.restore(engine, start, manifest)
+        if damaged and engine.rank == 0:
+            told = f"checkpoints of steps {damaged} are not whole; going on from step {start}"
+            (out / NOTE).write_text(told)
     saving = Saving(checkpoints, settings.save_every, about)
     events = Events(model.config, stage, len(dataset), model.device, engine.num_workers)
     with (
         closing(samples),
-        Watch(out, settings.watch, rank=engine.rank, resumed_step=start) as watch,
+        Watch(
+            out,
+            settings.watch,
+            rank=engine.rank,
+            resumed_step=start,
+            run_name=f"{stage.name}-{digest[:6]}",
+            settings=settings.model_dump(mode="json", exclude={"model", "data", "out"}),
+        ) as watch,
         out_of_memory_told(settings),
     ):
-        for report in fit(engine, samples, stage, num_steps, saving, start, stop, samples.row):
+        for report in fit(
+            engine, samples, stage, num_steps, saving, start, stop, samples.row, leaving
+        ):
             watch.write(events(report))
             yield report
 

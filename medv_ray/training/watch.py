@@ -125,7 +125,7 @@ class Watch:
         Args:
             out: folder of the run.
             resumed_step: steps of the checkpoint that the run goes on from; later events go.
-            settings: of the run, for the writers that keep them.
+            run_name, settings: of the run, for the writers that keep them.
 
         Raises SettingsError for a package that is missing or does not start.
         """

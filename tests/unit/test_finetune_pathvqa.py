@@ -104,6 +104,14 @@ def refused(done: Done, words: list[str], code: int = 2) -> None:
     assert "/tmp" not in done.stderr
 
 
+@pytest.mark.parametrize("more", [("--new-run",), ("--num-workers", "1"), ("--stage", "md_sft")])
+def test_the_demonstration_takes_no_other_options(
+    run: Callable[..., Done], more: tuple[str, ...]
+) -> None:
+    done = run("--demo", *more, model=None, data=None)
+    refused(done, ["E1001", "--demo", "only --out and --address"])
+
+
 @pytest.mark.parametrize("name", ["model", "data"])
 def test_a_missing_option_is_named(run: Callable[..., Done], name: str) -> None:
     refused(run(*ONE, **{name: None}), ["E1001", f"--{name} is missing", "--help"])

@@ -1,5 +1,8 @@
 """What the driver of a training job reads of its workers."""
 
+import errno
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -7,11 +10,12 @@ import pytest
 from medv_ray.archive.lock import NAME, Lock
 from medv_ray.archive.store import Store
 from medv_ray.errors import RunError
+from medv_ray.on_ray import actor
 from medv_ray.on_ray import train as on_ray_train
 from medv_ray.on_ray.train import last_event, train
 from medv_ray.training import run
 from medv_ray.training.check import check
-from medv_ray.training.job import LOCK, MANIFEST, PARTIAL
+from medv_ray.training.job import LOCK, MANIFEST, NOTE, PARTIAL
 from tests.unit.training import tiny
 
 
@@ -56,6 +60,52 @@ def test_a_run_that_starts_over_keeps_its_lock_alone(
     assert not train(settings, new_run=True).whole
     assert sorted(seen) == sorted([LOCK, MANIFEST])
     Lock(Store(settings.out)).acquire()  # it was let go
+
+
+def test_a_note_of_a_worker_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(on_ray_train, "TELL_S", 0.01)
+    settings = tiny.settings(tmp_path)
+    Path(settings.out).mkdir()
+    (Path(settings.out) / NOTE).write_text("checkpoints of steps [6] are not whole")
+    seen: list[int] = []
+    with on_ray_train.telling(settings, lambda stage, event: seen.append(event.step), "room for 1"):
+        time.sleep(0.3)
+    told = capsys.readouterr().err
+    assert told.count("not whole") == 1
+    assert 1 <= told.count("room for 1") <= 4
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "x"), "E1503"),
+        (NotADirectoryError(errno.ENOTDIR, "x", "/home/someone"), "E1511"),
+        (ConnectionResetError(errno.ECONNRESET, "x"), None),
+        (RuntimeError("a peer is gone"), None),
+    ],
+)
+def test_an_error_of_the_disk_ends_the_job_and_one_of_a_peer_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str | None
+) -> None:
+    def train_worker(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run, "train_worker", train_worker)
+    monkeypatch.setattr(actor, "die_with_parent", lambda: None)
+    settings = tiny.settings(tmp_path)
+    Path(settings.out).mkdir()
+    with pytest.raises(type(error)):
+        on_ray_train.work({"settings": settings.model_dump(mode="json"), "identity": {}})
+    failed = Path(settings.out) / on_ray_train.FAILED
+    if code is None:
+        assert not failed.exists()
+    else:
+        told = json.loads(failed.read_text())
+        assert told["code"] == code
+        assert "someone" not in told["detail"]
 
 
 def test_what_a_kill_leaves_of_a_beginning_is_no_hindrance(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from medv_ray.diffusion.noise import IGNORE
 from medv_ray.errors import RunError
 from medv_ray.model.denoise import IMAGE_SLOT
-from medv_ray.training import run
+from medv_ray.training import loop, run, watch
 from medv_ray.training.check import check
 from medv_ray.training.job import TrainSettings
 from medv_ray.training.loop import Tally
@@ -99,6 +99,79 @@ def test_who_is_asked_to_stop_saves_and_ends(home: Path, tmp_path: Path) -> None
     reports = list(run.train_worker(settings, identity, stop=lambda: next(asked)))
     assert len(reports) == 3
     assert (Path(settings.out) / "checkpoints" / "step-00000003").is_dir()
+
+
+def test_a_node_that_is_about_to_go_saves_once_and_goes_on(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOOK_S", 0)
+    settings = job(home, tmp_path).model_copy(update={"save_every": 100, "keep": 9})
+    identity = check(settings)
+    run.begin(settings, identity)
+    told = iter([False, True, True, False, True, True])
+    reports = list(run.train_worker(settings, identity, leaving=lambda: next(told)))
+    assert len(reports) == 6
+    found = sorted(path.name for path in (Path(settings.out) / "checkpoints").iterdir())
+    assert found == [f"step-{step:08d}" for step in (2, 5, 6)]
+
+
+def test_looks_are_not_more_often_than_asked(home: Path, tmp_path: Path) -> None:
+    settings = job(home, tmp_path)
+    identity = check(settings)
+    run.begin(settings, identity)
+
+    def looked() -> bool:
+        raise AssertionError("looked within LOOK_S")
+
+    assert len(list(run.train_worker(settings, identity, leaving=looked))) == 6
+
+
+def test_a_later_damaged_checkpoint_does_not_count(home: Path, tmp_path: Path) -> None:
+    """The run that passed over it keeps what it writes before it gets there again."""
+    settings = job(home, tmp_path).model_copy(update={"keep": 1, "save_every": 3})
+    train(settings.model_copy(update={"keep": 2}))
+    folder = Path(settings.out) / "checkpoints"
+    for file in (folder / "step-00000006").glob("*.safetensors"):
+        file.write_bytes(b"damaged")
+    asked = iter([False, True])
+    list(run.train_worker(settings, check(settings), stop=lambda: next(asked)))
+    assert (folder / "step-00000005").is_dir()
+    note = (Path(settings.out) / "note").read_text()
+    assert note == "checkpoints of steps [6] are not whole; going on from step 3"
+    reports = list(run.train_worker(settings, check(settings)))
+    assert [report.step for report in reports] == [6]
+
+
+def test_a_run_that_lacks_memory_goes_on_with_less(home: Path, tmp_path: Path) -> None:
+    train(job(home, tmp_path), steps=3)  # the second is saved
+    less = job(home, tmp_path, micro_batch_size=1, gradient_checkpointing=True)
+    assert [report.step for report in train(less)] == [3, 4, 5, 6]
+
+
+def test_what_differs_from_the_first_run_is_named(home: Path, tmp_path: Path) -> None:
+    train(job(home, tmp_path), steps=1)
+    other = job(home, tmp_path, lr=0.5, image={"max_pixels": 123456})
+    told = r"another stage\.image\.max_pixels \(\d+, now 123456\), stage\.lr \(0\.01, now 0\.5\)\."
+    with pytest.raises(RunError, match=f"E1604: .*{told}"):
+        train(other)
+
+
+def test_writers_get_the_settings_and_a_name(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def opened(*given: Any) -> Any:
+        seen.extend(given)
+        return closing_writer
+
+    closing_writer = type("W", (), {"write": lambda *_: None, "close": lambda *_: None})()
+    monkeypatch.setattr(watch, "open_writer", opened)
+    train(job(home, tmp_path).model_copy(update={"watch": ("tensorboard",)}))
+    _, _, _, name, settings = seen
+    assert name.startswith("tiny-")
+    assert settings["stage"]["lr"] == 0.01
+    assert not {"model", "data", "out"} & settings.keys()
 
 
 def test_checkpoints_of_another_run_are_refused(home: Path, tmp_path: Path) -> None:
