@@ -63,6 +63,8 @@ def write_dataset(
     """
     folder = Path(folder).absolute()
     with _told():
+        if _replaced(folder).exists() and not folder.exists():  # a kill between two renames
+            _replaced(folder).rename(folder)
         check_target(folder, name)
     with _told(), _own(folder.with_name(folder.name + ".tmp")) as partial:
         counts: dict[str, Any] = {}
@@ -208,13 +210,18 @@ def _sync(partial: Path) -> None:
             os.close(handle)
 
 
+def _replaced(folder: Path) -> Path:
+    """Where the dataset before stands until the new one has its name."""
+    return folder.with_name(f".{folder.name}.replaced")
+
+
 def _publish(partial: Path, folder: Path) -> None:
-    (partial / LOCK).unlink()
-    old = folder.with_name(f".{folder.name}.replaced")
+    old = _replaced(folder)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
+    (folder / LOCK).unlink()
     shutil.rmtree(old, ignore_errors=True)
     handle = os.open(folder.parent, os.O_RDONLY)
     try:

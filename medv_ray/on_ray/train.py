@@ -158,13 +158,34 @@ def run_workers(settings: TrainSettings, identity: dict[str, Any]) -> None:
         ),
     )
     try:
-        trainer.fit()
+        apart(trainer.fit)
     except ray.train.TrainingFailedError as error:
         if (out / FAILED).is_file():
             return  # the workers said why
-        kinds = sorted({type(e).__name__ for e in getattr(error, "worker_failures", {}).values()})
+        told_of = getattr(error, "worker_failures", {}).values()
+        failures = [getattr(e, "_base_exc", e) for e in told_of]
+        if any(isinstance(e, OSError) and e.errno in FULL for e in failures):
+            raise RunError("E1503", "the disk of the run folder is full.") from None
+        kinds = sorted({type(e).__name__ for e in failures})
         told = f"training workers failed more than {workers.max_failures} times"
         raise RunError("E1508", f"{told} ({', '.join(kinds) or 'lost'}).") from None
+
+
+def apart(call: Callable[[], Any]) -> None:
+    """Call in a thread: in the main one Ray Train takes Ctrl-C for itself, and drops the run."""
+    failed: list[BaseException] = []
+
+    def go() -> None:
+        try:
+            call()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=go, name="trainer", daemon=True)
+    thread.start()
+    thread.join()  # signals are handled meanwhile
+    if failed:
+        raise failed[0]
 
 
 def work(config: dict[str, Any]) -> None:

@@ -51,16 +51,18 @@ class Checkpoints:
         """
         name = f"step-{step:08d}"
         partial = self.folder / f"{name}.tmp"
-        if engine.rank == 0:
+
+        def begin() -> None:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        engine.barrier()
+
+        self._together(engine, begin if engine.rank == 0 else None)
         self._together(engine, lambda: write_slices(engine, partial))
         if engine.rank == 0:
-            manifest = {"format": FORMAT, "step": step, **about, **_gather(partial, engine)}
-            manifest["digest"] = _digest_of(manifest)
 
             def publish() -> None:
+                manifest = {"format": FORMAT, "step": step, **about, **_gather(partial, engine)}
+                manifest["digest"] = _digest_of(manifest)
                 _write(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
                 _publish(partial, self.folder / name)
 
@@ -69,13 +71,15 @@ class Checkpoints:
             for old in [known for known in self.steps() if known <= step][: -self._keep]:
                 shutil.rmtree(self.at(old), ignore_errors=True)
         else:
-            self._together(engine, lambda: None)
+            self._together(engine, None)
 
-    def _together(self, engine: Engine, write: Callable[[], None]) -> None:
-        """Let each worker write; an error on one is one on all, who would wait for it else."""
+    def _together(self, engine: Engine, write: Callable[[], None] | None) -> None:
+        """Wait until each worker has written; an error on one is one on all, who would wait for it
+        else."""
         failed: Exception | None = None
         try:
-            write()
+            if write is not None:
+                write()
         except (OSError, SafetensorError) as error:
             failed = error
         if float(engine.sum(torch.tensor([float(failed is not None)]))[0]):
@@ -98,7 +102,13 @@ class Checkpoints:
         E1603 when there are checkpoints and none is whole.
         """
         damaged: list[int] = []
-        for step in reversed(self.steps()):
+        mine = self.steps() if engine.rank == 0 else []
+        while True:
+            # the first worker proposes: on a network share the others may see other folders
+            proposed = 1 + mine.pop() if mine else 0
+            step = int(engine.sum(torch.tensor([float(proposed)]))[0]) - 1
+            if step < 0:
+                break
             manifest = read_manifest(self.at(step))
             good = manifest is not None and self._whole(engine, step, manifest)
             if float(engine.sum(torch.tensor([float(not good)]))[0]) == 0 and manifest is not None:

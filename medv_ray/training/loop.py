@@ -99,8 +99,9 @@ def fit(
     looked, warned = time.monotonic(), False
     for step in range(start, num_steps):
         began = time.perf_counter()
-        torch.manual_seed(noise_seed(stage.seed, -1 - step))  # of dropout, if there is any
         places = positions(step, stage.batch_size, engine.rank, engine.num_workers)
+        # of LoRA's dropout, if there is any: the only thing that depends on how rows are shared
+        torch.manual_seed(noise_seed(stage.seed, -1 - places.start))
         tally = Tally(stage.batch_size, places)
         for piece in micro_batches(places, stage.micro_batch_size):
             rows = [sample(place) for place in piece]

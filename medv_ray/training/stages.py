@@ -91,11 +91,27 @@ class StageSettings(Settings):
                 "batch_size={batch_size} must be a multiple of micro_batch_size={micro_batch_size}",
                 {"batch_size": self.batch_size, "micro_batch_size": self.micro_batch_size},
             )
+        self._template()
         if not self.trainable:
             raise ValueError(f"trainable must name at least one of {', '.join(PARTS)}")
         if self.lora is not None and "language" not in self.trainable:
             raise ValueError("lora adapts the language tower: trainable must name language")
         return self
+
+    def _template(self) -> None:
+        """Without roles there are neither turns nor structural tokens."""
+        if self.template == "llada":
+            return
+        plain = ("full", "prefix") if self.template == "plain" else ("full",)
+        for name, fitting in (
+            ("attention", plain),
+            ("targets", ("all",)),
+            ("answer_fill", (0,)),
+            ("token_after_image", ("training",)),
+        ):
+            if getattr(self, name) not in fitting:
+                told = f"template={self.template} takes no {name}={getattr(self, name)}"
+                raise ValueError(f"{told}, but {' or '.join(map(str, fitting))}")
 
     def steps(self, num_rows: int) -> int:
         """Steps over `num_rows` rows; epochs follow each other without a gap, the rest of the last

@@ -8,6 +8,7 @@ nothing is compiled: torch's own AdamW, and no shared-memory collectives.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ class ZeroEngine:
         self._stage, self._objective = stage, objective
         self._accumulation = stage.batch_size // (stage.micro_batch_size * self.num_workers)
         self._shapes = {n: tuple(p.shape) for n, p in objective.model.named_parameters()}
-        config = deepspeed_config(stage, shard, self.num_workers)
+        config = deepspeed_config(stage, shard, self.num_workers, objective.model.device.type)
         deepspeed.zero.Init(module=objective, config_dict_or_path=config)
         newline = getattr(objective.model.model, "image_newline", None)
         if newline is not None:  # read outside the forward pass of the module that owns it
@@ -58,7 +59,8 @@ class ZeroEngine:
         for group, rate in zip(self._engine.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+        norm = float(self._engine.get_global_grad_norm())
+        return norm if norm >= 0 else math.nan  # DeepSpeed has -1 for what is not finite
 
     def sum(self, values: Tensor) -> Tensor:
         total = values.to(self._objective.model.device, torch.float64)
@@ -122,23 +124,23 @@ class ZeroEngine:
 
 
 def deepspeed_config(
-    stage: StageSettings, shard: ShardSettings, num_workers: int
+    stage: StageSettings, shard: ShardSettings, num_workers: int, device: str
 ) -> dict[str, Any]:
     """DeepSpeed's own settings; every value is explicit. Source of those that are not ours:
     LLaDA-V's scripts/zero3.json."""
     zero: dict[str, Any] = {
         "stage": 3,
         "contiguous_gradients": True,
-        "overlap_comm": torch.cuda.is_available(),
+        "overlap_comm": device == "cuda",
         "stage3_param_persistence_threshold": shard.persist_below,
         "stage3_max_live_parameters": 1_000_000_000,
         "stage3_max_reuse_distance": 1_000_000_000,
         "sub_group_size": 1_000_000_000,
     }
     if shard.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device == "cuda"}
     if shard.offload_params:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_param"] = {"device": "cpu", "pin_memory": device == "cuda"}
     return {
         "train_micro_batch_size_per_gpu": stage.micro_batch_size,
         "gradient_accumulation_steps": stage.batch_size // (stage.micro_batch_size * num_workers),
