@@ -210,6 +210,30 @@ def test_the_same_dataset_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "x.tmp" / "me.jpg").exists()
 
 
+@pytest.mark.parametrize("rename", [1, 2])
+def test_a_kill_between_the_last_steps_keeps_a_dataset_and_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rename: int
+) -> None:
+    write(tmp_path / "d", 3)
+    real, left = Path.rename, iter(range(1, 9))
+
+    def killed(self: Path, target: Path) -> Path:
+        if next(left) == rename:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    # nothing is tidied up, as after a SIGKILL
+    monkeypatch.setattr("medv_ray.data.dataset_writer.shutil.rmtree", lambda *_, **__: None)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "d", 5)
+    monkeypatch.undo()
+    write(tmp_path / "d", 4)
+    assert len(Dataset.open(tmp_path / "d")) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d"]
+    assert not (tmp_path / "d" / ".medv-dataset.lock").exists()
+
+
 def test_the_folder_that_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

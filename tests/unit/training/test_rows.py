@@ -81,8 +81,27 @@ def test_segments_end_where_the_answers_do(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("attention", ["full", "prefix"])
 def test_a_plain_row_is_image_caption_and_newline(tokenizer: Any, attention: str) -> None:
-    found = row(tokenizer, TALK[:2], template="plain", attention=attention, answer_fill=8)
+    found = row(tokenizer, TALK[:2], template="plain", attention=attention)
     assert found.ids[0] == IMAGE_SLOT
     assert tokenizer.decode(found.ids[1:]) == "yes\n"
     assert found.labels == [IGNORE, *found.ids[1:]]
     assert found.ends == ((1, len(found.ids)) if attention == "prefix" else (len(found.ids),))
+
+
+@pytest.mark.parametrize(
+    ("template", "other"),
+    [
+        ("pairs", {"attention": "prefix"}),
+        ("pairs", {"attention": "dialogue"}),
+        ("plain", {"attention": "dialogue"}),
+        ("plain", {"targets": "answers"}),
+        ("pairs", {"answer_fill": 8}),
+        ("pairs", {"token_after_image": "reference"}),
+    ],
+)
+def test_what_a_form_without_roles_cannot_have_is_refused(
+    tokenizer: Any, template: str, other: dict[str, Any]
+) -> None:
+    (name,) = other
+    with pytest.raises(ValueError, match=f"template={template} takes no {name}="):
+        row(tokenizer, template=template, **other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from medv_ray.errors import RunError
 from medv_ray.model.denoise import IMAGE_SLOT
 from medv_ray.training import loop, run, watch
 from medv_ray.training.check import check
+from medv_ray.training.checkpoint import Checkpoints
 from medv_ray.training.job import TrainSettings
 from medv_ray.training.loop import Tally
 from medv_ray.training.objective import Objective, Outcome, Sample
@@ -140,6 +142,48 @@ def test_a_later_damaged_checkpoint_does_not_count(home: Path, tmp_path: Path) -
     assert note == "checkpoints of steps [6] are not whole; going on from step 3"
     reports = list(run.train_worker(settings, check(settings)))
     assert [report.step for report in reports] == [6]
+
+
+class Rank:
+    """One of two workers, each in a thread."""
+
+    num_workers = 2
+
+    def __init__(self, rank: int, barrier: threading.Barrier, given: dict[int, Any]) -> None:
+        self.rank, self._barrier, self._given = rank, barrier, given
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        self._given[self.rank] = values.double()
+        self._barrier.wait(10)
+        total = self._given[0] + self._given[1]
+        self._barrier.wait(10)
+        return total
+
+
+def test_workers_that_see_other_folders_go_on_from_the_same_step(
+    home: Path, tmp_path: Path
+) -> None:
+    """As on a network share, whose listings come late."""
+    settings = job(home, tmp_path)
+    train(settings)
+    barrier, given, found = threading.Barrier(2), {}, {}
+
+    class Late(Checkpoints):
+        def steps(self) -> list[int]:
+            return super().steps()[:-1]
+
+    def look(rank: int, kind: type[Checkpoints]) -> None:
+        checkpoints = kind(Path(settings.out) / "checkpoints", 2)
+        found[rank] = checkpoints.latest(Rank(rank, barrier, given))  # type: ignore[arg-type]
+
+    threads = [threading.Thread(target=look, args=one) for one in ((0, Checkpoints), (1, Late))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert found[0] is not None
+    assert found[0] == found[1]
+    assert found[0][0] == 6
 
 
 def test_a_run_that_lacks_memory_goes_on_with_less(home: Path, tmp_path: Path) -> None:
