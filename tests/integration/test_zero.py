@@ -260,6 +260,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all on the host": {"offload_optimizer": True, "offload_params": True},
     "bfloat16": {"dtype": "bfloat16"},
     "adapter": {"lora": {"rank": 2}},
+    zero_worker.BAD_GRADIENT: {"micro_batch_size": 4},  # one pass a step
+    "bfloat16 adapter": {"dtype": "bfloat16", "lora": {"rank": 2}},
     "vision": {"trainable": ("projector", "language", "vision")},
 }
 
@@ -292,11 +294,26 @@ def test_settings_that_change_no_loss(
     assert variants[name] == pytest.approx(variants["float32"], rel=tolerance)
 
 
+def test_an_adapter_in_half_precision(variants: dict[str, list[float]]) -> None:
+    assert variants["bfloat16 adapter"] == pytest.approx(variants["adapter"], rel=0.05)
+
+
 @pytest.mark.parametrize("name", ["adapter", "vision"])
 def test_other_parts_that_learn(home: Path, variants: dict[str, list[float]], name: str) -> None:
     settings = variant(home, name, engine="plain")
     plain = zero_worker.do(settings.model_copy(update={"out": str(home / f"{name} plain")}))
     assert variants[name] == pytest.approx(plain["losses"], rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_on_one_worker_stops_both(
+    home: Path, variants: dict[str, list[float]]
+) -> None:
+    name = zero_worker.BAD_GRADIENT
+    for rank in (0, 1):
+        done = json.loads((home / f"{name}-{rank}.json").read_text())
+        assert done["steps"] == [1, 2]
+        assert done["error"].startswith("RunError E1602: the gradient of step 3 ")
+    assert Checkpoints(Path(variant(home, name).out) / "checkpoints", 2).steps() == []
 
 
 def test_an_adapter_is_merged_into_the_exported_folder(

@@ -9,6 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,9 @@ from medv_ray.training.engine import PlainEngine
 from medv_ray.training.job import TrainSettings
 from medv_ray.training.objective import Objective, Sample
 from medv_ray.training.zero import ZeroEngine
+
+BAD_GRADIENT = "bad gradient"
+"""Name of the job in which one worker's gradient is not finite."""
 
 
 class Record:
@@ -114,6 +120,21 @@ def do(settings: TrainSettings, first: bool = True, num_steps: int | None = None
     return told | {"rows": record.rows[:-1], "rates": record.rates, "gradients": record.gradients}
 
 
+@contextmanager
+def bad_gradient(there: bool) -> Iterator[None]:
+    """On the worker where it is wanted: loss as it is, gradient 0 / 0, from its third pass on."""
+    real, passes = Objective.forward, count(1)
+
+    def poisoned(self: Objective, samples: list[Sample]) -> tuple[Any, ...]:
+        loss, *others = real(self, samples)
+        return (loss + (loss * 0).sqrt() if next(passes) > 2 else loss, *others)
+
+    if there:
+        Objective.forward = poisoned  # type: ignore[method-assign, assignment]
+    yield
+    Objective.forward = real  # type: ignore[method-assign]
+
+
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
@@ -121,7 +142,8 @@ def main() -> None:
     rank = dist.get_rank()
     for job in json.loads((folder / "jobs.json").read_text()):
         settings = TrainSettings.model_validate(job["settings"])
-        told = do(settings, rank == 0, job["num_steps"])
+        with bad_gradient(job["name"] == BAD_GRADIENT and rank == 1):
+            told = do(settings, rank == 0, job["num_steps"])
         save_file(told.pop("gradients"), folder / f"{job['name']}-{rank}.safetensors")
         (folder / f"{job['name']}-{rank}.json").write_text(json.dumps(told))
         dist.barrier()
