@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medv_ray.data.images import prepare
+from medv_ray.data.images import Prepared, prepare
 from medv_ray.data.segments import segment_ends
 from medv_ray.data.tiles import TileSettings
 from medv_ray.diffusion.loss import masked_loss, token_losses
@@ -16,6 +16,7 @@ from medv_ray.diffusion.noise import IGNORE, draw, forward_noise
 from medv_ray.model.denoise import IMAGE_SLOT, splice
 from medv_ray.model.medv import Medv
 from medv_ray.settings import ImageSettings
+from medv_ray.training.objective import Objective, Picture, Sample
 
 HEADER = (126346, 598, 126347, 271)
 """LLaDA's ids of the assistant's header: start, "assistant", end, blank line."""
@@ -31,16 +32,20 @@ def batch(golden: Any, tower: Any, seeing: Any, key: str) -> tuple[Medv, Tensor,
         model = tower("11")
         return model, model.embed(ids), labels
     model = seeing("11")
-    picture = golden.run("11", "C_image")["image"].split(",")[0]
-    data = golden.path("08", f"{picture}.png").read_bytes()
-    side = golden.case("09")["vision_config"]["image_size"]
-    done = prepare(data, ImageSettings(), TileSettings("square", side))
+    done = case_picture(golden)
     model.model.vision_tower.requires_grad_(False)  # the case holds no gradients of it
     image = model.encode_image(torch.from_numpy(done.tiles), done.size_wh)
     slot = int((ids[0] == IMAGE_SLOT).nonzero())
     hidden_labels = labels.new_full((1, len(image)), IGNORE)
     spliced = torch.cat([labels[:, :slot], hidden_labels, labels[:, slot + 1 :]], dim=1)
     return model, splice(model, ids[0], [image])[None], spliced
+
+
+def case_picture(golden: Any) -> Prepared:
+    picture = golden.run("11", "C_image")["image"].split(",")[0]
+    data = golden.path("08", f"{picture}.png").read_bytes()
+    side = golden.case("09")["vision_config"]["image_size"]
+    return prepare(data, ImageSettings(), TileSettings("square", side))
 
 
 @pytest.mark.subcases("11", "conv.")
@@ -80,6 +85,44 @@ def test_loss_and_gradients(golden: Any, tower: Any, seeing: Any, key: str) -> N
     for name in (n for n in tensors if n.startswith(f"{key}.grad.")):
         got = parameters[name.removeprefix(f"{key}.grad.")].grad
         torch.testing.assert_close(got, tensors[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.subcases("11", "[A-D]")
+def test_the_objective_of_training(golden: Any, tower: Any, seeing: Any, key: str) -> None:
+    """What the engines call, with the case's noise: its rows are cut out and put together anew."""
+    run, case, tensors = golden.run("11", key), golden.case("11"), golden.tensors("11")
+    name = key if f"{key}.input_ids" in tensors else key.split("_")[0]
+    all_ids, all_labels = tensors[f"{name}.input_ids"], tensors[f"{name}.labels"]
+    shows = bool((all_ids == IMAGE_SLOT).any())
+    model = (seeing if shows else tower)("11")
+    pictures: tuple[Picture, ...] = ()
+    if shows:
+        model.model.vision_tower.requires_grad_(False)
+        done = case_picture(golden)
+        pictures = (Picture(done.size_wh, torch.from_numpy(done.tiles)),)
+    model.zero_grad()
+    kind = "dialogue" if key.endswith("_dialogue") else "full"
+    rows = [
+        Sample(ids, labels, segment_ends(labels.tolist(), kind, HEADER, EOT), pictures, row)
+        for row, (ids, labels) in enumerate(zip(all_ids, all_labels, strict=True))
+    ]
+
+    def noise(sample: Sample, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        row = sample.seed
+        assert torch.equal(labels, tensors[f"{key}.labels_final"][row])
+        masked = tensors[f"{key}.masked"][row]
+        return masked, tensors[f"{key}.p_mask"][row, None], tensors[f"{key}.t"][row, None]
+
+    objective = Objective(model, case["mask_id"])
+    objective._noise = noise  # type: ignore[method-assign]
+    loss, *_, num_masked = objective(rows)
+    tolerance = 1e-3 if shows or all_ids.shape[1] > 700 else 1e-4
+    assert float(loss.detach()) == pytest.approx(run["loss"], abs=tolerance)
+    assert num_masked == run["masked_tokens"]
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    for part, norm in run["grad_l2_norms"].items():
+        assert float(parameters[part].grad.norm()) == pytest.approx(norm, rel=1e-3, abs=1e-5), part
 
 
 def check_logits(tensors: dict[str, Tensor], key: str, logits: Tensor, targets: Tensor) -> None:
