@@ -21,7 +21,7 @@ from medv_ray.data.vqa.entries import (
 from medv_ray.data.vqa.files import READERS, json_records, records_of
 from medv_ray.data.vqa.pickles import load_plain
 from medv_ray.data.vqa.settings import PrepareSettings
-from medv_ray.errors import DataError
+from medv_ray.errors import DataError, no_column
 
 FRAME = "frame_question"
 OTHER_LANGUAGE = "other_language"
@@ -37,8 +37,7 @@ def _with_columns(path: Path, names: list[str]) -> Iterator[Record | None]:
     for row in records_of(path):
         missing = [name for name in names if row is not None and name not in row]
         if first and row is not None and missing:
-            found = ", ".join(str(name)[:30] for name in list(row)[:20])
-            raise DataError("E1101", f"{path.name} has no column {missing[0]!r}; it has {found}.")
+            raise no_column(path.name, missing[0], names, list(row))
         first = first and row is None
         yield row
 

@@ -364,6 +364,18 @@ def test_an_absent_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     assert "'image'; it has picture, question, answer" in error.detail
 
 
+def test_a_table_without_a_header_tells_nothing_of_its_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "t" / "train.csv"
+    path.parent.mkdir()
+    row = 'a.png,"Mrs. Huber, born 1941: is there a fracture?",yes\n'
+    path.write_text(row + row.replace("a.png", "b.png"))
+    error = refused(settings("table", path.parent))
+    assert error.code == "E1101"
+    assert "'image': none of its 3 has a name" in error.detail
+    assert "Is its first line a header?" in error.detail
+    assert not any(word in str(error) for word in ("a.png", "Huber", "1941", "yes"))
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
 def test_other_tables(tmp_path: Path, ending: str) -> None:
     path = tmp_path / "t" / f"test.{ending}"
