@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from medv_ray.data.conversations import IMAGE_WORD
 from medv_ray.data.vqa.entries import (
     Entry,
     Form,
@@ -176,9 +177,14 @@ def _llava_entry(row: Record, split: str, settings: PrepareSettings) -> Entry:
     images = images if isinstance(images, list) else [images]
     if not isinstance(said, list) or not all(isinstance(entry, dict) for entry in said):
         raise DataError("E1109", "the conversation is no list of messages.")
+    messages = [_message(entry) for entry in said]
+    if images in ([], [None], [""]):
+        # of text alone, as LLaDA-V's mixes hold some; but one that marks an image has lost it
+        marked = any(IMAGE_WORD in message["value"] for message in messages)
+        images = [None] if marked else []
     return Entry(
         tuple(image_cell(image) for image in images),
-        [_message(entry) for entry in said],
+        messages,
         text(row.get("id")) or None,
         kind_of_answer(row.get("answer_type")),
         text(row.get("question_type")) or None,
