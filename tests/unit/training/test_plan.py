@@ -67,6 +67,28 @@ def test_table_of_the_papers_recipes() -> None:
         assert each.fits
 
 
+# of LLaDA-V's scripts: rows a step, longest row, learning rate, the vision tower's
+LLADA_V = {
+    "llada_v_pretrain": (64, 8192, 1e-3, None),
+    "llada_v_sft": (64, 8192, 1e-5, 2e-6),
+    "llada_v_si_10m": (256, 8192, 1e-5, 2e-6),
+    "llada_v_ov_2m": (256, 16384, 1e-5, 2e-6),
+    "llada_v_vw": (256, 8192, 1e-5, 2e-6),
+    "llada_v_mix_ov_vw": (256, 16384, 1e-5, 2e-6),
+    "llada_v_finetune": (64, 8192, 1e-5, 2e-6),
+}
+
+
+def test_recipes_of_llada_v() -> None:
+    stages = {name: stage for name, stage in RECIPES.items() if name.startswith("llada_v")}
+    assert {
+        n: (s.batch_size, s.max_length, s.lr, s.vision_lr) for n, s in stages.items()
+    } == LLADA_V
+    assert all(stage.name == name for name, stage in stages.items())
+    text = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
+    assert not [name for name in RECIPES if f"`{name}`" not in text]
+
+
 @pytest.mark.parametrize(("gpus", "states_gb"), [(1, 129.4), (4, 32.4), (8, 16.2)])
 def test_states_of_zero_3(gpus: int, states_gb: float) -> None:
     each = planned("md_sft", f"hardware.gpus={gpus}")
