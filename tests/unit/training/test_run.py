@@ -89,6 +89,31 @@ def test_a_row_without_a_picture_reaches_the_projector(home: Path, tmp_path: Pat
     assert all(not bool(grad.any()) for name, grad in grads.items() if "mm_projector" in name)
 
 
+def test_checkpointing_changes_no_gradient_and_keeps_less(home: Path, tmp_path: Path) -> None:
+    kept, grads = [], []
+    for again in (False, True):
+        changes = {"trainable": ("projector", "language", "vision")}
+        objective, samples = prepared(job(home, tmp_path, gradient_checkpointing=again, **changes))
+        rows = [samples(position) for position in range(4)]
+        samples.close()
+        tower = objective.model.model.get_submodule("vision_tower.vision_tower.vision_model")
+        seen: list[int] = []
+
+        def pack(tensor: torch.Tensor, seen: list[int] = seen) -> torch.Tensor:
+            seen.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            tower(torch.zeros(2, 3, 32, 32))
+        Outcome(*objective(rows)).loss.backward()
+        named = objective.model.named_parameters()
+        kept.append(sum(seen))
+        grads.append({name: p.grad for name, p in named if p.grad is not None})
+    assert kept[1] < kept[0]  # how much: test_plan.py
+    assert any("vision_model.encoder" in name for name in grads[0])
+    torch.testing.assert_close(grads[1], grads[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("attention", ["full", "dialogue", "prefix"])
 def test_a_prefix_does_not_depend_on_the_answer(home: Path, tmp_path: Path, attention: str) -> None:
     objective, samples = prepared(job(home, tmp_path, attention=attention))
