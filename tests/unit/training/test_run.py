@@ -400,14 +400,16 @@ def test_a_changed_image_is_named(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home, tmp_path / "home")
     settings = job(tmp_path / "home", tmp_path)
     dataset = run.Dataset.open(settings.data)
-    sha256 = next(example.images[0] for example in dataset if example.images)
+    row, sha256 = next((n, e.images[0]) for n, e in enumerate(dataset) if e.images)
     file = image_path(dataset.folder, sha256)
     data = bytearray(file.read_bytes())
     data[-7] ^= 1
     file.write_bytes(data)
     _, samples = prepared(settings)
-    with (
-        closing(samples),
-        pytest.raises(DataError, match=f"E1114: .*bytes of image {sha256[:12]} are not those"),
-    ):
-        [samples(position) for position in range(19)]
+    order = Order(len(dataset), settings.stage.seed)
+    position = next(position for position in range(19) if order[position] == row)
+    told = f"E1114: row {row} of train: the bytes of image {sha256[:12]} are not those"
+    with closing(samples), pytest.raises(DataError, match=told):
+        samples(position)
+    with pytest.raises(DataError, match=f"E1114: .*refused: .*Row {row}: the bytes of image"):
+        check(settings)
