@@ -2,14 +2,14 @@
 way out.
 
 A message holds the value, the rule and the way out. It never holds an object address, an absolute
-path, a stack or
-the content of a row: those are patients' data.
+path, a stack or the content of a row: those are patients' data.
 
 Longer than a module should be: it is one list, which is looked up by code.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -424,6 +424,18 @@ class SettingsError(MedvError, ValueError):
 
 class DataError(MedvError, ValueError):
     """A row, an image or a shard is bad. In a job its rows are quarantined and the job goes on."""
+
+
+def no_column(file: str, missing: str, expected: Sequence[str], found: Sequence[str]) -> DataError:
+    """E1101. What the file has is named only where one of the `expected` columns is among it: the
+    first line of a CSV without a header is a row, and its cells may be a patient's.
+    """
+    told = f"{file} has no column {missing!r}"
+    if any(name in expected for name in found):
+        return DataError("E1101", f"{told}; it has {', '.join(name[:30] for name in found[:20])}.")
+    told += f": none of its {len(found)} has a name that is looked for"
+    csv = file.lower().endswith(".csv")
+    return DataError("E1101", f"{told}. {'Is its first line a header?' if csv else ''}".rstrip())
 
 
 class CheckpointError(MedvError):

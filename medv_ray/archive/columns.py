@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.ids import fallback_id, id_problem
 from medv_ray.archive.sources import Archive, ArchiveSettings
-from medv_ray.errors import DataError
+from medv_ray.errors import DataError, no_column
 
 Cells = Mapping[str, Any]
 
@@ -27,8 +27,11 @@ def find_columns(settings: ArchiveSettings, names: list[str], file: str) -> Colu
 
     def required(column: str) -> str:
         if column not in names:
-            have = ", ".join(names[:12])
-            raise DataError("E1101", f"{file}: no column {column!r}; it has: {have}.")
+            expected = (
+                *(settings.image_column, settings.question_column),
+                *(settings.id_column or "id", settings.answer_column or "answer"),
+            )
+            raise no_column(file, column, expected, names)
         return column
 
     def optional(column: str | None, default: str) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from medv_ray.model.config import VisionConfig
 
@@ -99,9 +100,15 @@ class VisionTower(nn.Module):
             {"layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))}
         )
         self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        """Keep only the input of each layer for the backward pass, and compute the rest again."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         x: Tensor = self.embeddings(pixels)
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
+        # a frozen tower keeps nothing anyway
+        again = again and any(parameter.requires_grad for parameter in self.parameters())
+        # the last layer too: what it kept would lie there through all of the language tower's work
         for layer in self.encoder["layers"]:  # type: ignore[attr-defined]  # a ModuleList iterates
-            x = layer(x)
+            x = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
         return x

@@ -1,5 +1,4 @@
-"""How many tokens an image takes in a row: from its header, or without it where the size of the
-picture does not matter."""
+"""How many tokens an image takes in a row, from its header."""
 
 from __future__ import annotations
 
@@ -24,20 +23,27 @@ def tile_settings(config: ModelConfig, stage: StageSettings, several: bool) -> T
 
 
 class ImageTokens:
-    """Counts the image tokens of a dataset's pictures. Nothing is decoded."""
+    """Counts the image tokens of a dataset's pictures, and finds those whose header is refused.
+
+    Each picture is read once, and nothing is decoded.
+    """
 
     def __init__(self, dataset: Dataset, stage: StageSettings, config: ModelConfig) -> None:
         """`config` is the model's as the stage sees it."""
         self._dataset, self._stage, self._config = dataset, stage, config
         self._headers = Decoder(stage.image, None)
+        self._sizes: dict[str, tuple[int, int]] = {}
 
     def __call__(self, sha256: str, several: bool) -> int:
-        """Raises CheckpointError E1410 without a vision tower; where the size matters, DataError
-        E1114 for a picture that changed and E1112, E1201 .. E1210 for one that is refused."""
+        """Raises CheckpointError E1410 without a vision tower, DataError E1114 for a picture that
+        changed and E1112, E1201 .. E1210 for one that is refused."""
         cut = tile_settings(self._config, self._stage, several)
+        size_wh = self._sizes.get(sha256)
+        if size_wh is None:
+            prepared = self._headers.prepare(self._dataset.image(sha256))
+            size_wh = self._sizes[sha256] = prepared.size_wh
         if cut.aspect != "anyres_max":
-            return num_image_tokens(self._config, cut, (cut.tile, cut.tile))
-        size_wh = self._headers.prepare(self._dataset.image(sha256)).size_wh
+            size_wh = (cut.tile, cut.tile)  # whatever it is, one tile
         return num_image_tokens(self._config, cut, size_wh)
 
     def close(self) -> None:

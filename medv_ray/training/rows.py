@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from medv_ray.data.conversations import IGNORE, encode_conversation
+from medv_ray.data.dataset import Dataset
 from medv_ray.data.prompts import IMAGE_SLOT, SpecialIds
 from medv_ray.data.segments import assistant_header, segment_ends, spoken
+from medv_ray.errors import DataError
 from medv_ray.settings import PromptSettings
 from medv_ray.training.stages import StageSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+@contextmanager
+def row_told(dataset: Dataset, row: int) -> Iterator[None]:
+    """Put the dataset's row number in front of what a DataError says."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(error.code, f"row {row} of {dataset.split}: {error.detail}") from None
 
 
 class Row(NamedTuple):

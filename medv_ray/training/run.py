@@ -18,6 +18,7 @@ from medv_ray.errors import RunError
 from medv_ray.model import lora, weights
 from medv_ray.model.medv import Medv
 from medv_ray.model.new_folder import check_free
+from medv_ray.model.vision import VisionTower
 from medv_ray.settings import identity_digest
 from medv_ray.training.check import stage_config
 from medv_ray.training.checkpoint import Checkpoints, SavedState
@@ -87,6 +88,10 @@ def build_model(settings: TrainSettings, device: str) -> Medv:
     if stage.lora is not None:
         lora.add_lora(model, stage.lora, stage.seed)
     model.model.gradient_checkpointing = stage.gradient_checkpointing
+    if model.config.vision is not None:
+        tower = model.model.get_submodule("vision_tower.vision_tower.vision_model")
+        assert isinstance(tower, VisionTower)
+        tower.gradient_checkpointing = stage.gradient_checkpointing
     return model
 
 

@@ -15,7 +15,7 @@ from medv_ray.model.vision import scale_pixels
 from medv_ray.training.lengths import tile_settings
 from medv_ray.training.objective import Picture, Sample
 from medv_ray.training.order import Order, noise_seed
-from medv_ray.training.rows import RowEncoder
+from medv_ray.training.rows import RowEncoder, row_told
 from medv_ray.training.stages import StageSettings
 
 if TYPE_CHECKING:
@@ -44,15 +44,18 @@ class Samples:
         self._pictures = Pictures(dataset, stage, model, cache_bytes)
 
     def __call__(self, position: int) -> Sample:
-        """Raises DataError for a row or a picture that cannot be used."""
-        example = self._dataset[self.row(position)]
-        row = self._encode(example.conversations, len(example.images))
-        several = len(example.images) > 1
+        """Raises DataError, with the dataset's row, for a row or picture that cannot be used."""
+        number = self.row(position)
+        with row_told(self._dataset, number):
+            example = self._dataset[number]
+            row = self._encode(example.conversations, len(example.images))
+            several = len(example.images) > 1
+            pictures = tuple(self._pictures.get(digest, several) for digest in example.images)
         return Sample(
             torch.tensor(row.ids),
             torch.tensor(row.labels),
             row.ends,
-            tuple(self._pictures.get(digest, several) for digest in example.images),
+            pictures,
             noise_seed(self._stage.seed, position),
         )
 

@@ -188,6 +188,10 @@ LLADA_V_SFT = StageSettings(
 )
 LLADA_V_SI_10M = LLADA_V_SFT.model_copy(update={"name": "llada_v_si_10m", "batch_size": 256})
 LLADA_V_OV_2M = LLADA_V_SI_10M.model_copy(update={"name": "llada_v_ov_2m", "max_length": 16384})
+# scripts llada_v_vw (rows of 8192 tokens) and llada_v_mix_ov_vw (16384): as the two above, on other
+# data. Their frames_upbound=32 is of videos, which are not read here.
+LLADA_V_VW = LLADA_V_SI_10M.model_copy(update={"name": "llada_v_vw"})
+LLADA_V_MIX_OV_VW = LLADA_V_OV_2M.model_copy(update={"name": "llada_v_mix_ov_vw"})
 LLADA_V_FINETUNE = LLADA_V_SFT.model_copy(update={"name": "llada_v_finetune"})
 
 RECIPES = {
@@ -202,6 +206,8 @@ RECIPES = {
         LLADA_V_SFT,
         LLADA_V_SI_10M,
         LLADA_V_OV_2M,
+        LLADA_V_VW,
+        LLADA_V_MIX_OV_VW,
         LLADA_V_FINETUNE,
     )
 }

@@ -12,7 +12,7 @@ from medv_ray.data.prompts import IMAGE_SLOT
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.model.config import ModelConfig
 from medv_ray.training.lengths import ImageTokens
-from medv_ray.training.rows import RowEncoder
+from medv_ray.training.rows import RowEncoder, row_told
 from medv_ray.training.stages import StageSettings
 
 if TYPE_CHECKING:
@@ -79,41 +79,60 @@ def survey(
             row; asked once.
         limit: what `max_length` is, for the message.
 
-    Raises DataError E1110 (no rows), E1114 (rows without their images), E1117 (rows with an empty
-    answer), E1118 (rows over `max_length`), E1119 (rows without a target); with the row's number,
-    E1109 or E1304 for one that cannot be encoded and what `image_tokens` raises for its picture.
+    Raises DataError E1110 (no rows), what `image_tokens` raised first (rows whose picture it
+    refuses), E1114 (rows without their images), E1117 (rows with an empty answer), E1118 (rows over
+    `max_length`), E1119 (rows without a target); with the row's number, E1109 or E1304 for one that
+    cannot be encoded.
     """
     if not len(dataset):
         raise DataError("E1110", "the dataset has no rows.")
-    tokens_of: dict[tuple[str, bool], int | None] = {}  # None: the image is missing
+    # of each picture; None: it is missing
+    known: dict[tuple[str, bool], int | DataError | None] = {}
     faults: dict[str, list[int]] = {code: [] for code in ("E1114", "E1118", "E1117", "E1119")}
+    refused: list[tuple[int, DataError]] = []
     tokens = longest = targets = 0
     for row, example in enumerate(dataset):
-        pictures = [(sha256, len(example.images) > 1) for sha256 in example.images]
-        try:
+        with row_told(dataset, row):
             ids, labels = encode(example)
-            for key in pictures:
-                if key not in tokens_of:
-                    there = image_path(dataset.folder, key[0]).is_file()
-                    tokens_of[key] = image_tokens(*key) if there else None
-        except DataError as error:
-            raise DataError(error.code, f"row {row} of {dataset.split}: {error.detail}") from None
+        pictures = [(sha256, len(example.images) > 1) for sha256 in example.images]
+        for key in pictures:
+            if key not in known:
+                known[key] = look(dataset, key, image_tokens)
+        found = [known[key] for key in pictures]
         length = sum(token != IMAGE_SLOT for token in ids)
-        length += sum(tokens_of[key] or 0 for key in pictures)
+        length += sum(one for one in found if isinstance(one, int))
         taught = sum(label != IGNORE for label in labels)
-        faults["E1114"] += [row] if any(tokens_of[key] is None for key in pictures) else []
+        refused += [(row, one) for one in found if isinstance(one, DataError)][:1]
+        faults["E1114"] += [row] if None in found else []
         faults["E1118"] += [row] if length > max_length else []
         faults["E1117"] += [row] if has_empty_answer(example) else []
         faults["E1119"] += [] if taught else [row]
         tokens, longest, targets = tokens + length, max(longest, length), targets + taught
+    if refused:
+        first, error = refused[0]
+        told = f"{len(refused)} rows of {dataset.split} have a picture that is refused: "
+        told += f"{shown([row for row, _ in refused])}. Row {first}: {error.detail}"
+        raise DataError(error.code, told)
     over = f"over {max_length} tokens ({limit}), the longest {longest}"
     words = "without an image that they name", over, "with an empty answer", "without a target"
     for (code, rows), what in zip(faults.items(), words, strict=True):
         if rows:
             told = f"{len(rows)} rows of {dataset.split} are {what}: {shown(rows)}"
             raise DataError(code, f"{told}. {WAYS.get(code, 'Leave them out.')}")
-    images = len({sha256 for sha256, _ in tokens_of})
+    images = len({sha256 for sha256, _ in known})
     return Survey(len(dataset), tokens, longest, targets, images)
+
+
+def look(
+    dataset: Dataset, key: tuple[str, bool], image_tokens: Callable[[str, bool], int]
+) -> int | DataError | None:
+    """Tokens of a picture, or why it is refused; None when it is missing."""
+    if not image_path(dataset.folder, key[0]).is_file():
+        return None
+    try:
+        return image_tokens(*key)
+    except DataError as error:
+        return error.with_traceback(None)
 
 
 def has_empty_answer(example: Example) -> bool:

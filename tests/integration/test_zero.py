@@ -263,6 +263,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     zero_worker.BAD_GRADIENT: {"micro_batch_size": 4},  # one pass a step
     "bfloat16 adapter": {"dtype": "bfloat16", "lora": {"rank": 2}},
     "vision": {"trainable": ("projector", "language", "vision")},
+    "vision, checkpointing": {
+        "trainable": ("projector", "language", "vision"),
+        "gradient_checkpointing": True,
+    },
 }
 
 
@@ -298,7 +302,7 @@ def test_an_adapter_in_half_precision(variants: dict[str, list[float]]) -> None:
     assert variants["bfloat16 adapter"] == pytest.approx(variants["adapter"], rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["adapter", "vision"])
+@pytest.mark.parametrize("name", ["adapter", "vision", "vision, checkpointing"])
 def test_other_parts_that_learn(home: Path, variants: dict[str, list[float]], name: str) -> None:
     settings = variant(home, name, engine="plain")
     plain = zero_worker.do(settings.model_copy(update={"out": str(home / f"{name} plain")}))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from medv_ray.data.conversations import IMAGE_WORD
 from medv_ray.data.vqa.entries import (
     Entry,
     Form,
@@ -21,7 +22,7 @@ from medv_ray.data.vqa.entries import (
 from medv_ray.data.vqa.files import READERS, json_records, records_of
 from medv_ray.data.vqa.pickles import load_plain
 from medv_ray.data.vqa.settings import PrepareSettings
-from medv_ray.errors import DataError
+from medv_ray.errors import DataError, no_column
 
 FRAME = "frame_question"
 OTHER_LANGUAGE = "other_language"
@@ -37,8 +38,7 @@ def _with_columns(path: Path, names: list[str]) -> Iterator[Record | None]:
     for row in records_of(path):
         missing = [name for name in names if row is not None and name not in row]
         if first and row is not None and missing:
-            found = ", ".join(str(name)[:30] for name in list(row)[:20])
-            raise DataError("E1101", f"{path.name} has no column {missing[0]!r}; it has {found}.")
+            raise no_column(path.name, missing[0], names, list(row))
         first = first and row is None
         yield row
 
@@ -177,9 +177,14 @@ def _llava_entry(row: Record, split: str, settings: PrepareSettings) -> Entry:
     images = images if isinstance(images, list) else [images]
     if not isinstance(said, list) or not all(isinstance(entry, dict) for entry in said):
         raise DataError("E1109", "the conversation is no list of messages.")
+    messages = [_message(entry) for entry in said]
+    if images in ([], [None], [""]):
+        # of text alone, as LLaDA-V's mixes hold some; but one that marks an image has lost it
+        marked = any(IMAGE_WORD in message["value"] for message in messages)
+        images = [None] if marked else []
     return Entry(
         tuple(image_cell(image) for image in images),
-        [_message(entry) for entry in said],
+        messages,
         text(row.get("id")) or None,
         kind_of_answer(row.get("answer_type")),
         text(row.get("question_type")) or None,

@@ -32,6 +32,8 @@ class Kind(NamedTuple):
     """As the release states it."""
     question_needed: bool = True
     """False for captions: the alignment stage drops the human's words."""
+    image_needed: bool = True
+    """False where rows of text alone are meant, and not ones that lost their image."""
 
 
 _LLAVA_MED = "CC BY-NC 4.0; images of PubMed Central under their own licences"
@@ -42,8 +44,8 @@ KINDS: dict[str, Kind] = {
     "vqa-rad": Kind((DATA_RAD, HUB, LLAVA), "CC0 1.0"),
     "slake": Kind((SLAKE,), "CC BY 4.0"),
     "llava-med-stage1": Kind((LLAVA,), _LLAVA_MED, question_needed=False),
-    "llava-med-stage2": Kind((LLAVA,), _LLAVA_MED),
-    "llava": Kind((LLAVA,), "unknown"),
+    "llava-med-stage2": Kind((LLAVA,), _LLAVA_MED, image_needed=False),
+    "llava": Kind((LLAVA,), "unknown", image_needed=False),
     "table": Kind((TABLE,), "unknown"),
 }
 
@@ -64,7 +66,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
     with Decoder(settings.image, tile_check(settings)) as decoder:
         pictures = Pictures(settings, form, decoder)
         rows = {
-            split: split_rows(split, paths, form, settings, pictures, kind.question_needed)
+            split: split_rows(split, paths, form, settings, pictures, kind)
             for split, paths in chosen.items()
         }
         return write_dataset(
@@ -105,7 +107,7 @@ def split_rows(
     form: Form,
     settings: PrepareSettings,
     pictures: Pictures,
-    question_needed: bool,
+    kind: Kind,
 ) -> Iterator[Row | Skip]:
     """Rows of one split, and a Skip for every record that becomes none."""
     seen: set[str] = set()
@@ -121,7 +123,7 @@ def split_rows(
                 if isinstance(entry, str):
                     yield Skip(source, entry)
                     continue
-                check_messages(entry, question_needed)
+                check_messages(entry, kind)
                 row_id = check_id(entry.id or f"{split}-{number}", seen)
                 images = tuple(pictures.read(image) for image in entry.images)
             except KeyError:
@@ -135,15 +137,17 @@ def split_rows(
                 )
 
 
-def check_messages(entry: Entry, question_needed: bool) -> None:
-    """Raises DataError E1109, E1117, E1301 or E1304 for what could not be trained on."""
+def check_messages(entry: Entry, kind: Kind) -> None:
+    """Raises DataError E1109, E1111, E1117, E1301 or E1304 for what could not be trained on."""
+    if kind.image_needed and not entry.images:
+        raise DataError("E1111", "the row names no image.")
     check_storable(f"{entry.answer_type} {entry.question_type}")
     messages = checked(entry.messages)
     place_images(messages, len(entry.images))
     for role, words in messages:
         if role == "assistant" and not words.strip():
             raise DataError("E1117", "an answer is empty.")
-        if role == "user" and question_needed and not words.replace(IMAGE_WORD, "").strip():
+        if role == "user" and kind.question_needed and not words.replace(IMAGE_WORD, "").strip():
             raise DataError("E1301", "a question is empty.")
 
 

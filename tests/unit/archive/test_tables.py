@@ -188,6 +188,15 @@ def test_a_table_that_cannot_be_read_as_a_whole(make, images, name, content, cod
     assert str(make.root) not in str(caught.value)
 
 
+def test_a_table_without_a_header_tells_nothing_of_its_first_row(make, images):
+    row = '0.png,"Mrs. Huber, born 1941: is there a fracture?",yes\n'
+    with pytest.raises(DataError, match="E1101: .*Is its first line a header") as caught:
+        rows_of(make, images, "q.csv", row + row.replace("0", "1"))
+    assert not any(word in str(caught.value) for word in ("0.png", "Huber", "1941", "yes"))
+    with pytest.raises(DataError, match="E1101: .*no column 'question'; it has image, text[.]"):
+        rows_of(make, images, "r.csv", "image,text\n0.png,a\n")
+
+
 @pytest.mark.parametrize("name", ["q.csv", "q.jsonl", "q.json"])
 def test_damaged_tables_never_escape_the_catalogue(make, images, name):
     """Whatever a few changed bytes do: a DataError, or as many rows as were planned."""

@@ -268,6 +268,28 @@ def test_stage_2_conversations(tmp_path: Path) -> None:
     assert {row.images[0] for row in made_rows["train"][:2]} == {made_rows["train"][0].images[0]}
 
 
+@pytest.mark.parametrize(
+    ("kind", "ids", "missing"),
+    [("llava", ["1", "2", "3", "4"], 4), ("llava-med-stage1", ["4"], 7), ("vqa-rad", ["4"], 7)],
+)
+def test_a_record_of_text_alone(tmp_path: Path, kind: str, ids: list[str], missing: int) -> None:
+    """A row where the kind means such ones; one that marks an image has lost it."""
+    text = ("What is a cell?", "A small room.")
+    unnamed = talk(None, *text, id=1)
+    del unnamed["image"]
+    rows = [unnamed, talk("", *text, id=2), talk([], *text, id=3), talk("1.jpg", *text, id=4)]
+    rows += [talk(image, id=10) for image in (None, "", [])]
+    rows += [talk(["1.jpg", ""], *text, id=11)]
+    name = "llava_med_alignment_500k" if kind == "llava-med-stage1" else "train"
+    write_json(tmp_path / "s" / f"{name}.json", rows)
+    write_images(tmp_path / "s" / "images", "1.jpg")
+    index, made_rows = made(settings(kind, tmp_path / "s"))
+    assert [row.id for row in made_rows["train"]] == ids
+    assert [len(row.images) for row in made_rows["train"]] == [0] * (len(ids) - 1) + [1]
+    assert said(made_rows["train"][0]) == list(text)
+    assert index["skipped"] == {"image_missing": missing}
+
+
 def test_stage_1_needs_no_question(tmp_path: Path) -> None:
     path = tmp_path / "med" / "llava_med_alignment_500k.json"
     write_json(path, [talk("1.jpg", "<image>", "A caption.", id=1), talk("1.jpg", id=2)])
@@ -362,6 +384,18 @@ def test_an_absent_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     error = refused(settings("table", tmp_path / "t"))
     assert error.code == "E1101"
     assert "'image'; it has picture, question, answer" in error.detail
+
+
+def test_a_table_without_a_header_tells_nothing_of_its_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "t" / "train.csv"
+    path.parent.mkdir()
+    row = 'a.png,"Mrs. Huber, born 1941: is there a fracture?",yes\n'
+    path.write_text(row + row.replace("a.png", "b.png"))
+    error = refused(settings("table", path.parent))
+    assert error.code == "E1101"
+    assert "'image': none of its 3 has a name" in error.detail
+    assert "Is its first line a header?" in error.detail
+    assert not any(word in str(error) for word in ("a.png", "Huber", "1941", "yes"))
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])

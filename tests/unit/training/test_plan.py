@@ -14,6 +14,7 @@ from medv_ray.errors import SettingsError
 from medv_ray.model.config import LanguageConfig, ModelConfig, VisionConfig
 from medv_ray.model.llada import LanguageTower
 from medv_ray.model.medv import Medv
+from medv_ray.model.vision import VisionTower
 from medv_ray.settings import build
 from medv_ray.training.flops import adapter_parameters, count_parameters, trained_parameters
 from medv_ray.training.memory import activation_bytes
@@ -67,6 +68,28 @@ def test_table_of_the_papers_recipes() -> None:
         assert each.fits
 
 
+# of LLaDA-V's scripts: rows a step, longest row, learning rate, the vision tower's
+LLADA_V = {
+    "llada_v_pretrain": (64, 8192, 1e-3, None),
+    "llada_v_sft": (64, 8192, 1e-5, 2e-6),
+    "llada_v_si_10m": (256, 8192, 1e-5, 2e-6),
+    "llada_v_ov_2m": (256, 16384, 1e-5, 2e-6),
+    "llada_v_vw": (256, 8192, 1e-5, 2e-6),
+    "llada_v_mix_ov_vw": (256, 16384, 1e-5, 2e-6),
+    "llada_v_finetune": (64, 8192, 1e-5, 2e-6),
+}
+
+
+def test_recipes_of_llada_v() -> None:
+    stages = {name: stage for name, stage in RECIPES.items() if name.startswith("llada_v")}
+    assert {
+        n: (s.batch_size, s.max_length, s.lr, s.vision_lr) for n, s in stages.items()
+    } == LLADA_V
+    assert all(stage.name == name for name, stage in stages.items())
+    text = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
+    assert not [name for name in RECIPES if f"`{name}`" not in text]
+
+
 @pytest.mark.parametrize(("gpus", "states_gb"), [(1, 129.4), (4, 32.4), (8, 16.2)])
 def test_states_of_zero_3(gpus: int, states_gb: float) -> None:
     each = planned("md_sft", f"hardware.gpus={gpus}")
@@ -99,7 +122,7 @@ def test_trained_parameters() -> None:
     assert trained_parameters(TINY, stage) == count.projector + adapters
 
 
-def saved_bytes(tower: LanguageTower, embeds: Tensor) -> int:
+def saved_bytes(tower: LanguageTower | VisionTower, given: Tensor) -> int:
     """What autograd keeps for the backward pass, weights apart."""
     weights = {p.untyped_storage().data_ptr() for p in tower.parameters()}
     kept = {}
@@ -111,7 +134,7 @@ def saved_bytes(tower: LanguageTower, embeds: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        tower(embeds)
+        tower(given)
     return sum(storage.nbytes() for storage in kept.values())
 
 
@@ -125,6 +148,29 @@ def test_activations_are_what_autograd_keeps() -> None:
         counted.append(saved_bytes(LanguageTower(model.language).bfloat16(), embeds))
         told.append(activation_bytes(model, stage, 32, 0))
     assert told[1] - told[0] == pytest.approx(counted[1] - counted[0], rel=0.02)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_activations_of_a_vision_tower_that_learns(checkpointing: bool) -> None:
+    vision = replace(TINY.vision, hidden_size=128, intermediate_size=384)
+    changes = {"gradient_checkpointing": checkpointing}
+    stage = RECIPES["llada_v_sft"].model_copy(update=changes)
+    counted, told = [], []
+    for depth in (1, 3):
+        model = replace(TINY, vision=replace(vision, num_hidden_layers=depth))
+        tower = VisionTower(model.vision).bfloat16()
+        tower.gradient_checkpointing = checkpointing
+        counted.append(saved_bytes(tower, torch.randn(2, 3, 64, 64, dtype=torch.bfloat16)))
+        told.append(activation_bytes(model, stage, 32, 2))
+    assert counted[1] - counted[0] == pytest.approx(told[1] - told[0], rel=0.02)
+
+
+def test_a_frozen_vision_tower_computes_nothing_again() -> None:
+    tower = VisionTower(TINY.vision).requires_grad_(False)
+    pixels = torch.randn(1, 3, 64, 64, requires_grad=True)
+    plain = saved_bytes(tower, pixels)
+    tower.gradient_checkpointing = True
+    assert saved_bytes(tower, pixels) == plain
 
 
 def test_plain_engine_holds_float32_weights() -> None:

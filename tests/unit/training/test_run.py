@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from medv_ray.data.dataset import image_path
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.errors import DataError, MedvError, RunError, SettingsError
@@ -26,7 +30,7 @@ from medv_ray.training.flops import RowShape, row_flops
 from medv_ray.training.job import TrainSettings, WorkerSettings
 from medv_ray.training.loop import Report, Tally, Total, check_batch, not_finite
 from medv_ray.training.meters import DEFAULT_BINS
-from medv_ray.training.objective import Objective, Outcome, Picture, Sample
+from medv_ray.training.objective import Objective, Outcome, Sample
 from medv_ray.training.order import Order, positions
 from medv_ray.training.samples import Samples
 from medv_ray.training.stages import ShardSettings, StageSettings
@@ -83,6 +87,31 @@ def test_a_row_without_a_picture_reaches_the_projector(home: Path, tmp_path: Pat
     grads = {n: p.grad for n, p in objective.model.named_parameters() if p.requires_grad}
     assert all(grad is not None for grad in grads.values())
     assert all(not bool(grad.any()) for name, grad in grads.items() if "mm_projector" in name)
+
+
+def test_checkpointing_changes_no_gradient_and_keeps_less(home: Path, tmp_path: Path) -> None:
+    kept, grads = [], []
+    for again in (False, True):
+        changes = {"trainable": ("projector", "language", "vision")}
+        objective, samples = prepared(job(home, tmp_path, gradient_checkpointing=again, **changes))
+        rows = [samples(position) for position in range(4)]
+        samples.close()
+        tower = objective.model.model.get_submodule("vision_tower.vision_tower.vision_model")
+        seen: list[int] = []
+
+        def pack(tensor: torch.Tensor, seen: list[int] = seen) -> torch.Tensor:
+            seen.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            tower(torch.zeros(2, 3, 32, 32))
+        Outcome(*objective(rows)).loss.backward()
+        named = objective.model.named_parameters()
+        kept.append(sum(seen))
+        grads.append({name: p.grad for name, p in named if p.grad is not None})
+    assert kept[1] < kept[0]  # how much: test_plan.py
+    assert any("vision_model.encoder" in name for name in grads[0])
+    torch.testing.assert_close(grads[1], grads[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("attention", ["full", "dialogue", "prefix"])
@@ -348,21 +377,39 @@ def test_the_exported_folder_answers(home: Path, tmp_path: Path, attention: str)
 def test_an_adapter_is_trained_and_merged(home: Path, tmp_path: Path) -> None:
     settings = job(home, tmp_path, max_steps=2, lora={"rank": 2})
     train(settings)
-    names = state(settings)
+    [file] = (tmp_path / "out" / "checkpoints" / "step-00000002").glob("*.safetensors")
+    saved = {n.removesuffix("/weight"): t for n, t in load_file(file).items() if "/weight" in n}
+    adapted = {name.split(".lora_")[0] for name in saved if ".lora_" in name}
+    assert len(adapted) == 2 * 7  # the matrices of two layers
+    assert all(".lora_" in name or "mm_projector" in name for name in saved)
     run.export(settings, tmp_path / "model")
-    model, base = weights.load(tmp_path / "model"), weights.load(settings.model)
-    assert names
-    assert torch.equal(model.lm_head.weight, base.lm_head.weight)
-    name = "model.layers.0.self_attn.q_proj.weight"
-    assert not torch.equal(model.state_dict()[name], base.state_dict()[name])
+    model = weights.load(tmp_path / "model").state_dict()
+    base = weights.load(settings.model).state_dict()
+    assert settings.stage.lora is not None
+    for name in (name for name in base if "mm_projector" not in name):
+        stem, want = name.removesuffix(".weight"), base[name]
+        if stem in adapted:
+            down, up = (saved[f"{stem}.lora_{half}.default.weight"] for half in "AB")
+            change = (up.view(len(want), 2) @ down.view(2, -1)) * settings.stage.lora.alpha / 2
+            assert change.any()
+            want = want + change
+        torch.testing.assert_close(model[name], want)
 
 
 def test_a_changed_image_is_named(home: Path, tmp_path: Path) -> None:
-    settings = job(home, tmp_path)
-    objective, samples = prepared(settings)
-    sample = next(s for s in map(samples, range(19)) if s.pictures)
-    assert isinstance(sample.pictures[0], Picture)
-    samples.close()
-    del objective
-    with pytest.raises(DataError, match="E1114"):
-        run.Dataset.open(settings.data).image("0" * 64)
+    shutil.copytree(home, tmp_path / "home")
+    settings = job(tmp_path / "home", tmp_path)
+    dataset = run.Dataset.open(settings.data)
+    row, sha256 = next((n, e.images[0]) for n, e in enumerate(dataset) if e.images)
+    file = image_path(dataset.folder, sha256)
+    data = bytearray(file.read_bytes())
+    data[-7] ^= 1
+    file.write_bytes(data)
+    _, samples = prepared(settings)
+    order = Order(len(dataset), settings.stage.seed)
+    position = next(position for position in range(19) if order[position] == row)
+    told = f"E1114: row {row} of train: the bytes of image {sha256[:12]} are not those"
+    with closing(samples), pytest.raises(DataError, match=told):
+        samples(position)
+    with pytest.raises(DataError, match=f"E1114: .*refused: .*Row {row}: the bytes of image"):
+        check(settings)

@@ -121,15 +121,38 @@ def picture(width: int, height: int, orientation: int = 1) -> bytes:
     return file.getvalue()
 
 
-def test_a_damaged_header_is_found_where_the_size_matters(tmp_path: Path) -> None:
+@pytest.mark.parametrize("aspect", ["checkpoint", "square", "pad"])
+def test_a_damaged_header_is_found(tmp_path: Path, aspect: str) -> None:
     config = ModelConfig(LanguageConfig(40, 32, 64, 1, 2, 2), VisionConfig(16, 32, 1, 2, 32, 16))
     data = write(tmp_path / "d", "a", "b")
-    stage = StageSettings(name="x", lr=1.0, batch_size=1)
+    stage = StageSettings.model_validate({"name": "x", "lr": 1, "batch_size": 1, "aspect": aspect})
+    told = "E1202: 2 rows of train have a picture that is refused: 0, 1[.] Row 0: 1 bytes are none"
     with (
         closing(ImageTokens(data, stage, config)) as image_tokens,
-        pytest.raises(DataError, match="E1202: row 0 of train: 1 bytes are none"),
+        pytest.raises(DataError, match=told),
     ):
         survey(data, encode, image_tokens, 99)
+
+
+def test_pictures_over_a_limit_are_told_before_the_first_step(tmp_path: Path) -> None:
+    settings = tiny.settings(tmp_path, image={"max_pixels": 16})
+    told = r"E1204: 18 rows of train have .*: 0, 1, 2, 3, 4, [.]{3}[.] Row 0: .*allowed are 16[.]"
+    with pytest.raises(DataError, match=told) as caught:
+        check(settings)
+    assert caught.value.exit_code == 2
+
+
+def test_each_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny.settings(tmp_path)
+    dataset, asked = Dataset.open(settings.data), []
+    image = Dataset.image
+    monkeypatch.setattr(Dataset, "image", lambda d, key: asked.append(key) or image(d, key))
+    config = ModelConfig(LanguageConfig(40, 32, 64, 1, 2, 2), VisionConfig(16, 32, 1, 2, 32, 16))
+    with closing(ImageTokens(dataset, settings.stage, config)) as image_tokens:
+        for several in (False, True):
+            for example in dataset:
+                [image_tokens(sha256, several) for sha256 in example.images]
+    assert sorted(asked) == sorted({sha256 for row in dataset for sha256 in row.images})
 
 
 def test_a_stage_is_surveyed_before_it_begins(tmp_path: Path) -> None:
