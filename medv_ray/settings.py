@@ -38,7 +38,11 @@ class Settings(BaseModel):
     """Base of all settings objects."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+        allow_inf_nan=False,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
     )
 
 

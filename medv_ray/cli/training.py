@@ -79,10 +79,11 @@ def checkpoint_config(model: str) -> ModelConfig:
     """
     from medv_ray.model.config import ModelConfig
     from medv_ray.model.shards import headers, read_json
+    from medv_ray.settings import model_folder
 
     if model == "llada-medv":
         return ModelConfig()
-    folder = Path(model).absolute()
+    folder = Path(model_folder(model)).absolute()
     raw = read_json(folder, "config.json")
     if not any(folder.glob("*.safetensors")):
         return ModelConfig.from_json(raw)

@@ -22,7 +22,7 @@ from medv_ray.on_ray.preflight import check_workers
 from medv_ray.settings import model_folder
 from medv_ray.training.check import check
 from medv_ray.training.job import MODEL, NOTE, TrainSettings
-from medv_ray.training.run import begin, export
+from medv_ray.training.run import begin, export, is_run
 from medv_ray.training.watch import EVENTS, StepEvent
 
 STOP, FAILED = "stop", "failed.json"
@@ -73,11 +73,9 @@ def train(
     settings = located(settings)
     identity = check(settings)
     with alone(settings.out, take_over):
-        out = begin(settings, identity, new_run)
-        for name in (STOP, FAILED, NOTE):
-            (out / name).unlink(missing_ok=True)
-        if not (out / MODEL).is_dir():
-            run_on_ray(settings, identity, address, tell)
+        out = Path(settings.out)
+        if new_run or not is_run(out, identity) or not (out / MODEL).is_dir():
+            run_on_ray(settings, identity, new_run, address, tell)
         event, num_steps = last_event(out), settings.stage.steps(identity["survey"]["rows"])
         step = num_steps if (out / MODEL).is_dir() else event.get("step", 0)
         done = Trained(step, num_steps, event.get("loss"), time.monotonic() - began)
@@ -100,9 +98,14 @@ def alone(out: str, take_over: bool) -> Iterator[None]:
 
 
 def run_on_ray(
-    settings: TrainSettings, identity: dict[str, Any], address: str | None, tell: Tell
+    settings: TrainSettings,
+    identity: dict[str, Any],
+    new_run: bool,
+    address: str | None,
+    tell: Tell,
 ) -> None:
-    """From the last checkpoint to the end of the stage, or to where it is stopped."""
+    """From the last checkpoint to the end of the stage, or to where it is stopped. The folder is a
+    run's once its workers fit."""
     out = Path(settings.out)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     with running_ray(address) as cluster:
@@ -110,6 +113,9 @@ def run_on_ray(
         workers = settings.workers
         few = fits < (workers.min_workers or workers.num_workers)
         told = f"room for {fits} of {workers.num_workers} workers; waiting for more" if few else ""
+        begin(settings, identity, new_run)
+        for name in (STOP, FAILED, NOTE):
+            (out / name).unlink(missing_ok=True)
         with stopping(out), telling(settings, tell, told):
             run_workers(settings, identity)
     if (out / FAILED).is_file():
@@ -248,7 +254,7 @@ def stopping(out: Path) -> Iterator[None]:
         for known, handler in before.items():
             signal.signal(known, handler)
         (out / STOP).touch()
-        sys.stderr.write("stopping after this step; the state is saved\n")
+        sys.stderr.write("stopping after this step; the state will be saved\n")
 
     for number in before:
         signal.signal(number, ask)

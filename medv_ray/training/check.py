@@ -63,6 +63,8 @@ def check(settings: TrainSettings) -> dict[str, Any]:
 
 
 def check_free_or_run(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise RunError("E1507", "the output is a file; a folder is needed.")
     held = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
     if held - {LOCK, PARTIAL} and MANIFEST not in held:
         raise RunError("E1507", "the output folder is not empty and holds no training run.")

@@ -48,11 +48,7 @@ def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = Fal
                 shutil.rmtree(entry)
             elif entry.name != LOCK:
                 entry.unlink()
-    if manifest.is_file():
-        before, _ = read_run(out)
-        changed = differences(before, json.loads(json.dumps(identity)))
-        if changed:
-            raise RunError("E1604", f"the run folder was made with another {', '.join(changed)}.")
+    if is_run(out, identity):
         return out
     out.mkdir(parents=True, exist_ok=True)
     told = {"identity": identity, "settings": settings.model_dump(mode="json", exclude={"out"})}
@@ -60,6 +56,20 @@ def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = Fal
     partial.write_text(json.dumps(told, indent=1) + "\n")
     os.replace(partial, manifest)
     return out
+
+
+def is_run(out: Path, identity: dict[str, Any]) -> bool:
+    """Whether the folder is of this run; False where it is of none.
+
+    Raises RunError E1604 for another run, E1507 for a manifest that cannot be read.
+    """
+    if not (out / MANIFEST).is_file():
+        return False
+    before, _ = read_run(out)
+    changed = differences(before, json.loads(json.dumps(identity)))
+    if changed:
+        raise RunError("E1604", f"the run folder was made with another {', '.join(changed)}.")
+    return True
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:
@@ -125,9 +135,9 @@ def train_worker(
         if manifest.get("identity") != digest:
             raise RunError("E1604", "the checkpoints are of another run.")
         checkpoints.restore(engine, start, manifest)
-        if damaged and engine.rank == 0:
-            told = f"checkpoints of steps {damaged} are not whole; going on from step {start}"
-            (out / NOTE).write_text(told)
+        if engine.rank == 0:
+            told = f"checkpoints of steps {damaged} are not whole; " if damaged else ""
+            (out / NOTE).write_text(f"{told}going on from step {start}")
     saving = Saving(checkpoints, settings.save_every, about)
     events = Events(model.config, stage, len(dataset), model.device, engine.num_workers)
     with (

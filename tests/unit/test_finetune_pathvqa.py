@@ -82,6 +82,7 @@ def run(
             ["--set", "stage.trainable=projector, language"],
             ["E1001", "stage.trainable", 'a JSON list, such as ["projector", "language"]'],
         ),
+        (["--set", "stage.lr=Infinity"], ["E1001", "stage.lr", "finite"]),
         (["--out", "s3://bucket/run"], ["E1001", "out:", "folders that all workers see"]),
         (["--set", "stage.trainable=[]"], ["E1001", "trainable", "at least one of projector"]),
         (["--set", "split=test"], ["E1113", "no split 'test'", "it has train"]),

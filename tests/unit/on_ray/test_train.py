@@ -3,7 +3,9 @@
 import errno
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,10 +14,12 @@ from medv_ray.archive.store import Store
 from medv_ray.errors import RunError
 from medv_ray.on_ray import actor
 from medv_ray.on_ray import train as on_ray_train
+from medv_ray.on_ray.cluster import Cluster
+from medv_ray.on_ray.preflight import Capacity, Node
 from medv_ray.on_ray.train import last_event, train
 from medv_ray.training import run
 from medv_ray.training.check import check
-from medv_ray.training.job import LOCK, MANIFEST, NOTE, PARTIAL
+from medv_ray.training.job import LOCK, MANIFEST, NOTE, PARTIAL, TrainSettings
 from tests.unit.training import tiny
 
 
@@ -50,7 +54,8 @@ def test_a_run_that_starts_over_keeps_its_lock_alone(
         file.write_text("old")
     seen = []
 
-    def look(*_: object) -> None:
+    def look(settings: TrainSettings, identity: dict[str, Any], new_run: bool, *_: object) -> None:
+        run.begin(settings, identity, new_run)
         with pytest.raises(RunError, match="written by process"):
             Lock(Store(settings.out)).acquire()
         seen.extend(file.name for file in out.iterdir())
@@ -60,6 +65,19 @@ def test_a_run_that_starts_over_keeps_its_lock_alone(
     assert not train(settings, new_run=True).whole
     assert sorted(seen) == sorted([LOCK, MANIFEST])
     Lock(Store(settings.out)).acquire()  # it was let go
+
+
+def test_a_job_without_room_leaves_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So other settings may be tried in the same folder."""
+    cluster = Cluster(Capacity((Node(0.5, 0),), elastic=False))
+    monkeypatch.setattr(on_ray_train, "running_ray", lambda address: nullcontext(cluster))
+    settings = tiny.settings(tmp_path)
+    with pytest.raises(RunError, match="E1505"):
+        train(settings)
+    assert [file.name for file in Path(settings.out).iterdir()] == [LOCK]
+    stage = settings.stage.model_copy(update={"lr": 0.5})
+    with pytest.raises(RunError, match="E1505"):
+        train(settings.model_copy(update={"stage": stage}))
 
 
 def test_a_note_of_a_worker_is_told_once(
