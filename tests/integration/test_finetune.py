@@ -82,7 +82,7 @@ def test_pathvqa_in_both_layouts(tmp_path: Path, job: Job) -> None:
         )  # fmt: skip
         assert json.loads(told)["summary"] == "done"
         ran = json.loads((out / "run.json").read_text())
-        assert (ran["identity"]["engine"], ran["settings"]["stage"]["name"]) == (
+        assert (ran["settings"]["shard"]["engine"], ran["settings"]["stage"]["name"]) == (
             engine, "sd_sft_pathvqa"
         )  # fmt: skip
         saved = {file.name[:10] for file in (out / "checkpoints").rglob("rank-*.safetensors")}
