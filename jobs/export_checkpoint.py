@@ -12,6 +12,7 @@ one, 5 disk full. The last line of stdout is one JSON object.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,11 +35,11 @@ def export_command(
         bool, Option("--adapter", help="The LoRA adapter alone, instead of merging it.")
     ] = False,
     model: Annotated[
-        Path | None, Option(help="Where the base lies now; default: where it lay.")
+        str | None, Option(help="Where the base lies now; default: where it lay.")
     ] = None,
 ) -> None:
     """Write a training checkpoint as a folder that scoring loads."""
-    from medv_ray.settings import build
+    from medv_ray.settings import build, model_folder
     from medv_ray.training.job import TrainSettings
     from medv_ray.training.run import export, read_run
 
@@ -46,7 +47,7 @@ def export_command(
         raise SettingsError("E1001", "--dtype: an adapter stays float32; leave it out.")
     _, values = read_run(run.absolute())
     if model is not None:
-        values["model"] = str(model.absolute())
+        values["model"] = os.path.abspath(model_folder(model))
     done = export(build(TrainSettings, values), out.absolute(), dtype, step, adapter)
     print(json.dumps({"exported": out.name, "step": done, "adapter": adapter}))
 

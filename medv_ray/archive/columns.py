@@ -27,11 +27,9 @@ def find_columns(settings: ArchiveSettings, names: list[str], file: str) -> Colu
 
     def required(column: str) -> str:
         if column not in names:
-            expected = (
-                *(settings.image_column, settings.question_column),
-                *(settings.id_column or "id", settings.answer_column or "answer"),
-            )
-            raise no_column(file, column, expected, names)
+            told = (settings.image_column, settings.question_column)
+            optionals = (settings.id_column or "id", settings.answer_column or "answer")
+            raise no_column(file, column, told + optionals, names)
         return column
 
     def optional(column: str | None, default: str) -> str | None:

@@ -21,6 +21,7 @@ from medv_ray.on_ray.cluster import running_ray
 from medv_ray.on_ray.preflight import check_workers
 from medv_ray.settings import model_folder
 from medv_ray.training.check import check
+from medv_ray.training.checkpoint import FULL, is_full
 from medv_ray.training.job import MODEL, NOTE, TrainSettings
 from medv_ray.training.run import begin, export, is_run
 from medv_ray.training.watch import EVENTS, StepEvent
@@ -28,7 +29,6 @@ from medv_ray.training.watch import EVENTS, StepEvent
 STOP, FAILED = "stop", "failed.json"
 ERRORS = {cls.__name__: cls for cls in (CheckpointError, DataError, RunError, SettingsError)}
 GROUP_TIMEOUT_S = 300
-FULL = (errno.ENOSPC, errno.EDQUOT)
 DISK = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 """Errors of a disk, for which another try is no help."""
 TELL_S = 5.0
@@ -170,7 +170,7 @@ def run_workers(settings: TrainSettings, identity: dict[str, Any]) -> None:
             return  # the workers said why
         told_of = getattr(error, "worker_failures", {}).values()
         failures = [getattr(e, "_base_exc", e) for e in told_of]
-        if any(isinstance(e, OSError) and e.errno in FULL for e in failures):
+        if any(map(is_full, failures)):
             raise RunError("E1503", "the disk of the run folder is full.") from None
         kinds = sorted({type(e).__name__ for e in failures})
         told = f"training workers failed more than {workers.max_failures} times"
@@ -219,7 +219,7 @@ def work(config: dict[str, Any]) -> None:
             raise  # of a connection: another try may help
         kind = errno.errorcode[error.errno]
         told = f"a worker could not write to the run folder ({kind})."
-        fail(out, RunError("E1503" if error.errno in FULL else "E1511", told))
+        fail(out, RunError("E1503" if is_full(error) else "E1511", told))
         raise
     except MedvError as error:
         fail(out, error)

@@ -35,6 +35,7 @@ MANIFEST = "manifest.json"
 FILE_BYTES = 2**30
 """Slices are written once about this much has come together; so much host memory it takes."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk that has no room."""
 
 
 class Checkpoints:
@@ -82,8 +83,14 @@ class Checkpoints:
                 write()
         except (OSError, SafetensorError) as error:
             failed = error
-        if float(engine.sum(torch.tensor([float(failed is not None)]))[0]):
-            raise _disk_error(failed)
+        mine = [float(failed is not None), float(is_full(failed))]
+        any_failed, any_full = engine.sum(torch.tensor(mine)).tolist()
+        if any_full:
+            raise RunError("E1503", "the disk is full; the checkpoint was not published.")
+        if any_failed:
+            code = errno.errorcode.get(getattr(failed, "errno", None) or 0, type(failed).__name__)
+            kind = "by another worker" if failed is None else f"({code})"
+            raise RunError("E1511", f"a checkpoint could not be written {kind}.")
 
     def at(self, step: int) -> Path:
         """Folder of a step's checkpoint."""
@@ -260,12 +267,7 @@ def _publish(partial: Path, final: Path) -> None:
     sync(final.parent)
 
 
-def _disk_error(error: Exception | None) -> RunError:
-    if error is None:
-        return RunError("E1511", "a checkpoint could not be written by another worker.")
-    # safetensors tells the system's error in words: "... (os error 28)"
+def is_full(error: BaseException | None) -> bool:
+    """Whether it says that a disk has no room; safetensors tells the system's error in words."""
     told = any(f"os error {code}" in str(error) for code in FULL)
-    if told or getattr(error, "errno", None) in FULL:
-        return RunError("E1503", "the disk is full; the checkpoint was not published.")
-    kind = errno.errorcode.get(getattr(error, "errno", None) or 0, type(error).__name__)
-    return RunError("E1511", f"a checkpoint could not be written ({kind}).")
+    return told or getattr(error, "errno", None) in FULL

@@ -137,7 +137,9 @@ def train_worker(
         checkpoints.restore(engine, start, manifest)
         if engine.rank == 0:
             told = f"checkpoints of steps {damaged} are not whole; " if damaged else ""
-            (out / NOTE).write_text(f"{told}going on from step {start}")
+            partial = out / f"{NOTE}.tmp"  # the driver reads it meanwhile
+            partial.write_text(f"{told}going on from step {start}")
+            os.replace(partial, out / NOTE)
     saving = Saving(checkpoints, settings.save_every, about)
     events = Events(model.config, stage, len(dataset), model.device, engine.num_workers)
     with (
@@ -212,7 +214,11 @@ def export(
     manifest = pick(checkpoints, step)
     if manifest["identity"] != identity_digest(identity):
         raise RunError("E1604", "the checkpoints are of another run.")
-    base, base_sha256 = Path(settings.model), weights.digest(settings.model)
+    base = Path(settings.model)
+    if not base.is_dir():
+        told = f"base {base.name!r} is not where the run began with it. Name where it lies"
+        raise RunError("E1604", f"{told} with --model.")
+    base_sha256 = weights.digest(base)
     if base_sha256 != identity["base_sha256"]:
         told = f"base {base.name!r} has digest {base_sha256[:12]}; the run began with "
         told += f"{identity['base_sha256'][:12]}"

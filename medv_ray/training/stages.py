@@ -22,6 +22,7 @@ from medv_ray.data.conversations import Template
 from medv_ray.settings import ImageSettings, LoraSettings, Settings
 
 Part = Literal["projector", "language", "vision"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 PARTS: tuple[Part, ...] = ("projector", "language", "vision")
 
 
@@ -45,7 +46,7 @@ class StageSettings(Settings):
     max_steps: PositiveInt | None = None
     """Ends the stage before its epochs do; the schedule then ends there too."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
     """Of matrices; biases, norms and image_newline have none."""

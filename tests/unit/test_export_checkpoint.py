@@ -115,6 +115,8 @@ def test_what_cannot_be_exported(done: Path, tmp_path: Path, job: Job) -> None:
             "--run", done / "out", *out, "--adapter", "--dtype", "bfloat16")  # fmt: skip
     other = shutil.copytree(done / "base", tmp_path / "moved")
     assert job("--run", done / "out", "--out", tmp_path / "k", "--model", other).returncode == 0
+    refused(job, 3, ["E1604", "base 'gone' is not where the run began", "--model"],
+            "--run", done / "out", *out, "--model", tmp_path / "gone")  # fmt: skip
     (other / "config.json").write_text((other / "config.json").read_text() + " ")
     refused(job, 3, ["E1604", "base 'moved' has digest", "--model"],
             "--run", done / "out", *out, "--model", other)  # fmt: skip

@@ -82,6 +82,7 @@ def run(
             ["--set", "stage.trainable=projector, language"],
             ["E1001", "stage.trainable", 'a JSON list, such as ["projector", "language"]'],
         ),
+        (["--set", "stage.betas=[0.9, 2]"], ["E1001", "stage.betas.1", "less than 1"]),
         (["--set", "stage.lr=Infinity"], ["E1001", "stage.lr", "finite"]),
         (["--out", "s3://bucket/run"], ["E1001", "out:", "folders that all workers see"]),
         (["--set", "stage.trainable=[]"], ["E1001", "trainable", "at least one of projector"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from medv_ray.diffusion.noise import IGNORE
@@ -158,6 +160,36 @@ class Rank:
         total = self._given[0] + self._given[1]
         self._barrier.wait(10)
         return total
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "full"), "E1503"),
+        (SafetensorError("Error: No space left on device (os error 28)"), "E1503"),
+        (OSError(errno.EROFS, "read only"), "E1511"),
+    ],
+)
+def test_an_error_of_one_workers_disk_is_the_same_on_both(
+    tmp_path: Path, error: Exception, code: str
+) -> None:
+    barrier, given, found = threading.Barrier(2), {}, {}
+
+    def broken() -> None:
+        raise error
+
+    def write(rank: int, part: Any) -> None:
+        worker = Rank(rank, barrier, given)
+        with pytest.raises(RunError) as caught:
+            Checkpoints(tmp_path, 2)._together(worker, part)  # type: ignore[arg-type]
+        found[rank] = caught.value.code
+
+    threads = [threading.Thread(target=write, args=one) for one in ((0, None), (1, broken))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert found == {0: code, 1: code}
 
 
 def test_workers_that_see_other_folders_go_on_from_the_same_step(
