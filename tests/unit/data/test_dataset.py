@@ -5,6 +5,7 @@ import json
 import os
 import random
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,14 @@ def test_a_kill_between_the_last_steps_keeps_a_dataset_and_is_no_hindrance(
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "d", 5)
     monkeypatch.undo()
+
+    def broken() -> Iterator[Row]:
+        raise DataError("E1105", "the source ends here.")
+        yield
+
+    # what was there stays, also when the next writer fails
+    assert code_of(lambda: write(tmp_path / "d", train=broken())) == "E1105"
+    assert len(Dataset.open(tmp_path / "d")) == 3
     write(tmp_path / "d", 4)
     assert len(Dataset.open(tmp_path / "d")) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d"]
