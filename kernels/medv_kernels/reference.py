@@ -119,6 +119,40 @@ def commit(
     return torch.where(chosen, token, x), chosen
 
 
+def accepted_by_threshold(rest: Tensor, eligible: Tensor, threshold: float) -> Tensor:
+    """int64[B]: eligible positions of confidence >= threshold, at least one where there is any.
+
+    Args:
+        rest: float[B, L].  eligible: bool[B, L].
+    """
+    confident = eligible & (1 / (1 + rest.double()) >= threshold)
+    return confident.sum(1).clamp(min=1).minimum(eligible.sum(1))
+
+
+def accepted_by_factor(
+    rest: Tensor, eligible: Tensor, factor: float, num_masks: Tensor | None = None
+) -> Tensor:
+    """int64[B]: ranks before the first whose confidence is under 1 - factor / (rank + 1).
+
+    Ranks count from 1, by confidence; the first always passes. Ranks beyond the eligible positions
+    fail. As in the references, a first failure at the very last rank is accepted too: of two
+    masks both.
+
+    Args:
+        rest: float[B, L].  eligible: bool[B, L].
+        num_masks: int64[B], ranks in all; by default as many as eligible positions.
+    """
+    able = eligible.sum(1)
+    ranks_in_all = able if num_masks is None else num_masks
+    confidence = torch.where(eligible, 1 / (1 + rest.double()), -1.0).sort(1, descending=True)[0]
+    rank = torch.arange(1, rest.shape[1] + 1, device=rest.device)
+    passes = (confidence >= 1 - factor / (rank + 1)) & (rank <= able[:, None])
+    passes[:, :1] = True
+    accepted = passes.long().cumprod(1).sum(1)  # those before the first failure
+    accepted = torch.where(accepted == ranks_in_all - 1, ranks_in_all, accepted)
+    return accepted.minimum(able)
+
+
 def _logits(rows: Tensor, head: Tensor | PackedWeight | None, logit_size: int | None) -> Tensor:
     """float32[n, V], a tensor of its own that may be written to."""
     if head is None:

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from medv_kernels.linear import PackedWeight, pack
-from medv_kernels.reference import Selection, commit, join, select
+from medv_kernels.reference import (
+    Selection,
+    accepted_by_factor,
+    accepted_by_threshold,
+    commit,
+    join,
+    select,
+)
 from medv_ray.diffusion.draws import Draws
 from medv_ray.diffusion.rules import RowProgress, commit_as_topk, find_stop
 from medv_ray.diffusion.schedule import remain_probability, transfer_schedule
@@ -181,10 +188,9 @@ class Denoising:
     def need(self) -> Tensor:
         """bool[B, L], positions whose hidden rows `advance` wants; a step may commit nothing."""
         if self._need is None:
-            works = [
-                not row.done and (row.k > 0 or self.spec.remasking == "independent")
-                for row in self._progress
-            ]
+            spec = self.spec
+            always = spec.rule != "schedule" or spec.remasking == "independent"
+            works = [not row.done and (always or row.k > 0) for row in self._progress]
             self._need = self.eligible() & torch.tensor(works, device=self.x.device)[:, None]
         return self._need
 
@@ -283,11 +289,22 @@ class Denoising:
             remain = [remain_probability(row.step, row.steps) for row in self._progress]
             chosen = need & (-rest >= torch.tensor(remain, device=rest.device)[:, None])
             return torch.where(chosen, token, self.x), chosen
-        k = [0 if row.done else row.k for row in self._progress]
+        k = self._accepted(need, rest)
         if spec.noise == "reference":
             before, after = self._prompt_lengths, len(spec.suffix_ids)
             return commit_as_topk(self.x, need, token, rest, k, before, after)
         return commit(self.x, need, token, rest, k)
+
+    def _accepted(self, need: Tensor, rest: Tensor) -> list[int]:
+        """How many tokens each row commits, by the rule."""
+        spec = self.spec
+        if spec.rule == "schedule":
+            return [0 if row.done else row.k for row in self._progress]
+        if spec.rule == "threshold":
+            return accepted_by_threshold(rest, need, spec.threshold).tolist()
+        # LLaDA-V ranks the masks of later blocks too, behind all others; Fast-dLLM the block's own
+        num_masks = self.masked.sum(1) if spec.rule == "factor_llada_v" else None
+        return accepted_by_factor(rest, need, spec.factor, num_masks).tolist()
 
     def _finish_step(self, b: int, row: RowProgress) -> None:
         """Count the step and look for a stop sequence."""

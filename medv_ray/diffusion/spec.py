@@ -7,6 +7,9 @@ from typing import Literal
 
 from medv_ray.errors import SettingsError
 
+Rule = Literal["schedule", "threshold", "factor", "factor_llada_v"]
+"""How many tokens a step commits: see `SamplerSettings.rule`."""
+
 
 @dataclass(frozen=True)
 class SampleSpec:
@@ -30,6 +33,9 @@ class SampleSpec:
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
     noise: Literal["needed", "reference"] = "needed"
+    rule: Rule = "schedule"
+    threshold: float = 0.9
+    factor: float = 1.0
     logit_size: int | None = None
     run_all_steps: bool = False
     """Run a block's steps after its last mask is gone, as LLaDA does: that changes no answer, only
@@ -47,9 +53,19 @@ class SampleSpec:
             raise SettingsError("E1001", "logits_eos_inf needs the id of the end-of-text token.")
         if self.confidence_eos_eot_inf and None in (self.eos_id, self.eot_id):
             raise SettingsError("E1001", "confidence_eos_eot_inf needs the ids of both end tokens.")
+        if self.rule != "schedule" and self.remasking != "low_confidence":
+            raise SettingsError(
+                "E1001",
+                f"rule={self.rule} goes by confidence: it needs remasking=low_confidence, "
+                f"not {self.remasking}.",
+            )
 
     @property
     def steps_per_block(self) -> int:
+        """Steps that a block may take; without a schedule as many as it has tokens, since a step
+        commits one at least."""
+        if self.rule != "schedule":
+            return self.block_length
         return self.steps // (self.gen_length // self.block_length)
 
     @property

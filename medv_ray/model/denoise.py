@@ -9,10 +9,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from medv_ray.model.keys import KeyValues
 from medv_ray.model.medv import Medv
 
 IMAGE_SLOT = -200
@@ -29,6 +31,18 @@ class Prompt:
     """float[I, D] each, from `Medv.encode_image`."""
     ends: tuple[int, ...] = ()
     """Where attention is cut within the prompt, as places in `ids`: see `LanguageTower`."""
+
+
+class Pass(NamedTuple):
+    """One row's share of a forward pass."""
+
+    embeds: Tensor
+    """float[W, D], the whole row, or a window of it where `keys` know the rest."""
+    places: Tensor
+    """int64[N], those asked for, counted from the window's start."""
+    ends: tuple[int, ...]
+    """Of the segments of the whole row."""
+    keys: KeyValues | None = None
 
 
 def splice(model: Medv, ids: Tensor, images: Sequence[Tensor]) -> Tensor:
@@ -91,6 +105,8 @@ class FullRecompute:
             together: run rows in one padded batch. None: only where the model is not on CPU.
         """
         self.model = model
+        self.computed = 0
+        """Positions that have gone through the language tower."""
         self.together = model.device.type != "cpu" if together is None else together
         self._prompts = [
             splice(model, prompt.ids, prompt.images)
@@ -117,7 +133,7 @@ class FullRecompute:
         return len(self._prompts[b]) + gen_length + len(self._suffix)
 
     @torch.no_grad()
-    def unconditional(self, mask_id: int) -> FullRecompute:
+    def unconditional(self, mask_id: int) -> Self:
         """The same door with the mask token at every prompt and suffix position, for guidance."""
         mask = self.model.embed(torch.tensor([mask_id], device=self.model.device))  # [1, D]
         door = copy.copy(self)
@@ -139,6 +155,12 @@ class FullRecompute:
     def _row(self, b: int, x: Tensor) -> Tensor:
         return torch.cat((self._prompts[b], self.model.embed(x), self._suffix))  # [S, D]
 
+    def _pass(self, b: int, x: Tensor, need: Tensor) -> Pass:
+        """What has to be computed for the needed positions bool[L] of row b, given int64[L]."""
+        row = self._row(b, x)
+        places = need.nonzero().flatten() + self.prompt_length(b)
+        return Pass(row, places, (*self._ends[b], len(row)))
+
 
 @torch.no_grad()
 def forward_rows(
@@ -151,31 +173,28 @@ def forward_rows(
         xs: int64[B_i, L_i] each.
         needs: bool[B_i, L_i] each.
     """
-    rows: list[Tensor] = []  # float[S, D] each
-    places: list[Tensor] = []  # int64[N] each, the places asked for in the row
-    ends: list[tuple[int, ...]] = []
+    passes: list[Pass] = []
     owners: list[int] = []
     for owner, (door, x, need) in enumerate(zip(doors, xs, needs, strict=True)):
         x, need = x.to(door.model.device), need.to(door.model.device)
         for b in need.any(dim=1).nonzero().flatten().tolist():
-            rows.append(door._row(b, x[b]))
-            ends.append((*door._ends[b], len(rows[-1])))
-            places.append(need[b].nonzero().flatten() + door.prompt_length(b))
+            passes.append(door._pass(b, x[b], need[b]))
+            door.computed += len(passes[-1].embeds)
             owners.append(owner)
     found = [[door.head.new_empty((0, door.head.shape[1]))] for door in doors]
-    if rows and doors[0].together and all(len(cuts) == 1 for cuts in ends):
-        states = _padded(doors[0].model, rows)
-        made = [state[place] for state, place in zip(states, places, strict=True)]
+    if passes and doors[0].together and all(len(one.ends) == 1 for one in passes):
+        states = _padded(doors[0].model, [one.embeds for one in passes])
+        made = [state[one.places] for state, one in zip(states, passes, strict=True)]
     else:
-        made = [_alone(doors[0].model, *row) for row in zip(rows, places, ends, strict=True)]
+        made = [_alone(doors[0].model, one) for one in passes]
     for owner, state in zip(owners, made, strict=True):
         found[owner].append(state)
     return [torch.cat(pieces) for pieces in found]
 
 
-def _alone(model: Medv, row: Tensor, places: Tensor, ends: Sequence[int]) -> Tensor:
-    """float[S, D] -> hidden states of some places of it, float[N, D]."""
-    return model.hidden(row[None], need=places, ends=ends)[0]
+def _alone(model: Medv, one: Pass) -> Tensor:
+    """Hidden states of the places that are asked for, float[N, D]."""
+    return model.hidden(one.embeds[None], need=one.places, ends=one.ends, keys=one.keys)[0]
 
 
 def _padded(model: Medv, rows: list[Tensor]) -> Tensor:

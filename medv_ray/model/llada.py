@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medv_kernels.linear import PackedWeight, linear, pack
 from medv_ray.model.config import LanguageConfig
+from medv_ray.model.keys import KeyValues
 
 Rotary = tuple[Tensor, Tensor]
 """Cosine and sine of the rotary angles, float32[1 or B, 1, S, C] each; the sine is negative in the
@@ -112,11 +113,17 @@ def attend(
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
 
 
-def cuts_of(ends: Sequence[int], need: Tensor | None) -> list[tuple[int, int]]:
-    """For `attend`: all places, or the int64[N] ascending places `need`, by segment."""
+def cuts_of(
+    ends: Sequence[int], need: Tensor | None, start: int, asked: int
+) -> list[tuple[int, int]]:
+    """For `attend`: by segment, the `asked` places from `start` on, or of these the int64[N]
+    ascending ones `need`, counted from `start`."""
+    if len(ends) == 1:
+        return [(asked if need is None else len(need), ends[0])]
     if need is None:
-        return [(end, end) for end in ends]
-    counts = torch.searchsorted(need, torch.tensor(ends, device=need.device)).tolist()
+        counts = [min(max(end - start, 0), asked) for end in ends]
+    else:
+        counts = torch.searchsorted(need, torch.tensor(ends, device=need.device) - start).tolist()
     found = zip(counts, ends, [0, *counts], strict=False)
     return [(count, end) for count, end, before in found if count > before]
 
@@ -159,6 +166,7 @@ class Attention(nn.Module):
         bias: Tensor | None,
         ends: Sequence[int],
         need: Tensor | None = None,
+        kept: tuple[KeyValues, int] | None = None,
     ) -> Tensor:
         asking, turn = x, rotary
         if need is not None:
@@ -169,7 +177,12 @@ class Attention(nn.Module):
             for proj, y in ((self.q_proj, asking), (self.k_proj, x), (self.v_proj, x))
         )
         q, k = rotate(q, turn), rotate(k, rotary)
-        mixed = attend(q, k, v, bias, cuts_of(ends, need))
+        start = 0
+        if kept is not None:
+            keys, layer = kept
+            start = keys.start
+            k, v = keys.put(layer, k, v)
+        mixed = attend(q, k, v, bias, cuts_of(ends, need, start, x.shape[1]))
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -205,8 +218,9 @@ class Layer(nn.Module):
         bias: Tensor | None,
         ends: Sequence[int],
         need: Tensor | None = None,
+        kept: tuple[KeyValues, int] | None = None,
     ) -> Tensor:
-        mixed = self.self_attn(self.input_layernorm(x), rotary, bias, ends, need)
+        mixed = self.self_attn(self.input_layernorm(x), rotary, bias, ends, need, kept)
         x = mixed + (x if need is None else x[:, need])
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
@@ -231,31 +245,38 @@ class LanguageTower(nn.Module):
         positions: Tensor | None = None,
         need: Tensor | None = None,
         ends: Sequence[int] | None = None,
+        keys: KeyValues | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, float[B, S, D].
 
         Args:
-            embeds: float[B, S, D].
+            embeds: float[B, S, D]; with `keys` of the window alone, from `keys.start` on.
             attention_mask: see `attention_bias`.
             positions: int64[S] or int64[B, S]; 0 .. S - 1 by default. Only differences matter.
             need: int64[N], the places whose states are asked for; the result is float[B, N, D], and
                 the last layer works for these places only; ascending where there are `ends`. None:
-                all.
+                all. With `keys` they count from `keys.start`.
             ends: of the segments, ascending, the last is S; the same in every row. None: one.
+            keys: of the whole sequence; takes those of the window, and is attended to.
         """
-        ends = ends or (embeds.shape[1],)
+        start, end = 0, embeds.shape[1]
+        if keys is not None:
+            start, end = keys.start, keys.start + end
         if positions is None:
-            positions = torch.arange(embeds.shape[1], device=embeds.device)
+            positions = torch.arange(start, end, device=embeds.device)
+        ends = ends or (end if keys is None else max(end, len(keys)),)
         rotary = rotary_table(positions, self.head_dim, self.rope_theta)
         bias = attention_bias(attention_mask, embeds.dtype)
         x = embeds
         again = self.gradient_checkpointing and torch.is_grad_enabled()
-        for layer in self.layers[:-1]:
-            x = (
-                checkpoint(layer, x, rotary, bias, ends, use_reentrant=False)
-                if again
-                else layer(x, rotary, bias, ends)
-            )
-        x = self.layers[-1](x, rotary, bias, ends, need)
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            kept = None if keys is None else (keys, number)
+            if number == last:
+                x = layer(x, rotary, bias, ends, need, kept)
+            elif again:
+                x = checkpoint(layer, x, rotary, bias, ends, use_reentrant=False)
+            else:
+                x = layer(x, rotary, bias, ends, None, kept)
         out: Tensor = self.norm(x)
         return out

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medv_ray.model.config import ModelConfig, no_vision
+from medv_ray.model.keys import KeyValues
 from medv_ray.model.llada import LanguageTower, Linear
 from medv_ray.model.projector import build_projector, merge_tiles
 from medv_ray.model.vision import VisionTower, scale_pixels
@@ -75,6 +76,7 @@ class Medv(nn.Module):
         positions: Tensor | None = None,
         need: Tensor | None = None,
         ends: Sequence[int] | None = None,
+        keys: KeyValues | None = None,
     ) -> Tensor:
         """Last hidden states, after the final norm: float[B, S, D] -> float[B, S, D].
 
@@ -85,8 +87,9 @@ class Medv(nn.Module):
             positions: int64[S] or int64[B, S]; 0 .. S - 1 by default.
             need: int64[N], places that are asked for; the result is float[B, N, D] then.
             ends: of segments, the last is S: each place sees its own segment and earlier ones.
+            keys: of the whole sequence, when `embeds` is a window of it; see `LanguageTower`.
         """
-        states: Tensor = self.model(embeds, attention_mask, positions, need, ends)
+        states: Tensor = self.model(embeds, attention_mask, positions, need, ends, keys)
         return states
 
     def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from medv_ray.data.images import prepare
 from medv_ray.data.tiles import TileSettings
 from medv_ray.diffusion.sampler import Denoising, SampleSpec, sample
 from medv_ray.diffusion.schedule import transfer_schedule
+from medv_ray.model.cache import Cached
 from medv_ray.model.denoise import FullRecompute, Prompt
 from medv_ray.model.medv import Medv
 from medv_ray.settings import ImageSettings
@@ -54,6 +56,8 @@ def spec_of(run: dict[str, Any], mask_id: int, **more: Any) -> SampleSpec:
     names = ("gen_length", "block_length", "steps", "temperature", "cfg_scale", "remasking")
     names += ("logits_eos_inf", "confidence_eos_eot_inf")
     values = {name: run[name] for name in names if name in run}
+    if run.get("threshold") is not None:  # LLaDA-V's name for what is a factor
+        values |= {"rule": "factor_llada_v", "factor": run["threshold"]}
     values["stop_ids"] = tuple(tuple(sequence) for sequence in run.get("stop") or ())
     values["suffix_ids"] = tuple(run.get("suffix") or ())
     as_reference = run.get("seed") is not None or run.get("confidence_eos_eot_inf", False)
@@ -132,20 +136,33 @@ def special_ids(golden: Any) -> dict[str, int]:
 
 
 def llada_v(
-    model: Medv,
-    prompt: Prompt | Tensor,
-    run: dict[str, Any],
-    spec: SampleSpec,
-    tensors: dict[str, Tensor],
+    door: FullRecompute, run: dict[str, Any], spec: SampleSpec, tensors: dict[str, Tensor]
 ) -> None:
-    """A run of LLaDA-V for one row, checked at every state where the case stores them."""
-    door = FullRecompute(model, [prompt], spec.suffix_ids)
+    """A run of LLaDA-V for one row, checked at every state and pass where the case stores them."""
     denoising = Denoising.blank(spec, 1, generators_of(run), [door.prompt_length(0)])
-    states = [state.x[0] for state in sample(door, spec, denoising)]
+    states, computed = [], [0]
+    for state in sample(door, spec, denoising):
+        states.append(state.x[0])
+        computed.append(door.computed)
+    if "forward_lengths" in run:
+        assert [b - a for a, b in pairwise(computed[1:])] == run["forward_lengths"]
     if f"{run['key']}.states" in tensors:
         assert_states(states[:-1], tensors[f"{run['key']}.states"])
     assert torch.equal(denoising.answer(0)[None], tensors[f"{run['key']}.out"])
     assert denoising.step == run["forward_calls"]
+
+
+def hook_door(model: Medv, prompt: Prompt | Tensor, run: dict[str, Any]) -> Cached:
+    """The door of a run with LLaDA-V's hook."""
+    interval = run["prefix_refresh_interval"]
+    return Cached(
+        model,
+        [prompt],
+        tuple(run.get("suffix") or ()),
+        kind="prefix",
+        block_length=run["block_length"],
+        refresh_interval=interval,
+    )
 
 
 @pytest.mark.subcases("04")
@@ -156,7 +173,7 @@ def test_llada_v_generate_with_embeds(golden: Any, tower: Any, key: str) -> None
     if embeds is None:
         embeds = model.embed(tensors[f"prompt_ids.{run['prompt']}"])
     spec = spec_of(run, case["mask_id"], forbidden_ids=tuple(case["forbidden_ids"]))
-    llada_v(model, embeds[0].detach(), run, spec, tensors)
+    llada_v(FullRecompute(model, [embeds[0].detach()], spec.suffix_ids), run, spec, tensors)
 
 
 @pytest.mark.subcases("07", "v")
@@ -167,7 +184,7 @@ def test_llada_v_real_ids(golden: Any, tower: Any, key: str) -> None:
         run, golden.case("07")["mask_id"], forbidden_ids=tuple(ids[name] for name in names)
     )
     prompt = model.embed(golden.tensors("07")["prompt_ids"])[0].detach()
-    llada_v(model, prompt, run, spec, golden.tensors("07"))
+    llada_v(FullRecompute(model, [prompt], spec.suffix_ids), run, spec, golden.tensors("07"))
 
 
 @pytest.mark.subcases("10", "c")
@@ -188,7 +205,9 @@ def test_image_to_tokens(golden: Any, seeing: Any, key: str) -> None:
         forbidden_ids=tuple(case["forbidden_ids"]),
         stop_ids=((eot,),),
     )
-    llada_v(model, prompt, run, spec, tensors)
+    cached = run["path"] == "fast_dllm_hook"
+    door = hook_door(model, prompt, run) if cached else FullRecompute(model, [prompt])
+    llada_v(door, run, spec, tensors)
 
 
 def case_ids(golden: Any) -> dict[str, int]:

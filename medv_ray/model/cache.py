@@ -1,0 +1,148 @@
+"""Door 1 with kept keys and values: a pass computes a window of the sequence, not all of it.
+
+`prefix` and `dual` approximate: what is kept was computed before the latest tokens were committed.
+`prompt` is exact, and for models in which no place of the prompt sees the answer.
+
+Shapes: B rows, L response positions, P prompt positions, S all positions of a row, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from medv_ray.model.denoise import FullRecompute, Pass, Prompt
+from medv_ray.model.keys import KeyValues
+from medv_ray.model.medv import Medv
+
+Kind = Literal["prefix", "dual", "prompt"]
+
+
+@dataclass
+class _Kept:
+    """What one row keeps."""
+
+    keys: KeyValues
+    block: int = -1
+    calls: int = 0
+    """Passes since the block was entered."""
+
+
+class Cached(FullRecompute):
+    """Keys and values are kept; between refreshes only a window is computed.
+
+    prefix: from the block's start to the end of the sequence (LLaDA-V's hook, and Fast-dLLM).
+    dual: the block alone (Fast-dLLM). Both compute everything when a block is entered, and again
+    at every `refresh_interval`-th pass of the block.
+    prompt: what lies behind the last place where the prompt cuts attention. What is before does
+    not see the answer and is computed once, its first segment once for all rows that share it.
+
+    The block is that of the first needed position. Rows share nothing but `store`.
+    """
+
+    def __init__(
+        self,
+        model: Medv,
+        prompts: Sequence[Prompt | Tensor],
+        suffix_ids: Sequence[int] = (),
+        *,
+        kind: Kind,
+        block_length: int,
+        refresh_interval: int | None = None,
+        store: PromptStore | None = None,
+    ) -> None:
+        """
+        Args:
+            prompts: as in FullRecompute; with kind="prompt", Prompts with `ends`.
+            block_length: blocks count from the start of x.
+            refresh_interval: None refreshes when a block is entered and not again.
+            store: of first segments, for kind="prompt".
+
+        Raises ValueError for kind="prompt" with a prompt that does not cut attention.
+        """
+        super().__init__(model, prompts, suffix_ids, together=False)
+        self.kind, self.block_length = kind, block_length
+        self.refresh_interval = refresh_interval
+        self._store = store
+        self._kept: dict[int, _Kept] = {}
+        if kind == "prompt" and not all(self._ends):
+            raise ValueError("kind='prompt' needs prompts of which a part does not see the answer")
+
+    def unconditional(self, mask_id: int) -> Self:
+        """As FullRecompute's, with keys and values of its own."""
+        door = super().unconditional(mask_id)
+        door._kept, door._store = {}, None
+        return door
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values of these rows."""
+        return sum(row.keys.nbytes for row in self._kept.values())
+
+    def _pass(self, b: int, x: Tensor, need: Tensor) -> Pass:
+        row = self._kept.get(b)
+        if row is None:
+            row = self._kept[b] = _Kept(self._begin(b))
+        places = need.nonzero().flatten() + self.prompt_length(b)
+        start, end = self._window(b, row, int(places[0]), int(places[-1]), len(x))
+        row.keys.start = start
+        ends = (*self._ends[b], self.sequence_length(b, len(x)))
+        return Pass(self._row(b, x)[start:end], places - start, ends, row.keys)
+
+    def _begin(self, b: int) -> KeyValues:
+        """Keys and values of what of a prompt is known before the first pass."""
+        if self._store is None:
+            return KeyValues(len(self.model.model.layers))
+        return self._store.get(self.model, self._prompts[b][: self._ends[b][0]]).grown()
+
+    def _window(self, b: int, row: _Kept, first: int, last: int, length: int) -> tuple[int, int]:
+        """(start, end) of what the coming pass computes; needed places run from first to last."""
+        prompt, whole = self.prompt_length(b), self.sequence_length(b, length)
+        if self.kind == "prompt":
+            return min(len(row.keys), self._ends[b][-1]), whole
+        block = (first - prompt) // self.block_length
+        if block != row.block:
+            row.block, row.calls = block, 0
+        call, row.calls = row.calls, row.calls + 1
+        if call % (self.refresh_interval or call + 1) == 0:
+            return 0, whole
+        start = prompt + block * self.block_length
+        return start, whole if self.kind == "prefix" else max(start + self.block_length, last + 1)
+
+
+class PromptStore:
+    """Keys and values of the beginnings of prompts, by their embeddings; the least recently used go
+    beyond `limit_bytes`.
+
+    A beginning is computed alone, so that it is the same to the last bit whoever asks first.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._kept: OrderedDict[bytes, KeyValues] = OrderedDict()
+        self.nbytes = 0
+        self.hits = self.misses = self.evictions = 0
+
+    def get(self, model: Medv, embeds: Tensor) -> KeyValues:
+        """Of float[P, D], one segment. Not to be written to: see `KeyValues.grown`."""
+        key = hashlib.sha256(embeds.contiguous().view(torch.uint8).cpu().numpy().data).digest()
+        found = self._kept.get(key)
+        if found is not None:
+            self.hits += 1
+            self._kept.move_to_end(key)
+            return found
+        self.misses += 1
+        found = KeyValues(len(model.model.layers))
+        model.hidden(embeds[None], need=embeds.new_zeros(1, dtype=torch.int64), keys=found)
+        self._kept[key] = found
+        self.nbytes += found.nbytes
+        while self.nbytes > self._limit_bytes and self._kept:
+            self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+            self.evictions += 1
+        return found
