@@ -145,7 +145,7 @@ def accepted_by_factor(
     able = eligible.sum(1)
     ranks_in_all = able if num_masks is None else num_masks
     confidence = torch.where(eligible, 1 / (1 + rest.double()), -1.0).sort(1, descending=True)[0]
-    rank = torch.arange(1, rest.shape[1] + 1, device=rest.device)
+    rank = torch.arange(1, rest.shape[1] + 1, dtype=torch.float64, device=rest.device)
     passes = (confidence >= 1 - factor / (rank + 1)) & (rank <= able[:, None])
     passes[:, :1] = True
     accepted = passes.long().cumprod(1).sum(1)  # those before the first failure
