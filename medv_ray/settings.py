@@ -46,9 +46,28 @@ class Settings(BaseModel):
     )
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "exact": {"rule": "schedule", "cache": "none"},
+    "fast": {"rule": "threshold", "threshold": 0.9, "cache": "none"},
+    "turbo": {"rule": "threshold", "threshold": 0.7, "cache": "dual", "refresh_interval": 32},
+}
+"""Sampler settings by the name of their speed. docs/sampler.md tells how far they agree."""
+_PRESET_DEFAULTS: dict[str, Any] = {
+    "rule": "schedule",
+    "threshold": 0.9,
+    "factor": 1.0,
+    "cache": "none",
+    "refresh_interval": None,
+}
+
+
 class SamplerSettings(Settings):
     """Reverse process. Defaults: the VQA setting of LLaDA-MedV (supplement A.2, L = B = Z)."""
 
+    preset: Literal["exact", "fast", "turbo", "custom"] = "exact"
+    """`exact` gives the reference's tokens; `fast` and `turbo` give most of them, sooner. A preset
+    fills what is not given of rule, threshold, cache and refresh_interval; with other values than
+    its own it is recorded as `custom`."""
     gen_length: PositiveInt = 64
     """L, response tokens; every answer is denoised at this length."""
     block_length: PositiveInt = 64
@@ -85,6 +104,36 @@ class SamplerSettings(Settings):
     of the sequence as the reference does, which costs `sequence x vocabulary` draws a step and
     matches a seeded reference run, its order among exact ties included."""
 
+    rule: Literal["schedule", "threshold", "factor", "factor_llada_v"] = "schedule"
+    """How many tokens a step commits: as many as `steps` say (the references); all of confidence
+    `threshold` or more (Fast-dLLM); or by rank r, while confidence is 1 - factor / (r + 1) or more:
+    among the block's masks (Fast-dLLM), or all masks (LLaDA-V, which calls the factor threshold).
+    One at least. All but `schedule` go on until a block is full, whatever `steps`."""
+    threshold: Annotated[Finite, Field(gt=0, le=1)] = 0.9
+    """For rule=threshold. Fast-dLLM's default."""
+    factor: Annotated[Finite, Field(ge=0)] = 1.0
+    """For rule=factor and factor_llada_v. The value of LLaDA-V's demo."""
+    cache: Literal["none", "prefix", "dual"] = "none"
+    """Keys and values kept from step to step, which approximates: of what is before the block
+    (LLaDA-V), or of all but the block (Fast-dLLM's dual cache). Models whose attention cuts the
+    prompt off keep the prompt's in any case, exactly."""
+    refresh_interval: PositiveInt | None = None
+    """With a cache, every so many steps of a block all positions are computed. None: only when a
+    block begins."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        chosen = PRESETS.get(values.get("preset", "exact"))
+        if chosen is None:  # custom, or an error that the field tells
+            return values
+        filled = {**chosen, **values}
+        ours = {name: filled.get(name, default) for name, default in _PRESET_DEFAULTS.items()}
+        known = {"preset": "exact"} | filled
+        return known if ours == _PRESET_DEFAULTS | chosen else known | {"preset": "custom"}
+
     @model_validator(mode="after")
     def _blocks_divide(self) -> Self:
         blocks, rest = divmod(self.gen_length, self.block_length)
@@ -99,6 +148,13 @@ class SamplerSettings(Settings):
                     "steps": self.steps,
                     "blocks": blocks,
                 },
+            )
+        if self.rule != "schedule" and self.remasking != "low_confidence":
+            raise PydanticCustomError(
+                "E1001",
+                "rule={rule} (preset={preset}) commits by confidence: it needs "
+                "remasking=low_confidence, not {remasking}",
+                {"rule": self.rule, "preset": self.preset, "remasking": self.remasking},
             )
         return self
 
@@ -173,6 +229,9 @@ class EngineSettings(Settings):
     nothing."""
     image_cache_bytes: NonNegativeInt = 2**30
     """Image features kept for repeated images, least recently used first out. 0 keeps none."""
+    kv_cache_bytes: NonNegativeInt | None = None
+    """Keys and values of all requests together; one that finds no room waits, unless it is alone.
+    None: 4 GiB on a CPU, half of what a GPU has free once the model is loaded."""
 
 
 class LoraSettings(Settings):

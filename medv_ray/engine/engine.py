@@ -7,6 +7,7 @@ computed alone, so that company, batch size and order change nothing.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from medv_kernels.linear import pack
 from medv_ray.data.prompts import SpecialIds, Turn, build, decode
 from medv_ray.data.segments import assistant_header, prompt_ends
 from medv_ray.diffusion.sampler import Denoising, SampleSpec
+from medv_ray.engine.doors import Doors
 from medv_ray.engine.images import ImageStore
 from medv_ray.engine.request import Answer, Counters, Request, View
 from medv_ray.engine.resolve import resolve
@@ -32,6 +34,8 @@ from medv_ray.settings import AnswerSettings, EngineSettings, SamplerSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class _Slot:
@@ -40,6 +44,8 @@ class _Slot:
     denoising: Denoising
     door: FullRecompute
     blind: FullRecompute | None
+    request: Request
+    kv_bytes: int
     warnings: tuple[str, ...]
     image_sha256: tuple[str, ...]
     prompt_sha256: str
@@ -66,10 +72,13 @@ class Engine:
         self._special = SpecialIds.of(tokenizer)
         self._header = assistant_header(tokenizer)
         self._images = ImageStore(model, answer.image, engine.image_cache_bytes, self.counters)
+        self._doors = Doors(model, engine)
         self._specs: dict[SamplerSettings, SampleSpec] = {}
         self._num_slots = engine.slots or (1 if model.device.type == "cpu" else 8)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._slots: list[_Slot] = []
+        self._ready: _Slot | None = None
+        """The next request, when there is a slot for it and no memory yet."""
         self._tickets = 0
         self.spec(answer.sampler)  # an unknown token name is an error now, not at the first row
 
@@ -84,36 +93,94 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Nothing waits and no slot is taken."""
-        return not self._waiting and not self._slots
+        return not self._waiting and not self._slots and self._ready is None
 
     def cancel(self, ticket: int) -> None:
         """End a request before its next step; `step` returns what it has, marked `cancelled`."""
         self._waiting = deque(entry for entry in self._waiting if entry[0] != ticket)
+        if self._ready is not None and self._ready.ticket == ticket:
+            self._ready = None
         for slot in self._slots:
             slot.cancelled |= slot.ticket == ticket
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Answer | DataError]]:
-        """Fill free slots, move every slot one denoising step on, and return what ended."""
+        """Fill free slots, move every slot one denoising step on, and return what ended.
+
+        Raises torch.OutOfMemoryError for a request that is alone; of several the slots are halved.
+        """
         ended: list[tuple[int, Answer | DataError]] = []
-        while self._waiting and len(self._slots) < self._num_slots:
-            ticket, request = self._waiting.popleft()
-            try:
-                self._slots.append(self._start(ticket, request))
-            except DataError as error:
-                ended.append((ticket, error))
+        self._fill(ended)
         active = [slot for slot in self._slots if not slot.cancelled and not slot.denoising.done]
-        self._advance(active)
+        fitted = True
+        try:
+            self._advance(active)
+        except torch.OutOfMemoryError:
+            if len(self._slots) == 1:
+                raise
+            fitted = False
+        if not fitted:  # not in the handler: until it is left, the error's frames hold tensors
+            self._start_over()
         for slot in [s for s in self._slots if s.error or s.cancelled or s.denoising.done]:
             self._slots.remove(slot)
             ended.append((slot.ticket, slot.error or self._finish(slot)))
+        self.counters.prompt_hits, self.counters.prompt_evictions = self._doors.told()
         return ended
+
+    def _fill(self, ended: list[tuple[int, Answer | DataError]]) -> None:
+        """Let waiting requests in, in their order, while there are slots and memory for them."""
+        while (self._ready or self._waiting) and len(self._slots) < self._num_slots:
+            if self._ready is None:
+                self._ready = self._next(ended)
+                if self._ready is None:
+                    continue
+                self.counters.memory_waits += not self._has_room(self._ready)
+            if not self._has_room(self._ready):
+                return
+            self._slots.append(self._ready)
+            self._ready = None
+
+    def _next(self, ended: list[tuple[int, Answer | DataError]]) -> _Slot | None:
+        """The first waiting request, ready to be denoised; None when it ended as an error, or when
+        memory is for those that have a slot."""
+        ticket, request = self._waiting.popleft()
+        try:
+            return self._start(ticket, request)
+        except DataError as error:
+            ended.append((ticket, error))
+        except torch.OutOfMemoryError:
+            self._waiting.appendleft((ticket, request))
+            if not self._slots:
+                raise
+            self._reduce(len(self._slots))
+        return None
+
+    def _has_room(self, slot: _Slot) -> bool:
+        return self._doors.room(slot.kv_bytes, sum(other.kv_bytes for other in self._slots))
+
+    def _start_over(self) -> None:
+        """Half the slots; every request begins again, which changes no answer."""
+        self._reduce(len(self._slots) // 2)
+        again = [slot for slot in self._slots if not slot.cancelled]
+        again += [self._ready] if self._ready else []
+        self._waiting.extendleft((slot.ticket, slot.request) for slot in reversed(again))
+        self._slots, self._ready = [slot for slot in self._slots if slot.cancelled], None
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _reduce(self, num_slots: int) -> None:
+        log.warning("out of memory: %d requests together from now on", num_slots)
+        self.counters.memory_shortages += 1
+        self._num_slots = num_slots
 
     def _advance(self, slots: Sequence[_Slot]) -> None:
         """One denoising step of each slot; their forward passes run as one where the model can."""
         xs = [slot.denoising.x for slot in slots]
         needs = [slot.denoising.need() for slot in slots]
-        rows = forward_rows([slot.door for slot in slots], xs, needs)
+        doors = [slot.door for slot in slots]
+        before = sum(door.computed for door in doors)
+        rows = forward_rows(doors, xs, needs)
+        self.counters.positions += sum(door.computed for door in doors) - before
         blind: dict[int, Tensor] = {}
         guided = {i: slot.blind for i, slot in enumerate(slots) if slot.blind is not None}
         if guided:
@@ -139,7 +206,7 @@ class Engine:
         attention = self._model.config.attention
         ends = prompt_ends(ids, attention, self._header, self._special.eot)  # type: ignore[arg-type]
         prompt = Prompt(torch.tensor(ids), tuple(f.tokens for f in features), ends)
-        door = FullRecompute(self._model, [prompt], suffix_ids=spec.suffix_ids)
+        door = self._doors.make(prompt, settings, spec)
         length, limit = door.sequence_length(0, spec.gen_length), self._model.config.max_length
         if length > limit:
             raise DataError(
@@ -153,6 +220,8 @@ class Engine:
             Denoising.blank(spec, 1, [generator], [door.prompt_length(0)], self._model.device),
             door,
             door.unconditional(spec.mask_id) if spec.cfg_scale else None,
+            request,
+            door.kept_bytes(spec.gen_length) * (2 if spec.cfg_scale else 1),
             tuple(word for f in features for word in f.warnings),
             tuple(f.sha256 for f in features),
             hashlib.sha256(np.array(ids, dtype="<i8").tobytes()).hexdigest(),

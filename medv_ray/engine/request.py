@@ -70,6 +70,15 @@ class Counters:
     tower_runs: int = 0
     image_hits: int = 0
     forward_passes: int = 0
+    positions: int = 0
+    """Positions that went through the language tower."""
+    prompt_hits: int = 0
+    """Requests whose beginning of the prompt was kept from another one."""
+    prompt_evictions: int = 0
+    memory_waits: int = 0
+    """Requests that waited for room for their keys and values."""
+    memory_shortages: int = 0
+    """Times that the slots became fewer because memory ran out."""
     answers: int = 0
 
 

@@ -45,4 +45,7 @@ def resolve(
         logits_eos_inf=settings.logits_eos_inf,
         confidence_eos_eot_inf=settings.confidence_eos_eot_inf,
         noise=settings.noise,
+        rule=settings.rule,
+        threshold=settings.threshold,
+        factor=settings.factor,
     )

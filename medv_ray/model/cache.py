@@ -1,7 +1,7 @@
 """Door 1 with kept keys and values: a pass computes a window of the sequence, not all of it.
 
-`prefix` and `dual` approximate: what is kept was computed before the latest tokens were committed.
-`prompt` is exact, and for models in which no place of the prompt sees the answer.
+That approximates: what is kept was computed before the latest tokens were committed. It is exact
+for what does not see them: in a model whose attention cuts the prompt, all before the last cut.
 
 Shapes: B rows, L response positions, P prompt positions, S all positions of a row, D width.
 """
@@ -21,7 +21,7 @@ from medv_ray.model.denoise import FullRecompute, Pass, Prompt
 from medv_ray.model.keys import KeyValues
 from medv_ray.model.medv import Medv
 
-Kind = Literal["prefix", "dual", "prompt"]
+Kind = Literal["prefix", "dual"]
 
 
 @dataclass
@@ -38,10 +38,12 @@ class Cached(FullRecompute):
     """Keys and values are kept; between refreshes only a window is computed.
 
     prefix: from the block's start to the end of the sequence (LLaDA-V's hook, and Fast-dLLM).
-    dual: the block alone (Fast-dLLM). Both compute everything when a block is entered, and again
+    dual: the block alone (Fast-dLLM). A refresh computes everything: when a block is entered, and
     at every `refresh_interval`-th pass of the block.
-    prompt: what lies behind the last place where the prompt cuts attention. What is before does
-    not see the answer and is computed once, its first segment once for all rows that share it.
+
+    Where prompts cut attention, what lies before the last cut is computed once and no refresh
+    repeats it; the first segment once for all rows that share it. So refresh_interval=1 is exact
+    and spares most of the prompt.
 
     The block is that of the first needed position. Rows share nothing but `store`.
     """
@@ -59,20 +61,15 @@ class Cached(FullRecompute):
     ) -> None:
         """
         Args:
-            prompts: as in FullRecompute; with kind="prompt", Prompts with `ends`.
             block_length: blocks count from the start of x.
             refresh_interval: None refreshes when a block is entered and not again.
-            store: of first segments, for kind="prompt".
-
-        Raises ValueError for kind="prompt" with a prompt that does not cut attention.
+            store: of the first segments of prompts that cut attention.
         """
         super().__init__(model, prompts, suffix_ids, together=False)
         self.kind, self.block_length = kind, block_length
         self.refresh_interval = refresh_interval
         self._store = store
         self._kept: dict[int, _Kept] = {}
-        if kind == "prompt" and not all(self._ends):
-            raise ValueError("kind='prompt' needs prompts of which a part does not see the answer")
 
     def unconditional(self, mask_id: int) -> Self:
         """As FullRecompute's, with keys and values of its own."""
@@ -80,10 +77,13 @@ class Cached(FullRecompute):
         door._kept, door._store = {}, None
         return door
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the keys and values of these rows."""
-        return sum(row.keys.nbytes for row in self._kept.values())
+    def kept_bytes(self, gen_length: int) -> int:
+        """Bytes of the keys and values of all rows."""
+        language = self.model.config.language
+        heads = language.num_key_value_heads * language.head_dim
+        per_place = 2 * language.num_hidden_layers * heads * self.model.dtype.itemsize
+        lengths = (self.sequence_length(b, gen_length) for b in range(len(self._prompts)))
+        return per_place * sum(lengths)
 
     def _pass(self, b: int, x: Tensor, need: Tensor) -> Pass:
         row = self._kept.get(b)
@@ -97,21 +97,20 @@ class Cached(FullRecompute):
 
     def _begin(self, b: int) -> KeyValues:
         """Keys and values of what of a prompt is known before the first pass."""
-        if self._store is None:
+        if self._store is None or not self._ends[b]:
             return KeyValues(len(self.model.model.layers))
         return self._store.get(self.model, self._prompts[b][: self._ends[b][0]]).grown()
 
     def _window(self, b: int, row: _Kept, first: int, last: int, length: int) -> tuple[int, int]:
         """(start, end) of what the coming pass computes; needed places run from first to last."""
         prompt, whole = self.prompt_length(b), self.sequence_length(b, length)
-        if self.kind == "prompt":
-            return min(len(row.keys), self._ends[b][-1]), whole
         block = (first - prompt) // self.block_length
         if block != row.block:
             row.block, row.calls = block, 0
         call, row.calls = row.calls, row.calls + 1
         if call % (self.refresh_interval or call + 1) == 0:
-            return 0, whole
+            cut = self._ends[b][-1] if self._ends[b] else 0
+            return min(len(row.keys), cut), whole
         start = prompt + block * self.block_length
         return start, whole if self.kind == "prefix" else max(start + self.block_length, last + 1)
 
@@ -142,7 +141,12 @@ class PromptStore:
         model.hidden(embeds[None], need=embeds.new_zeros(1, dtype=torch.int64), keys=found)
         self._kept[key] = found
         self.nbytes += found.nbytes
-        while self.nbytes > self._limit_bytes and self._kept:
+        self.shrink(self._limit_bytes)
+        return found
+
+    def shrink(self, limit_bytes: int) -> None:
+        """Keep so many bytes at most, from now on."""
+        self._limit_bytes = limit_bytes
+        while self.nbytes > limit_bytes:
             self.nbytes -= self._kept.popitem(last=False)[1].nbytes
             self.evictions += 1
-        return found

@@ -132,6 +132,10 @@ class FullRecompute:
         """All positions of row b: prompt, `gen_length` response positions, suffix."""
         return len(self._prompts[b]) + gen_length + len(self._suffix)
 
+    def kept_bytes(self, gen_length: int) -> int:
+        """Bytes that the door keeps between calls, at most."""
+        return 0
+
     @torch.no_grad()
     def unconditional(self, mask_id: int) -> Self:
         """The same door with the mask token at every prompt and suffix position, for guidance."""
