@@ -54,6 +54,7 @@ def select(
     logit_size: int | None = None,
     unconditional: Tensor | None = None,
     cfg_scale: float = 0.0,
+    check: bool = True,
 ) -> Selection:
     """Choose a token for every row.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.model.cache import Cached, PromptStore
@@ -29,9 +30,14 @@ class Doors:
         self.budget_bytes = budget
         self._store = PromptStore(budget)
 
-    def make(self, prompt: Prompt, settings: SamplerSettings, spec: SampleSpec) -> FullRecompute:
-        """The door for one request. Prompts that cut attention keep what they can in any case."""
-        if settings.cache == "none" and not prompt.ends:
+    def make(
+        self, prompt: Prompt | Tensor, settings: SamplerSettings, spec: SampleSpec
+    ) -> FullRecompute:
+        """The door for one request: a Prompt that cuts attention, or the embeddings of another.
+
+        What lies before the last cut is kept in any case.
+        """
+        if settings.cache == "none" and isinstance(prompt, Tensor):
             return FullRecompute(self._model, [prompt], spec.suffix_ids)
         return Cached(
             self._model,

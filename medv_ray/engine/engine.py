@@ -21,13 +21,15 @@ from torch import Tensor
 from medv_kernels.linear import pack
 from medv_ray.data.prompts import SpecialIds, Turn, build, decode
 from medv_ray.data.segments import assistant_header, prompt_ends
+from medv_ray.diffusion.blocks import fits
 from medv_ray.diffusion.sampler import Denoising, SampleSpec
 from medv_ray.engine.doors import Doors
 from medv_ray.engine.images import ImageStore
+from medv_ray.engine.lane import LaneRow, Lanes
 from medv_ray.engine.request import Answer, Counters, Request, View
 from medv_ray.engine.resolve import resolve
 from medv_ray.errors import DataError
-from medv_ray.model.denoise import FullRecompute, Prompt, forward_rows
+from medv_ray.model.denoise import FullRecompute, Prompt, forward_rows, splice
 from medv_ray.model.medv import Medv
 from medv_ray.settings import AnswerSettings, EngineSettings, SamplerSettings
 
@@ -41,16 +43,31 @@ log = logging.getLogger(__name__)
 class _Slot:
     ticket: int
     started_s: float
-    denoising: Denoising
-    door: FullRecompute
-    blind: FullRecompute | None
     request: Request
+    settings: SamplerSettings
+    prompt: Tensor
+    """float[P, D], for a lane; a door has its own."""
+    denoising: Denoising | LaneRow | None
+    """None until there is room in a lane."""
+    door: FullRecompute | None
+    blind: FullRecompute | None
     kv_bytes: int
+    """Of the doors."""
     warnings: tuple[str, ...]
     image_sha256: tuple[str, ...]
     prompt_sha256: str
     cancelled: bool = False
     error: DataError | None = None
+
+    @property
+    def row(self) -> Denoising | LaneRow:
+        assert self.denoising is not None, "it has entered"
+        return self.denoising
+
+    @property
+    def steps(self) -> bool:
+        """Whether it has steps to take."""
+        return not (self.cancelled or self.error or self.row.done)
 
 
 class Engine:
@@ -63,7 +80,10 @@ class Engine:
         tokenizer: PreTrainedTokenizerFast,
         answer: AnswerSettings,
         engine: EngineSettings,
+        together: bool | None = None,
     ) -> None:
+        """`together`: compute requests side by side in lanes where their settings allow it. None:
+        on a GPU only; on a CPU it buys nothing, and a row's bits would depend on its company."""
         self.counters = Counters()
         self._model = model
         self._tokenizer = tokenizer
@@ -73,6 +93,9 @@ class Engine:
         self._header = assistant_header(tokenizer)
         self._images = ImageStore(model, answer.image, engine.image_cache_bytes, self.counters)
         self._doors = Doors(model, engine)
+        together = model.device.type != "cpu" if together is None else together
+        self._lanes = Lanes(model, self._doors.budget_bytes) if together else None
+        self._no_lane: set[int] = set()  # tickets that a lane has handed back
         self._specs: dict[SamplerSettings, SampleSpec] = {}
         self._num_slots = engine.slots or (1 if model.device.type == "cpu" else 8)
         self._waiting: deque[tuple[int, Request]] = deque()
@@ -111,38 +134,38 @@ class Engine:
         """
         ended: list[tuple[int, Answer | DataError]] = []
         self._fill(ended)
-        active = [slot for slot in self._slots if not slot.cancelled and not slot.denoising.done]
         fitted = True
         try:
-            self._advance(active)
+            self._advance([slot for slot in self._slots if slot.steps])
         except torch.OutOfMemoryError:
             if len(self._slots) == 1:
                 raise
             fitted = False
         if not fitted:  # not in the handler: until it is left, the error's frames hold tensors
             self._start_over()
-        for slot in [s for s in self._slots if s.error or s.cancelled or s.denoising.done]:
-            self._slots.remove(slot)
+        for slot in [s for s in self._slots if not s.steps]:
             ended.append((slot.ticket, slot.error or self._finish(slot)))
+            self._leave(slot)
         self.counters.prompt_hits, self.counters.prompt_evictions = self._doors.told()
         return ended
 
     def _fill(self, ended: list[tuple[int, Answer | DataError]]) -> None:
         """Let waiting requests in, in their order, while there are slots and memory for them."""
         while (self._ready or self._waiting) and len(self._slots) < self._num_slots:
-            if self._ready is None:
-                self._ready = self._next(ended)
-                if self._ready is None:
-                    continue
-                self.counters.memory_waits += not self._has_room(self._ready)
-            if not self._has_room(self._ready):
+            waited = self._ready is not None
+            slot = self._ready or self._next(ended)
+            if slot is None:
+                continue
+            if not self._enter(slot):
+                self._ready = slot
+                self.counters.memory_waits += not waited
                 return
-            self._slots.append(self._ready)
+            self._slots.append(slot)
             self._ready = None
 
     def _next(self, ended: list[tuple[int, Answer | DataError]]) -> _Slot | None:
-        """The first waiting request, ready to be denoised; None when it ended as an error, or when
-        memory is for those that have a slot."""
+        """The first waiting request, ready to enter; None when it ended as an error, or when memory
+        is for those that have a slot."""
         ticket, request = self._waiting.popleft()
         try:
             return self._start(ticket, request)
@@ -155,8 +178,20 @@ class Engine:
             self._reduce(len(self._slots))
         return None
 
-    def _has_room(self, slot: _Slot) -> bool:
-        return self._doors.room(slot.kv_bytes, sum(other.kv_bytes for other in self._slots))
+    def _enter(self, slot: _Slot) -> bool:
+        """Whether there is room for a request; in a lane it has its place then."""
+        if slot.door is not None:
+            return self._doors.room(slot.kv_bytes, sum(other.kv_bytes for other in self._slots))
+        assert self._lanes is not None
+        spec = self.spec(slot.settings)
+        slot.denoising = self._lanes.enter(spec, slot.settings, slot.prompt, self._num_slots)
+        return slot.denoising is not None
+
+    def _leave(self, slot: _Slot) -> None:
+        self._slots.remove(slot)
+        self._no_lane.discard(slot.ticket)
+        if isinstance(slot.denoising, LaneRow):
+            slot.denoising.leave()
 
     def _start_over(self) -> None:
         """Half the slots; every request begins again, which changes no answer."""
@@ -165,6 +200,8 @@ class Engine:
         again += [self._ready] if self._ready else []
         self._waiting.extendleft((slot.ticket, slot.request) for slot in reversed(again))
         self._slots, self._ready = [slot for slot in self._slots if slot.cancelled], None
+        if self._lanes is not None:
+            self._lanes.clear()
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -175,11 +212,30 @@ class Engine:
 
     def _advance(self, slots: Sequence[_Slot]) -> None:
         """One denoising step of each slot; their forward passes run as one where the model can."""
-        xs = [slot.denoising.x for slot in slots]
-        needs = [slot.denoising.need() for slot in slots]
-        doors = [slot.door for slot in slots]
+        alone = [slot for slot in slots if slot.door is not None]
+        if alone:
+            self._advance_doors(alone)
+        if self._lanes is None or len(alone) == len(slots):
+            return
+        passes, positions = self._lanes.step()
+        self.counters.forward_passes += passes
+        self.counters.positions += positions
+        for slot in slots:
+            row = slot.row
+            if isinstance(row, LaneRow) and row.state == "failed":
+                slot.error = not_finite(row.step)
+            elif isinstance(row, LaneRow) and row.state == "unfit":
+                self._leave(slot)
+                self._no_lane.add(slot.ticket)
+                self._waiting.appendleft((slot.ticket, slot.request))
+
+    def _advance_doors(self, slots: Sequence[_Slot]) -> None:
+        """One step of requests that have doors of their own."""
+        rows = [slot.row for slot in slots if isinstance(slot.row, Denoising)]
+        xs, needs = [row.x for row in rows], [row.need() for row in rows]
+        doors = [slot.door for slot in slots if slot.door is not None]
         before = sum(door.computed for door in doors)
-        rows = forward_rows(doors, xs, needs)
+        hidden = forward_rows(doors, xs, needs)
         self.counters.positions += sum(door.computed for door in doors) - before
         blind: dict[int, Tensor] = {}
         guided = {i: slot.blind for i, slot in enumerate(slots) if slot.blind is not None}
@@ -189,11 +245,11 @@ class Engine:
             )
             blind = dict(zip(guided, found, strict=True))
         for i, slot in enumerate(slots):
-            self.counters.forward_passes += bool(len(rows[i])) * (2 if i in blind else 1)
+            self.counters.forward_passes += bool(len(hidden[i])) * (2 if i in blind else 1)
             try:
-                slot.denoising.advance(rows[i], self._head, blind.get(i))
+                rows[i].advance(hidden[i], self._head, blind.get(i))
             except FloatingPointError:
-                slot.error = DataError("E1305", f"NaN or infinity at step {slot.denoising.step}.")
+                slot.error = not_finite(rows[i].step)
 
     def _start(self, ticket: int, request: Request) -> _Slot:
         started_s = time.perf_counter()
@@ -206,30 +262,39 @@ class Engine:
         attention = self._model.config.attention
         ends = prompt_ends(ids, attention, self._header, self._special.eot)  # type: ignore[arg-type]
         prompt = Prompt(torch.tensor(ids), tuple(f.tokens for f in features), ends)
-        door = self._doors.make(prompt, settings, spec)
-        length, limit = door.sequence_length(0, spec.gen_length), self._model.config.max_length
+        embeds = splice(self._model, prompt.ids, prompt.images)
+        length = len(embeds) + spec.gen_length + len(spec.suffix_ids)
+        limit = self._model.config.max_length
         if length > limit:
             raise DataError(
                 "E1303",
                 f"prompt, image and answer need {length} positions; the model has {limit}.",
             )
-        generator = torch.Generator().manual_seed(request.seed)
+        in_lane = self._lanes is not None and ticket not in self._no_lane and not ends
+        in_lane = in_lane and settings.cache in ("none", "dual") and fits(spec)
+        door = None if in_lane else self._doors.make(prompt if ends else embeds, settings, spec)
         return _Slot(
             ticket,
             started_s,
-            Denoising.blank(spec, 1, [generator], [door.prompt_length(0)], self._model.device),
-            door,
-            door.unconditional(spec.mask_id) if spec.cfg_scale else None,
             request,
-            door.kept_bytes(spec.gen_length) * (2 if spec.cfg_scale else 1),
+            settings,
+            embeds,
+            None if door is None else self._denoising(spec, door, request.seed),
+            door,
+            door.unconditional(spec.mask_id) if door and spec.cfg_scale else None,
+            door.kept_bytes(spec.gen_length) * (2 if spec.cfg_scale else 1) if door else 0,
             tuple(word for f in features for word in f.warnings),
             tuple(f.sha256 for f in features),
             hashlib.sha256(np.array(ids, dtype="<i8").tobytes()).hexdigest(),
         )
 
+    def _denoising(self, spec: SampleSpec, door: FullRecompute, seed: int) -> Denoising:
+        generator = torch.Generator().manual_seed(seed)
+        return Denoising.blank(spec, 1, [generator], [door.prompt_length(0)], self._model.device)
+
     def _finish(self, slot: _Slot) -> Answer:
         self.counters.answers += 1
-        done = slot.denoising
+        done = slot.row
         # a cancelled answer has masks left, and a model may commit the mask token itself
         kept = ~done.masked[0, : done.stop_position(0)]
         suffix = done.spec.suffix_ids
@@ -254,7 +319,7 @@ class Engine:
         slot = next((s for s in self._slots if s.ticket == ticket), None)
         if slot is None:
             return None
-        now = slot.denoising
+        now = slot.row
         ids = now.x[0].tolist()
         return View(
             step=now.step,
@@ -278,3 +343,7 @@ class Engine:
     def close(self) -> None:
         """End the image decoder's child processes."""
         self._images.close()
+
+
+def not_finite(step: int) -> DataError:
+    return DataError("E1305", f"NaN or infinity at step {step}.")

@@ -6,9 +6,24 @@ Shapes: B rows, K key-value heads, S sequence, W window, C width of one head.
 from __future__ import annotations
 
 import copy
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class Keys(Protocol):
+    """Where a pass leaves its keys and values, and gets those to attend to."""
+
+    @property
+    def start(self) -> int:
+        """First place of the window that the pass computes."""
+
+    def put(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the pass, float[B, K, W, C] -> those to attend to, float[B, K, S, C]."""
+
+    def __len__(self) -> int:
+        """Places whose keys and values are there."""
 
 
 class KeyValues:

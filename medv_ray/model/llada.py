@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medv_kernels.linear import PackedWeight, linear, pack
 from medv_ray.model.config import LanguageConfig
-from medv_ray.model.keys import KeyValues
+from medv_ray.model.keys import Keys
 
 Rotary = tuple[Tensor, Tensor]
 """Cosine and sine of the rotary angles, float32[1 or B, 1, S, C] each; the sine is negative in the
@@ -166,7 +166,7 @@ class Attention(nn.Module):
         bias: Tensor | None,
         ends: Sequence[int],
         need: Tensor | None = None,
-        kept: tuple[KeyValues, int] | None = None,
+        kept: tuple[Keys, int] | None = None,
     ) -> Tensor:
         asking, turn = x, rotary
         if need is not None:
@@ -218,7 +218,7 @@ class Layer(nn.Module):
         bias: Tensor | None,
         ends: Sequence[int],
         need: Tensor | None = None,
-        kept: tuple[KeyValues, int] | None = None,
+        kept: tuple[Keys, int] | None = None,
     ) -> Tensor:
         mixed = self.self_attn(self.input_layernorm(x), rotary, bias, ends, need, kept)
         x = mixed + (x if need is None else x[:, need])
@@ -245,7 +245,7 @@ class LanguageTower(nn.Module):
         positions: Tensor | None = None,
         need: Tensor | None = None,
         ends: Sequence[int] | None = None,
-        keys: KeyValues | None = None,
+        keys: Keys | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, float[B, S, D].
 

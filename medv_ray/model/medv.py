@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medv_ray.model.config import ModelConfig, no_vision
-from medv_ray.model.keys import KeyValues
+from medv_ray.model.keys import Keys
 from medv_ray.model.llada import LanguageTower, Linear
 from medv_ray.model.projector import build_projector, merge_tiles
 from medv_ray.model.vision import VisionTower, scale_pixels
@@ -76,7 +76,7 @@ class Medv(nn.Module):
         positions: Tensor | None = None,
         need: Tensor | None = None,
         ends: Sequence[int] | None = None,
-        keys: KeyValues | None = None,
+        keys: Keys | None = None,
     ) -> Tensor:
         """Last hidden states, after the final norm: float[B, S, D] -> float[B, S, D].
 
