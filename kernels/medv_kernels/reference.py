@@ -23,7 +23,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from medv_kernels import noise
 from medv_kernels.linear import PackedWeight, linear
+from medv_kernels.reference_commit import (
+    BlockState,
+    accepted_by_factor,
+    accepted_by_threshold,
+    commit,
+    commit_step,
+)
+
+__all__ = [
+    "BlockState",
+    "Selection",
+    "accepted_by_factor",
+    "accepted_by_threshold",
+    "commit",
+    "commit_step",
+    "join",
+    "select",
+]
 
 PIECE = 64
 """Rows whose logits exist at the same time."""
@@ -40,6 +59,9 @@ class Selection(NamedTuple):
     """int64[N], chosen id."""
     rest: Tensor
     """float64[N], odds against it: 0 is certain, inf is probability 0."""
+    gap: Tensor | None = None
+    """float64[N], its logit minus that of the best other allowed token, where that was asked for:
+    0 on a tie, below 0 where a draw chose another than the best."""
 
 
 @torch.no_grad()
@@ -51,9 +73,11 @@ def select(
     unranked: Sequence[int] = (),
     temperature: float = 0.0,
     uniform: Tensor | None = None,
+    keys: Tensor | None = None,
     logit_size: int | None = None,
     unconditional: Tensor | None = None,
     cfg_scale: float = 0.0,
+    second: bool = False,
     check: bool = True,
 ) -> Selection:
     """Choose a token for every row.
@@ -64,17 +88,18 @@ def select(
         forbidden: ids that leave both the argmax and the sum.
         unranked: ids that leave only the sum, after the argmax; a row whose token is one of them
             has rest = inf.
-        temperature: above 0, `uniform` float64[N, V] in [0, 1) decides among the tokens. `rest`
-            stays un-noised.
+        temperature: above 0, `uniform` float64[N, V] in [0, 1) decides among the tokens, or the
+            draws that `keys` int64[N] stand for (see noise.py). `rest` stays un-noised.
         logit_size: take part only the first so many rows of the head.
         unconditional: like `rows`, without the prompt; for guidance, which takes
             un + (cfg_scale + 1) (cond - un) for logits.
+        second: find the best other token too, and with it `gap`.
+        check: False does not raise for a row without an answer (below): its `rest` is NaN.
 
     Raises FloatingPointError for a row with a NaN or infinite logit, or with every token forbidden.
     Neither `rows` nor `head` is changed.
     """
-    if temperature > 0 and uniform is None and len(rows):
-        raise ValueError(f"temperature={temperature} needs `uniform`, one draw per row and token")
+    check_draws(temperature, uniform, keys, len(rows))
     if isinstance(head, Tensor):
         head = head[:logit_size]
     parts = []
@@ -85,73 +110,39 @@ def select(
             base = _logits(unconditional[piece], head, logit_size)
             logits = base.add_(logits.sub_(base), alpha=cfg_scale + 1)
         logits[:, list(forbidden)] = -torch.inf
-        draws = uniform[piece] if uniform is not None and temperature > 0 else None
-        parts.append(_select_piece(logits, list(unranked), temperature, draws))
-    return join(parts, rows.device)
+        draws = None if uniform is None or temperature == 0 else uniform[piece]
+        if keys is not None and temperature > 0:
+            draws = noise.uniform(keys[piece], logits.shape[1])
+        bad = None if check else ~logits.amax(1).isfinite()
+        if bad is not None:
+            logits.masked_fill_(bad[:, None], 0.0)  # any row that has an answer; it is marked below
+        before = logits.clone() if second else None
+        part = _select_piece(logits, list(unranked), temperature, draws)
+        if before is not None:
+            part = part._replace(gap=_gap(before, part.token))
+        parts.append(part if bad is None else _mark(part, bad))
+    return join(parts, rows.device, second)
 
 
-def join(parts: Sequence[Selection], device: torch.device) -> Selection:
+def check_draws(temperature: float, uniform: Tensor | None, keys: Tensor | None, rows: int) -> None:
+    """Raises ValueError where `select` has no draws for its temperature, or two kinds of them."""
+    if uniform is not None and keys is not None:
+        raise ValueError("give `uniform` or `keys`, not both")
+    if temperature > 0 and uniform is None and keys is None and rows:
+        raise ValueError(
+            f"temperature={temperature} needs `uniform`, one draw per row and token, or `keys`"
+        )
+
+
+def join(parts: Sequence[Selection], device: torch.device, second: bool = False) -> Selection:
     """The selections of pieces of rows as one; of no pieces, an empty one."""
-    token, rest = torch.empty(0, device=device).long(), torch.empty(0, device=device).double()
+    token, number = torch.empty(0, device=device).long(), torch.empty(0, device=device).double()
+    gaps = [part.gap for part in parts if part.gap is not None]
     return Selection(
         torch.cat([token, *(part.token for part in parts)]),
-        torch.cat([rest, *(part.rest for part in parts)]),
+        torch.cat([number, *(part.rest for part in parts)]),
+        torch.cat([number, *gaps]) if second else None,
     )
-
-
-def commit(
-    x: Tensor, eligible: Tensor, token: Tensor, rest: Tensor, k: Tensor | Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """The new x int64[B, L] and which positions were chosen, bool[B, L]; `x` is not changed.
-
-    Row b takes `token` at its k[b] eligible positions of smallest `rest`, ties to the lowest
-    position; all eligible ones where there are fewer than k[b].
-
-    Args:
-        x, token: int64[B, L].  eligible: bool[B, L].  k: int64[B].
-        rest: float[B, L], any key that ranks ascending; ignored where not eligible.
-    """
-    k = torch.as_tensor(k, device=x.device)
-    # an eligible position of probability 0 still goes before one that is not eligible
-    key = rest.clamp(max=torch.finfo(rest.dtype).max).masked_fill_(~eligible, torch.inf)
-    first = torch.arange(x.shape[1], device=x.device) < k[:, None]  # [B, L], in order of rank
-    chosen = torch.zeros_like(eligible).scatter_(1, key.argsort(dim=1, stable=True), first)
-    chosen &= eligible
-    return torch.where(chosen, token, x), chosen
-
-
-def accepted_by_threshold(rest: Tensor, eligible: Tensor, threshold: float) -> Tensor:
-    """int64[B]: eligible positions of confidence >= threshold, at least one where there is any.
-
-    Args:
-        rest: float[B, L].  eligible: bool[B, L].
-    """
-    confident = eligible & (1 / (1 + rest.double()) >= threshold)
-    return confident.sum(1).clamp(min=1).minimum(eligible.sum(1))
-
-
-def accepted_by_factor(
-    rest: Tensor, eligible: Tensor, factor: float, num_masks: Tensor | None = None
-) -> Tensor:
-    """int64[B]: ranks before the first whose confidence is under 1 - factor / (rank + 1).
-
-    Ranks count from 1, by confidence; the first always passes. Ranks beyond the eligible positions
-    fail. As in the references, a first failure at the very last rank is accepted too: of two
-    masks both.
-
-    Args:
-        rest: float[B, L].  eligible: bool[B, L].
-        num_masks: int64[B], ranks in all; by default as many as eligible positions.
-    """
-    able = eligible.sum(1)
-    ranks_in_all = able if num_masks is None else num_masks
-    confidence = torch.where(eligible, 1 / (1 + rest.double()), -1.0).sort(1, descending=True)[0]
-    rank = torch.arange(1, rest.shape[1] + 1, dtype=torch.float64, device=rest.device)
-    passes = (confidence >= 1 - factor / (rank + 1)) & (rank <= able[:, None])
-    passes[:, :1] = True
-    accepted = passes.long().cumprod(1).sum(1)  # those before the first failure
-    accepted = torch.where(accepted == ranks_in_all - 1, ranks_in_all, accepted)
-    return accepted.minimum(able)
 
 
 def _logits(rows: Tensor, head: Tensor | PackedWeight | None, logit_size: int | None) -> Tensor:
@@ -159,6 +150,18 @@ def _logits(rows: Tensor, head: Tensor | PackedWeight | None, logit_size: int | 
     if head is None:
         return rows[:, :logit_size].to(torch.float32, copy=True)
     return linear(rows, head)[:, :logit_size].float()
+
+
+def _gap(logits: Tensor, token: Tensor) -> Tensor:
+    """float64[n], the token's logit minus the largest other one. Overwrites the logits."""
+    own = logits.gather(1, token[:, None])[:, 0].double()
+    return own - logits.scatter_(1, token[:, None], -torch.inf).amax(1).double()
+
+
+def _mark(part: Selection, bad: Tensor) -> Selection:
+    """The selection with token 0 and NaN where bool[n] says that there is no answer."""
+    gap = None if part.gap is None else part.gap.masked_fill(bad, torch.nan)
+    return Selection(part.token.masked_fill(bad, 0), part.rest.masked_fill(bad, torch.nan), gap)
 
 
 def _select_piece(

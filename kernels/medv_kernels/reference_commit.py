@@ -99,7 +99,8 @@ def confidence_of(rest: Tensor) -> Tensor:
 def _best(rest: Tensor, able: Tensor, count: Tensor) -> Tensor:
     """bool[B, L], the count[b] positions of smallest `rest` among those that are able."""
     # an eligible position of probability 0 still goes before one that is not eligible
-    key = rest.clamp(max=torch.finfo(rest.dtype).max).masked_fill_(~able, torch.inf)
+    worst = torch.finfo(torch.float64).max
+    key = rest.double().clamp(max=worst).masked_fill_(~able, torch.inf)
     first = torch.arange(rest.shape[1], device=rest.device) < count[:, None]  # in order of rank
     return torch.zeros_like(able).scatter_(1, key.argsort(dim=1, stable=True), first) & able
 
