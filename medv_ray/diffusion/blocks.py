@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from medv_kernels.reference import select
-from medv_kernels.reference_commit import BlockState, commit_step
+from medv_kernels.ops import commit_step, select
+from medv_kernels.reference import BlockState
 from medv_ray.diffusion.schedule import transfer_schedule
 from medv_ray.diffusion.spec import SampleSpec
 

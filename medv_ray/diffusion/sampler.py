@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from medv_kernels.linear import PackedWeight, pack
+from medv_kernels.ops import commit, select
 from medv_kernels.reference import (
     Selection,
     accepted_by_factor,
     accepted_by_threshold,
-    commit,
     join,
-    select,
 )
 from medv_ray.diffusion.draws import Draws
 from medv_ray.diffusion.rules import RowProgress, commit_as_topk, find_stop

@@ -44,7 +44,7 @@ def test_remask_step(golden: Any, key: str) -> None:
     run, tensors = golden.run("14", key), golden.tensors("14")
     logits = logits_of(golden, key)
     rows, length, vocabulary = logits.shape
-    token, rest = select(logits.view(-1, vocabulary), forbidden=forbidden_of(golden, key))
+    token, rest, _ = select(logits.view(-1, vocabulary), forbidden=forbidden_of(golden, key))
     token, rest = token.view(rows, length), rest.view(rows, length)
 
     assert torch.equal(token, tensors[f"{key}.argmax"])
@@ -100,7 +100,7 @@ def test_rebuilt_vocabulary(golden: Any, tower: Any, key: str) -> None:
         hidden = model.hidden(model.embed(tensors["probe.input_ids"]))[0]
         logits = hidden @ model.head.T
     for head in (model.head, pack(model.head)):
-        token, rest = select(hidden, head)
+        token, rest, _ = select(hidden, head)
         assert torch.equal(token, tensors["probe.argmax"][0])
         best = logits.gather(1, token[:, None])[:, 0]
         close(best, tensors["probe.max_logit"][0], 1e-4)

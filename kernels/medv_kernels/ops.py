@@ -1,0 +1,38 @@
+"""The operations of a denoising step, by the device of their tensors: Triton on a GPU, plain torch
+on a CPU. Signatures and results are those of `reference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor
+
+from medv_kernels import reference
+from medv_kernels.reference import Selection
+
+
+def select(rows: Tensor, *args: Any, **more: Any) -> Selection:
+    """`reference.select`."""
+    found: Selection = _of(rows, "select")(rows, *args, **more)
+    return found
+
+
+def commit(x: Tensor, *args: Any, **more: Any) -> tuple[Tensor, Tensor]:
+    """`reference.commit`."""
+    found: tuple[Tensor, Tensor] = _of(x, "commit")(x, *args, **more)
+    return found
+
+
+def commit_step(state: reference.BlockState, *args: Any, **more: Any) -> None:
+    """`reference.commit_step`."""
+    _of(state.x, "commit_step", "commit")(state, *args, **more)
+
+
+def _of(tensor: Tensor, name: str, module: str | None = None) -> Callable[..., Any]:
+    """The function for a tensor. Triton is imported at the first one on a GPU."""
+    home = import_module(f"medv_kernels.{module or name}") if tensor.is_cuda else reference
+    found: Callable[..., Any] = getattr(home, name)
+    return found
