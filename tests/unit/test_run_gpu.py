@@ -1,0 +1,51 @@
+"""The script of the GPU figures at toy size: every part runs, and nothing wrong is timed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import run_gpu
+from medv_kernels.reference import Selection
+
+PARTS = {
+    *("peaks", "select", "exact_batch_1", "dual_batch", "dual_batch_4_tokens", "dual_1"),
+    *("dual_1_long", "scratch_64", "fused_head", "full_batch_8_steps", "loss"),
+}
+
+
+def run(out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> dict[str, object]:
+    words = ["run_gpu.py", "--toy", "--device", "cpu", "--out", str(out), *more]
+    monkeypatch.setattr("sys.argv", words)
+    run_gpu.main()
+    found: dict[str, object] = json.loads(out.read_text())
+    return found
+
+
+def test_every_part_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run(tmp_path / "toy.json", monkeypatch)
+    assert found.keys() >= PARTS
+    assert found["left_out"] == []
+    exact = found["exact_batch_1"]
+    assert exact["tokens_as_ours"]["reference"] == "8 of 8"  # type: ignore[index]
+
+
+def test_wrong_results_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = run_gpu.ops.select
+
+    def wrong(*args: object, **more: object) -> Selection:
+        found = right(*args, **more)  # type: ignore[arg-type]
+        return found._replace(token=found.token + 1)
+
+    monkeypatch.setattr(run_gpu.ops, "select", wrong)
+    with pytest.raises(SystemExit, match="nothing was timed: select"):
+        run(tmp_path / "toy.json", monkeypatch)
+    found = json.loads((tmp_path / "toy.json").read_text())
+    assert set(found["left_out"]) == PARTS
+
+
+def test_out_of_time_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run(tmp_path / "toy.json", monkeypatch, "--minutes", "0")
+    assert set(found["left_out"]) == PARTS  # type: ignore[arg-type]
