@@ -17,8 +17,8 @@ from medv_ray.model.medv import Medv
 from medv_ray.model.slots import Slots
 from medv_ray.settings import SamplerSettings
 
-PLACES = 128
-"""Room for prompts grows in steps of so many places, so that few sizes exist."""
+LEAST_PLACES = 256
+"""Room for prompts is this or twice it, and so on: a lane is seldom replaced by a larger one."""
 
 
 class Lane:
@@ -226,7 +226,9 @@ class Lanes:
     def _make(
         self, spec: SampleSpec, settings: SamplerSettings, prompt: int, most: int
     ) -> Lane | None:
-        dual, places = settings.cache == "dual", -(-prompt // PLACES) * PLACES
+        dual, places = settings.cache == "dual", LEAST_PLACES
+        while places < prompt:
+            places *= 2
         if dual:
             whole = places + spec.gen_length + len(spec.suffix_ids)
             taken = sum(lane.slots.nbytes for lane in self._lanes.values())

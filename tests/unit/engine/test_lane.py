@@ -1,0 +1,174 @@
+"""Requests side by side, as on a GPU, against each with a door of its own: the same answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from medv_ray.data.prompts import load_tokenizer
+from medv_ray.engine import Answer, Engine, Predictor, Request
+from medv_ray.engine import lane as lanes
+from medv_ray.errors import DataError
+from medv_ray.model import weights
+from medv_ray.model.medv import Medv
+from medv_ray.model.slots import Slots
+from medv_ray.settings import AnswerSettings, EngineSettings, SamplerSettings
+from tests.unit.engine.conftest import png
+
+SIZES = {"gen_length": 8, "block_length": 4, "steps": 8}
+SAMPLERS = {
+    "exact": {},
+    "two a step": {"steps": 4},
+    "threshold": {"rule": "threshold", "threshold": 0.02},
+    "factor": {"rule": "factor", "factor": 1.0},
+    "turbo": {"preset": "turbo"},
+    "refresh": {"cache": "dual", "refresh_interval": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Medv:
+    return weights.load(folder, dtype=torch.float32, device="cpu")
+
+
+def predictor(
+    folder: Path, model: Medv, together: bool, slots: int = 3, **engine: int
+) -> Predictor:
+    sampler = SamplerSettings(**SIZES, stop=())
+    answer, limits = AnswerSettings(sampler=sampler), EngineSettings(slots=slots, **engine)
+    return Predictor(Engine(model, load_tokenizer(folder), answer, limits, together=together))
+
+
+def requests(**sampler: object) -> list[Request]:
+    """Prompts of many lengths, with and without pictures."""
+    words = ["why?", "is there a lesion in the picture?", "x" * 60, "left or right", "a" * 200]
+    settings = SamplerSettings(**{**SIZES, "stop": ("7",), **sampler})  # type: ignore[arg-type]
+    return [
+        Request(word, (png(n),) if n % 2 else (), sampler=settings) for n, word in enumerate(words)
+    ]
+
+
+def same(got: Sequence[Answer | DataError], want: Sequence[Answer | DataError]) -> bool:
+    def told(answer: Answer | DataError) -> object:
+        if isinstance(answer, DataError):
+            return answer.code
+        return (answer.token_ids, answer.token_step, answer.finish, answer.forward_passes)
+
+    return [told(answer) for answer in got] == [told(answer) for answer in want]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_answers_are_those_of_requests_alone(
+    folder: Path, model: Medv, sampler: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = requests(**sampler)
+    with predictor(folder, model, together=False) as one:
+        want = one.answer(asked)
+        positions = one.counters.positions
+    with predictor(folder, model, together=True) as many:
+        monkeypatch.setattr(
+            "medv_ray.engine.engine.forward_rows", lambda *_: pytest.fail("not in a lane")
+        )
+        got = many.answer(asked)
+        assert many.counters.positions == positions
+    assert same(got, want)
+    for a, b in zip(got, want, strict=True):
+        assert isinstance(a, Answer)
+        assert isinstance(b, Answer)
+        assert a.token_confidence == pytest.approx(b.token_confidence, rel=1e-4)
+
+
+def test_kinds_that_lanes_cannot_do_go_beside_them(folder: Path, model: Medv) -> None:
+    asked = requests()
+    asked += requests(temperature=1.0) + requests(cache="prefix") + requests(cfg_scale=1.0)
+    with predictor(folder, model, together=False) as one, predictor(folder, model, True) as many:
+        assert same(many.answer(asked), one.answer(asked))
+
+
+def test_a_row_that_predicts_the_mask_token_is_handed_back(folder: Path, model: Medv) -> None:
+    """Its block ends with masks left, which a lane does not go on with."""
+    with predictor(folder, model, together=True) as many, predictor(folder, model, False) as one:
+        mask = many.engine.spec(SamplerSettings(**SIZES)).mask_id
+        raised = model.lm_head.weight[mask].clone()
+        try:
+            with torch.no_grad():
+                model.lm_head.weight[mask] *= 3  # large for about half of the positions
+            for predictor_ in (many, one):
+                predictor_.engine._head = model.head
+            got, want = many.answer(requests()), one.answer(requests())
+        finally:
+            with torch.no_grad():
+                model.lm_head.weight[mask] = raised
+    assert any(isinstance(a, Answer) and len(a.token_ids) < 8 for a in want), "masks are left"
+    assert same(got, want)
+
+
+def test_a_row_that_is_not_finite_ends_alone(folder: Path, model: Medv) -> None:
+    with predictor(folder, model, together=True) as many:
+        asked = requests()
+        want = many.answer(asked)
+        broken = Request("why?", (png(1),), sampler=asked[0].sampler)
+        features = many.engine._images.get(png(1), False)
+        with torch.inference_mode():
+            features.tokens.fill_(torch.nan)
+        got = many.answer([*asked[:1], broken, *asked[2:3]])
+    assert isinstance(got[1], DataError)
+    assert got[1].code == "E1305"
+    assert same([got[0], got[2]], [want[0], want[2]])
+
+
+def test_memory_bounds_the_slots_of_a_lane(folder: Path, model: Medv) -> None:
+    """Longer prompts make a new lane once the old one is empty; one request alone always fits."""
+    asked = requests(cache="dual")
+    with predictor(folder, model, together=False) as one:
+        want = one.answer(asked)
+    one_slot = Slots.kept_bytes(model, 2 * lanes.LEAST_PLACES + 8)
+    for limit in (0, 2 * one_slot, 2**30):
+        with predictor(folder, model, True, slots=4, kv_cache_bytes=limit) as many:
+            assert same(many.answer(asked), want)
+            taken = many.engine._lanes._lanes.values()  # type: ignore[union-attr]
+            assert 0 < sum(lane.slots.nbytes for lane in taken) <= max(limit, 2 * one_slot)
+            assert bool(many.counters.memory_waits) == (limit < 2**30)
+
+
+def test_out_of_memory_halves_the_slots(
+    folder: Path, model: Medv, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = requests()
+    full = Slots.full
+
+    def narrow(self: Slots, slots: Sequence[int], x: torch.Tensor) -> torch.Tensor:
+        if len(slots) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return full(self, slots, x)
+
+    with predictor(folder, model, together=True, slots=5) as many:
+        want = many.answer(asked)
+        monkeypatch.setattr(Slots, "full", narrow)
+        with caplog.at_level(logging.WARNING):
+            assert same(many.answer(asked), want)
+        assert many.counters.memory_shortages == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory: 2 requests together from now on"
+    ]
+
+
+def test_cancelling_frees_the_slot(folder: Path, model: Medv) -> None:
+    with predictor(folder, model, together=True, slots=1) as many:
+        first, second = (many.engine.admit(request) for request in requests()[:2])
+        assert many.engine.step() == []
+        assert many.engine.view(first) is not None
+        many.engine.cancel(first)
+        ended = dict(many.engine.step())
+        assert ended[first].finish == "cancelled"  # type: ignore[union-attr]
+        while not many.engine.idle:
+            ended |= dict(many.engine.step())
+        assert ended[second].finish in ("stop", "length")  # type: ignore[union-attr]
+        watched = list(many.watch(requests()[1]))
+        assert len(watched[0].tokens) == 8
+        assert watched[-1].answer is not None
+        assert same([watched[-1].answer], [ended[second]])
