@@ -79,7 +79,7 @@ class Engine:
         self._slots: list[_Slot] = []
         self._ready: _Slot | None = None
         """The next request, when there is a slot for it and no memory yet."""
-        self._tickets = 0
+        self._tickets = self._last_waited = 0
         self.spec(answer.sampler)  # an unknown token name is an error now, not at the first row
 
     def admit(self, request: Request) -> int:
@@ -117,9 +117,11 @@ class Engine:
             self._advance(active)
         except torch.OutOfMemoryError:
             if len(self._slots) == 1:
+                self._start_over()
                 raise
             fitted = False
         if not fitted:  # not in the handler: until it is left, the error's frames hold tensors
+            self._reduce(len(self._slots) // 2)
             self._start_over()
         for slot in [s for s in self._slots if s.error or s.cancelled or s.denoising.done]:
             self._slots.remove(slot)
@@ -134,8 +136,10 @@ class Engine:
                 self._ready = self._next(ended)
                 if self._ready is None:
                     continue
-                self.counters.memory_waits += not self._has_room(self._ready)
             if not self._has_room(self._ready):
+                # a request that begins again has been counted
+                self.counters.memory_waits += self._ready.ticket > self._last_waited
+                self._last_waited = max(self._last_waited, self._ready.ticket)
                 return
             self._slots.append(self._ready)
             self._ready = None
@@ -159,8 +163,8 @@ class Engine:
         return self._doors.room(slot.kv_bytes, sum(other.kv_bytes for other in self._slots))
 
     def _start_over(self) -> None:
-        """Half the slots; every request begins again, which changes no answer."""
-        self._reduce(len(self._slots) // 2)
+        """Every request begins again, which changes no answer: a pass that ended halfway has left
+        keys and values that do not fit each other."""
         again = [slot for slot in self._slots if not slot.cancelled]
         again += [self._ready] if self._ready else []
         self._waiting.extendleft((slot.ticket, slot.request) for slot in reversed(again))
@@ -178,16 +182,17 @@ class Engine:
         xs = [slot.denoising.x for slot in slots]
         needs = [slot.denoising.need() for slot in slots]
         doors = [slot.door for slot in slots]
-        before = sum(door.computed for door in doors)
-        rows = forward_rows(doors, xs, needs)
-        self.counters.positions += sum(door.computed for door in doors) - before
         blind: dict[int, Tensor] = {}
         guided = {i: slot.blind for i, slot in enumerate(slots) if slot.blind is not None}
+        before = sum(door.computed for door in (*doors, *guided.values()))
+        rows = forward_rows(doors, xs, needs)
         if guided:
             found = forward_rows(
                 list(guided.values()), [xs[i] for i in guided], [needs[i] for i in guided]
             )
             blind = dict(zip(guided, found, strict=True))
+        after = sum(door.computed for door in (*doors, *guided.values()))
+        self.counters.positions += after - before
         for i, slot in enumerate(slots):
             self.counters.forward_passes += bool(len(rows[i])) * (2 if i in blind else 1)
             try:
