@@ -126,7 +126,8 @@ class SamplerSettings(Settings):
     def _fill_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        chosen = PRESETS.get(values.get("preset", "exact"))
+        name = values.get("preset", "exact")
+        chosen = PRESETS.get(name) if isinstance(name, str) else None
         if chosen is None:  # custom, or an error that the field tells
             return values
         filled = {**chosen, **values}

@@ -102,7 +102,7 @@ class Engine:
         self._slots: list[_Slot] = []
         self._ready: _Slot | None = None
         """The next request, when there is a slot for it and no memory yet."""
-        self._tickets = 0
+        self._tickets = self._last_waited = 0
         self.spec(answer.sampler)  # an unknown token name is an error now, not at the first row
 
     def admit(self, request: Request) -> int:
@@ -139,9 +139,11 @@ class Engine:
             self._advance([slot for slot in self._slots if slot.steps])
         except torch.OutOfMemoryError:
             if len(self._slots) == 1:
+                self._start_over()
                 raise
             fitted = False
         if not fitted:  # not in the handler: until it is left, the error's frames hold tensors
+            self._reduce(len(self._slots) // 2)
             self._start_over()
         for slot in [s for s in self._slots if not s.steps]:
             ended.append((slot.ticket, slot.error or self._finish(slot)))
@@ -152,13 +154,14 @@ class Engine:
     def _fill(self, ended: list[tuple[int, Answer | DataError]]) -> None:
         """Let waiting requests in, in their order, while there are slots and memory for them."""
         while (self._ready or self._waiting) and len(self._slots) < self._num_slots:
-            waited = self._ready is not None
             slot = self._ready or self._next(ended)
             if slot is None:
                 continue
             if not self._enter(slot):
                 self._ready = slot
-                self.counters.memory_waits += not waited
+                # a request that begins again has been counted
+                self.counters.memory_waits += slot.ticket > self._last_waited
+                self._last_waited = max(self._last_waited, slot.ticket)
                 return
             self._slots.append(slot)
             self._ready = None
@@ -194,8 +197,8 @@ class Engine:
             slot.denoising.leave()
 
     def _start_over(self) -> None:
-        """Half the slots; every request begins again, which changes no answer."""
-        self._reduce(len(self._slots) // 2)
+        """Every request begins again, which changes no answer: a pass that ended halfway has left
+        keys and values that do not fit each other."""
         again = [slot for slot in self._slots if not slot.cancelled]
         again += [self._ready] if self._ready else []
         self._waiting.extendleft((slot.ticket, slot.request) for slot in reversed(again))
@@ -234,16 +237,17 @@ class Engine:
         rows = [slot.row for slot in slots if isinstance(slot.row, Denoising)]
         xs, needs = [row.x for row in rows], [row.need() for row in rows]
         doors = [slot.door for slot in slots if slot.door is not None]
-        before = sum(door.computed for door in doors)
-        hidden = forward_rows(doors, xs, needs)
-        self.counters.positions += sum(door.computed for door in doors) - before
         blind: dict[int, Tensor] = {}
         guided = {i: slot.blind for i, slot in enumerate(slots) if slot.blind is not None}
+        before = sum(door.computed for door in (*doors, *guided.values()))
+        hidden = forward_rows(doors, xs, needs)
         if guided:
             found = forward_rows(
                 list(guided.values()), [xs[i] for i in guided], [needs[i] for i in guided]
             )
             blind = dict(zip(guided, found, strict=True))
+        after = sum(door.computed for door in (*doors, *guided.values()))
+        self.counters.positions += after - before
         for i, slot in enumerate(slots):
             self.counters.forward_passes += bool(len(hidden[i])) * (2 if i in blind else 1)
             try:

@@ -99,7 +99,10 @@ class Cached(FullRecompute):
         """Keys and values of what of a prompt is known before the first pass."""
         if self._store is None or not self._ends[b]:
             return KeyValues(len(self.model.model.layers))
-        return self._store.get(self.model, self._prompts[b][: self._ends[b][0]]).grown()
+        beginning, misses = self._prompts[b][: self._ends[b][0]], self._store.misses
+        found = self._store.get(self.model, beginning).grown()
+        self.computed += len(beginning) * (self._store.misses - misses)
+        return found
 
     def _window(self, b: int, row: _Kept, first: int, last: int, length: int) -> tuple[int, int]:
         """(start, end) of what the coming pass computes; needed places run from first to last."""

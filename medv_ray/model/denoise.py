@@ -185,14 +185,14 @@ def forward_rows(
             passes.append(door._pass(b, x[b], need[b]))
             door.computed += len(passes[-1].embeds)
             owners.append(owner)
+    padded = [i for i, one in enumerate(passes) if doors[owners[i]].together and len(one.ends) == 1]
+    made: dict[int, Tensor] = {}
+    if padded:
+        states = _padded(doors[0].model, [passes[i].embeds for i in padded])
+        made = {i: state[passes[i].places] for i, state in zip(padded, states, strict=True)}
     found = [[door.head.new_empty((0, door.head.shape[1]))] for door in doors]
-    if passes and doors[0].together and all(len(one.ends) == 1 for one in passes):
-        states = _padded(doors[0].model, [one.embeds for one in passes])
-        made = [state[one.places] for state, one in zip(states, passes, strict=True)]
-    else:
-        made = [_alone(doors[0].model, one) for one in passes]
-    for owner, state in zip(owners, made, strict=True):
-        found[owner].append(state)
+    for i, (owner, one) in enumerate(zip(owners, passes, strict=True)):
+        found[owner].append(made[i] if i in made else _alone(doors[owner].model, one))
     return [torch.cat(pieces) for pieces in found]
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medv_ray.errors import CATALOGUE, DataError, MedvError, RunError, SettingsError, explain
-from medv_ray.settings import AnswerSettings, SamplerSettings, build, override
+from medv_ray.settings import PRESETS, AnswerSettings, SamplerSettings, build, override
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,133 @@ def test_only_schedules_that_divide_are_accepted(
     else:
         with pytest.raises(SettingsError, match="E1002"):
             build(SamplerSettings, values)
+
+
+SPEED = ("rule", "threshold", "factor", "cache", "refresh_interval")
+
+
+def speed(settings: SamplerSettings) -> tuple[object, ...]:
+    return (settings.preset, *(getattr(settings, name) for name in SPEED))
+
+
+def test_a_preset_fills_what_is_not_given() -> None:
+    exact = ("exact", "schedule", 0.9, 1.0, "none", None)
+    assert speed(SamplerSettings()) == speed(SamplerSettings(preset="exact")) == exact
+    assert speed(AnswerSettings().sampler) == exact
+    fast = ("fast", "threshold", 0.9, 1.0, "none", None)
+    assert speed(SamplerSettings(preset="fast")) == fast
+    turbo = ("turbo", "threshold", 0.7, 1.0, "dual", 32)
+    assert speed(SamplerSettings(preset="turbo", gen_length=8, block_length=8, steps=8)) == turbo
+
+
+@pytest.mark.parametrize(
+    ("values", "want"),
+    [
+        ({"preset": "fast", "threshold": 0.8}, ("threshold", 0.8, 1.0, "none", None)),
+        ({"preset": "turbo", "cache": "none"}, ("threshold", 0.7, 1.0, "none", 32)),
+        ({"preset": "turbo", "refresh_interval": None}, ("threshold", 0.7, 1.0, "dual", None)),
+        ({"preset": "fast", "rule": "schedule"}, ("schedule", 0.9, 1.0, "none", None)),
+        ({"preset": "exact", "cache": "prefix"}, ("schedule", 0.9, 1.0, "prefix", None)),
+        ({"rule": "factor", "factor": 2}, ("factor", 0.9, 2.0, "none", None)),
+        ({"preset": "custom", "rule": "threshold"}, ("threshold", 0.9, 1.0, "none", None)),
+    ],
+)
+def test_what_is_given_wins_and_is_recorded_as_custom(values: dict, want: tuple) -> None:
+    before = dict(values)
+    settings = build(SamplerSettings, values)
+    assert speed(settings) == ("custom", *want)
+    assert values == before
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_values_of_a_preset_that_are_given_keep_its_name(name: str) -> None:
+    given = PRESETS[name] | {"factor": 1, "steps": 32}
+    assert speed(build(SamplerSettings, {"preset": name, **given})) == speed(
+        SamplerSettings(preset=name)
+    )
+    # without the name, the values do not make the preset
+    anonymous = build(SamplerSettings, PRESETS[name])
+    assert anonymous.preset == ("exact" if name == "exact" else "custom")
+
+
+@given(st.data())
+def test_settings_survive_being_written_down(data: st.DataObject) -> None:
+    kinds = {
+        "preset": st.sampled_from([*PRESETS, "custom"]),
+        "rule": st.sampled_from(["schedule", "threshold", "factor", "factor_llada_v"]),
+        "threshold": st.floats(0, 1, exclude_min=True),
+        "factor": st.floats(0, 9),
+        "cache": st.sampled_from(["none", "prefix", "dual"]),
+        "refresh_interval": st.none() | st.integers(1, 99),
+        "stop": st.just([]),
+    }
+    names = data.draw(st.sets(st.sampled_from(sorted(kinds))))
+    settings = build(SamplerSettings, {name: data.draw(kinds[name]) for name in names})
+    copies = [
+        SamplerSettings(**settings.model_dump()),
+        SamplerSettings.model_validate_json(settings.model_dump_json()),
+        build(AnswerSettings, {"sampler": settings.model_dump(mode="json")}).sampler,
+        AnswerSettings(sampler=settings).sampler,
+        pickle.loads(pickle.dumps(settings)),
+    ]
+    for copy in copies:
+        assert copy == settings
+        assert hash(copy) == hash(settings)
+        assert copy.model_dump() == settings.model_dump()
+
+
+def test_equality_and_hash_see_the_preset() -> None:
+    presets = [SamplerSettings(preset=name) for name in PRESETS]
+    assert len({*presets, SamplerSettings(), SamplerSettings(preset="fast")}) == 3
+    assert SamplerSettings(threshold=0.8) != SamplerSettings()
+
+
+def test_set_chooses_a_preset() -> None:
+    start = {"sampler": {"gen_length": 8, "block_length": 8, "steps": 8}}
+    got = override(start, ["sampler.preset=turbo"])
+    settings = build(AnswerSettings, got).sampler
+    assert speed(settings) == ("turbo", "threshold", 0.7, 1.0, "dual", 32)
+    assert settings.gen_length == 8
+    more = override(got, ["sampler.refresh_interval=null", "sampler.threshold=0.5"])
+    settings = build(AnswerSettings, more).sampler
+    assert speed(settings) == ("custom", "threshold", 0.5, 1.0, "dual", None)
+
+
+@pytest.mark.parametrize("preset", ["warp", "Fast", "", 3, None, True, ["fast"], {"name": "fast"}])
+def test_an_unknown_preset_names_those_that_there_are(preset: object) -> None:
+    with pytest.raises(SettingsError, match=r"E1001: sampler\.preset: .*'exact', 'fast', 'turbo'"):
+        build(AnswerSettings, {"sampler": {"preset": preset}})
+
+
+@pytest.mark.parametrize("remasking", ["random", "independent"])
+@pytest.mark.parametrize("preset", ["fast", "turbo"])
+def test_a_preset_that_needs_confidence_says_so(preset: str, remasking: str) -> None:
+    values = {"preset": preset, "remasking": remasking}
+    with pytest.raises(SettingsError, match=rf"E1001: .*preset={preset}.* not {remasking}"):
+        build(SamplerSettings, values)
+    assert build(SamplerSettings, values | {"rule": "schedule"}).preset == "custom"
+    assert build(SamplerSettings, {"remasking": remasking}).preset == "exact"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threshold", 0),
+        ("threshold", 2),
+        ("threshold", float("nan")),
+        ("threshold", "high"),
+        ("factor", -0.1),
+        ("factor", float("inf")),
+        ("refresh_interval", 0),
+        ("refresh_interval", 1.5),
+        ("cache", "block"),
+        ("rule", "entropy"),
+    ],
+)
+@pytest.mark.parametrize("preset", ["exact", "turbo", "custom"])
+def test_values_out_of_range_name_themselves(preset: str, name: str, value: object) -> None:
+    with pytest.raises(SettingsError, match=f"E1001: {name}: .*given: '{value}'"):
+        build(SamplerSettings, {"preset": preset, name: value})
 
 
 def test_override_reads_json_and_leaves_its_input_alone() -> None:

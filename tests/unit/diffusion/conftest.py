@@ -56,11 +56,13 @@ class TableDoor:
 def plain_sample(door: TableDoor, spec: Any) -> list[list[int]]:
     """States before each step and the last, of one row; LLaDA-V's algorithm, number by number.
 
-    Only low_confidence at temperature 0, without guidance.
+    Only low_confidence at temperature 0, without guidance; every rule.
     """
     x, states = [spec.mask_id] * spec.gen_length, []
     stop: int | None = None
     steps = spec.steps // (spec.gen_length // spec.block_length)
+    if spec.rule != "schedule":
+        steps = spec.block_length
     for start in range(0, spec.gen_length, spec.block_length):
         if stop is not None and start >= stop:
             break
@@ -75,10 +77,34 @@ def plain_sample(door: TableDoor, spec: Any) -> list[list[int]]:
             limit = block.stop if stop is None else stop
             able = [i for i in range(limit) if x[i] == spec.mask_id]
             best = {i: plain_choice(door.logits(torch.tensor(x))[i], spec) for i in able}
-            for i in sorted(able, key=lambda i, best=best: (best[i][1], i))[:count]:
+            ranked = sorted(able, key=lambda i, best=best: (best[i][1], i))
+            if spec.rule != "schedule":
+                later = spec.rule == "factor_llada_v"
+                num_masks = x.count(spec.mask_id) if later else len(able)
+                count = plain_count([best[i][1] for i in ranked], spec, num_masks)
+            for i in ranked[:count]:
                 x[i] = best[i][0]
             stop = plain_stop(x, spec.stop_ids, stop)
     return [*states, list(x)]
+
+
+def plain_count(rests: list[float], spec: Any, num_masks: int) -> int:
+    """How many of the ranked positions a step takes by rule=threshold or a factor.
+
+    Source: Fast-dLLM get_transfer_index and get_transfer_index_dynamic; LLaDA-V's, which ranks
+    `num_masks` and gives those that may not be committed -inf.
+    """
+    sure = [1 / (1 + rest) for rest in rests]
+    if spec.rule == "threshold":
+        return max(1, sum(p >= spec.threshold for p in sure))
+    sure += [-math.inf] * (num_masks - len(sure))
+    bounds = [-math.inf, *(1 - spec.factor / (rank + 1) for rank in range(2, num_masks + 1))]
+    taken = 0
+    while taken < num_masks and sure[taken] >= bounds[taken]:
+        taken += 1
+    if taken == num_masks - 1:
+        taken += 1
+    return min(taken, len(rests))
 
 
 def plain_choice(logits: Tensor, spec: Any) -> tuple[int, float]:

@@ -15,6 +15,7 @@ from medv_ray.errors import CheckpointError, RunError
 from medv_ray.model import lora
 from medv_ray.on_ray import options
 from medv_ray.on_ray.score import Session, _take, planned
+from medv_ray.settings import SamplerSettings
 from tests.integration import stub
 
 
@@ -57,6 +58,26 @@ def test_a_resume_with_another_torch_or_device_is_refused_by_name(
     named = settings.model.model_copy(update={"device": "cpu"})
     same = settings.model_copy(update={"model": named})
     Run.open(settings.out, planned, same.identity("model")).close()
+
+
+def test_the_manifest_names_the_preset_and_its_values(tmp_path: Path) -> None:
+    stub.write_archive(tmp_path / "in.parquet", ["a"])
+    turbo = stub.settings(tmp_path, sampler={"preset": "turbo"})
+    plan, identity = planned(turbo)
+    Run.open(turbo.out, plan, identity).close()
+    told = json.loads(json.dumps(identity))["settings"]["sampler"]
+    found = [told[name] for name in ("preset", "rule", "threshold", "cache", "refresh_interval")]
+    assert found == ["turbo", "threshold", 0.7, "dual", 32]
+    assert SamplerSettings(**told) == turbo.sampler
+    with Run.open(turbo.out, plan, identity) as again:
+        assert again.manifest["identity"]["settings"]["sampler"] == told
+    slower = stub.settings(tmp_path, sampler={"preset": "turbo", "refresh_interval": 16})
+    assert {c.key for c in planned(slower)[0].chunks}.isdisjoint(c.key for c in plan.chunks)
+    with pytest.raises(RunError, match=r'E1502.*preset: "turbo" -> "custom"'):
+        Run.open(slower.out, *planned(slower))
+    # what does not decide an answer is in none of it
+    small = stub.settings(tmp_path, sampler={"preset": "turbo"}, engine={"kv_cache_bytes": 0})
+    assert planned(small)[1] == identity
 
 
 def write_adapter(folder: Path, base: str, tensors: bytes = b"") -> Path:
