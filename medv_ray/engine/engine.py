@@ -11,12 +11,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from medv_kernels.linear import pack
 from medv_ray.data.prompts import SpecialIds, Turn, build, decode
@@ -28,8 +26,9 @@ from medv_ray.engine.images import ImageStore
 from medv_ray.engine.lane import LaneRow, Lanes
 from medv_ray.engine.request import Answer, Counters, Request, View
 from medv_ray.engine.resolve import resolve
+from medv_ray.engine.slot import Slot, advance_alone, not_finite
 from medv_ray.errors import DataError
-from medv_ray.model.denoise import FullRecompute, Prompt, forward_rows, splice
+from medv_ray.model.denoise import FullRecompute, Prompt, splice
 from medv_ray.model.medv import Medv
 from medv_ray.settings import AnswerSettings, EngineSettings, SamplerSettings
 
@@ -37,37 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Slot:
-    ticket: int
-    started_s: float
-    request: Request
-    settings: SamplerSettings
-    prompt: Tensor
-    """float[P, D], for a lane; a door has its own."""
-    denoising: Denoising | LaneRow | None
-    """None until there is room in a lane."""
-    door: FullRecompute | None
-    blind: FullRecompute | None
-    kv_bytes: int
-    """Of the doors."""
-    warnings: tuple[str, ...]
-    image_sha256: tuple[str, ...]
-    prompt_sha256: str
-    cancelled: bool = False
-    error: DataError | None = None
-
-    @property
-    def row(self) -> Denoising | LaneRow:
-        assert self.denoising is not None, "it has entered"
-        return self.denoising
-
-    @property
-    def steps(self) -> bool:
-        """Whether it has steps to take."""
-        return not (self.cancelled or self.error or self.row.done)
 
 
 class Engine:
@@ -99,8 +67,8 @@ class Engine:
         self._specs: dict[SamplerSettings, SampleSpec] = {}
         self._num_slots = engine.slots or (1 if model.device.type == "cpu" else 8)
         self._waiting: deque[tuple[int, Request]] = deque()
-        self._slots: list[_Slot] = []
-        self._ready: _Slot | None = None
+        self._slots: list[Slot] = []
+        self._ready: Slot | None = None
         """The next request, when there is a slot for it and no memory yet."""
         self._tickets = self._last_waited = 0
         self.spec(answer.sampler)  # an unknown token name is an error now, not at the first row
@@ -166,7 +134,7 @@ class Engine:
             self._slots.append(slot)
             self._ready = None
 
-    def _next(self, ended: list[tuple[int, Answer | DataError]]) -> _Slot | None:
+    def _next(self, ended: list[tuple[int, Answer | DataError]]) -> Slot | None:
         """The first waiting request, ready to enter; None when it ended as an error, or when memory
         is for those that have a slot."""
         ticket, request = self._waiting.popleft()
@@ -181,7 +149,7 @@ class Engine:
             self._reduce(len(self._slots))
         return None
 
-    def _enter(self, slot: _Slot) -> bool:
+    def _enter(self, slot: Slot) -> bool:
         """Whether there is room for a request; in a lane it has its place then."""
         if slot.door is not None:
             return self._doors.room(slot.kv_bytes, sum(other.kv_bytes for other in self._slots))
@@ -190,7 +158,7 @@ class Engine:
         slot.denoising = self._lanes.enter(spec, slot.settings, slot.prompt, self._num_slots)
         return slot.denoising is not None
 
-    def _leave(self, slot: _Slot) -> None:
+    def _leave(self, slot: Slot) -> None:
         self._slots.remove(slot)
         self._no_lane.discard(slot.ticket)
         if isinstance(slot.denoising, LaneRow):
@@ -213,11 +181,11 @@ class Engine:
         self.counters.memory_shortages += 1
         self._num_slots = num_slots
 
-    def _advance(self, slots: Sequence[_Slot]) -> None:
+    def _advance(self, slots: Sequence[Slot]) -> None:
         """One denoising step of each slot; their forward passes run as one where the model can."""
         alone = [slot for slot in slots if slot.door is not None]
         if alone:
-            self._advance_doors(alone)
+            advance_alone(alone, self._head, self.counters)
         if self._lanes is None or len(alone) == len(slots):
             return
         passes, positions = self._lanes.step()
@@ -232,30 +200,7 @@ class Engine:
                 self._no_lane.add(slot.ticket)
                 self._waiting.appendleft((slot.ticket, slot.request))
 
-    def _advance_doors(self, slots: Sequence[_Slot]) -> None:
-        """One step of requests that have doors of their own."""
-        rows = [slot.row for slot in slots if isinstance(slot.row, Denoising)]
-        xs, needs = [row.x for row in rows], [row.need() for row in rows]
-        doors = [slot.door for slot in slots if slot.door is not None]
-        blind: dict[int, Tensor] = {}
-        guided = {i: slot.blind for i, slot in enumerate(slots) if slot.blind is not None}
-        before = sum(door.computed for door in (*doors, *guided.values()))
-        hidden = forward_rows(doors, xs, needs)
-        if guided:
-            found = forward_rows(
-                list(guided.values()), [xs[i] for i in guided], [needs[i] for i in guided]
-            )
-            blind = dict(zip(guided, found, strict=True))
-        after = sum(door.computed for door in (*doors, *guided.values()))
-        self.counters.positions += after - before
-        for i, slot in enumerate(slots):
-            self.counters.forward_passes += bool(len(hidden[i])) * (2 if i in blind else 1)
-            try:
-                rows[i].advance(hidden[i], self._head, blind.get(i))
-            except FloatingPointError:
-                slot.error = not_finite(rows[i].step)
-
-    def _start(self, ticket: int, request: Request) -> _Slot:
+    def _start(self, ticket: int, request: Request) -> Slot:
         started_s = time.perf_counter()
         settings = request.sampler or self._settings.sampler
         spec = self.spec(settings)
@@ -277,7 +222,7 @@ class Engine:
         in_lane = self._lanes is not None and ticket not in self._no_lane and not ends
         in_lane = in_lane and settings.cache in ("none", "dual") and fits(spec)
         door = None if in_lane else self._doors.make(prompt if ends else embeds, settings, spec)
-        return _Slot(
+        return Slot(
             ticket,
             started_s,
             request,
@@ -296,7 +241,7 @@ class Engine:
         generator = torch.Generator().manual_seed(seed)
         return Denoising.blank(spec, 1, [generator], [door.prompt_length(0)], self._model.device)
 
-    def _finish(self, slot: _Slot) -> Answer:
+    def _finish(self, slot: Slot) -> Answer:
         self.counters.answers += 1
         done = slot.row
         # a cancelled answer has masks left, and a model may commit the mask token itself
@@ -347,7 +292,3 @@ class Engine:
     def close(self) -> None:
         """End the image decoder's child processes."""
         self._images.close()
-
-
-def not_finite(step: int) -> DataError:
-    return DataError("E1305", f"NaN or infinity at step {step}.")

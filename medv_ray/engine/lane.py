@@ -5,6 +5,7 @@ Shapes: B slots, L response positions, W block, D width.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Literal
 
@@ -17,6 +18,7 @@ from medv_ray.model.medv import Medv
 from medv_ray.model.slots import Slots
 from medv_ray.settings import SamplerSettings
 
+log = logging.getLogger(__name__)
 LEAST_PLACES = 256
 """Room for prompts is this or twice it, and so on: a lane is seldom replaced by a larger one."""
 
@@ -236,4 +238,11 @@ class Lanes:
             if room < 1 and self._lanes:
                 return None
             most = max(1, min(most, room))
-        return Lane(self._model, spec, most, places, settings.refresh_interval, dual)
+        while True:
+            try:
+                return Lane(self._model, spec, most, places, settings.refresh_interval, dual)
+            except torch.OutOfMemoryError:
+                if most == 1:
+                    raise
+            most //= 2
+            log.warning("out of memory: a lane of %d slots", most)

@@ -71,7 +71,7 @@ def test_answers_are_those_of_requests_alone(
         positions = one.counters.positions
     with predictor(folder, model, together=True) as many:
         monkeypatch.setattr(
-            "medv_ray.engine.engine.forward_rows", lambda *_: pytest.fail("not in a lane")
+            "medv_ray.engine.slot.forward_rows", lambda *_: pytest.fail("not in a lane")
         )
         got = many.answer(asked)
         assert many.counters.positions == positions
