@@ -412,6 +412,7 @@ def test_out_of_memory_in_the_vision_tower_waits_for_a_free_slot(
         assert {ticket: essence(one) for ticket, one in ended.items()} == dict(
             zip(tickets, want, strict=True)
         )
+        assert list(dict.fromkeys(ticket for step in held for ticket in step)) == tickets
         assert held[0] == tickets[:2]
         assert max(map(len, held)) == 2
         assert short.counters.memory_shortages == 1

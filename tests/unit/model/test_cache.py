@@ -453,3 +453,19 @@ def test_keys_grow_without_touching_what_they_grew_from(toy: Medv) -> None:
     assert grown[0].nbytes * 5 == keys.nbytes * 9
     assert all(map(torch.equal, bits, [part for layer in range(2) for part in keys.of(layer)]))
     assert all(map(torch.equal, grown[0].of(1), grown[1].of(1)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_keys_of_the_window_go_over_the_old_ones_or_behind(seed: int) -> None:
+    """Against a plain list of places, also where a window does both."""
+    generator = torch.Generator().manual_seed(seed)
+    keys, want = KeyValues(1), torch.empty(2, 0)
+    for _ in range(12):
+        keys.start = int(torch.randint(0, len(keys) + 1, (), generator=generator))
+        new = torch.rand(2, int(torch.randint(1, 6, (), generator=generator)), generator=generator)
+        end = keys.start + new.shape[1]
+        want = torch.cat((want[:, : keys.start], new, want[:, end:]), 1)
+        k, v = keys.put(0, new[None, :1, :, None], new[None, 1:, :, None])
+        assert torch.equal(torch.cat((k, v), 1)[0, :, :, 0], want)
+        assert len(keys) == want.shape[1]
+        assert keys.nbytes == want.nbytes
