@@ -15,7 +15,7 @@ import torch
 from medv_ray.data.prompts import Turn
 from medv_ray.diffusion.sampler import Denoising
 from medv_ray.engine import Answer, Engine, Predictor, Request
-from medv_ray.engine import engine as engine_module
+from medv_ray.engine import slot as slot_module
 from medv_ray.errors import CheckpointError, DataError, explain
 from medv_ray.model.cache import Cached
 from medv_ray.model.denoise import FullRecompute
@@ -285,8 +285,8 @@ def room_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets how many doors may come together before a pass runs out of memory."""
     limit = [1000]
     fails = lambda doors, *_: len(doors) > limit[0]  # noqa: E731
-    pass_ = raising(engine_module.forward_rows, fails)
-    monkeypatch.setattr(engine_module, "forward_rows", pass_)
+    pass_ = raising(slot_module.forward_rows, fails)
+    monkeypatch.setattr(slot_module, "forward_rows", pass_)
     return lambda number: limit.__setitem__(0, number)
 
 
