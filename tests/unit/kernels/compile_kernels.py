@@ -1,6 +1,6 @@
 """Compile every kernel for an H100 or H200 (sm_90), to machine code; no GPU is needed.
 
-    python tests/unit/kernels/compile_kernels.py [--show]
+    python tests/unit/kernels/compile_kernels.py
 
 Prints a line per kernel: its name and options, PTX instructions, bytes of machine code. Not under
 TRITON_INTERPRET=1, which replaces the compiler.
@@ -14,6 +14,8 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from medv_kernels import fused, triton_commit, triton_loss, triton_select
 
 TARGET = GPUTarget("cuda", 90, 32)
 ALIGNED = [["tt.divisibility", 16]]
@@ -51,26 +53,56 @@ def compile_one(kernel: Any, types: dict[str, str], options: dict[str, Any], **l
 
 def cases() -> Iterator[tuple[str, Any]]:
     """Name and what was compiled, for every kernel and the options that change its code."""
-    from medv_kernels import fused, triton_select
-
-    flags = {"GUIDED": False, "UNIFORM": False, "KEYS": False, "SECOND": False}
-    plain = {"TILE": 4096, "TILES": 31, "NUM_FORBIDDEN": 4, "NUM_UNRANKED": 0, **flags}
     for dtype in ("bf16", "fp16", "fp32"):
-        types = {"cond": f"*{dtype}", "free": f"*{dtype}"}
-        for more in ({}, {"KEYS": True}, {"UNIFORM": True}, {"SECOND": True, "NUM_UNRANKED": 2}):
-            done = compile_one(triton_select.partials, types, {**plain, **more}, num_warps=8)
-            yield f"select.partials {dtype} {more}", done
-        done = compile_one(triton_select.partials, types, {**plain, "GUIDED": True}, num_warps=8)
-        yield f"select.partials {dtype} guided", done
-        types = {"rows": f"*{dtype}", "head": f"*{dtype}"}
-        tiles = {"WIDTH": fused.WIDTH, "DEPTH": fused.DEPTH, "TILES": 4, "STEPS": 64}
-        for height in fused.HEIGHT:
-            options = {**tiles, "HEIGHT": height, "NUM_FORBIDDEN": 4, "NUM_UNRANKED": 2}
-            done = compile_one(fused.partials, types, options, num_warps=4, num_stages=3)
-            yield f"fused.partials {dtype} {height}", done
+        yield from selections(dtype)
+        yield from losses(dtype)
     for second in (False, True):
         options = {"SPLITS": 64, "SECOND": second}
         yield f"select.merge {second}", compile_one(triton_select.merge, {}, options, num_warps=1)
+    yield from commits()
+
+
+def selections(dtype: str) -> Iterator[tuple[str, Any]]:
+    flags = {"GUIDED": False, "UNIFORM": False, "KEYS": False, "SECOND": False}
+    plain = {"TILE": 4096, "TILES": 31, "NUM_FORBIDDEN": 4, "NUM_UNRANKED": 0, **flags}
+    types = {"cond": f"*{dtype}", "free": f"*{dtype}"}
+    second = {"SECOND": True, "NUM_UNRANKED": 2}
+    for more in ({}, {"KEYS": True}, {"UNIFORM": True}, second, {"GUIDED": True}):
+        done = compile_one(triton_select.partials, types, {**plain, **more}, num_warps=8)
+        yield f"select.partials {dtype} {more}", done
+    types = {"rows": f"*{dtype}", "head": f"*{dtype}"}
+    tiles = {"WIDTH": fused.WIDTH, "DEPTH": fused.DEPTH, "TILES": 4, "STEPS": 64}
+    for height in fused.HEIGHT:
+        options = {**tiles, "HEIGHT": height, "NUM_FORBIDDEN": 4, "NUM_UNRANKED": 2}
+        done = compile_one(fused.partials, types, options, num_warps=4, num_stages=3)
+        yield f"fused.partials {dtype} {height}", done
+
+
+def losses(dtype: str) -> Iterator[tuple[str, Any]]:
+    types = {"logits": f"*{dtype}", "out": f"*{dtype}", "targets": "*i64"}
+    types |= dict.fromkeys(("losses", "tops", "totals", "scales"), "*fp32")
+    options = {"partials": {"TILE": 4096, "TILES": 3}, "finish": {"SPLITS": 16}}
+    for name, constants in {**options, "gradient": {"TILE": 4096}}.items():
+        done = compile_one(getattr(triton_loss, name), types, constants, num_warps=8)
+        yield f"loss.{name} {dtype}", done
+
+
+def commits() -> Iterator[tuple[str, Any]]:
+    wide = ("block_start", "block_end", "stop", "step", "total", "left", "x", "new", "k")
+    types = dict.fromkeys((*wide, "num_masks", "sequences", "sizes"), "*i64")
+    types |= dict.fromkeys(("masked", "eligible", "failed", "chosen"), "*i8")
+    types |= {"rank": "*i32", "rule": "*fp64", "token_confidence": "*fp32", "token_step": "*i32"}
+    for limited in (False, True):
+        options = {"LIMITED": limited, "TILE": 64, "TILES": 4}
+        yield f"commit.ranks {limited}", compile_one(triton_commit.ranks, types, options)
+    for rule in (0, 1, 2):
+        for row in (64, 4096):
+            options = {"ROW": row, "RULE": rule, "COUNTED": rule == 2}
+            done = compile_one(triton_commit.commit, types, options, num_warps=8)
+            yield f"commit.commit {rule} {row}", done
+            options |= {"NUM_STOPS": 2, "WIDTH": 2}
+            done = compile_one(triton_commit.commit_step, types, options, num_warps=8)
+            yield f"commit.commit_step {rule} {row}", done
 
 
 def main() -> None:
