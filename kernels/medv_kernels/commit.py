@@ -34,8 +34,8 @@ def commit(
     num_masks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `reference.commit`; keys are compared in float64."""
-    check_device(x, "commit")
     check_rule(k, threshold, factor)
+    check_device(x, "commit")
     new, chosen = torch.empty_like(x, memory_format=torch.contiguous_format), _empty(x, torch.bool)
     if x.numel() == 0:
         return new, chosen
@@ -76,8 +76,8 @@ def commit_step(
     After one call like it, a call can be part of a CUDA graph.
     """
     x = state.x
-    check_device(x, "commit_step")
     check_rule(k, threshold, factor)
+    check_device(x, "commit_step")
     if x.numel() == 0:
         return
     _check_contiguous(state)

@@ -148,6 +148,15 @@ class BlockState:
         state.left = _left(state)
         return state
 
+    def enter_block(self, which: Tensor, start: Tensor, end: Tensor) -> None:
+        """Move the rows of bool[B] `which` to the block [start, end), int64[B], before its first
+        step; in place and on the device.
+        """
+        self.block_start.copy_(torch.where(which, start, self.block_start))
+        self.block_end.copy_(torch.where(which, end, self.block_end))
+        self.step.masked_fill_(which, 0)
+        self.left.copy_(torch.where(which & ~self.failed, _left(self), self.left))
+
 
 @torch.no_grad()
 def commit_step(

@@ -1,4 +1,7 @@
-"""One step alone (14): token, odds, and which positions take theirs."""
+"""One step alone (14): token, odds, and which positions take theirs; the factor rule (06).
+
+Kernels too, in Triton's interpreter: there the large cases of 14 take 20 s a run, so small ones.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from medv_kernels import commit as commit_kernel
+from medv_kernels import launch, reference
+from medv_kernels import select as select_kernel
 from medv_kernels.linear import pack
 from medv_kernels.reference import commit, select
+
+KERNELS = launch.kernels_run_on(torch.device("cpu"))
+"""Where there is a GPU, kernels take no tensors of the CPU."""
 
 
 def logits_of(golden: Any, key: str) -> Tensor:
@@ -44,8 +53,8 @@ def test_remask_step(golden: Any, key: str) -> None:
     run, tensors = golden.run("14", key), golden.tensors("14")
     logits = logits_of(golden, key)
     rows, length, vocabulary = logits.shape
-    token, rest, _ = select(logits.view(-1, vocabulary), forbidden=forbidden_of(golden, key))
-    token, rest = token.view(rows, length), rest.view(rows, length)
+    found = select(logits.view(-1, vocabulary), forbidden=forbidden_of(golden, key))
+    token, rest = found.token.view(rows, length), found.rest.view(rows, length)
 
     assert torch.equal(token, tensors[f"{key}.argmax"])
     confidence = 1 / (1 + rest)
@@ -64,11 +73,46 @@ def test_remask_step(golden: Any, key: str) -> None:
         if kind == "k":
             chosen = commit_k(tensors, name, x, masked, token, rest, sub["k"])
         else:
-            chosen = masked & (confidence >= sub["threshold"])
-            best_one = commit(x, masked, token, rest, [1] * rows)[1]
-            chosen |= best_one  # at least one
+            chosen = commit(x, masked, token, rest, threshold=sub["threshold"])[1]
             assert chosen.sum(1).tolist() == sub["accepted"]
         assert torch.equal(chosen, tensors[f"{name}.transfer"] & masked), name
+
+
+@pytest.mark.skipif(not KERNELS, reason="kernels run on the GPU here")
+@pytest.mark.subcases("14", "small")
+def test_remask_step_of_the_kernels(golden: Any, key: str) -> None:
+    run, tensors = golden.run("14", key), golden.tensors("14")
+    logits = logits_of(golden, key)
+    rows, length, vocabulary = logits.shape
+    found = select_kernel.select(logits.view(-1, vocabulary))
+    token, rest = found.token.view(rows, length), found.rest.view(rows, length)
+    assert torch.equal(token, tensors[f"{key}.argmax"])
+    close(1 / (1 + rest), tensors[f"{key}.conf_float64"], 1e-6)
+    masked, x = tensors[f"{key}.mask_index"], tensors[f"{key}.x"]
+    counts = {"k": 0, "th": 0}
+    for sub in run["sub"]:
+        kind = "k" if "k" in sub else "th"
+        rule = {"k": sub["k"]} if kind == "k" else {"threshold": sub["threshold"]}
+        chosen = commit_kernel.commit(x, masked, token, rest, **rule)[1]
+        assert torch.equal(chosen, tensors[f"{key}.{kind}{counts[kind]}.transfer"] & masked)
+        counts[kind] += 1
+
+
+@pytest.mark.subcases("06", "table")
+@pytest.mark.parametrize("rule", [commit, commit_kernel.commit][: 1 + KERNELS])
+def test_factor_rule(golden: Any, key: str, rule: Any) -> None:
+    """LLaDA-V's table of accepted positions; what it calls a threshold is the factor."""
+    for entry in golden.case("06")["acceptance_rule"]:
+        confidence = torch.tensor([entry["confidences"]], dtype=torch.float64)
+        rest, all_of_them = 1 / confidence - 1, torch.ones_like(confidence, dtype=torch.bool)
+        x = torch.zeros(confidence.shape, dtype=torch.int64)
+        factor = entry["threshold"]
+        chosen = rule(x, all_of_them, x + 1, rest, factor=factor)[1]
+        # which of equals are taken is open in torch.topk, so confidences are compared
+        theirs = confidence[0, entry["accepted_positions"]]
+        assert confidence[chosen].sort().values.tolist() == theirs.sort().values.tolist()
+        count = reference.accepted_by_factor(rest, all_of_them, factor)
+        assert count.tolist() == [entry["accepted"]]
 
 
 def commit_k(

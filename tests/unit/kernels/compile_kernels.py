@@ -1,19 +1,24 @@
 """Compile every kernel for an H100 or H200 (sm_90), to machine code; no GPU is needed.
 
-    python tests/unit/kernels/compile_kernels.py [--show]
+    python tests/unit/kernels/compile_kernels.py [EXPRESSION]
 
-Prints a line per kernel: its name and options, PTX instructions, bytes of machine code. Not under
-TRITON_INTERPRET=1, which replaces the compiler.
+With an expression only kernels whose name matches it. Prints a line per kernel: name and options,
+PTX instructions, bytes of machine code. Not under TRITON_INTERPRET=1, which replaces the compiler.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from medv_kernels import fused, triton_commit, triton_loss, triton_select
 
 TARGET = GPUTarget("cuda", 90, 32)
 ALIGNED = [["tt.divisibility", 16]]
@@ -30,6 +35,10 @@ POINTERS = {
     "alpha": "fp32",
 }
 """Types of arguments by name; logits and heads are given by the case, all else is i32."""
+
+
+Case = tuple[str, Callable[[], Any]]
+"""A line's name, and what compiles the kernel."""
 
 
 def compile_one(kernel: Any, types: dict[str, str], options: dict[str, Any], **launch: int) -> Any:
@@ -49,34 +58,70 @@ def compile_one(kernel: Any, types: dict[str, str], options: dict[str, Any], **l
     return triton.compile(source, target=TARGET, options=launch)
 
 
-def cases() -> Iterator[tuple[str, Any]]:
-    """Name and what was compiled, for every kernel and the options that change its code."""
-    from medv_kernels import fused, triton_select
-
-    flags = {"GUIDED": False, "UNIFORM": False, "KEYS": False, "SECOND": False}
-    plain = {"TILE": 4096, "TILES": 31, "NUM_FORBIDDEN": 4, "NUM_UNRANKED": 0, **flags}
+def cases() -> Iterator[Case]:
+    """Every kernel, with the options that change its code."""
     for dtype in ("bf16", "fp16", "fp32"):
-        types = {"cond": f"*{dtype}", "free": f"*{dtype}"}
-        for more in ({}, {"KEYS": True}, {"UNIFORM": True}, {"SECOND": True, "NUM_UNRANKED": 2}):
-            done = compile_one(triton_select.partials, types, {**plain, **more}, num_warps=8)
-            yield f"select.partials {dtype} {more}", done
-        done = compile_one(triton_select.partials, types, {**plain, "GUIDED": True}, num_warps=8)
-        yield f"select.partials {dtype} guided", done
-        types = {"rows": f"*{dtype}", "head": f"*{dtype}"}
-        tiles = {"WIDTH": fused.WIDTH, "DEPTH": fused.DEPTH, "TILES": 4, "STEPS": 64}
-        for height in fused.HEIGHT:
-            options = {**tiles, "HEIGHT": height, "NUM_FORBIDDEN": 4, "NUM_UNRANKED": 2}
-            done = compile_one(fused.partials, types, options, num_warps=4, num_stages=3)
-            yield f"fused.partials {dtype} {height}", done
+        yield from selections(dtype)
+        yield from losses(dtype)
     for second in (False, True):
         options = {"SPLITS": 64, "SECOND": second}
-        yield f"select.merge {second}", compile_one(triton_select.merge, {}, options, num_warps=1)
+        yield (
+            f"select.merge {second}",
+            partial(compile_one, triton_select.merge, {}, options, num_warps=1),
+        )
+    yield from commits()
+
+
+def selections(dtype: str) -> Iterator[Case]:
+    flags = {"GUIDED": False, "UNIFORM": False, "KEYS": False, "SECOND": False}
+    plain = {"TILE": 4096, "TILES": 31, "NUM_FORBIDDEN": 4, "NUM_UNRANKED": 0, **flags}
+    types = {"cond": f"*{dtype}", "free": f"*{dtype}"}
+    second = {"SECOND": True, "NUM_UNRANKED": 2}
+    for more in ({}, {"KEYS": True}, {"UNIFORM": True}, second, {"GUIDED": True}):
+        case = partial(compile_one, triton_select.partials, types, {**plain, **more}, num_warps=8)
+        yield f"select.partials {dtype} {more}", case
+    types = {"rows": f"*{dtype}", "head": f"*{dtype}"}
+    tiles = {"WIDTH": fused.WIDTH, "DEPTH": fused.DEPTH, "TILES": 4, "STEPS": 64}
+    for height in fused.HEIGHT:
+        options = {**tiles, "HEIGHT": height, "NUM_FORBIDDEN": 4, "NUM_UNRANKED": 2}
+        case = partial(compile_one, fused.partials, types, options, num_warps=4, num_stages=3)
+        yield f"fused.partials {dtype} {height}", case
+
+
+def losses(dtype: str) -> Iterator[Case]:
+    types = {"logits": f"*{dtype}", "out": f"*{dtype}", "targets": "*i64"}
+    types |= dict.fromkeys(("losses", "tops", "totals", "scales"), "*fp32")
+    options = {"partials": {"TILE": 4096, "TILES": 3}, "finish": {"SPLITS": 16}}
+    for name, constants in {**options, "gradient": {"TILE": 4096}}.items():
+        case = partial(compile_one, getattr(triton_loss, name), types, constants, num_warps=8)
+        yield f"loss.{name} {dtype}", case
+
+
+def commits() -> Iterator[Case]:
+    wide = ("block_start", "block_end", "stop", "step", "total", "left", "x", "new", "k")
+    types = dict.fromkeys((*wide, "num_masks", "sequences", "sizes"), "*i64")
+    types |= dict.fromkeys(("masked", "eligible", "failed", "chosen"), "*i8")
+    types |= {"rank": "*i32", "rule": "*fp64", "token_confidence": "*fp32", "token_step": "*i32"}
+    for limited in (False, True):
+        options = {"LIMITED": limited, "TILE": 64, "TILES": 4}
+        yield f"commit.ranks {limited}", partial(compile_one, triton_commit.ranks, types, options)
+    for rule in (0, 1, 2):
+        for row in (64, 4096):
+            options = {"ROW": row, "RULE": rule, "COUNTED": rule == 2}
+            case = partial(compile_one, triton_commit.commit, types, options, num_warps=8)
+            yield f"commit.commit {rule} {row}", case
+            options |= {"NUM_STOPS": 2, "WIDTH": 2}
+            case = partial(compile_one, triton_commit.commit_step, types, options, num_warps=8)
+            yield f"commit.commit_step {rule} {row}", case
 
 
 def main() -> None:
-    for name, done in cases():
-        lines = [line for line in done.asm["ptx"].splitlines() if line.startswith("\t")]
-        print(name, len(lines), "PTX lines", len(done.asm["cubin"]), "bytes", flush=True)
+    wanted = re.compile(sys.argv[1] if len(sys.argv) > 1 else "")
+    for name, compiles in cases():
+        if wanted.search(name):
+            asm = compiles().asm
+            lines = [line for line in asm["ptx"].splitlines() if line.startswith("\t")]
+            print(name, len(lines), "PTX lines", len(asm["cubin"]), "bytes", flush=True)
 
 
 if __name__ == "__main__":

@@ -246,3 +246,33 @@ def test_memory_is_bounded_by_a_piece_of_rows(monkeypatch: pytest.MonkeyPatch) -
     select(torch.randn(200, 4), torch.randn(50, 4))
     assert max(heights) <= reference.PIECE
     assert sum(heights) == 200
+
+
+def test_gap_to_the_second_best() -> None:
+    logits = torch.tensor([[1.0, 4.0, 2.5], [3.0, 3.0, 0.0], [9.0, 1.0, -math.inf]])
+    assert select(logits).gap is None
+    assert select(logits, second=True).gap.tolist() == [1.5, 0.0, 8.0]
+    got = select(logits, second=True, forbidden=(0,), unranked=(1,))
+    assert got.gap.tolist() == [1.5, 3.0, math.inf]
+    uniform = torch.tensor([[1 - 1e-16, 0.5, 0.5]] * 3, dtype=torch.float64)
+    got = select(logits, second=True, temperature=1.0, uniform=uniform)
+    assert got.token.tolist() == [0, 0, 0]
+    assert got.gap.tolist() == [-3.0, 0.0, 8.0]  # below 0: a draw chose another than the best
+    assert select(logits[:0], second=True).gap.shape == (0,)
+
+
+def test_unchecked_rows_without_an_answer_are_marked() -> None:
+    logits = torch.zeros(5, 700)
+    logits[1, 650], logits[2, 3], logits[3] = math.nan, math.inf, -math.inf
+    logits[4, 650] = 5.0
+    got = select(logits, check=False, second=True)
+    assert got.rest.isnan().tolist() == got.gap.isnan().tolist() == [False, True, True, True, False]
+    assert got.token.tolist() == [0, 0, 0, 0, 650]
+    want = select(logits[4:])
+    assert got.rest[4] == want.rest[0]
+
+
+def test_two_kinds_of_draws_are_refused() -> None:
+    rows = torch.zeros(1, 5)
+    with pytest.raises(ValueError, match="not both"):
+        select(rows, temperature=1.0, uniform=rows.double(), keys=torch.zeros(1).long())

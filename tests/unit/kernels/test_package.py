@@ -1,0 +1,56 @@
+"""What importing costs, and that every kernel compiles for the GPU that it is written for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from medv_kernels import launch
+
+HERE = Path(__file__).parent
+
+
+def test_triton_is_imported_only_when_a_kernel_is_used() -> None:
+    """So that the reference works where there is no triton."""
+    modules = ["reference", "reference_loss", "noise", "select", "commit", "loss", "launch"]
+    names = ", ".join(f"medv_kernels.{module}" for module in modules)
+    code = f"import sys; sys.modules['triton'] = None; import {names}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_where_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert launch.kernels_run_on(cpu)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert not launch.kernels_run_on(cpu)
+    assert launch.kernels_run_on(gpu)
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    assert not launch.kernels_run_on(gpu)
+    with pytest.raises(RuntimeError, match="is not installed"):
+        launch.check_device(torch.zeros(1), "select")
+
+
+def test_constants_are_made_once() -> None:
+    made = [launch.constant((1, 2), torch.int32, torch.device("cpu")) for _ in range(2)]
+    assert made[0] is made[1]
+    with torch.inference_mode():
+        inside = launch.constant((5, 6), torch.int32, torch.device("cpu"))
+    assert not inside.is_inference()
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_an_h100(tmp_path: Path) -> None:
+    """One form of each; compile_kernels.py without an expression takes them all."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    some = r"select.partials bf16 \{\}|fused.* bf16 16|merge False|loss.* bf16|ranks True|commit.* 2 64$"
+    command = [sys.executable, str(HERE / "compile_kernels.py"), some]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 9
