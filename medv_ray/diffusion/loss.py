@@ -17,6 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from medv_kernels import loss as kernels
 from medv_ray.diffusion.noise import IGNORE
 
 # With fewer rows the gradient's sum over the vocabulary takes a product that adds 126464 terms one
@@ -43,6 +44,8 @@ def token_losses(
         targets: int64[M].
         logit_size: only so many of the head's logits take part.
     """
+    if rows.is_cuda and rows.dtype != torch.float64:
+        return kernels.token_losses(rows, head, targets, logit_size)
     if head is None:
         return functional.cross_entropy(rows[:, :logit_size].float(), targets, reduction="none")
     padded = functional.pad(rows, (0, 0, 0, max(0, FEWEST_ROWS - len(rows))))
