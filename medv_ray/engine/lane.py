@@ -46,7 +46,9 @@ class Lane:
         self._calls = [0] * num_slots  # since the block was entered
         self._all = torch.arange(num_slots, device=model.device)
         self._taking = torch.zeros(num_slots, dtype=torch.bool, device=model.device)
-        self._window = captured(self._take_window) if dual else self._take_window
+        self._window = self._take_window
+        if dual and model.device.type == "cuda":
+            self._window = captured(self._take_window)
 
     @property
     def empty(self) -> bool:
@@ -98,10 +100,10 @@ class Lane:
 
 
 def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """`step`, of fixed tensors, as a CUDA graph from its third call on; as it is without a GPU.
+    """`step`, of fixed tensors on a GPU, as a CUDA graph from its second call on.
 
-    The first call compiles kernels and makes constants, the second one is captured: a capture
-    computes nothing, so it is replayed at once.
+    The first call compiles kernels and makes constants. A capture computes nothing, so it is
+    replayed at once.
     """
     graph: torch.cuda.CUDAGraph | None = None
     calls = 0
@@ -111,12 +113,13 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
         calls += 1
         if graph is not None:
             graph.replay()
-        elif calls == 1 or not torch.cuda.is_available():
+        elif calls == 1:
             step()
         else:
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # other threads may use the GPU meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 step()
             graph.replay()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,27 @@ def test_cancelling_frees_the_slot(folder: Path, model: Medv) -> None:
         assert len(watched[0].tokens) == 8
         assert watched[-1].answer is not None
         assert same([watched[-1].answer], [ended[second]])
+
+
+def test_a_captured_step_runs_once_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call as it is; the second is recorded, which computes nothing, and replayed."""
+    ran: list[str] = []
+    recording = [False]
+
+    class Graph:
+        def replay(self) -> None:
+            ran.append("replay")
+
+    @contextlib.contextmanager
+    def record(graph: Graph, capture_error_mode: str) -> Iterator[None]:
+        recording[0] = True
+        yield
+        recording[0] = False
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    step = lanes.captured(lambda: ran.append("record" if recording[0] else "run"))
+    for _ in range(4):
+        step()
+    assert ran == ["run", "record", "replay", "replay", "replay"]
