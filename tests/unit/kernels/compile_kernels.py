@@ -110,7 +110,7 @@ def commits() -> Iterator[Case]:
             options = {"ROW": row, "RULE": rule, "COUNTED": rule == 2}
             case = partial(compile_one, triton_commit.commit, types, options, num_warps=8)
             yield f"commit.commit {rule} {row}", case
-            options |= {"NUM_STOPS": 2, "WIDTH": 2}
+            options = {**options, "NUM_STOPS": 2, "WIDTH": 2}
             case = partial(compile_one, triton_commit.commit_step, types, options, num_warps=8)
             yield f"commit.commit_step {rule} {row}", case
 

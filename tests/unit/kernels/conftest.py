@@ -9,19 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-DEVICES = [
-    pytest.param("cpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")),
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-        ],
-    ),
-]
+DEVICE = pytest.param("cuda", marks=pytest.mark.gpu) if torch.cuda.is_available() else "cpu"
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(params=[DEVICE])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
