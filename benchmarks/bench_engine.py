@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -40,21 +41,27 @@ from reference_structure import sample as reference_sample
 LENGTH = 24
 LONG = 8
 """Tokens of an answer that counts as long."""
-PRESETS = ("exact", "fast", "turbo")
+KINDS: dict[str, dict[str, Any]] = {
+    "exact": {"preset": "exact"},
+    "fast": {"preset": "fast"},
+    "turbo": {"preset": "turbo"},
+    "dual": {"cache": "dual", "refresh_interval": 32},
+}
+"""`dual` commits one token a step as `exact` does: it shows what the cache alone changes."""
 Arm = Callable[[Sequence[synthetic.Row]], tuple[list[tuple[int, ...]], dict[str, Any]]]
 
 
-def sampler(preset: str) -> SamplerSettings:
-    return SamplerSettings(preset=preset, gen_length=LENGTH, block_length=LENGTH, steps=LENGTH)  # type: ignore[arg-type]
+def sampler(kind: str) -> SamplerSettings:
+    return SamplerSettings(gen_length=LENGTH, block_length=LENGTH, steps=LENGTH, **KINDS[kind])
 
 
-def by_preset(model: Medv, tokenizer: Any, preset: str) -> Arm:
+def by_engine(model: Medv, tokenizer: Any, kind: str) -> Arm:
     """The engine, one request after the other as on a CPU."""
 
     def run(
         rows: Sequence[synthetic.Row],
     ) -> tuple[list[tuple[int, ...]], dict[str, Any]]:
-        settings = AnswerSettings(sampler=sampler(preset))
+        settings = AnswerSettings(sampler=sampler(kind))
         with Predictor(Engine(model, tokenizer, settings, EngineSettings())) as predictor:
             ended = predictor.answer([Request(row.question, (row.image,)) for row in rows])
         answers = [answer for answer in ended if isinstance(answer, Answer)]
@@ -126,7 +133,7 @@ def measure(rows: Sequence[synthetic.Row], repeats: int) -> dict[str, Any]:
     tokenizer = load_tokenizer(TOY)
     model = weights.load(TOY, dtype=torch.float32, device="cpu", logit_size=len(tokenizer))
     model.pack(2**30)
-    arms: dict[str, Arm] = {name: by_preset(model, tokenizer, name) for name in PRESETS}
+    arms: dict[str, Arm] = {name: by_engine(model, tokenizer, name) for name in KINDS}
     arms["reference"] = by_reference(model, tokenizer)
     answers, told = {}, {}
     for name, run in arms.items():
@@ -155,6 +162,10 @@ def measure(rows: Sequence[synthetic.Row], repeats: int) -> dict[str, Any]:
                     [a / b for a, b in zip(rate[name], rate["reference"], strict=True)]
                 ),
                 "agreement": agreement(answers[name], answers["exact"]),
+                "as_reference": sum(
+                    a == b for a, b in zip(answers[name], answers["reference"], strict=True)
+                )
+                / len(rows),
                 "right": sum(list(a) == b for a, b in zip(answers[name], truth, strict=True))
                 / len(rows),
                 "NFE": told[name]["NFE"],
@@ -165,6 +176,7 @@ def measure(rows: Sequence[synthetic.Row], repeats: int) -> dict[str, Any]:
             }
             for name in arms
         },
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "threads": torch.get_num_threads(),
         **circumstances(),
     }

@@ -29,17 +29,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
-from benchmarks.circumstances import circumstances
-from benchmarks.reference_structure import sample as reference_sample
+import bench_select
+import bench_train_loss
+from circumstances import circumstances
 from medv_kernels import ops, reference
 from medv_ray.diffusion.sampler import Denoising, SampleSpec, sample
 from medv_ray.engine.lane import Lane
 from medv_ray.model.config import LanguageConfig, ModelConfig
 from medv_ray.model.denoise import FullRecompute
 from medv_ray.model.medv import Medv
+from reference_structure import sample as reference_sample
 
 FORBIDDEN = 4
 
@@ -57,8 +60,9 @@ class Size:
     """Batches of the selection, of `length` rows each."""
     matrix: int
     copy_bytes: int
-    loss_tokens: tuple[int, int]
-    """Rows and tokens a row of a training batch."""
+    loss_batch: int
+    trials: int
+    """Of the check of the selection."""
 
 
 BIG = Size(
@@ -78,7 +82,8 @@ BIG = Size(
     rows=(1, 8, 64),
     matrix=8192,
     copy_bytes=2**31,
-    loss_tokens=(8, 819),
+    loss_batch=8,
+    trials=20,
 )
 TOY = Size(
     LanguageConfig(
@@ -96,7 +101,8 @@ TOY = Size(
     rows=(1, 2),
     matrix=128,
     copy_bytes=2**16,
-    loss_tokens=(2, 40),
+    loss_batch=1,
+    trials=3,
 )
 
 
@@ -304,56 +310,27 @@ def step_flops(language: LanguageConfig, places: int, rows: int) -> float:
 # --- how fast ----------------------------------------------------------------------------------
 
 
-def time_select(clock: Clock, size: Size, dtype: torch.dtype, copy_tb_s: float) -> list[Any]:
-    """Selection on logits, against the float64 structure of the references (G5)."""
-    found = []
-    for batch in size.rows:
-        shape = (batch * size.length, size.language.vocab_size)
-        logits = torch.randn(shape, device=clock.device, dtype=dtype)
-        arms: dict[str, Callable[[], object]] = {"ours": partial(ops.select, logits, check=False)}
-        if batch * size.length <= 4096:
-            arms["float64"] = partial(float64_select, logits)
-        took = clock.arms(arms, calls=3)
-        read_s = logits.nbytes / (copy_tb_s * 1e12)
-        found.append(
-            {
-                "batch": batch,
-                "seconds": took,
-                "of_copy_bandwidth": read_s / took["ours"]["median"],
-                "over_float64": took["float64"]["median"] / took["ours"]["median"],
-            }
-        )
-    return found
+def time_select(size: Size, dtype: torch.dtype, device: str) -> list[Any]:
+    """Selection and commit on logits, against the references' float64 and a copy (G5)."""
+    asked = argparse.Namespace(
+        device=device, vocabulary=size.language.vocab_size, repeats=9, trials=size.trials
+    )
+    return [bench_select.measure(asked, batch, dtype) for batch in size.rows]
 
 
-def float64_select(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Token and probability as the references take them."""
-    wide = logits.float()
-    token = wide.argmax(-1)
-    p = torch.softmax(wide.to(torch.float64), -1)
-    return token, p.gather(-1, token[:, None])[:, 0]
-
-
-def time_fused(clock: Clock, size: Size, model: Medv) -> list[Any]:
+def time_fused(size: Size, device: str) -> list[Any]:
     """Head and selection: one kernel against product and selection (G6)."""
-    if clock.device.type != "cuda":
+    if device == "cpu":  # interpreted, it says nothing
         return []
-    from medv_kernels.select import select
+    asked = argparse.Namespace(device=device, vocabulary=size.language.vocab_size, repeats=9)
+    width = size.language.hidden_size
+    return [bench_select.measure_fused(asked, rows, width) for rows in (1, 8, 32, 64, 128, 256)]
 
-    found = []
-    for rows in (1, 16, 32, 64, 128, 256, 1024):
-        hidden = torch.randn(
-            rows, size.language.hidden_size, device=clock.device, dtype=model.dtype
-        )
-        took = clock.arms(
-            {
-                name: partial(select, hidden, model.head, check=False, fused=fused)
-                for name, fused in (("fused", True), ("product", False))
-            },
-            calls=3,
-        )
-        ratio = took["product"]["median"] / took["fused"]["median"]
-        found.append({"rows": rows, "seconds": took, "fused_is_faster_by": ratio})
+
+def time_loss(size: Size, device: str) -> dict[str, Any]:
+    """A step of the loss on masked rows as kernels, in plain torch, and on all rows (G8)."""
+    asked = argparse.Namespace(device=device, batch=size.loss_batch, targets=40, repeats=5)
+    found: dict[str, Any] = bench_train_loss.measure(asked)
     return found
 
 
@@ -477,7 +454,7 @@ def timings(
     """Parts by name, in the order of their worth."""
     peak = peaks(clock, size, dtype)
     yield "peaks", lambda: peak
-    yield "select", partial(time_select, clock, size, dtype, peak["copy_tb_s"])
+    yield "select", partial(time_select, size, dtype, clock.device.type)
     model = random_model(size.language, dtype, clock.device)
     yield "exact_batch_1", partial(time_exact, clock, size, model, peak["gemm_tflops"])
     lane = partial(time_lane, clock, size, model)
@@ -489,7 +466,8 @@ def timings(
     yield "dual_1", partial(lane, **one, **short, steps=every, refresh=every)
     yield "dual_1_long", partial(lane, **one, **long, steps=size.long, refresh=every)
     yield "scratch_64", partial(scratch, clock, size, model, 64)
-    yield "fused_head", partial(time_fused, clock, size, model)
+    yield "fused_head", partial(time_fused, size, clock.device.type)
+    yield "loss", partial(time_loss, size, clock.device.type)
     yield (
         "full_batch_8_steps",
         partial(lane, batch=min(8, size.batch), **short, steps=every // 4, refresh=None),
