@@ -236,7 +236,7 @@ class Denoising:
         width = rows.shape[1] if head is None else len(head)
         vocabulary = width if spec.logit_size is None else min(width, spec.logit_size)
         parts, start = [], 0
-        for size, uniform in self._pieces(need, vocabulary):
+        for size, uniform, k in self._pieces(need, vocabulary):
             piece = slice(start, start + size)
             start += size
             base = None if unconditional is None else unconditional[piece]
@@ -251,25 +251,33 @@ class Denoising:
                     logit_size=spec.logit_size,
                     unconditional=base,
                     cfg_scale=spec.cfg_scale,
+                    k=k,
                 )
             )
         return join(parts, rows.device)
 
-    def _pieces(self, need: Tensor, vocabulary: int) -> Iterator[tuple[int, Tensor | None]]:
-        """How many needed rows to choose for at a time, and their draws float64[n, V].
+    def _pieces(
+        self, need: Tensor, vocabulary: int
+    ) -> Iterator[tuple[int, Tensor | None, int | None]]:
+        """How many needed rows to choose for at a time, their draws float64[n, V], and for how many
+        places they compete where no other odds are looked at.
 
         A row of the batch never shares a piece with another on the CPU: a product of matrices is
         not bit-equal whatever its height.
         """
         counts = need.sum(1).tolist()
         if self.spec.temperature == 0:
-            for size in counts if need.device.type == "cpu" else [sum(counts)]:
-                yield size, None
+            if need.device.type != "cpu":
+                yield sum(counts), None, None
+                return
+            ranked = self.spec.remasking == "low_confidence" and self.spec.noise != "reference"
+            for size, row in zip(counts, self._progress, strict=True):
+                yield size, None, row.k if ranked and size else None
             return
         for b, row in enumerate(self._progress):
             if not row.done:
                 for uniform in self._draws.tokens(b, need[b].cpu(), vocabulary):
-                    yield len(uniform), uniform.to(need.device)
+                    yield len(uniform), uniform.to(need.device), None
 
     def _commit(self, need: Tensor, token: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
         """The new x and which positions were chosen, by the rule of `remasking`."""
