@@ -82,10 +82,19 @@ def choose(
             "the weights or the hidden states are not finite, or every token is forbidden"
         )
     plain = uniform is None and not unranked and logits.device.type == "cpu"
-    if plain and k is not None and 0 < k < len(logits):
-        return found.top, _smallest(logits, found, k)
-    tokens, rests = [], []
-    height = _height(logits)
+    if k is None or not plain or not 0 < k < len(logits):
+        return _all(logits, found, unranked, temperature, uniform)
+    rest = _smallest(logits, found, k)
+    if rest is None:
+        rest = _all(logits, found, [], 0.0, None)[1]
+    return found.top, _settle_close(logits, found, rest, k)
+
+
+def _all(
+    logits: Tensor, found: Largest, unranked: list[int], temperature: float, uniform: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Token int64[n] and odds float64[n] of all rows, a few of them at a time."""
+    tokens, rests, height = [], [], _height(logits)
     for start in range(0, len(logits), height):
         some = slice(start, start + height)
         token = found.top[some]
@@ -96,16 +105,21 @@ def choose(
     return torch.cat(tokens), torch.cat(rests)
 
 
-def _smallest(logits: Tensor, found: Largest, k: int) -> Tensor:
-    """float64[n]: the k smallest odds, and of other rows these or a lower bound."""
+def _smallest(logits: Tensor, found: Largest, k: int) -> Tensor | None:
+    """float64[n]: the k smallest odds, and of other rows these or a lower bound; None where that
+    is not the faster way: all rows are few, or most of them might be among the k."""
+    if _height(logits) >= len(logits) or 2 * k > len(logits):
+        return None
     others = (found.maxima - found.best[:, None]).exp_().scatter_(1, found.chunk[:, None], 0.0)
     rest = others.sum(1).double().mul_(1 - BOUND_ERROR)
     low, order = rest.sort()
     rows = order[:k]
     rest[rows] = _odds_of(logits, found, rows)
-    rows = order[k:][low[k:] <= rest[rows].max()]  # k rows are at most so far
+    rows = order[k:][low[k:] <= rest[rows].max()]  # a place is worth no more than this
+    if 2 * len(rows) > len(rest):
+        return None
     rest[rows] = _odds_of(logits, found, rows)
-    return _settle_close(logits, found, rest, k)
+    return rest
 
 
 def _odds_of(logits: Tensor, found: Largest, rows: Tensor) -> Tensor:

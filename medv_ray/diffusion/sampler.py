@@ -326,6 +326,7 @@ def sample(
     *,
     generators: Sequence[torch.Generator] = (),
     cancelled: Callable[[], bool] | None = None,
+    head: Tensor | PackedWeight | None = None,
 ) -> Iterator[State]:
     """Denoise, yielding the state before each step and the final one.
 
@@ -334,11 +335,12 @@ def sample(
             from `generators`.
         cancelled: asked before each step; True ends the iterator with a last state that is not
             done. Closing the iterator does the same.
+        head: the door's, packed already; by default it is packed here, as large as it is.
     """
     if denoising is None:
         lengths = [denoise.prompt_length(0)] if spec.noise == "reference" else None
         denoising = Denoising.blank(spec, 1, generators, lengths, denoise.head.device)
-    head = pack(denoise.head[: spec.logit_size])
+    head = pack(denoise.head[: spec.logit_size]) if head is None else head
     guide = denoise.unconditional(spec.mask_id) if spec.cfg_scale > 0 else None
     yield denoising.state()
     while not denoising.done and not (cancelled and cancelled()):

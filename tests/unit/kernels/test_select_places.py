@@ -32,8 +32,12 @@ def rows_of(kind: str, n: int, vocabulary: int) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["peaked", "flat", "confident", "with infinities"])
 @pytest.mark.parametrize("vocabulary", [2, 127, 128, 129, 5000])
-@pytest.mark.parametrize("k", [1, 2, 11, 69, 70, 71])
-def test_the_k_smallest_are_exact_and_the_others_larger(kind: str, vocabulary: int, k: int) -> None:
+@pytest.mark.parametrize("k", [1, 2, 11, 34, 69, 70, 71])
+@pytest.mark.parametrize("slice_bytes", [2**21, 3000])
+def test_the_k_smallest_are_exact_and_the_others_larger(
+    kind: str, vocabulary: int, k: int, slice_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_odds, "SLICE_BYTES", slice_bytes)  # how large a few rows are
     logits = rows_of(kind, 70, vocabulary)
     got, want = select(logits, k=k), exact_odds(logits)
     assert torch.equal(got.token, logits.argmax(1))
@@ -54,12 +58,16 @@ def test_few_rows_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(logits, *rest)
 
     monkeypatch.setattr(reference_odds, "_odds", watched)
-    logits = rows_of("peaked", 64, 5000)
+    logits = rows_of("peaked", 64, 20_000)
     select(logits, k=1)
     assert 0 < sum(summed) <= 16
-    summed.clear()
-    select(logits)
-    assert sum(summed) == 64
+    for most in (logits, rows_of("flat", 64, 20_000)):
+        summed.clear()
+        select(most, k=40 if most is logits else 1)
+        assert sum(summed) <= 65
+        summed.clear()
+        select(most)
+        assert sum(summed) == 64
 
 
 def nearly_tied(n: int, seed: int) -> Tensor:
@@ -74,7 +82,11 @@ def nearly_tied(n: int, seed: int) -> Tensor:
     return logits.scatter(1, raised, higher.clamp(max=5.0))
 
 
-def test_agrees_with_float64_wherever_its_winner_leads_by_more_than_four_ulp() -> None:
+@pytest.mark.parametrize("slice_bytes", [2**21, 10_000])
+def test_agrees_with_float64_wherever_its_winner_leads_by_more_than_four_ulp(
+    slice_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_odds, "SLICE_BYTES", slice_bytes)
     decided = missed = 0
     for seed in range(60):
         logits = nearly_tied(12, seed)
