@@ -133,7 +133,7 @@ def split(run: Callable[[], Tensor]) -> dict[str, float]:
     finally:
         for part, (owner, name) in places.items():
             setattr(owner, name, kept[part])
-    spent["rest"] = 2 * spent["all"] - sum(spent.values())
+    spent["rest"] = spent["all"] - sum(spent[part] for part in places)
     return spent
 
 

@@ -1,7 +1,7 @@
 r"""Selection and commit on given logits against the float64 structure: same positions, CPU
 milliseconds.
 
-    python benchmarks/bench_select.py [--rows 64] [--vocabulary 126464] [--repeats 15]
+    python benchmarks/bench_select_cpu.py [--rows 64] [--vocabulary 126464] [--repeats 15]
 
 The float64 structure: argmax, softmax in float64, gather, top-k. Ours: `select` and `commit`, once
 with the odds of all rows and once for one place. 1 thread; arms alternate in one process; a repeat
@@ -71,7 +71,7 @@ def measure(name: str, logits: Tensor, repeats: int) -> dict[str, object]:
                 raise SystemExit(f"wrong result, not timed: {arm} differs on {name}")
     best = {arm: min(times) for arm, times in spent.items()}
     return {
-        "bench": "select_commit",
+        "bench": "select_commit_cpu",
         "logits": name,
         "shape": list(logits.shape),
         "cpu_ms": {
