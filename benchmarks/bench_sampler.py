@@ -4,9 +4,11 @@ seconds.
     python benchmarks/bench_sampler.py [--vocabulary 126464 --vocabulary 8192] [--repeats 5]
 
 Set-up: random weights, body width 256 x 8 layers, float32, 1 thread, 64-token prompt, L = B = Z =
-64.
+64. Weights are packed once, outside the clock, as an engine does at its start.
 Both arms alternate in one process; a repeat whose tokens differ is an error, not a figure.
-Prints one JSON line per vocabulary: best, median and range of process CPU seconds of each arm.
+Prints one JSON line per vocabulary: best, median and range of process CPU seconds of each arm;
+GFLOP/s of one product of the body and one of the head with either library, which bound the ratio;
+and, from a run apart, where a step's time goes.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ import torch
 from torch import Tensor
 
 from circumstances import circumstances
+from medv_kernels import reference
+from medv_kernels.linear import linear, pack
 from medv_ray.diffusion.sampler import SampleSpec, sample
 from medv_ray.model.config import LanguageConfig, ModelConfig
 from medv_ray.model.denoise import FullRecompute
@@ -54,13 +58,14 @@ def build_model(vocabulary: int) -> Medv:
 
 def arms(model: Medv, prompt: Tensor, mask_id: int) -> dict[str, Callable[[], Tensor]]:
     """The two samplers as functions of nothing that return int64[LENGTH]."""
-    packed = copy.deepcopy(model)  # as Predictor.load does for a tower of this size
+    packed = copy.deepcopy(model)  # as Predictor.load and Engine do with a tower of this size
     packed.pack(2**30)
+    head = pack(packed.head)
     spec = SampleSpec(gen_length=LENGTH, block_length=LENGTH, steps=LENGTH, mask_id=mask_id)
 
     def ours() -> Tensor:
         door = FullRecompute(packed, [packed.embed(prompt)])
-        for state in sample(door, spec):
+        for state in sample(door, spec, head=head):
             final = state
         return final.x[0]
 
@@ -75,6 +80,61 @@ def arms(model: Medv, prompt: Tensor, mask_id: int) -> dict[str, Callable[[], Te
         )
 
     return {"reference": reference, "ours": ours}
+
+
+def best_of(run: Callable[[], object], times: int = 10) -> float:
+    """Process CPU seconds of the fastest of some calls."""
+    found = []
+    for _ in range(times):
+        start = time.process_time()
+        run()
+        found.append(time.process_time() - start)
+    return min(found)
+
+
+@torch.no_grad()
+def products(vocabulary: int) -> dict[str, dict[str, float]]:
+    """GFLOP/s of torch's default product and of a packed one, in the sampler's shapes."""
+    shapes = {"body 128x256x768": (128, 768), "head 32x256xV": (32, vocabulary)}
+    found = {}
+    for name, (rows, tall) in shapes.items():
+        x, weight = torch.randn(rows, 256), torch.randn(tall, 256)
+        packed, flop = pack(weight), 2 * rows * 256 * tall
+        found[name] = {
+            "default": flop / best_of(lambda x=x, w=weight: linear(x, w)) / 1e9,
+            "packed": flop / best_of(lambda x=x, w=packed: linear(x, w)) / 1e9,
+        }
+    return found
+
+
+def split(run: Callable[[], Tensor]) -> dict[str, float]:
+    """Seconds in the body, the head's products, the selection, and all else of one answer."""
+    spent = dict.fromkeys(("body", "head", "select", "all"), 0.0)
+
+    def watched(part: str, call: Callable[..., object]) -> Callable[..., object]:
+        def timed(*args: object, **options: object) -> object:
+            start = time.process_time()
+            made = call(*args, **options)
+            spent[part] += time.process_time() - start
+            return made
+
+        return timed
+
+    places = {
+        "body": (Medv, "hidden"),
+        "head": (reference, "linear"),
+        "select": (reference, "choose"),
+    }
+    kept = {part: getattr(*place) for part, place in places.items()}
+    for part, (owner, name) in places.items():
+        setattr(owner, name, watched(part, kept[part]))
+    try:
+        watched("all", run)()
+    finally:
+        for part, (owner, name) in places.items():
+            setattr(owner, name, kept[part])
+    spent["rest"] = spent["all"] - sum(spent[part] for part in places)
+    return spent
 
 
 def measure(vocabulary: int, repeats: int) -> dict[str, object]:
@@ -104,6 +164,8 @@ def measure(vocabulary: int, repeats: int) -> dict[str, object]:
         "ratio_of_best": min(seconds["reference"]) / min(seconds["ours"]),
         "ratio_range": [min(ratios), max(ratios)],
         "tokens_identical": True,
+        "split_s": split(both["ours"]),
+        "gflops": products(vocabulary),
         **circumstances(),
     }
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from medv_kernels import cpu
+
 
 def circumstances() -> dict[str, str]:
     """Commit, torch, and what torch chooses its CPU kernels by."""
@@ -17,4 +19,5 @@ def circumstances() -> dict[str, str]:
         "commit": done.stdout.strip() or "unknown",
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "products": cpu.choice(),
     }

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medv_kernels import cpu
+
 ROWS = 64
 """Rows that the layout is chosen for; any number works."""
 
@@ -26,17 +28,23 @@ class PackedWeight:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def product(self, rows: Tensor) -> Tensor:
-        """float32[N, D] -> float32[N, V]."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, None, "none", [], "")
+    def product(self, rows: Tensor, times: Tensor | None = None, silu: bool = False) -> Tensor:
+        """float32[N, D] -> float32[N, V]; silu of it, or `times` float32[N, V] the product, where
+        that is asked for, without another pass over it."""
+        if times is not None:
+            both = torch.ops.mkldnn._linear_pointwise.binary
+            scaled: Tensor = both(rows, times, self._packed, None, "mul")
+            return scaled
+        after = "swish" if silu else "none"
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, None, after, [], "")
         return out
 
 
 def pack(weight: Tensor) -> Tensor | PackedWeight:
     """A PackedWeight for float32 on a CPU whose torch has oneDNN, else `weight` itself."""
-    able = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    packs = able and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    if packs and weight.device.type == "cpu" and weight.dtype == torch.float32 and len(weight):
+    if weight.device.type != "cpu":
+        return weight
+    if cpu.choice().startswith("onednn") and weight.dtype == torch.float32 and len(weight):
         return PackedWeight(weight)
     return weight
 

@@ -14,8 +14,10 @@ from medv_kernels import reference
 from medv_kernels.reference import Selection
 
 
-def select(rows: Tensor, *args: Any, **more: Any) -> Selection:
-    """`reference.select`."""
+def select(rows: Tensor, *args: Any, k: int | None = None, **more: Any) -> Selection:
+    """`reference.select`; on a GPU `k` saves nothing, and all odds are whole."""
+    if not rows.is_cuda:
+        more["k"] = k
     found: Selection = _of(rows, "select")(rows, *args, **more)
     return found
 

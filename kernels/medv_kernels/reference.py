@@ -11,7 +11,7 @@ of the *other* exponentials does not. Ties go to the lowest position; torch.topk
 
 Shapes: N rows, D width, V vocabulary, B batch rows, L positions.
 Numerics: float32 whatever the dtype of the head; the Gumbel score in float64.
-Memory: PIECE x V float32 for the logits of a piece of rows, SLICE_BYTES for the exponentials.
+Memory: PIECE x V float32 for the logits of a piece of rows; see also reference_odds.py.
 Source: ML-GSAI/LLaDA generate.py (low_confidence); LLaDA-MedV supplement, Algorithm 1.
 """
 
@@ -43,13 +43,10 @@ __all__ = [
     "join",
     "select",
 ]
+from medv_kernels.reference_odds import choose
 
 PIECE = 64
 """Rows whose logits exist at the same time."""
-SLICE_BYTES = 2**21
-"""Size of the exponentials that exist at the same time; about the cache of one core."""
-CHUNK = 512
-"""Columns that share one maximum in the two-level argmax."""
 
 
 class Selection(NamedTuple):
@@ -79,6 +76,7 @@ def select(
     cfg_scale: float = 0.0,
     second: bool = False,
     check: bool = True,
+    k: int | None = None,
 ) -> Selection:
     """Choose a token for every row.
 
@@ -95,6 +93,8 @@ def select(
             un + (cfg_scale + 1) (cond - un) for logits.
         second: find the best other token too, and with it `gap`.
         check: False does not raise for a row without an answer (below): its `rest` is NaN.
+        k: the rows compete for so many places. `rest` of a row that cannot be among the k smallest
+            may be no more than a lower bound, which is above these.
 
     Raises FloatingPointError for a row with a NaN or infinite logit, or with every token forbidden.
     Neither `rows` nor `head` is changed.
@@ -102,14 +102,16 @@ def select(
     check_draws(temperature, uniform, keys, len(rows))
     if isinstance(head, Tensor):
         head = head[:logit_size]
+    written = len(forbidden) > 0 or unconditional is not None or not check
     parts = []
     for start in range(0, len(rows), PIECE):
         piece = slice(start, start + PIECE)
-        logits = _logits(rows[piece], head, logit_size)
+        logits = _logits(rows[piece], head, logit_size, written)
         if unconditional is not None:
-            base = _logits(unconditional[piece], head, logit_size)
+            base = _logits(unconditional[piece], head, logit_size, True)
             logits = base.add_(logits.sub_(base), alpha=cfg_scale + 1)
-        logits[:, list(forbidden)] = -torch.inf
+        if forbidden:
+            logits[:, list(forbidden)] = -torch.inf
         draws = None if uniform is None or temperature == 0 else uniform[piece]
         if keys is not None and temperature > 0:
             draws = noise.uniform(keys[piece], logits.shape[1])
@@ -117,7 +119,7 @@ def select(
         if bad is not None:
             logits.masked_fill_(bad[:, None], 0.0)  # any row that has an answer; it is marked below
         before = logits.clone() if second else None
-        part = _select_piece(logits, list(unranked), temperature, draws)
+        part = Selection(*choose(logits, list(unranked), temperature, draws, k))
         if before is not None:
             part = part._replace(gap=_gap(before, part.token))
         parts.append(part if bad is None else _mark(part, bad))
@@ -145,10 +147,12 @@ def join(parts: Sequence[Selection], device: torch.device, second: bool = False)
     )
 
 
-def _logits(rows: Tensor, head: Tensor | PackedWeight | None, logit_size: int | None) -> Tensor:
-    """float32[n, V], a tensor of its own that may be written to."""
+def _logits(
+    rows: Tensor, head: Tensor | PackedWeight | None, logit_size: int | None, written: bool
+) -> Tensor:
+    """float32[n, V], a tensor of its own where it is to be `written` to."""
     if head is None:
-        return rows[:, :logit_size].to(torch.float32, copy=True)
+        return rows[:, :logit_size].to(torch.float32, copy=written)
     return linear(rows, head)[:, :logit_size].float()
 
 
@@ -162,72 +166,3 @@ def _mark(part: Selection, bad: Tensor) -> Selection:
     """The selection with token 0 and NaN where bool[n] says that there is no answer."""
     gap = None if part.gap is None else part.gap.masked_fill(bad, torch.nan)
     return Selection(part.token.masked_fill(bad, 0), part.rest.masked_fill(bad, torch.nan), gap)
-
-
-def _select_piece(
-    logits: Tensor, unranked: list[int], temperature: float, uniform: Tensor | None
-) -> Selection:
-    """Tokens and odds of float32[n, V]; the exponentials of few rows at a time stay in cache."""
-    best, top = _max(logits)
-    if not torch.isfinite(best).all():
-        row = int((~torch.isfinite(best)).nonzero()[0])
-        raise FloatingPointError(
-            f"the largest logit of row {row} of {len(best)} is {best[row].item()}: "
-            "the weights or the hidden states are not finite, or every token is forbidden"
-        )
-    tokens, rests = [], []
-    height = max(1, SLICE_BYTES // (4 * logits.shape[1]))
-    for start in range(0, len(logits), height):
-        some = slice(start, start + height)
-        token = top[some]
-        if uniform is not None:
-            token = _gumbel(logits[some], best[some], temperature, uniform[some])
-        tokens.append(token)
-        rests.append(_odds(logits[some], best[some], top[some], token, unranked))
-    return Selection(torch.cat(tokens), torch.cat(rests))
-
-
-def _max(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest value float32[n] and its lowest index int64[n]; NaN if the row has one.
-
-    Two levels: torch's argmax over a long row costs eight times its maximum.
-    """
-    rows, vocabulary = logits.shape
-    chunks = vocabulary // CHUNK
-    whole = chunks * CHUNK
-    maxima = logits[:, :whole].view(rows, chunks, CHUNK).amax(2)
-    best, chunk = torch.cat([maxima, logits[:, whole:]], dim=1).max(
-        1
-    )  # the tail's columns stand for themselves
-    inside = logits.new_zeros(rows, dtype=torch.int64)
-    if chunks:
-        columns = chunk.clamp(max=chunks - 1)[:, None] * CHUNK + torch.arange(
-            CHUNK, device=logits.device
-        )
-        inside = logits.gather(1, columns).argmax(1)
-    return best, torch.where(chunk < chunks, chunk * CHUNK + inside, whole + chunk - chunks)
-
-
-def _gumbel(logits: Tensor, best: Tensor, temperature: float, uniform: Tensor) -> Tensor:
-    """int64[n], argmax of exp(l) / (-log u)^T."""
-    # the row's maximum comes off first: that changes no order and keeps exp in range
-    score = logits.double().sub_(best[:, None]).exp_()
-    return score.div_(uniform.log().neg_().pow_(temperature)).argmax(1)
-
-
-def _odds(logits: Tensor, best: Tensor, top: Tensor, token: Tensor, unranked: list[int]) -> Tensor:
-    """float64[n], `rest` of `token`. `top` is the row's argmax and `best` its logit."""
-    # softmax is the cheapest pass over exp(l - max); its normaliser cancels in the ratio below
-    p = logits.softmax(1)
-    own = p.gather(1, top[:, None])[:, 0].double()
-    if token is not top:  # exact where the sampled token is too unlikely for float32
-        chosen = logits.gather(1, token[:, None])[:, 0]
-        own = own * (chosen.double() - best.double()).exp()
-    p.scatter_(
-        1, token[:, None], 0.0
-    )  # a sum without the winner, not 1 minus it: that would cancel to nothing
-    if not unranked:
-        return p.sum(1).double() / own
-    p[:, unranked] = 0.0
-    is_unranked = (token[:, None] == torch.tensor(unranked, device=token.device)).any(1)
-    return (p.sum(1).double() / own).masked_fill(is_unranked, torch.inf)

@@ -241,7 +241,7 @@ class Denoising:
         width = rows.shape[1] if head is None else len(head)
         vocabulary = width if spec.logit_size is None else min(width, spec.logit_size)
         parts, start = [], 0
-        for size, uniform in self._pieces(need, vocabulary):
+        for size, uniform, k in self._pieces(need, vocabulary):
             piece = slice(start, start + size)
             start += size
             base = None if unconditional is None else unconditional[piece]
@@ -256,25 +256,35 @@ class Denoising:
                     logit_size=spec.logit_size,
                     unconditional=base,
                     cfg_scale=spec.cfg_scale,
+                    k=k,
                 )
             )
         return join(parts, rows.device)
 
-    def _pieces(self, need: Tensor, vocabulary: int) -> Iterator[tuple[int, Tensor | None]]:
-        """How many needed rows to choose for at a time, and their draws float64[n, V].
+    def _pieces(
+        self, need: Tensor, vocabulary: int
+    ) -> Iterator[tuple[int, Tensor | None, int | None]]:
+        """How many needed rows to choose for at a time, their draws float64[n, V], and for how many
+        places they compete where no other odds are looked at.
 
         A row of the batch never shares a piece with another on the CPU: a product of matrices is
         not bit-equal whatever its height.
         """
         counts = need.sum(1).tolist()
         if self.spec.temperature == 0:
-            for size in counts if need.device.type == "cpu" else [sum(counts)]:
-                yield size, None
+            if need.device.type != "cpu":
+                yield sum(counts), None, None
+                return
+            spec = self.spec
+            ranked = spec.remasking == "low_confidence" and spec.noise != "reference"
+            ranked = ranked and spec.rule == "schedule"
+            for size, row in zip(counts, self._progress, strict=True):
+                yield size, None, row.k if ranked and size else None
             return
         for b, row in enumerate(self._progress):
             if not row.done:
                 for uniform in self._draws.tokens(b, need[b].cpu(), vocabulary):
-                    yield len(uniform), uniform.to(need.device)
+                    yield len(uniform), uniform.to(need.device), None
 
     def _commit(self, need: Tensor, token: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
         """The new x and which positions were chosen, by the rule of `remasking`."""
@@ -334,6 +344,7 @@ def sample(
     *,
     generators: Sequence[torch.Generator] = (),
     cancelled: Callable[[], bool] | None = None,
+    head: Tensor | PackedWeight | None = None,
 ) -> Iterator[State]:
     """Denoise, yielding the state before each step and the final one.
 
@@ -342,11 +353,12 @@ def sample(
             from `generators`.
         cancelled: asked before each step; True ends the iterator with a last state that is not
             done. Closing the iterator does the same.
+        head: the door's, packed already; by default it is packed here, as large as it is.
     """
     if denoising is None:
         lengths = [denoise.prompt_length(0)] if spec.noise == "reference" else None
         denoising = Denoising.blank(spec, 1, generators, lengths, denoise.head.device)
-    head = pack(denoise.head[: spec.logit_size])
+    head = pack(denoise.head[: spec.logit_size]) if head is None else head
     guide = denoise.unconditional(spec.mask_id) if spec.cfg_scale > 0 else None
     yield denoising.state()
     while not denoising.done and not (cancelled and cancelled()):

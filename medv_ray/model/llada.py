@@ -147,6 +147,11 @@ class Linear(nn.Linear):
         return linear(x, self.packed)
 
 
+def packed_of(module: nn.Module) -> PackedWeight | None:
+    """What inference reads in place of the weight; nothing of an adapter around a Linear."""
+    return module.packed if isinstance(module, Linear) and not torch.is_grad_enabled() else None
+
+
 class Attention(nn.Module):
     """Multi-head attention without biases; K key-value heads are shared by H / K heads each."""
 
@@ -197,7 +202,12 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = packed_of(self.gate_proj), packed_of(self.up_proj)
+        if gate is not None and up is not None:
+            hidden = up.product(x, times=gate.product(x, silu=True))
+        else:
+            hidden = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        out: Tensor = self.down_proj(hidden)
         return out
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from medv_kernels import cpu
 from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.errors import DataError, MedvError, RunError
 from medv_ray.on_ray.options import ScoreSettings
@@ -54,10 +55,10 @@ def find(path: str) -> Callable[[ScoreSettings], Answerer]:
 
 
 def processor(device: str) -> str:
-    """What torch chooses its kernels by: the CPU's instruction set, or the kind of GPU."""
+    """What kernels are chosen by: the kind of GPU; the CPU's library, instruction set, vendor."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"CPU {torch.backends.cpu.get_cpu_capability()}"
+    return f"CPU {cpu.choice()}"
 
 
 class Failed(NamedTuple):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from medv_kernels import reference, reference_odds
 from medv_ray.diffusion.sampler import Denoising, SampleSpec, sample
 from medv_ray.errors import SettingsError
 
@@ -253,6 +254,54 @@ def test_given_tokens_are_found_by_position_not_by_id(door: Any) -> None:
         assert state.x[0, :2].tolist() == [MASK, 3]
     assert denoising.done
     assert not denoising.masked.any()
+
+
+@pytest.mark.parametrize("steps", [8, 3])
+def test_rows_that_cannot_be_committed_need_no_odds(
+    door: Any, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the sums of few rows alone, the same tokens at the same steps as with all of them."""
+    spec = spec_of(steps=steps, forbidden_ids=(MASK,))
+    all_rows = run(door(5), spec, rows=2)
+    monkeypatch.setattr(reference_odds, "SLICE_BYTES", 1)  # so that no row is cheap
+    few = run(door(5), spec, rows=2)
+    assert torch.equal(few.x, all_rows.x)
+    assert torch.equal(few.token_step, all_rows.token_step)
+    torch.testing.assert_close(few.token_confidence, all_rows.token_confidence)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"steps": 4}, {2}),
+        ({"temperature": 0.5}, {None}),
+        ({"remasking": "random"}, {None}),
+        ({"remasking": "independent"}, {None}),
+        ({"noise": "reference"}, {None}),
+    ],
+)
+def test_odds_that_something_else_looks_at_are_all_made(
+    door: Any, options: dict[str, Any], wanted: set[int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int | None] = set()
+    real = reference.choose
+
+    def watched(*given: Any) -> Any:
+        seen.add(given[-1])
+        return real(*given)
+
+    monkeypatch.setattr(reference, "choose", watched)
+    run(door(2), spec_of(**options), 1)
+    assert seen == wanted
+
+
+def test_a_head_that_is_given_is_the_one_that_is_read(door: Any) -> None:
+    model, spec = door(6), spec_of()
+    *_, last = sample(model, spec)
+    *_, same = sample(model, spec, head=model.head.clone())
+    *_, other = sample(model, spec, head=model.head.flip(0))
+    assert torch.equal(same.x, last.x)
+    assert not torch.equal(other.x, last.x)
 
 
 def test_cancelling_between_steps_keeps_what_is_done(door: Any) -> None:
