@@ -2,6 +2,7 @@ r"""The exact sampler against one of the reference's structure: same model, same
 seconds.
 
     python benchmarks/bench_sampler.py [--vocabulary 126464 --vocabulary 8192] [--repeats 5]
+    python benchmarks/bench_sampler.py --dual       our own full recompute against its dual cache
 
 Set-up: random weights, body width 256 x 8 layers, float32, 1 thread, 64-token prompt, L = B = Z =
 64. Weights are packed once, outside the clock, as an engine does at its start.
@@ -9,6 +10,9 @@ Both arms alternate in one process; a repeat whose tokens differ is an error, no
 Prints one JSON line per vocabulary: best, median and range of process CPU seconds of each arm;
 GFLOP/s of one product of the body and one of the head with either library, which bound the ratio;
 and, from a run apart, where a step's time goes.
+
+With --dual: a prompt of 779 tokens, a refresh every 32 steps. First, in four steps of 16 tokens, a
+refresh at every step must give the tokens of full recompute; each arm must repeat itself.
 """
 
 from __future__ import annotations
@@ -28,12 +32,14 @@ from circumstances import circumstances
 from medv_kernels import reference
 from medv_kernels.linear import linear, pack
 from medv_ray.diffusion.sampler import SampleSpec, sample
+from medv_ray.model.cache import Cached
 from medv_ray.model.config import LanguageConfig, ModelConfig
 from medv_ray.model.denoise import FullRecompute
 from medv_ray.model.medv import Medv
 from reference_structure import sample as reference_sample
 
 PROMPT, LENGTH = 64, 64
+LONG_PROMPT, REFRESH = 779, 32
 
 
 def build_model(vocabulary: int) -> Medv:
@@ -170,17 +176,70 @@ def measure(vocabulary: int, repeats: int) -> dict[str, object]:
     }
 
 
+def measure_dual(vocabulary: int, repeats: int) -> dict[str, object]:
+    """Full recompute and the dual cache of the same sampler, on weights that are packed."""
+    model = build_model(vocabulary)
+    model.pack(2**30)
+    generator = torch.manual_seed(1)
+    prompt = model.embed(torch.randint(0, vocabulary - 1, (LONG_PROMPT,), generator=generator))
+    head = pack(model.head)
+
+    def run(door: FullRecompute, steps: int) -> tuple[Tensor, int]:
+        spec = SampleSpec(LENGTH, LENGTH, steps, vocabulary - 1)
+        with torch.inference_mode():
+            *_, final = sample(door, spec, head=head)
+        return final.x[0], door.computed
+
+    def full() -> FullRecompute:
+        return FullRecompute(model, [prompt])
+
+    def dual(refresh: int) -> FullRecompute:
+        more = {"block_length": LENGTH, "refresh_interval": refresh}
+        return Cached(model, [prompt], kind="dual", **more)  # type: ignore[arg-type]
+
+    if not torch.equal(run(full(), 4)[0], run(dual(1), 4)[0]):
+        raise SystemExit("wrong result, not timed: a refresh at every step is not exact")
+    doors = {"full": full, "dual": lambda: dual(REFRESH)}
+    tokens = {name: run(make(), LENGTH) for name, make in doors.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in doors}
+    for _ in range(repeats):
+        for name, make in doors.items():
+            start = time.process_time()
+            got = run(make(), LENGTH)[0]
+            seconds[name].append(time.process_time() - start)
+            if not torch.equal(got, tokens[name][0]):
+                raise SystemExit(f"wrong result, not timed: {name} differs from itself")
+    ratios = [f / d for f, d in zip(seconds["full"], seconds["dual"], strict=True)]
+    return {
+        "bench": "sampler_dual",
+        "vocabulary": vocabulary,
+        "prompt": LONG_PROMPT,
+        "L=B=Z": LENGTH,
+        "r": REFRESH,
+        "cpu_s": {
+            name: {"best": min(s), "median": statistics.median(s), "max": max(s)}
+            for name, s in seconds.items()
+        },
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "positions": {name: computed for name, (_, computed) in tokens.items()},
+        **circumstances(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--vocabulary", type=int, action="append")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dual", action="store_true")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    run = measure_dual if args.dual else measure
     for vocabulary in args.vocabulary or [126_464, 8_192]:
-        print(json.dumps(measure(vocabulary, args.repeats)), flush=True)
+        print(json.dumps(run(vocabulary, args.repeats)), flush=True)
 
 
 if __name__ == "__main__":
