@@ -339,6 +339,9 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
                 raise SettingsError(
                     "E1001", f"--set {assignment[:60]!r}: {group!r} is a value, not a group."
                 )
+        if leaf == "preset":  # what another layer has set of it would make it a custom one
+            for name in _PRESET_DEFAULTS:
+                node.pop(name, None)
         try:
             node[leaf] = json.loads(text)
         except json.JSONDecodeError:

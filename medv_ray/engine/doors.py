@@ -57,6 +57,11 @@ class Doors:
         self._store.shrink(max(0, self.budget_bytes - taken_bytes - wanted_bytes))
         return True
 
+    def clear(self) -> None:
+        """Drop the beginnings of prompts that are kept."""
+        self._store.shrink(0)
+        self._store.shrink(self.budget_bytes)
+
     def told(self) -> tuple[int, int]:
         """How often the beginning of a prompt was there already, and how often one was dropped."""
         return self._store.hits, self._store.evictions

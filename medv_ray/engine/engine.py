@@ -70,6 +70,8 @@ class Engine:
         self._slots: list[Slot] = []
         self._ready: Slot | None = None
         """The next request, when there is a slot for it and no memory yet."""
+        self._ended: list[tuple[int, Answer | DataError]] = []
+        """What `step` returns next; kept here, as a step may raise after a request has ended."""
         self._tickets = self._last_waited = 0
         self.spec(answer.sampler)  # an unknown token name is an error now, not at the first row
 
@@ -100,8 +102,7 @@ class Engine:
 
         Raises torch.OutOfMemoryError for a request that is alone; of several the slots are halved.
         """
-        ended: list[tuple[int, Answer | DataError]] = []
-        self._fill(ended)
+        self._fill()
         fitted = True
         try:
             self._advance([slot for slot in self._slots if slot.steps])
@@ -114,15 +115,16 @@ class Engine:
             self._reduce(len(self._slots) // 2)
             self._start_over()
         for slot in [s for s in self._slots if not s.steps]:
-            ended.append((slot.ticket, slot.error or self._finish(slot)))
+            self._ended.append((slot.ticket, slot.error or self._finish(slot)))
             self._leave(slot)
         self.counters.prompt_hits, self.counters.prompt_evictions = self._doors.told()
+        ended, self._ended = self._ended, []
         return ended
 
-    def _fill(self, ended: list[tuple[int, Answer | DataError]]) -> None:
+    def _fill(self) -> None:
         """Let waiting requests in, in their order, while there are slots and memory for them."""
         while (self._ready or self._waiting) and len(self._slots) < self._num_slots:
-            slot = self._ready or self._next(ended)
+            slot = self._ready or self._next()
             if slot is None:
                 continue
             if not self._enter(slot):
@@ -134,14 +136,14 @@ class Engine:
             self._slots.append(slot)
             self._ready = None
 
-    def _next(self, ended: list[tuple[int, Answer | DataError]]) -> Slot | None:
+    def _next(self) -> Slot | None:
         """The first waiting request, ready to enter; None when it ended as an error, or when memory
         is for those that have a slot."""
         ticket, request = self._waiting.popleft()
         try:
             return self._start(ticket, request)
         except DataError as error:
-            ended.append((ticket, error))
+            self._ended.append((ticket, error))
         except torch.OutOfMemoryError:
             self._waiting.appendleft((ticket, request))
             if not self._slots:
@@ -171,6 +173,7 @@ class Engine:
         again += [self._ready] if self._ready else []
         self._waiting.extendleft((slot.ticket, slot.request) for slot in reversed(again))
         self._slots, self._ready = [slot for slot in self._slots if slot.cancelled], None
+        self._doors.clear()
         if self._lanes is not None:
             self._lanes.clear()
         if self._model.device.type == "cuda":

@@ -206,3 +206,16 @@ def test_catalogue_is_complete_and_its_words_are_distinct() -> None:
         assert MedvError(code, "x").reason == entry.reason
     with pytest.raises(SettingsError):
         explain("E9999")
+
+
+def test_a_preset_that_is_set_later_is_that_preset() -> None:
+    """Over a file's or a checkpoint's rule; what is set after it makes it a custom one."""
+    file = {"sampler": {"rule": "threshold", "threshold": 0.5, "gen_length": 8, "block_length": 8}}
+    exact = build(AnswerSettings, override(file, ["sampler.preset=exact", "sampler.steps=8"]))
+    assert exact.sampler.preset == "exact"
+    assert exact.sampler.rule == "schedule"
+    assert exact.sampler.gen_length == 8
+    assert file["sampler"]["rule"] == "threshold", "the file's values are not changed"
+    later = override(file, ["sampler.preset=fast", "sampler.threshold=0.6", "sampler.steps=8"])
+    sampler = build(AnswerSettings, later).sampler
+    assert (sampler.preset, sampler.rule, sampler.threshold) == ("custom", "threshold", 0.6)
