@@ -60,7 +60,7 @@ def select(
         partials[(blocks, splits)](
             *(rows, head, ids_on(forbidden, vocabulary, rows.device)),
             *(ids_on(unranked, vocabulary, rows.device), numbers),
-            *(rows.stride(0), head.stride(0), count, vocabulary, rows.shape[1]),
+            *(rows.stride(0), head.stride(0), count, vocabulary, rows.shape[1], count * splits),
             HEIGHT=height,
             WIDTH=WIDTH,
             DEPTH=DEPTH,
@@ -121,6 +121,7 @@ def partials(
     count,
     vocabulary,
     width,
+    field,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -167,7 +168,5 @@ def partials(
         own = tl.where(taken, tl.max(tl.where(chosen, ranked, -INF), 1), own)
         best = tl.where(taken, tile_best, best)
         g = tl.where(taken, at, g)
-    splits = tl.num_programs(1)
-    field = count.to(tl.int64) * splits
-    place = n.to(tl.int64) * splits + split
+    place = n.to(tl.int64) * tl.num_programs(1) + split
     store_state(numbers, place, field, best, g, best, own, m, total, best, n < count, False)

@@ -37,6 +37,19 @@ POINTERS = {
 """Types of arguments by name; logits and heads are given by the case, all else is i32."""
 
 
+LOSS_TYPES = {
+    "targets": "*i64",
+    **dict.fromkeys(("losses", "tops", "totals", "scales"), "*fp32"),
+}
+STATE_TYPES = {
+    **dict.fromkeys(("x", "new", "k", "num_masks", "sequences", "sizes"), "*i64"),
+    **dict.fromkeys(("block_start", "block_end", "stop", "step", "total", "left"), "*i64"),
+    **dict.fromkeys(("masked", "eligible", "failed", "chosen"), "*i8"),
+    "rank": "*i32",
+    "rule": "*fp64",
+    "token_confidence": "*fp32",
+    "token_step": "*i32",
+}
 Case = tuple[str, Callable[[], Any]]
 """A line's name, and what compiles the kernel."""
 
@@ -51,7 +64,8 @@ def compile_one(kernel: Any, types: dict[str, str], options: dict[str, Any], **l
     aligned = {
         (i,): ALIGNED
         for i, name in enumerate(names)
-        if signature[name].startswith("*") or name.endswith(("stride", "vocabulary"))
+        if signature[name].startswith("*")
+        or (name.endswith(("stride", "vocabulary")) and name not in options)
     }
     constants = {(names.index(name),): value for name, value in options.items()}
     source = ASTSource(kernel, signature, constants, aligned)
@@ -70,6 +84,38 @@ def cases() -> Iterator[Case]:
             partial(compile_one, triton_select.merge, {}, options, num_warps=1),
         )
     yield from commits()
+    for name, kernel, types, options in small():
+        ones = dict.fromkeys(set(SIZES) & set(kernel.arg_names), 1)
+        yield f"{name} of size 1", partial(compile_one, kernel, types, {**options, **ones})
+
+
+SIZES = (
+    *("cond_stride", "free_stride", "uniform_stride", "rows_stride", "head_stride", "stride"),
+    *("out_stride", "vocabulary", "splits", "length", "steps", "k_width", "mask_id", "count"),
+    *("width", "field"),
+)
+"""Integers that Triton compiles in where they are 1, and then are no tensors in the kernel."""
+
+
+def small() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
+    flags = {"GUIDED": True, "UNIFORM": False, "KEYS": True, "SECOND": True}
+    ids = {"NUM_FORBIDDEN": 1, "NUM_UNRANKED": 1, "TILES": 1}
+    types = dict.fromkeys(("cond", "free", "rows", "head", "logits", "out"), "*bf16")
+    types |= LOSS_TYPES
+    yield "select.partials", triton_select.partials, types, {"TILE": 1024, **ids, **flags}
+    yield "select.merge", triton_select.merge, {}, {"SPLITS": 1, "SECOND": True}
+    tiles = {"HEIGHT": 16, "WIDTH": 128, "DEPTH": 64, "STEPS": 1}
+    yield "fused.partials", fused.partials, types, {**tiles, **ids}
+    yield "loss.partials", triton_loss.partials, types, {"TILE": 1024, "TILES": 1}
+    yield "loss.finish", triton_loss.finish, types, {"SPLITS": 1}
+    yield "loss.gradient", triton_loss.gradient, types, {"TILE": 4096}
+    options = {"LIMITED": True, "TILE": 64, "TILES": 1}
+    yield "commit.ranks", triton_commit.ranks, STATE_TYPES, options
+    for rule in (0, 1, 2):
+        options = {"ROW": 1, "RULE": rule, "COUNTED": True}
+        yield "commit.commit", triton_commit.commit, STATE_TYPES, options
+        options = {**options, "NUM_STOPS": 1, "WIDTH": 1}
+        yield "commit.commit_step", triton_commit.commit_step, STATE_TYPES, options
 
 
 def selections(dtype: str) -> Iterator[Case]:
@@ -89,8 +135,7 @@ def selections(dtype: str) -> Iterator[Case]:
 
 
 def losses(dtype: str) -> Iterator[Case]:
-    types = {"logits": f"*{dtype}", "out": f"*{dtype}", "targets": "*i64"}
-    types |= dict.fromkeys(("losses", "tops", "totals", "scales"), "*fp32")
+    types = {"logits": f"*{dtype}", "out": f"*{dtype}", **LOSS_TYPES}
     options = {"partials": {"TILE": 4096, "TILES": 3}, "finish": {"SPLITS": 16}}
     for name, constants in {**options, "gradient": {"TILE": 4096}}.items():
         case = partial(compile_one, getattr(triton_loss, name), types, constants, num_warps=8)
@@ -98,20 +143,21 @@ def losses(dtype: str) -> Iterator[Case]:
 
 
 def commits() -> Iterator[Case]:
-    wide = ("block_start", "block_end", "stop", "step", "total", "left", "x", "new", "k")
-    types = dict.fromkeys((*wide, "num_masks", "sequences", "sizes"), "*i64")
-    types |= dict.fromkeys(("masked", "eligible", "failed", "chosen"), "*i8")
-    types |= {"rank": "*i32", "rule": "*fp64", "token_confidence": "*fp32", "token_step": "*i32"}
     for limited in (False, True):
         options = {"LIMITED": limited, "TILE": 64, "TILES": 4}
-        yield f"commit.ranks {limited}", partial(compile_one, triton_commit.ranks, types, options)
+        yield (
+            f"commit.ranks {limited}",
+            partial(compile_one, triton_commit.ranks, STATE_TYPES, options),
+        )
     for rule in (0, 1, 2):
         for row in (64, 4096):
             options = {"ROW": row, "RULE": rule, "COUNTED": rule == 2}
-            case = partial(compile_one, triton_commit.commit, types, options, num_warps=8)
+            case = partial(compile_one, triton_commit.commit, STATE_TYPES, options, num_warps=8)
             yield f"commit.commit {rule} {row}", case
             options = {**options, "NUM_STOPS": 2, "WIDTH": 2}
-            case = partial(compile_one, triton_commit.commit_step, types, options, num_warps=8)
+            case = partial(
+                compile_one, triton_commit.commit_step, STATE_TYPES, options, num_warps=8
+            )
             yield f"commit.commit_step {rule} {row}", case
 
 

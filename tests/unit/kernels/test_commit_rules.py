@@ -255,6 +255,30 @@ def test_nan_where_nothing_is_committed_is_no_failure(step: Callable, device: to
     assert state.left.tolist() == [0]  # the block has had its two steps
 
 
+@pytest.mark.parametrize("step", [reference.commit_step, kernel.commit_step])
+def test_order_of_stop_sequences(step: Callable, device: torch.device) -> None:
+    """The table of medv_ray's find_stop: found where before, and now. L, here 4, is nowhere."""
+    for answer, sequences, before, want in [
+        ([1, 2, 3], [[2, 3], [1]], 4, 1),  # the first that occurs, not the leftmost
+        ([1, 2, 3], [[8], [3]], 4, 2),
+        ([1, 2, 3], [[3], [1]], 2, 2),  # once cut, only the first is looked for
+        ([1, 2, 3], [[7], [1]], 2, 2),
+        ([1, 2, 1], [[1], [2]], 2, 0),  # to the left
+        ([3, 3, 1], [[1]], 1, 1),  # never to the right
+        ([1, 2, 3], [[], [1]], 4, 0),
+        ([1, 2, 3], [[], [1]], 2, 2),
+        ([1, 2, 3], [[3, MASK, 1], [1, 2, 3, MASK, 5]], 4, 4),  # would run past the end
+        ([1, 2, 3], [], 4, 4),
+    ]:
+        state = begin(1, 4, device)
+        state.x[0, :3] = torch.tensor(answer, device=device)
+        state.stop[0] = before
+        token = torch.zeros(1, 4, dtype=torch.int64, device=device)
+        nothing = torch.zeros(1, 9, dtype=torch.int64, device=device)
+        step(state, token, token.float(), nothing, mask_id=MASK, stop_ids=sequences)
+        assert int(state.stop) == want, (answer, sequences, before)
+
+
 def test_state_must_be_contiguous(device: torch.device) -> None:
     state = begin(3, 3, device)
     state.x = state.x.T
