@@ -99,10 +99,12 @@ class SamplerSettings(Settings):
     confidence_eos_eot_inf: bool = False
     """LLaDA's option: end of text and end of turn are committed last (with temperature, end of turn
     only)."""
-    noise: Literal["needed", "reference"] = "needed"
-    """Where temperature or random remasking draws: at needed positions only, or at every position
-    of the sequence as the reference does, which costs `sequence x vocabulary` draws a step and
-    matches a seeded reference run, its order among exact ties included."""
+    noise: Literal["needed", "reference", "keyed"] = "needed"
+    """Where temperature or random remasking draws: at needed positions only; at every position of
+    the sequence as the reference does, which costs `sequence x vocabulary` draws a step and matches
+    a seeded reference run, its order among exact ties included; or `keyed`: with temperature, each
+    number from seed, step, position and token alone, made where the logits are. On a GPU no draw
+    crosses the bus then."""
 
     rule: Literal["schedule", "threshold", "factor", "factor_llada_v"] = "schedule"
     """How many tokens a step commits: as many as `steps` say (the references); all of confidence

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from medv_kernels.linear import PackedWeight, pack
+from medv_kernels.noise import row_keys
 from medv_kernels.ops import commit, select
 from medv_kernels.reference import (
     Selection,
@@ -79,8 +80,25 @@ def _check(
         )
     if not generators and (spec.temperature > 0 or spec.remasking != "low_confidence"):
         raise ValueError("temperature and random remasking draw numbers: give generators")
+    if spec.noise == "keyed" and 0 < len(generators) < len(x):
+        raise ValueError(
+            'noise="keyed" draws from the seed of each row: give one generator per row'
+        )
     if prompt_lengths is None and spec.noise == "reference":
         raise ValueError('noise="reference" counts prompt positions too: give prompt_lengths')
+
+
+class _Piece(NamedTuple):
+    """Needed rows that are chosen for together."""
+
+    size: int
+    """How many."""
+    k: int | None = None
+    """For how many places they compete, where no other odds are looked at."""
+    uniform: Tensor | None = None
+    """float64[n, V], their draws."""
+    keys: Tensor | None = None
+    """int64[n], what their draws are made of."""
 
 
 class Denoising:
@@ -134,8 +152,10 @@ class Denoising:
             for _ in range(rows)
         ]
         self._prompt_lengths = list(prompt_lengths or [0] * rows)
+        generators = list(generators) or [torch.Generator()]
+        self._seeds = [g.initial_seed() for g in generators] * (rows if len(generators) == 1 else 1)
         self._draws = Draws(
-            generators or [torch.Generator()],
+            generators,
             spec.noise == "reference",
             self._prompt_lengths,
             length,
@@ -241,9 +261,9 @@ class Denoising:
         width = rows.shape[1] if head is None else len(head)
         vocabulary = width if spec.logit_size is None else min(width, spec.logit_size)
         parts, start = [], 0
-        for size, uniform, k in self._pieces(need, vocabulary):
-            piece = slice(start, start + size)
-            start += size
+        for part in self._pieces(need, vocabulary):
+            piece = slice(start, start + part.size)
+            start += part.size
             base = None if unconditional is None else unconditional[piece]
             parts.append(
                 select(
@@ -252,20 +272,18 @@ class Denoising:
                     forbidden=spec.excluded,
                     unranked=spec.unranked,
                     temperature=spec.temperature,
-                    uniform=uniform,
+                    uniform=part.uniform,
+                    keys=part.keys,
                     logit_size=spec.logit_size,
                     unconditional=base,
                     cfg_scale=spec.cfg_scale,
-                    k=k,
+                    k=part.k,
                 )
             )
         return join(parts, rows.device)
 
-    def _pieces(
-        self, need: Tensor, vocabulary: int
-    ) -> Iterator[tuple[int, Tensor | None, int | None]]:
-        """How many needed rows to choose for at a time, their draws float64[n, V], and for how many
-        places they compete where no other odds are looked at.
+    def _pieces(self, need: Tensor, vocabulary: int) -> Iterator[_Piece]:
+        """The needed rows in order, in pieces.
 
         A row of the batch never shares a piece with another on the CPU: a product of matrices is
         not bit-equal whatever its height.
@@ -273,18 +291,21 @@ class Denoising:
         counts = need.sum(1).tolist()
         if self.spec.temperature == 0:
             if need.device.type != "cpu":
-                yield sum(counts), None, None
+                yield _Piece(sum(counts))
                 return
             spec = self.spec
             ranked = spec.remasking == "low_confidence" and spec.noise != "reference"
             ranked = ranked and spec.rule == "schedule"
             for size, row in zip(counts, self._progress, strict=True):
-                yield size, None, row.k if ranked and size else None
+                yield _Piece(size, row.k if ranked and size else None)
             return
         for b, row in enumerate(self._progress):
-            if not row.done:
+            if not row.done and self.spec.noise == "keyed":
+                positions = need[b].nonzero()[:, 0]
+                yield _Piece(counts[b], keys=row_keys(self._seeds[b], row.total, positions))
+            elif not row.done:
                 for uniform in self._draws.tokens(b, need[b].cpu(), vocabulary):
-                    yield len(uniform), uniform.to(need.device), None
+                    yield _Piece(len(uniform), uniform=uniform.to(need.device))
 
     def _commit(self, need: Tensor, token: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
         """The new x and which positions were chosen, by the rule of `remasking`."""

@@ -32,7 +32,7 @@ class SampleSpec:
     eot_id: int | None = None
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
-    noise: Literal["needed", "reference"] = "needed"
+    noise: Literal["needed", "reference", "keyed"] = "needed"
     rule: Rule = "schedule"
     threshold: float = 0.9
     factor: float = 1.0

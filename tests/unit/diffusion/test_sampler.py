@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from medv_kernels import reference, reference_odds
+from medv_kernels import noise, reference, reference_odds
 from medv_ray.diffusion.sampler import Denoising, SampleSpec, sample
 from medv_ray.errors import SettingsError
 
@@ -403,3 +403,24 @@ def test_hidden_rows_may_come_from_a_trained_head(door: Any) -> None:
     denoising = run(model, spec_of(forbidden_ids=(MASK,)))
     assert denoising.done
     assert not denoising.token_confidence.requires_grad
+
+
+def test_keyed_noise_comes_from_seed_step_and_position_alone(door: Any) -> None:
+    """Each committed token is the argmax under the numbers of its key, drawn anew."""
+    model, spec = door(3), spec_of(6, 3, 4, temperature=0.9, noise="keyed", forbidden_ids=(MASK,))
+    denoising, before = Denoising.blank(spec, 1, [torch.Generator().manual_seed(41)]), []
+    for state in sample(model, spec, denoising):
+        before.append(state)
+    for i in range(6):
+        step = int(denoising.token_step[0, i])
+        logits = model.logits(before[step].x[0])[i].double()
+        logits[MASK] = -math.inf
+        draws = noise.uniform(noise.row_keys(41, step, torch.tensor([i])), VOCABULARY)[0]
+        want = (logits - 0.9 * draws.log().neg().log()).argmax()
+        assert int(denoising.x[0, i]) == int(want)
+    seeds = [run(model, spec, seed).x[0].tolist() for seed in (1, 2, 3)]
+    assert len({tuple(ids) for ids in seeds}) > 1
+    together = run(model, spec, 1, 2, 3, rows=3)
+    assert together.x.tolist() == seeds
+    with pytest.raises(ValueError, match="one generator per row"):
+        run(model, spec, 1, rows=2)
