@@ -1,17 +1,19 @@
 r"""A denoising step on given logits: token, odds and commit, against the reference's structure.
 
-    python benchmarks/bench_select.py [--repeats 9]                   CPU, 64 rows, plain torch
+    python benchmarks/bench_select.py [--repeats 9]                   CPU, 64 rows, one thread
     python benchmarks/bench_select.py --device cuda [--batch 1 ...]   64 rows each, Triton kernels
     python benchmarks/bench_select.py --device cuda --fused           with a head of D = 4096
 
-Logits [rows, 126464], winners ahead of the rest by N(20, 6): a trained model's confident positions.
+Logits [rows, 126464]: `confident`, winners ahead of the rest by N(20, 6), as a trained model's; on
+a CPU also `normal 4` and `normal 1`, of that deviation, where odds are close to each other.
 Before anything is timed: tokens equal float64's, and in every trial where the most confident
 position of the float64 softmax leads by more than 4 ulp it is the one that is committed first.
 
-Arms: `ours` select + commit of k; `float64` argmax, float64 softmax, topk. On a GPU also `copy` of
+Arms: `ours` select + commit of one place a request; `float64` argmax, float64 softmax, topk. On a
+CPU also `all_odds`, which leaves out no row that a bound tells to lose. On a GPU also `copy` of
 the same bytes (its time moves them twice: read and written) and `one_program` with a program a
-row. There every arm is a CUDA graph, the L2 cache is flushed before each run, and `bandwidth_ratio`
-is bytes read per second by `ours` over bytes moved per second by `copy`.
+row. There every arm is a CUDA graph, the L2 cache is flushed before each run, and
+`bandwidth_ratio` is bytes read per second by `ours` over bytes moved per second by `copy`.
 Arms alternate in one process; median and range. Prints one JSON line per case.
 """
 
@@ -33,14 +35,19 @@ from medv_kernels import commit as commit_kernel
 from medv_kernels import reference
 from medv_kernels import select as select_kernel
 
-LENGTH, K = 64, 2
+LENGTH, K = 64, 1
+KINDS = ("confident", "normal 4", "normal 1")
 Run = Callable[[], Any]
 
 
-def make_logits(rows: int, vocabulary: int, dtype: torch.dtype, device: str, seed: int) -> Tensor:
+def make_logits(
+    rows: int, vocabulary: int, dtype: torch.dtype, device: str, seed: int, kind: str = "confident"
+) -> Tensor:
     generator = torch.Generator(device).manual_seed(seed)
-    shape = (rows, vocabulary)
-    logits = torch.empty(shape, dtype=dtype, device=device).normal_(0, 1.5, generator=generator)
+    logits = torch.empty(rows, vocabulary, dtype=dtype, device=device)
+    if kind != "confident":
+        return logits.normal_(0, float(kind.split()[1]), generator=generator)
+    logits.normal_(0, 1.5, generator=generator)
     winner = torch.randint(vocabulary, (rows, 1), generator=generator, device=device)
     ahead = 20 + 6 * torch.randn(rows, 1, generator=generator, device=device)
     lead = logits.amax(1, keepdim=True).float() + ahead
@@ -56,14 +63,17 @@ def structure(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return token, p, x.scatter(1, best, token.view(x.shape).gather(1, best))
 
 
-def ours(logits: Tensor, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, odds and the new x: kernels on a GPU, plain torch on a CPU."""
+def ours(
+    logits: Tensor, x: Tensor, k: Tensor, places: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, odds and the new x: kernels on a GPU, plain torch on a CPU, with `places` as the
+    sampler gives them there."""
     masked = torch.ones_like(x, dtype=torch.bool)
     if logits.is_cuda:
         found = select_kernel.select(logits, check=False)
         step: Callable[..., tuple[Tensor, Tensor]] = commit_kernel.commit
     else:
-        found, step = reference.select(logits), reference.commit
+        found, step = reference.select(logits, k=places), reference.commit
     token, rest = found.token.view(x.shape), found.rest.view(x.shape)
     return found.token, found.rest, step(x, masked, token, rest, k)[0]
 
@@ -76,7 +86,7 @@ def check(vocabulary: int, dtype: torch.dtype, device: str, trials: int) -> dict
     for seed in range(trials):
         logits = make_logits(LENGTH, vocabulary, dtype, device, 1000 + seed)
         token, p, _ = structure(logits, x)
-        mine, _, new = ours(logits, x, one)
+        mine, _, new = ours(logits, x, one, 1)
         if not torch.equal(token, mine):
             raise SystemExit(f"wrong result, not timed: tokens differ at seed {seed}")
         first, second = p.topk(2).values.tolist()
@@ -142,23 +152,31 @@ def one_program(logits: Tensor, x: Tensor, k: Tensor) -> None:
         ours(logits, x, k)
 
 
-def measure(args: argparse.Namespace, batch: int, dtype: torch.dtype) -> dict[str, object]:
+def measure(
+    args: argparse.Namespace, batch: int, dtype: torch.dtype, kind: str = "confident"
+) -> dict[str, object]:
     rows, device = batch * LENGTH, args.device
     checked = check(args.vocabulary, dtype, device, args.trials)
-    logits = make_logits(rows, args.vocabulary, dtype, device, 0)
+    logits = make_logits(rows, args.vocabulary, dtype, device, 0, kind)
     x = torch.zeros(batch, LENGTH, dtype=torch.int64, device=device)
     k = torch.full((batch,), K, dtype=torch.int64, device=device)
+    places = K if batch == 1 and device == "cpu" else None
     arms: dict[str, Run] = {
-        "ours": lambda: ours(logits, x, k),
+        "ours": lambda: ours(logits, x, k, places),
         "float64": lambda: structure(logits, x),
     }
+    if places:
+        arms["all_odds"] = lambda: ours(logits, x, k)
+    if len({tuple(run()[2].flatten().tolist()) for run in arms.values()}) > 1:
+        raise SystemExit(f"wrong result, not timed: the arms commit differently on {kind}")
     if device == "cuda":
         other = torch.empty_like(logits)
         arms["copy"] = lambda: other.copy_(logits)
         arms["one_program"] = lambda: one_program(logits, x, k)
     took = interleave(arms, args.repeats, device)
     size = logits.numel() * logits.element_size()
-    found: dict[str, object] = {"checked": checked, "rows": rows, "logit_bytes": size, "s": took}
+    found: dict[str, object] = {"logits": kind, "checked": checked, "rows": rows}
+    found |= {"logit_bytes": size, "s": took}
     found["ratio"] = took["float64"]["median"] / took["ours"]["median"]
     if device == "cuda":
         mine, copy = size / took["ours"]["median"], 2 * size / took["copy"]["median"]
@@ -219,9 +237,13 @@ def main() -> None:
             print(json.dumps({"bench": "select_fused", **found, **common}), flush=True)
         return
     dtype = torch.bfloat16 if gpu else torch.float32
+    if not gpu:
+        torch.set_num_threads(1)
     for batch in args.batch or ([1, 8, 64] if gpu else [1]):
-        found = {"dtype": str(dtype).removeprefix("torch."), **measure(args, batch, dtype)}
-        print(json.dumps({"bench": "select", **found, **common}), flush=True)
+        for kind in KINDS if not gpu else KINDS[:1]:
+            found = {"dtype": str(dtype).removeprefix("torch.")}
+            found |= measure(args, batch, dtype, kind)  # type: ignore[assignment]
+            print(json.dumps({"bench": "select", **found, **common}), flush=True)
 
 
 if __name__ == "__main__":
