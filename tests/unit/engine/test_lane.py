@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from medv_ray.data.prompts import load_tokenizer
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine import Answer, Engine, Predictor, Request
 from medv_ray.engine import lane as lanes
 from medv_ray.errors import DataError
@@ -195,7 +198,43 @@ def test_a_captured_step_runs_once_each_time(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", record)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    step = lanes.captured(lambda: ran.append("record" if recording[0] else "run"))
+    graph = lanes.Captured()
     for _ in range(4):
-        step()
+        graph.run(lambda: ran.append("record" if recording[0] else "run"))
     assert ran == ["run", "record", "replay", "replay", "replay"]
+
+
+def test_a_capture_that_fails_leaves_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a step would be replayed."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    graph, calls = lanes.Captured(), 0
+
+    def step() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    graph.run(step)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            graph.run(step)
+
+
+@pytest.mark.parametrize("dual", [False, True])
+def test_a_dropped_lane_frees_its_memory_at_once(model: Medv, dual: bool) -> None:
+    """The collector may come minutes later, and a new lane needs the room now."""
+    spec = SampleSpec(8, 4, 8, mask_id=1)
+    gc.disable()
+    try:
+        lane = lanes.Lane(model, spec, 2, 16, None, dual)
+        lane._graph = lanes.Captured() if dual else None
+        lane.enter(model.embed(torch.tensor([5, 6])).detach())
+        lane.step()
+        kept = weakref.ref(lane.slots)
+        del lane
+        assert kept() is None
+    finally:
+        gc.enable()
