@@ -163,6 +163,44 @@ def test_out_of_memory_halves_the_slots(
     ]
 
 
+def test_a_lane_that_does_not_fit_waits_for_the_others(
+    folder: Path, model: Medv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [*requests(temperature=1.0)[:1], *requests()[:1]]
+    with predictor(folder, model, together=True) as many:
+        want = many.answer(asked)
+        full = lanes.Lane.__init__
+
+        def narrow(self: lanes.Lane, *args: object) -> None:
+            if many.engine._slots:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            full(self, *args)  # type: ignore[arg-type]
+
+        many.engine._lanes.clear()  # type: ignore[union-attr]
+        monkeypatch.setattr(lanes.Lane, "__init__", narrow)
+        assert same(many.answer(asked), want)
+        assert many.counters.memory_shortages == 1
+
+
+def test_a_request_is_not_lost_when_its_lane_does_not_fit(
+    folder: Path, model: Medv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(self: lanes.Lane, *args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with predictor(folder, model, together=True) as many:
+        ticket = many.engine.admit(requests()[0])
+        with monkeypatch.context() as short:
+            short.setattr(lanes.Lane, "__init__", none)
+            with pytest.raises(torch.OutOfMemoryError):
+                many.engine.step()
+        assert not many.engine.idle
+        ended: dict[int, object] = {}
+        while not many.engine.idle:
+            ended |= dict(many.engine.step())
+        assert isinstance(ended[ticket], Answer)
+
+
 def test_cancelling_frees_the_slot(folder: Path, model: Medv) -> None:
     with predictor(folder, model, together=True, slots=1) as many:
         first, second = (many.engine.admit(request) for request in requests()[:2])
