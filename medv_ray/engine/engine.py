@@ -202,7 +202,7 @@ class Engine:
         for slot in slots:
             row = slot.row
             if isinstance(row, LaneRow) and row.state == "failed":
-                slot.error = not_finite(row.step)
+                slot.error = not_finite(row.step - 1)  # the step is counted
             elif isinstance(row, LaneRow) and row.state == "unfit":
                 self._leave(slot)
                 self._no_lane.add(slot.ticket)

@@ -122,6 +122,7 @@ def test_a_row_that_is_not_finite_ends_alone(folder: Path, model: Medv) -> None:
         got = many.answer([*asked[:1], broken, *asked[2:3]])
     assert isinstance(got[1], DataError)
     assert got[1].code == "E1305"
+    assert "at step 0" in str(got[1])
     assert same([got[0], got[2]], [want[0], want[2]])
 
 
