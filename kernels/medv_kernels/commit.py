@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from medv_kernels.launch import cdiv, check_device, constant, on, power_of_two
+from medv_kernels.launch import cdiv, check_device, constant, number, on, power_of_two
 from medv_kernels.reference_commit import BlockState, check_rule
 
 MOST = 4096
@@ -132,7 +132,7 @@ def _rule(
     """The rule's number in triton_commit, and its value as float64[1]: kernels take float32."""
     value = threshold if threshold is not None else factor
     rule = 0 if value is None else 1 if threshold is not None else 2
-    return rule, constant((0.0 if value is None else float(value),), torch.float64, device)
+    return rule, number(0.0 if value is None else value, device)
 
 
 def _sequences(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -39,14 +39,20 @@ def on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-@lru_cache(maxsize=256)
-def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+@cache
+def constant(values: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The numbers as a tensor, copied to the device at the first call only. Do not change it.
 
-    So a call that is captured in a CUDA graph copies nothing, if one like it ran before.
+    So a call that is captured in a CUDA graph copies nothing, if one like it ran before. Kept for
+    good: a graph reads it where it lies.
     """
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
+
+
+def number(value: float, device: torch.device) -> Tensor:
+    """float64[1], as kernels take single precision only. Nothing is copied from the host."""
+    return torch.full((1,), value, dtype=torch.float64, device=device)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from medv_kernels.launch import PROGRAMS, cdiv, check_device, constant, on, power_of_two
+from medv_kernels.launch import PROGRAMS, cdiv, check_device, constant, number, on, power_of_two
 from medv_kernels.reference import Selection, check_draws
 
 SCRATCH_BYTES = 64 * 2**20
@@ -139,7 +139,7 @@ def _reduce(
     rows, vocabulary = logits.shape
     tile, each, splits = split(rows, vocabulary)
     numbers = new_states(rows, splits, logits.device)
-    temperature = constant((draws.temperature,), torch.float64, logits.device)
+    temperature = number(draws.temperature, logits.device)
     with on(logits.device):
         kernels.partials[(rows, splits)](
             *(logits, other),

@@ -127,8 +127,8 @@ class Engine:
             slot = self._ready or self._next()
             if slot is None:
                 continue
+            self._ready = slot  # so that it is not lost where entering raises
             if not self._enter(slot):
-                self._ready = slot
                 # a request that begins again has been counted
                 self.counters.memory_waits += slot.ticket > self._last_waited
                 self._last_waited = max(self._last_waited, slot.ticket)
@@ -157,7 +157,12 @@ class Engine:
             return self._doors.room(slot.kv_bytes, sum(other.kv_bytes for other in self._slots))
         assert self._lanes is not None
         spec = self.spec(slot.settings)
-        slot.denoising = self._lanes.enter(spec, slot.settings, slot.prompt, self._num_slots)
+        try:
+            slot.denoising = self._lanes.enter(spec, slot.settings, slot.prompt, self._num_slots)
+        except torch.OutOfMemoryError:
+            if not self._slots:
+                raise
+            self._reduce(len(self._slots))
         return slot.denoising is not None
 
     def _leave(self, slot: Slot) -> None:
@@ -197,7 +202,7 @@ class Engine:
         for slot in slots:
             row = slot.row
             if isinstance(row, LaneRow) and row.state == "failed":
-                slot.error = not_finite(row.step)
+                slot.error = not_finite(row.step - 1)  # the step is counted
             elif isinstance(row, LaneRow) and row.state == "unfit":
                 self._leave(slot)
                 self._no_lane.add(slot.ticket)

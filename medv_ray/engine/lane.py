@@ -46,9 +46,7 @@ class Lane:
         self._calls = [0] * num_slots  # since the block was entered
         self._all = torch.arange(num_slots, device=model.device)
         self._taking = torch.zeros(num_slots, dtype=torch.bool, device=model.device)
-        self._window = self._take_window
-        if dual and model.device.type == "cuda":
-            self._window = captured(self._take_window)
+        self._graph = Captured() if dual and model.device.type == "cuda" else None
 
     @property
     def empty(self) -> bool:
@@ -71,7 +69,10 @@ class Lane:
         part = [b for b in running if b not in whole]
         if part:
             self._choose(part)
-            self._window()
+            if self._graph is None:
+                self._take_window()
+            else:
+                self._graph.run(self._take_window)
             self.slots.computed += len(part) * self.blocks.spec.block_length
         if whole:
             self._choose(whole)
@@ -99,31 +100,31 @@ class Lane:
         self.blocks.step(hidden, self._head, self._all, self._taking)
 
 
-def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """`step`, of fixed tensors on a GPU, as a CUDA graph from its second call on.
+class Captured:
+    """A step of fixed tensors on a GPU, as a CUDA graph from its second call on.
 
     The first call compiles kernels and makes constants. A capture computes nothing, so it is
-    replayed at once.
+    replayed at once. The step is not kept: a lane that kept itself would not free its memory.
     """
-    graph: torch.cuda.CUDAGraph | None = None
-    calls = 0
 
-    def run() -> None:
-        nonlocal graph, calls
-        calls += 1
-        if graph is not None:
-            graph.replay()
-        elif calls == 1:
+    def __init__(self) -> None:
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._warm = False
+
+    def run(self, step: Callable[[], None]) -> None:
+        """Take the step, the same one at every call."""
+        if not self._warm:
             step()
-        else:
+            self._warm = True
+            return
+        if self._graph is None:
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             # other threads may use the GPU meanwhile
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 step()
-            graph.replay()
-
-    return run
+            self._graph = graph
+        self._graph.replay()
 
 
 class LaneRow:

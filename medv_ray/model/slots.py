@@ -91,6 +91,9 @@ class Slots:
         self._prompts[slot, self.prompt_places - len(prompt) :] = prompt
         self._lengths[slot] = len(prompt)
         self._padding[slot] = self.prompt_places - len(prompt)
+        # weight 0 does not hide a NaN that the last row has left where this one has padding
+        for kept in (*self.keys, *self.values):
+            kept[slot].zero_()
 
     def full(self, slots: Sequence[int], x: Tensor) -> Tensor:
         """Compute whole rows, and keep their keys and values.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from medv_ray.data.prompts import load_tokenizer
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine import Answer, Engine, Predictor, Request
 from medv_ray.engine import lane as lanes
 from medv_ray.errors import DataError
@@ -119,6 +122,7 @@ def test_a_row_that_is_not_finite_ends_alone(folder: Path, model: Medv) -> None:
         got = many.answer([*asked[:1], broken, *asked[2:3]])
     assert isinstance(got[1], DataError)
     assert got[1].code == "E1305"
+    assert "at step 0" in str(got[1])
     assert same([got[0], got[2]], [want[0], want[2]])
 
 
@@ -160,6 +164,44 @@ def test_out_of_memory_halves_the_slots(
     ]
 
 
+def test_a_lane_that_does_not_fit_waits_for_the_others(
+    folder: Path, model: Medv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [*requests(temperature=1.0)[:1], *requests()[:1]]
+    with predictor(folder, model, together=True) as many:
+        want = many.answer(asked)
+        full = lanes.Lane.__init__
+
+        def narrow(self: lanes.Lane, *args: object) -> None:
+            if many.engine._slots:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            full(self, *args)  # type: ignore[arg-type]
+
+        many.engine._lanes.clear()  # type: ignore[union-attr]
+        monkeypatch.setattr(lanes.Lane, "__init__", narrow)
+        assert same(many.answer(asked), want)
+        assert many.counters.memory_shortages == 1
+
+
+def test_a_request_is_not_lost_when_its_lane_does_not_fit(
+    folder: Path, model: Medv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(self: lanes.Lane, *args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with predictor(folder, model, together=True) as many:
+        ticket = many.engine.admit(requests()[0])
+        with monkeypatch.context() as short:
+            short.setattr(lanes.Lane, "__init__", none)
+            with pytest.raises(torch.OutOfMemoryError):
+                many.engine.step()
+        assert not many.engine.idle
+        ended: dict[int, object] = {}
+        while not many.engine.idle:
+            ended |= dict(many.engine.step())
+        assert isinstance(ended[ticket], Answer)
+
+
 def test_cancelling_frees_the_slot(folder: Path, model: Medv) -> None:
     with predictor(folder, model, together=True, slots=1) as many:
         first, second = (many.engine.admit(request) for request in requests()[:2])
@@ -195,7 +237,43 @@ def test_a_captured_step_runs_once_each_time(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", record)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    step = lanes.captured(lambda: ran.append("record" if recording[0] else "run"))
+    graph = lanes.Captured()
     for _ in range(4):
-        step()
+        graph.run(lambda: ran.append("record" if recording[0] else "run"))
     assert ran == ["run", "record", "replay", "replay", "replay"]
+
+
+def test_a_capture_that_fails_leaves_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a step would be replayed."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    graph, calls = lanes.Captured(), 0
+
+    def step() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    graph.run(step)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            graph.run(step)
+
+
+@pytest.mark.parametrize("dual", [False, True])
+def test_a_dropped_lane_frees_its_memory_at_once(model: Medv, dual: bool) -> None:
+    """The collector may come minutes later, and a new lane needs the room now."""
+    spec = SampleSpec(8, 4, 8, mask_id=1)
+    gc.disable()
+    try:
+        lane = lanes.Lane(model, spec, 2, 16, None, dual)
+        lane._graph = lanes.Captured() if dual else None
+        lane.enter(model.embed(torch.tensor([5, 6])).detach())
+        lane.step()
+        kept = weakref.ref(lane.slots)
+        del lane
+        assert kept() is None
+    finally:
+        gc.enable()

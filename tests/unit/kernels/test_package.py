@@ -37,8 +37,11 @@ def test_where_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_constants_are_made_once() -> None:
-    made = [launch.constant((1, 2), torch.int32, torch.device("cpu")) for _ in range(2)]
-    assert made[0] is made[1]
+    """And kept: a graph that was captured reads them where they lie."""
+    first = launch.constant((1, 2), torch.int32, torch.device("cpu"))
+    for i in range(1000):
+        launch.constant((3, i), torch.int32, torch.device("cpu"))
+    assert launch.constant((1, 2), torch.int32, torch.device("cpu")) is first
     with torch.inference_mode():
         inside = launch.constant((5, 6), torch.int32, torch.device("cpu"))
     assert not inside.is_inference()

@@ -82,6 +82,18 @@ def test_a_slot_forgets_its_last_row(toy, prompts):
     close(slots.full([2], x[:1])[0], want)
 
 
+@torch.inference_mode()
+def test_a_row_that_was_not_finite_leaves_nothing(toy, prompts):
+    """Its keys lie where the next row, with a shorter prompt, has padding."""
+    slots, x = filled(toy, prompts), responses(6)
+    slots.enter(3, torch.full((14, 32), torch.nan))
+    slots.full([3], x[:1])
+    slots.enter(3, prompts[1])
+    slots.full([3], x[:1])
+    at = torch.arange(W).expand(4, W)
+    assert slots.window(x[:1, :W].expand(4, W), at)[3].isfinite().all()
+
+
 def test_bytes_of_a_slot_are_told_before(toy):
     slots = Slots(toy, 3, 16, L, SUFFIX, keep=True)
     assert slots.nbytes == 3 * Slots.kept_bytes(toy, 16 + L + len(SUFFIX))
