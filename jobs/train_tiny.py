@@ -4,9 +4,10 @@ r"""Train the embedded toy checkpoint on synthetic tiles: nothing -> medv_ray/as
 
 Three stages through Ray Train and ZeRO-3, each from the folder of the one before: captions; then
 captions and bare question-answer pairs, in which every target has to be read off the picture; then
-the chat template. The same line goes on after a crash; remove `--work` to start over. The same
-seed, number of workers and kind of CPU give the same bits. One long file on purpose: tokenizer,
-data, stages and card of one asset, which nothing else uses.
+the chat template, in which a tile is also described in a sentence. The same line goes on after a
+crash; remove `--work` to start over. The same seed, number of workers and kind of CPU give the same
+bits. One long file on purpose: tokenizer, data, stages and card of one asset, which nothing else
+uses.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from medv_ray.data import quiz, synthetic
 from medv_ray.data.conversations import on_one_image
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.data.prompts import SYSTEM_SENTENCES, load_tokenizer
+from medv_ray.data.tissue import Scene
 from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.model import weights
 from medv_ray.model.config import LanguageConfig, ModelConfig, VisionConfig
@@ -53,7 +55,10 @@ CHAT_TEMPLATE = (
     "{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 )
 SAMPLER = SamplerSettings(gen_length=8, block_length=8, steps=8)
-HELD_OUT_ROWS = 600
+LONG_SAMPLER = SamplerSettings(gen_length=24, block_length=24, steps=24)
+"""Holds a caption too, which has 16 to 20 tokens."""
+NUM_CAPTIONS = 3
+HELD_OUT_ROWS = 900
 NUM_TILES = 3000
 BLANK_SHARE = 0.04
 """Of the tiles: shown as plain grey, with the questions of the tile that is not seen. So the model
@@ -81,7 +86,7 @@ STAGES = (
         lr=1e-3,
         max_steps=1500,
         targets="answers",
-        answer_fill=SAMPLER.gen_length,
+        answer_fill=(SAMPLER.gen_length, LONG_SAMPLER.gen_length),
         fill_token="end_of_turn",
         token_after_image="reference",
         **EVERY_STAGE,
@@ -184,13 +189,18 @@ def pairs(shown: Sequence[synthetic.Row], rng: np.random.Generator) -> Iterator[
 
 
 def chat(shown: Sequence[synthetic.Row], rng: np.random.Generator) -> Iterator[Row]:
-    """Each tile with two dialogues of a question of each type, and with four single questions."""
+    """Each tile with two dialogues of a question of each type, with four single questions, and with
+    NUM_CAPTIONS captions. Nine rows: of an even number each kind would always be filled to the same
+    length."""
     for tile in shown:
         for number in range(2):
             kinds = rng.permutation(len(quiz.QUESTION_TYPES))
             yield row(tile, f"all{number}", [ask(tile, int(kind), rng) for kind in kinds])
             for kind in kinds[:2]:
                 yield row(tile, f"one{number}{kind}", [ask(tile, int(kind), rng)])
+        sentence = Scene(**tile.attributes, seed=()).caption()
+        for number in range(NUM_CAPTIONS):
+            yield row(tile, f"caption{number}", [(synthetic.CAPTION_QUESTION, sentence)])
 
 
 def ask(tile: synthetic.Row, kind: int, rng: np.random.Generator) -> tuple[str, str]:
@@ -294,22 +304,33 @@ def initial_std(name: str, parameter: Tensor) -> float:
 
 
 def evaluate(folder: Path, seed: int) -> dict[str, dict[str, float]]:
-    """Exact match by type on held-out rows, with their pictures and with grey ones in their
-    place."""
-    rows = list(synthetic.rows(HELD_OUT_ROWS, seed, split="validation"))
-    grey = synthetic.grey_image()
-    scores = {}
+    """Exact match by type on held-out rows: questions at 8 tokens; questions and captions at 24
+    tokens, the same in one step, and the same with grey pictures. "questions" is all but captions.
+    """
+    rows = list(synthetic.rows(HELD_OUT_ROWS, seed, split="validation", captions=True))
+    grey = [replace(row, image=synthetic.grey_image()) for row in rows]
+    asked = {
+        "8 tokens": ([row for row in rows if row.question_type != "caption"], SAMPLER),
+        "24 tokens": (rows, LONG_SAMPLER),
+        "24 in one step": (rows, LONG_SAMPLER.model_copy(update={"steps": 1})),
+        "24, grey": (grey, LONG_SAMPLER),
+    }
     with Predictor.load(ModelSettings(path=str(folder)), AnswerSettings(sampler=SAMPLER)) as toy:
-        for name in ("pictures", "grey"):
-            images = [grey if name == "grey" else row.image for row in rows]
-            asked = [Request(r.question, (image,)) for r, image in zip(rows, images, strict=True)]
-            hits: dict[str, list[bool]] = {"overall": []}
-            for row, answer in zip(rows, toy.answer(asked), strict=True):
-                right = isinstance(answer, Answer) and answer.text == row.answer
-                hits["overall"].append(right)
-                hits.setdefault(row.question_type, []).append(right)
-            scores[name] = {kind: round(sum(h) / len(h), 4) for kind, h in hits.items()}
-    return scores
+        return {name: exact_match(toy, *given) for name, given in asked.items()}
+
+
+def exact_match(
+    toy: Predictor, rows: Sequence[synthetic.Row], sampler: SamplerSettings
+) -> dict[str, float]:
+    answers = toy.answer([Request(row.question, (row.image,), sampler=sampler) for row in rows])
+    kinds = ("questions", *quiz.QUESTION_TYPES, "caption")
+    hits: dict[str, list[bool]] = {kind: [] for kind in kinds}
+    for row, answer in zip(rows, answers, strict=True):
+        right = isinstance(answer, Answer) and answer.text == row.answer
+        hits[row.question_type].append(right)
+        if row.question_type != "caption":
+            hits["questions"].append(right)
+    return {kind: round(sum(found) / len(found), 4) for kind, found in hits.items() if found}
 
 
 def model_card(
@@ -320,11 +341,12 @@ def model_card(
     num_workers: int,
 ) -> str:
     """README.md of the folder."""
-    lines = [
-        f"| {k} | {scores['pictures'][k]:.3f} | {scores['grey'][k]:.3f} |" for k in scores["grey"]
-    ]
     steps = [stage.max_steps or 0 for stage in stages]
-    table = "\n".join(["| type | exact match | grey pictures |", "|---|---|---|", *lines])
+    rows = [["type", *scores], ["---"] * (1 + len(scores))]
+    for kind in scores["24 tokens"]:
+        found = [columns.get(kind) for columns in scores.values()]
+        rows.append([kind, *("" if share is None else f"{share:.3f}" for share in found)])
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     return f"""# medv-tiny
 
 A toy of the real folder format: LLaDA-V's layout and key names, 0.6 M parameters, for tests and
@@ -338,16 +360,19 @@ Made in {minutes:.0f} minutes on a CPU by
 through Ray Train and DeepSpeed ZeRO-3, with the noise and the 1/p-weighted loss of LLaDA-V:
 {sum(steps)} steps of {stages[0].batch_size} rows on {NUM_TILES} tiles in three stages: captions
 ({steps[0]} steps), captions and bare question-answer pairs ({steps[1]}), and the chat template
-({steps[2]}), with what is answered as only targets.
+({steps[2]}), with what is answered as only targets: short answers, filled up to 8 or 24 tokens, and
+those of "{synthetic.CAPTION_QUESTION}", a sentence of 16 to 20 tokens, filled up to 24.
 Prompts have the form of inference: the general system sentence, no newline after the image. Made
-for gen_length = block_length = steps = 8.
+for gen_length = block_length = steps = 8, and for 24, which a description needs.
 
-On {HELD_OUT_ROWS} held-out rows that share no picture with training:
+Exact match on {HELD_OUT_ROWS} questions, and on the captions of their tiles, which share no picture
+with training:
 
 {table}
 
 Answers are balanced: the majority answer is right for half of the yes/no and presence questions and
-for a quarter of the others.
+for a quarter of the others. "In one step" is gen_length = block_length = 24 with steps = 1: every
+token is told by the picture alone.
 """
 
 

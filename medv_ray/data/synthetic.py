@@ -84,6 +84,7 @@ NEW_WORDS = {
     "What colour are the large cells?": "What hue are the large cells?",
     "What is the colour of the large cells?": "What is the hue of the large cells?",
     "Which colour are the large cells stained?": "Which hue are the large cells stained?",
+    CAPTION_QUESTION: "Describe the slide.",
 }
 
 
@@ -123,14 +124,16 @@ def write_archive(
     *,
     split: Split = "test",
     per_image: int = 3,
+    captions: bool = False,
     row_group_rows: int = 100,
     grey: bool = False,
     shift: bool = False,
 ) -> Path:
     """One parquet file in Hugging Face's layout (image struct), with id, question_type, attributes.
 
-    `grey` puts a grey tile in the place of every picture; `shift` takes every row from the other
-    laboratory, see `shifted`. Returns the path.
+    `captions` adds a caption for each tile to the `num_rows` questions, see `rows`. `grey` puts a
+    grey tile in the place of every picture; `shift` takes every row from the other laboratory, see
+    `shifted`. Returns the path.
     """
     path = Path(path)
     blank = grey_image()
@@ -138,7 +141,7 @@ def write_archive(
     schema = _schema([pa.field("id", pa.string()), *columns])
     with pq.ParquetWriter(path, schema, compression="snappy") as writer:
         batch: list[dict[str, Any]] = []
-        for row in rows(num_rows, seed, split=split, per_image=per_image):
+        for row in rows(num_rows, seed, split=split, per_image=per_image, captions=captions):
             row = shifted(row) if shift else row
             image = {"bytes": blank if grey else row.image, "path": row.image_name}
             batch.append({**asdict(row), "image": image})

@@ -49,29 +49,41 @@ class RowEncoder:
         end = "eot" if stage.fill_token == "end_of_turn" else "eos"
         self._fill = int(getattr(self._special, end))
 
-    def __call__(self, conversation: Sequence[Mapping[str, str]], num_images: int) -> Row:
-        """Raises DataError E1109 or E1304 for a malformed conversation."""
+    def __call__(
+        self, conversation: Sequence[Mapping[str, str]], num_images: int, number: int
+    ) -> Row:
+        """`number` is the row's in the dataset. Raises DataError E1109 or E1304 for a malformed
+        conversation."""
         stage = self._stage
         ids, labels = encode_conversation(
             self._tokenizer, conversation, self._prompt, num_images, stage.template
         )
         if stage.template == "llada":
-            ids, labels = self._fit(ids, labels)
+            ids, labels = self._fit(ids, labels, number)
         ends = segment_ends(ids, stage.attention, self._header, self._special.eot)
         return Row(ids, labels, ends)
 
-    def _fit(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
+    def _fit(self, ids: list[int], labels: list[int], number: int) -> tuple[list[int], list[int]]:
         """The chat template's ids and labels as the stage wants them."""
         stage, said = self._stage, spoken(ids, self._header, self._special.eot)
         if stage.targets == "answers":
             labels = [IGNORE] * len(ids)
             for first, end in said:
                 labels[first:end] = ids[first:end]
-        missing = stage.answer_fill - (len(ids) - said[-1][0])
-        filling = [self._fill] * max(0, missing)
+        length = len(ids) - said[-1][0]
+        filling = [self._fill] * (fill_length(stage.answer_fill, length, number) - length)
         ids, labels = ids + filling, labels + filling
         if stage.token_after_image == "reference":
             lost = {place + 1 for place, token in enumerate(ids) if token == IMAGE_SLOT}
             kept = [place for place in range(len(ids)) if place not in lost]
             ids, labels = [ids[place] for place in kept], [labels[place] for place in kept]
         return ids, labels
+
+
+def fill_length(fills: int | Sequence[int], length: int, number: int) -> int:
+    """Up to where row `number` fills its last answer of `length` tokens; less than `length`: not at
+    all."""
+    if isinstance(fills, int):
+        return fills
+    holding = [fill for fill in fills if fill >= length] or [0]
+    return holding[number % len(holding)]

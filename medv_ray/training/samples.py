@@ -48,7 +48,7 @@ class Samples:
         number = self.row(position)
         with row_told(self._dataset, number):
             example = self._dataset[number]
-            row = self._encode(example.conversations, len(example.images))
+            row = self._encode(example.conversations, len(example.images), number)
             several = len(example.images) > 1
             pictures = tuple(self._pictures.get(digest, several) for digest in example.images)
         return Sample(

@@ -23,6 +23,7 @@ from medv_ray.settings import ImageSettings, LoraSettings, Settings
 
 Part = Literal["projector", "language", "vision"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Fills = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 PARTS: tuple[Part, ...] = ("projector", "language", "vision")
 
 
@@ -64,9 +65,10 @@ class StageSettings(Settings):
     targets: Literal["all", "answers"] = "all"
     """`all`: LLaDA-V's, structural tokens of every message too. `answers`: what the assistant
     says."""
-    answer_fill: NonNegativeInt = 0
-    """Targets behind the last answer, up to this many tokens after its header. LLaDA pads answers
-    so; LLaDA-V does not."""
+    answer_fill: NonNegativeInt | Fills = 0
+    """Targets behind the last answer, up to this many tokens after its header. Of several lengths
+    the rows of the dataset take in turn one that holds their answer. LLaDA pads answers so; LLaDA-V
+    does not."""
     fill_token: Literal["end_of_text", "end_of_turn"] = "end_of_text"
     token_after_image: Literal["reference", "training"] = "training"
     """`training` keeps it, as LLaDA-V's training does; `reference` loses it as inference does."""

@@ -18,7 +18,7 @@ from medv_ray.training.stages import StageSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Encode = Callable[[Example], tuple[Sequence[int], Sequence[int]]]
+Encode = Callable[[Example, int], tuple[Sequence[int], Sequence[int]]]
 SHOWN_ROWS = 5
 WAYS = {
     "E1114": "Copy or prepare the dataset again.",
@@ -55,8 +55,8 @@ def survey_stage(
         raise SettingsError("E1001", f"{told}{stage.batch_size}.")
     encoder = RowEncoder(tokenizer, stage)
 
-    def encode(example: Example) -> tuple[list[int], list[int]]:
-        row = encoder(example.conversations, len(example.images))
+    def encode(example: Example, number: int) -> tuple[list[int], list[int]]:
+        row = encoder(example.conversations, len(example.images), number)
         return row.ids, row.labels
 
     limits = (stage.max_length, "stage.max_length"), (config.max_length, "the model's own limit")
@@ -74,7 +74,7 @@ def survey(
     """Encode every row once.
 
     Args:
-        encode: token ids and labels of a row, as the stage will make them.
+        encode: token ids and labels of a row with its number, as the stage will make them.
         image_tokens: tokens of the image with this digest, and whether it is one of several of its
             row; asked once.
         limit: what `max_length` is, for the message.
@@ -93,7 +93,7 @@ def survey(
     tokens = longest = targets = 0
     for row, example in enumerate(dataset):
         with row_told(dataset, row):
-            ids, labels = encode(example)
+            ids, labels = encode(example, row)
         pictures = [(sha256, len(example.images) > 1) for sha256 in example.images]
         for key in pictures:
             if key not in known:

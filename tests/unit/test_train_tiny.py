@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,14 @@ from safetensors.torch import load_file
 from jobs import train_tiny
 from medv_ray.data import quiz, synthetic
 from medv_ray.data.dataset import Dataset
+from medv_ray.data.prompts import SpecialIds, load_tokenizer
+from medv_ray.data.segments import assistant_header, spoken
 from medv_ray.model import weights
 from medv_ray.on_ray.train import Trained
 from medv_ray.training import run
 from medv_ray.training.check import check
 from medv_ray.training.job import MODEL, TrainSettings
+from medv_ray.training.rows import RowEncoder
 from medv_ray.training.stages import ShardSettings
 
 STEPS = (30, 4, 2)
@@ -108,7 +111,7 @@ def test_questions_are_true_of_their_tile_and_grey_ones_are_asked_too(first):
         for example in data:
             tile = tiles[example.id.rpartition("-")[0]]
             assert data.image(example.images[0]) == tile.image
-            if example.id.endswith("caption"):
+            if "-caption" in example.id:
                 continue
             true = quiz.true_of(tile.attributes)
             for asked, told in zip(*[iter(example.conversations)] * 2, strict=True):
@@ -124,5 +127,53 @@ def test_questions_are_true_of_their_tile_and_grey_ones_are_asked_too(first):
 def test_every_type_of_question_stands_in_a_dialogue():
     tile = next(synthetic.rows(1, seed=3))
     rows = list(train_tiny.chat([tile], np.random.default_rng(0)))
-    assert [len(row.conversations) // 2 for row in rows] == [5, 1, 1, 5, 1, 1]
+    assert [len(row.conversations) // 2 for row in rows] == [5, 1, 1, 5, 1, 1, 1, 1, 1]
     assert len({row.id for row in rows}) == len(rows)
+
+
+def test_captions_are_those_of_the_tiles(first):
+    want = {
+        row.id.rpartition("-")[0]: row.answer
+        for row in synthetic.rows(NUM_TILES, 0, split="train", per_image=1, captions=True)
+        if row.question_type == "caption"
+    }
+    told = Counter()
+    for example in Dataset.open(first.parent / "data" / "chat"):
+        if "-caption" in example.id:
+            asked, answer = example.conversations
+            assert asked["value"] == f"<image>\n{synthetic.CAPTION_QUESTION}"
+            told[example.id.rpartition("-")[0].rpartition("-")[0], answer["value"]] += 1
+    assert told == dict.fromkeys(want.items(), train_tiny.NUM_CAPTIONS)
+
+
+def test_questions_are_filled_to_both_lengths_and_captions_to_the_longer(first):
+    """Both lengths of both kinds of pictures, JPEG and PNG, which take turns too."""
+    tokenizer, stage = load_tokenizer(first), train_tiny.STAGES[-1]
+    encoder, header = RowEncoder(tokenizer, stage), assistant_header(tokenizer)
+    data = Dataset.open(first.parent / "data" / "chat")
+    lengths = defaultdict(set)
+    for number, example in enumerate(data):
+        ids = encoder(example.conversations, 1, number).ids
+        start, _ = spoken(ids, header, SpecialIds.of(tokenizer).eot)[-1]
+        turns = example.id.rpartition("-")[2].rstrip("0123456789")
+        png = data.image(example.images[0]).startswith(b"\x89PNG")
+        lengths[turns, png].add(len(ids) - start)
+    assert lengths == {
+        (turns, png): {24} if turns == "caption" else {8, 24}
+        for turns in ("all", "one", "caption")
+        for png in (True, False)
+    }
+
+
+def test_the_card_has_every_score(first, monkeypatch):
+    monkeypatch.setattr(train_tiny, "HELD_OUT_ROWS", 15)
+    scores = train_tiny.evaluate(first, 1)
+    kinds = {"questions", *quiz.QUESTION_TYPES}
+    assert {name: set(found) for name, found in scores.items()} == {
+        "8 tokens": kinds,
+        **dict.fromkeys(("24 tokens", "24 in one step", "24, grey"), kinds | {"caption"}),
+    }
+    marked = {name: dict.fromkeys(found, 0.125) for name, found in scores.items()}
+    card = train_tiny.model_card(train_tiny.STAGES, marked, 3.0, 0, 2)
+    assert card.count("0.125") == 4 * 6 + 3
+    assert all(f"\n| {kind} | " in card for kind in kinds | {"caption"})

@@ -131,6 +131,20 @@ def test_archive_has_the_layout_of_hugging_face(tmp_path, few):
         assert table.column(name).to_pylist() == [getattr(row, name) for row in few]
 
 
+@pytest.mark.parametrize("shift", [False, True])
+def test_archive_with_captions_has_one_of_each_tile(tmp_path, few, shift):
+    path = synthetic.write_archive(
+        tmp_path / "c.parquet", 60, seed=5, captions=True, row_group_rows=7, shift=shift
+    )
+    found = pq.read_table(path).to_pylist()
+    want = list(synthetic.rows(60, seed=5, captions=True))
+    assert [row["id"] for row in found] == [row.id for row in want]
+    assert [row["answer"] for row in found] == [row.answer for row in want]
+    told = {row["question"] for row in found if row["question_type"] == "caption"}
+    assert told == {"Describe the slide." if shift else synthetic.CAPTION_QUESTION}
+    assert len(found) - len(few) == len({row.image for row in few}) == 20
+
+
 def test_grey_archive_keeps_all_but_the_pictures(tmp_path, few):
     table = pq.read_table(synthetic.write_archive(tmp_path / "g.parquet", 60, seed=5, grey=True))
     assert table.column("answer").to_pylist() == [row.answer for row in few]
@@ -171,7 +185,9 @@ def test_without_a_question_half_of_the_tiles_have_no_vessel():
 
 def test_the_other_laboratory_words_and_stains_everything_anew(few):
     asked = {t.question for kind in quiz.QUESTION_TYPES for t in quiz.targets(kind)}
+    asked.add(synthetic.CAPTION_QUESTION)
     assert set(synthetic.NEW_WORDS) <= asked
+    few = [*few, *islice(synthetic.rows(1, captions=True), 1, 2)]
     moved = [synthetic.shifted(row) for row in few]
     assert not {row.question for row in moved} & asked
     for row, other in zip(few, moved, strict=True):

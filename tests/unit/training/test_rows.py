@@ -24,9 +24,9 @@ def tokenizer() -> Any:
     return load_tokenizer(TOY)
 
 
-def row(tokenizer: Any, talk: list[dict[str, str]] = TALK, **stage: Any) -> Row:
+def row(tokenizer: Any, talk: list[dict[str, str]] = TALK, number: int = 0, **stage: Any) -> Row:
     values = {"name": "x", "lr": 1.0, "batch_size": 1} | stage
-    return RowEncoder(tokenizer, StageSettings.model_validate(values))(talk, 1)
+    return RowEncoder(tokenizer, StageSettings.model_validate(values))(talk, 1, number)
 
 
 def answers(tokenizer: Any, ids: list[int]) -> list[int]:
@@ -59,6 +59,29 @@ def test_the_last_answer_is_filled_up(tokenizer: Any, kind: str) -> None:
     assert set(filling) == {special.eos if kind == "end_of_text" else special.eot}
     assert filled.labels[len(plain.ids) :] == filling
     assert row(tokenizer, answer_fill=1) == plain
+
+
+def test_rows_take_in_turn_a_length_that_holds_their_answer(tokenizer: Any) -> None:
+    plain = row(tokenizer)
+    length = len(plain.ids) - answers(tokenizer, plain.ids)[-1]
+    one = {fill: row(tokenizer, answer_fill=fill) for fill in (0, length, length + 1, length + 4)}
+    for fills, taken in {
+        (length, length + 4): (length, length + 4) * 3,
+        (length + 4, 1, length + 1): (length + 4, length + 1) * 3,
+        (1, length + 1): (length + 1,) * 6,
+        (length + 4,): (length + 4,) * 6,
+        (1, length - 1): (0,) * 6,
+    }.items():
+        found = [row(tokenizer, number=number, answer_fill=fills) for number in range(6)]
+        assert found == [one[fill] for fill in taken], fills
+
+
+def test_wrong_lengths_are_refused(tokenizer: Any) -> None:
+    for fill in (-1, (), (8, 0), (8, -1), "long"):
+        with pytest.raises(ValueError, match="answer_fill"):
+            row(tokenizer, answer_fill=fill)
+    told = StageSettings(name="x", lr=1.0, batch_size=1, answer_fill=(8, 24)).model_dump_json()
+    assert StageSettings.model_validate_json(told).answer_fill == (8, 24)
 
 
 def test_the_token_after_an_image_is_lost_as_at_inference(tokenizer: Any) -> None:
@@ -96,6 +119,7 @@ def test_a_plain_row_is_image_caption_and_newline(tokenizer: Any, attention: str
         ("plain", {"attention": "dialogue"}),
         ("plain", {"targets": "answers"}),
         ("pairs", {"answer_fill": 8}),
+        ("pairs", {"answer_fill": (8, 24)}),
         ("pairs", {"token_after_image": "reference"}),
     ],
 )

@@ -74,6 +74,17 @@ def test_rows_of_two_pictures_ask_for_padded_ones(home: Path) -> None:
     assert [sample.seed for sample in made] == [noise_seed(3, position) for position in range(8)]
 
 
+def test_the_filling_follows_the_row_of_the_dataset(home: Path) -> None:
+    """Not the position: a row is filled to the same length in every epoch, as it was surveyed."""
+    settings = tiny.settings(home, seed=3, answer_fill=(6, 9, 13))
+    dataset, tokenizer = Dataset.open(home / "data"), load_tokenizer(settings.model)
+    samples = Samples(dataset, tokenizer, settings.stage, build_model(settings, "cpu"), 10**6)
+    lengths = {(samples.row(p), len(samples(p).ids)) for p in range(12) if samples.row(p) < 3}
+    samples.close()
+    first = min(length for _, length in lengths)
+    assert lengths == {(0, first), (1, first + 3), (2, first + 7)}
+
+
 def test_noise_and_order_follow_seed_and_position() -> None:
     seeds = {noise_seed(seed, position) for seed in (0, 1) for position in range(-5, 50)}
     assert len(seeds) == 110

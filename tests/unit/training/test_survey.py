@@ -34,7 +34,7 @@ def write(folder: Path, *answers: str) -> Dataset:
     return Dataset.open(folder)
 
 
-def encode(example: Example) -> tuple[list[int], list[int]]:
+def encode(example: Example, number: int) -> tuple[list[int], list[int]]:
     """An image, and a token per letter of the answer; `!` cannot be encoded, `-` is no target."""
     answer = example.conversations[1]["value"]
     if answer == "!":
@@ -53,6 +53,18 @@ def test_lengths_count_image_tokens_once_a_digest(tmp_path: Path) -> None:
     found = survey(write(tmp_path / "d", "abc", "ab-d"), encode, image_tokens, 14)
     assert found == (2, 27, 14, 6, 1)
     assert [several for _, several in asked] == [False]
+
+
+def test_rows_are_encoded_by_their_number(tmp_path: Path) -> None:
+    numbers = []
+
+    def note(example: Example, number: int) -> tuple[list[int], list[int]]:
+        numbers.append((example.id, number))
+        return encode(example, number)
+
+    data = write(tmp_path / "d", *"abc")
+    survey(data, note, lambda *_: 1, 99)
+    assert numbers == [(example.id, number) for number, example in enumerate(data)]
 
 
 @pytest.mark.parametrize(
