@@ -84,7 +84,7 @@ STAGES = (
     StageSettings(
         name="chat",
         lr=1e-3,
-        max_steps=1500,
+        max_steps=2400,
         targets="answers",
         answer_fill=(SAMPLER.gen_length, LONG_SAMPLER.gen_length),
         fill_token="end_of_turn",
