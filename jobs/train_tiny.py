@@ -371,8 +371,8 @@ with training:
 {table}
 
 Answers are balanced: the majority answer is right for half of the yes/no and presence questions and
-for a quarter of the others. "In one step" is gen_length = block_length = 24 with steps = 1: every
-token is told by the picture alone.
+for a quarter of the others. "In one step" is gen_length = block_length = 24 with steps = 1: no
+token is told by another one of the answer.
 """
 
 
