@@ -84,7 +84,7 @@ STAGES = (
     StageSettings(
         name="chat",
         lr=1e-3,
-        max_steps=1500,
+        max_steps=2400,
         targets="answers",
         answer_fill=(SAMPLER.gen_length, LONG_SAMPLER.gen_length),
         fill_token="end_of_turn",
@@ -371,8 +371,8 @@ with training:
 {table}
 
 Answers are balanced: the majority answer is right for half of the yes/no and presence questions and
-for a quarter of the others. "In one step" is gen_length = block_length = 24 with steps = 1: every
-token is told by the picture alone.
+for a quarter of the others. "In one step" is gen_length = block_length = 24 with steps = 1: no
+token is told by another one of the answer.
 """
 
 

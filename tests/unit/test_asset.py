@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import medv_ray
@@ -16,6 +17,7 @@ from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings
 
 ASSET = Path(medv_ray.__file__).parent / "assets" / "medv-tiny"
 SAMPLER = SamplerSettings(gen_length=8, block_length=8, steps=8)
+LONG_SAMPLER = SamplerSettings(gen_length=24, block_length=24, steps=24)
 SPECIAL_TOKENS = (
     *("<|startoftext|>", "<|endoftext|>", "[CLS]", "[gMASK]", "<|mdm_mask|>", "<role>", "</role>"),
     *("<|arithmetic_start|>", "<|arithmetic_end|>", "<|number_start|>", "<|number_end|>"),
@@ -26,18 +28,26 @@ SPECIAL_TOKENS = (
 @pytest.fixture(scope="module")
 def rows():
     """Fresh: another split and seed than training and its own evaluation."""
-    return list(synthetic.rows(60, seed=4711))
+    return list(synthetic.rows(60, seed=4711, captions=True))
 
 
 @pytest.fixture(scope="module")
-def answers(rows):
-    grey = synthetic.grey_image()
+def questions(rows):
+    return [row for row in rows if row.question_type != "caption"]
+
+
+@pytest.fixture(scope="module")
+def ask():
     settings = AnswerSettings(sampler=SAMPLER)
     with Predictor.load(ModelSettings(path=str(ASSET), device="cpu"), settings) as predictor:
-        real = predictor.answer([Request(row.question, (row.image,)) for row in rows])
-        blind = predictor.answer([Request(row.question, (grey,)) for row in rows])
-    assert all(isinstance(answer, Answer) for answer in (*real, *blind))
-    return real, blind
+
+        def ask(rows, sampler=SAMPLER, image=None):
+            asked = [Request(r.question, (image or r.image,), sampler=sampler) for r in rows]
+            answers = predictor.answer(asked)
+            assert all(isinstance(answer, Answer) for answer in answers)
+            return answers
+
+        yield ask
 
 
 def by_type(rows, answers):
@@ -72,20 +82,37 @@ def test_tokenizer_has_the_names_of_llada():
     )
 
 
-def test_answers_fresh_tiles(rows, answers):
-    scores = by_type(rows, answers[0])
+def test_answers_fresh_tiles(questions, ask):
+    answers = ask(questions)
+    scores = by_type(questions, answers)
     assert set(scores) == set(quiz.QUESTION_TYPES)
     assert min(scores.values()) >= 0.95, scores
+    assert {answer.finish for answer in answers} == {"stop"}
 
 
-def test_ends_its_answers(answers):
-    assert {answer.finish for answer in answers[0]} == {"stop"}
+def test_answers_and_describes_fresh_tiles_at_24_tokens(rows, ask):
+    answers = ask(rows, LONG_SAMPLER)
+    scores = by_type(rows, answers)
+    assert set(scores) == {*quiz.QUESTION_TYPES, "caption"}
+    assert min(scores.values()) >= 0.95, scores
+    assert {answer.finish for answer in answers} == {"stop"}
 
 
-def test_knows_nothing_without_the_picture(rows, answers):
+def test_is_sure_of_every_token_from_the_first_step(rows, ask):
+    """Behind the end of an answer too: faster samplers are measured by what they leave of this."""
+    at_once = LONG_SAMPLER.model_copy(update={"steps": 1, "stop": ()})
+    answers = ask(rows, at_once)
+    assert min(by_type(rows, answers).values()) >= 0.9
+    sure = np.array([answer.token_confidence for answer in answers])
+    assert sure.shape == (len(rows), 24)
+    assert sure.mean(axis=0).min() >= 0.95
+
+
+def test_knows_nothing_without_the_picture(questions, ask):
     told = defaultdict(Counter)
-    for row in rows:
+    for row in questions:
         told[row.question_type][row.answer] += 1
-    for kind, score in by_type(rows, answers[1]).items():
+    blind = ask(questions, image=synthetic.grey_image())
+    for kind, score in by_type(questions, blind).items():
         majority = max(told[kind].values()) / told[kind].total()
         assert score <= majority + 0.05, (kind, score, majority)
