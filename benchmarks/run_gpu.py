@@ -3,12 +3,14 @@ r"""All checks and timings on one GPU, in one process and one JSON file.
     python benchmarks/run_gpu.py --out benchmarks/results/gpu.json [--minutes 8]
     python benchmarks/run_gpu.py --out toy.json --toy --device cpu      # the same lines, toy sizes
 
-Needs torch, triton, transformers and this repository; neither ray nor deepspeed. Model: LLaDA-8B's
-shape in bfloat16 with random weights, prompts of 779 random embeddings (729 of an image, 50 of
-text). So tokens per forward pass are forced by the number of steps, and speak of speed alone.
+Needs torch, triton, numpy, pillow, pydantic, safetensors and this repository; neither ray nor
+deepspeed. Model: LLaDA-8B's shape in bfloat16 with random weights, prompts of 779 random embeddings
+(729 of an image, 50 of text). So tokens per forward pass are forced by the number of steps, and
+speak of speed alone.
 First every kernel is compared with its plain reference, and the lanes of the engine with the
 sampler; what is wrong is told and not timed. Then each part is timed until the minutes are over:
-parts that found no time are listed under `left_out`. Arms of a comparison alternate.
+parts that found no time are listed under `left_out`, those that ended with an error under `failed`.
+Arms of a comparison alternate.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import platform
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -494,23 +497,37 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         **circumstances(),
         "toy": args.toy,
-        "checks": {
-            "select": check_select(size, device),
-            "commit": check_commit(size, device),
-            "lane": check_lane(size, device),
-        },
+        "checks": {},
         "left_out": [],
+        "failed": {},
     }
+    checks = {"select": check_select, "commit": check_commit, "lane": check_lane}
+    for name, check in checks.items():
+        found = tried(partial(check, size, device), name, result["failed"])
+        result["checks"][name] = found or {"right": False}
     wrong = [name for name, check in result["checks"].items() if not check["right"]]
     for name, part in timings(clock, size, dtype):
         if wrong or clock.left_s < 0:
             result["left_out"].append(name)
         else:
-            result[name] = part()
+            result[name] = tried(part, name, result["failed"])
         args.out.write_text(json.dumps(result, indent=1) + "\n")
         print(name, json.dumps(result.get(name, "left out")), flush=True)
     if wrong:
         raise SystemExit(f"wrong results, nothing was timed: {', '.join(wrong)}")
+    if result["failed"]:
+        raise SystemExit(f"failed: {', '.join(result['failed'])}")
+
+
+def tried(run: Callable[[], Any], name: str, failed: dict[str, str]) -> Any:
+    """What it returns; None, and told in `failed`, where it ends with an error: that must not cost
+    the other parts their minutes on a GPU."""
+    try:
+        return run()
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        failed[name] = f"{type(error).__name__}: {error}"
+    return None
 
 
 def version(package: str) -> str:

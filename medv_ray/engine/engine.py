@@ -153,16 +153,22 @@ class Engine:
 
     def _enter(self, slot: Slot) -> bool:
         """Whether there is room for a request; in a lane it has its place then."""
+        taken = sum(other.kv_bytes for other in self._slots)
         if slot.door is not None:
-            return self._doors.room(slot.kv_bytes, sum(other.kv_bytes for other in self._slots))
+            if self._lanes is not None:
+                taken += self._lanes.nbytes(drop_empty=slot.kv_bytes > 0)
+            return self._doors.room(slot.kv_bytes, taken)
         assert self._lanes is not None
         spec = self.spec(slot.settings)
         try:
-            slot.denoising = self._lanes.enter(spec, slot.settings, slot.prompt, self._num_slots)
+            slot.denoising = self._lanes.enter(
+                spec, slot.settings, slot.prompt, self._num_slots, taken
+            )
         except torch.OutOfMemoryError:
             if not self._slots:
                 raise
             self._reduce(len(self._slots))
+        self._doors.room(0, taken + self._lanes.nbytes())
         return slot.denoising is not None
 
     def _leave(self, slot: Slot) -> None:

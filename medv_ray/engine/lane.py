@@ -199,22 +199,34 @@ class Lanes:
         self._lanes: dict[tuple[SampleSpec, str, int | None], Lane] = {}
 
     def enter(
-        self, spec: SampleSpec, settings: SamplerSettings, prompt: Tensor, most: int
+        self,
+        spec: SampleSpec,
+        settings: SamplerSettings,
+        prompt: Tensor,
+        most: int,
+        taken_bytes: int = 0,
     ) -> LaneRow | None:
         """A slot for a prompt float[P, D], in a new lane of at most `most` slots if there is none;
-        None: wait."""
+        None: wait. `taken_bytes`: keys and values outside of lanes."""
         key = (spec, settings.cache, settings.refresh_interval)
         lane = self._lanes.get(key)
         if lane is None or len(prompt) > lane.slots.prompt_places:
             if lane is not None and not lane.empty:
                 return None
-            self._lanes = {k: kept for k, kept in self._lanes.items() if not kept.empty}
-            lane = self._make(spec, settings, len(prompt), most)
+            taken_bytes += self.nbytes(drop_empty=True)
+            lane = self._make(spec, settings, len(prompt), most, taken_bytes)
             if lane is None:
                 return None
             self._lanes[key] = lane
         slot = lane.enter(prompt)
         return None if slot is None else LaneRow(lane, slot)
+
+    def nbytes(self, drop_empty: bool = False) -> int:
+        """Bytes of the keys and values of all lanes, or of those that are at work: the others are
+        dropped."""
+        if drop_empty:
+            self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.empty}
+        return sum(lane.slots.nbytes for lane in self._lanes.values())
 
     def clear(self) -> None:
         """Drop all lanes, and what they keep."""
@@ -230,16 +242,15 @@ class Lanes:
         return passes, sum(lane.slots.computed for lane in lanes) - before
 
     def _make(
-        self, spec: SampleSpec, settings: SamplerSettings, prompt: int, most: int
+        self, spec: SampleSpec, settings: SamplerSettings, prompt: int, most: int, taken_bytes: int
     ) -> Lane | None:
         dual, places = settings.cache == "dual", LEAST_PLACES
         while places < prompt:
             places *= 2
         if dual:
             whole = places + spec.gen_length + len(spec.suffix_ids)
-            taken = sum(lane.slots.nbytes for lane in self._lanes.values())
-            room = (self._budget_bytes - taken) // Slots.kept_bytes(self._model, whole)
-            if room < 1 and self._lanes:
+            room = (self._budget_bytes - taken_bytes) // Slots.kept_bytes(self._model, whole)
+            if room < 1 and taken_bytes:
                 return None
             most = max(1, min(most, room))
         while True:

@@ -49,3 +49,17 @@ def test_wrong_results_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_out_of_time_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(tmp_path / "toy.json", monkeypatch, "--minutes", "0")
     assert set(found["left_out"]) == PARTS  # type: ignore[arg-type]
+
+
+def test_a_part_that_fails_does_not_cost_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise SystemExit("wrong result, not timed: tokens differ")
+
+    monkeypatch.setattr(run_gpu, "time_select", fail)
+    with pytest.raises(SystemExit, match="failed: select"):
+        run(tmp_path / "toy.json", monkeypatch)
+    found = json.loads((tmp_path / "toy.json").read_text())
+    assert found["failed"] == {"select": "SystemExit: wrong result, not timed: tokens differ"}
+    assert found["loss"]["step_s"]

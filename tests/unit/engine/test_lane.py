@@ -142,6 +142,32 @@ def test_memory_bounds_the_slots_of_a_lane(folder: Path, model: Medv) -> None:
     assert waits[0] > waits[1] > waits[2] == 1, "one alone; two; all but for a longer prompt"
 
 
+def test_lanes_and_doors_share_one_budget(
+    folder: Path, model: Medv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = requests(cache="dual")[:2] + requests(cache="prefix")[:2]
+    asked += requests(cache="dual")[2:4]
+    with predictor(folder, model, together=False) as one:
+        want = one.answer(asked)
+    limit = Slots.kept_bytes(model, 2 * lanes.LEAST_PLACES + 8)  # of one slot
+    most = 0
+    with predictor(folder, model, True, slots=4, kv_cache_bytes=limit) as many:
+        engine = many.engine
+        enter = Engine._enter
+
+        def counted(self: Engine, slot: object) -> bool:
+            nonlocal most
+            entered = enter(self, slot)  # type: ignore[arg-type]
+            doors = sum(s.kv_bytes for s in [*self._slots, slot] if entered or s is not slot)  # type: ignore[union-attr]
+            most = max(most, doors + self._lanes.nbytes())  # type: ignore[union-attr]
+            return entered
+
+        monkeypatch.setattr(Engine, "_enter", counted)
+        assert same(many.answer(asked), want)
+        assert engine.counters.memory_waits > 0
+    assert 0 < most <= limit
+
+
 def test_out_of_memory_halves_the_slots(
     folder: Path, model: Medv, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
