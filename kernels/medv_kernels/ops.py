@@ -16,7 +16,7 @@ from medv_kernels.reference import Selection
 
 def select(rows: Tensor, *args: Any, k: int | None = None, **more: Any) -> Selection:
     """`reference.select`; on a GPU `k` saves nothing, and all odds are whole."""
-    if not rows.is_cuda:
+    if not takes_kernels(rows):
         more["k"] = k
     found: Selection = _of(rows, "select")(rows, *args, **more)
     return found
@@ -33,8 +33,13 @@ def commit_step(state: reference.BlockState, *args: Any, **more: Any) -> None:
     _of(state.x, "commit_step", "commit")(state, *args, **more)
 
 
+def takes_kernels(tensor: Tensor) -> bool:
+    """Whether operations on a tensor run as kernels."""
+    return tensor.is_cuda
+
+
 def _of(tensor: Tensor, name: str, module: str | None = None) -> Callable[..., Any]:
     """The function for a tensor. Triton is imported at the first one on a GPU."""
-    home = import_module(f"medv_kernels.{module or name}") if tensor.is_cuda else reference
+    home = import_module(f"medv_kernels.{module or name}") if takes_kernels(tensor) else reference
     found: Callable[..., Any] = getattr(home, name)
     return found

@@ -9,14 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medv_kernels import ops
 from medv_ray.diffusion.blocks import Blocks, fits
 from medv_ray.diffusion.sampler import Denoising, SampleSpec, sample
 
 VOCABULARY, MASK = 12, 11
 
 
-def alone(door: Any, spec: SampleSpec) -> Denoising:
-    denoising = Denoising.blank(spec)
+def alone(door: Any, spec: SampleSpec, seed: int = 0) -> Denoising:
+    denoising = Denoising.blank(spec, generators=[torch.Generator().manual_seed(seed)])
     for _ in sample(door, spec, denoising):
         pass
     return denoising
@@ -74,6 +75,38 @@ def test_equals_the_sampler_row_by_row(door: Any, data: Any) -> None:
         assert row.stop == want.stop_position(0)
         assert row.total == want.step
     assert (got.state.x[0] == MASK).all(), "an empty slot takes no step"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels take no tensors of the CPU there")
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"stop_ids": ((2,), (5, 1)), "forbidden_ids": (0, MASK)},
+        {"rule": "threshold", "threshold": 0.3, "confidence_eos_eot_inf": True},
+        {"rule": "factor", "logit_size": VOCABULARY - 1, "forbidden_ids": (0,)},
+        {"remasking": "random"},
+        {"temperature": 1.0, "noise": "keyed", "cfg_scale": 0.5},
+        {"temperature": 1.0, "rule": "factor_llada_v"},
+    ],
+)
+def test_kernels_give_the_same_tokens(
+    door: Any, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both state machines as on a GPU, in Triton's interpreter."""
+    given = {"forbidden_ids": (MASK,), "eos_id": 3, "eot_id": 4} | more
+    spec = SampleSpec(6, 3, 4, MASK, **given)
+    doors = [door(7), door(8)]
+    want = [alone(one, spec, 5) for one in doors]
+    with monkeypatch.context() as gpu:
+        gpu.setattr(ops, "takes_kernels", lambda tensor: True)
+        gpu.setattr("medv_ray.diffusion.sampler.pack", lambda head: head)
+        for one, before in zip(doors, want, strict=True):
+            got = alone(one, spec, 5)
+            assert torch.equal(got.x, before.x)
+            assert torch.equal(got.token_step, before.token_step)
+        if fits(spec):
+            blocks = together(doors, spec)
+            assert torch.equal(blocks.state.x[1:], torch.cat([row.x for row in want]))
 
 
 def test_a_row_that_is_not_finite_fails_alone(door: Any) -> None:
