@@ -43,11 +43,11 @@ def draw_engine(axes: Axes) -> None:
     axes.bar(names, medians, yerr=[low, high], color=[GREY, *[BLUE] * 4], ecolor=INK)
     for place, (name, rate) in enumerate(zip(names, rates, strict=True)):
         equal = arms[name]["agreement"]["equal"]
-        label = f"{rate['median']:.0f}\n{100 * equal:.1f} % as exact"
+        label = f"{rate['median']:.0f}\n{100 * equal:.1f} %"
         axes.text(place, rate["max"], label, ha="center", va="bottom", fontsize=8, color=INK)
     axes.set_ylim(0, max(rate["max"] for rate in rates) * 1.2)
     axes.set_ylabel("rows/s, one thread")
-    axes.set_title("The toy's archive, end to end", fontsize=10)
+    axes.set_title("The toy's archive, end to end (%: answers equal to exact)", fontsize=10)
 
 
 def draw_ratios(axes: Axes) -> None:
