@@ -212,7 +212,8 @@ def commit_step(
     state.step += active
     state.total += active
     over = state.failed if steps is None else state.failed | (state.step >= steps)
-    state.left.copy_(_left(state).masked_fill(over, 0))
+    left = torch.where(active, _left(state), state.left)
+    state.left.copy_(left.masked_fill(over, 0))
 
 
 def _places(state: BlockState) -> Tensor:

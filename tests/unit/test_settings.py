@@ -63,6 +63,7 @@ def test_a_preset_fills_what_is_not_given() -> None:
         ({"preset": "fast", "threshold": 0.8}, ("threshold", 0.8, 1.0, "none", None)),
         ({"preset": "turbo", "cache": "none"}, ("threshold", 0.7, 1.0, "none", 32)),
         ({"preset": "turbo", "refresh_interval": None}, ("threshold", 0.7, 1.0, "dual", None)),
+        ({"preset": "fast", "factor": 2.0}, ("threshold", 0.9, 2.0, "none", None)),
         ({"preset": "fast", "rule": "schedule"}, ("schedule", 0.9, 1.0, "none", None)),
         ({"preset": "exact", "cache": "prefix"}, ("schedule", 0.9, 1.0, "prefix", None)),
         ({"rule": "factor", "factor": 2}, ("factor", 0.9, 2.0, "none", None)),

@@ -27,16 +27,22 @@ SIZES = {"gen_length": 8, "block_length": 4, "steps": 8}
 SAMPLERS = {
     "exact": {},
     "two a step": {"steps": 4},
-    "threshold": {"rule": "threshold", "threshold": 0.02},
+    "threshold": {"rule": "threshold", "threshold": 0.3},
     "factor": {"rule": "factor", "factor": 1.0},
-    "turbo": {"preset": "turbo"},
+    "turbo": {"preset": "turbo", "threshold": 0.3},
     "refresh": {"cache": "dual", "refresh_interval": 3},
 }
 
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Medv:
-    return weights.load(folder, dtype=torch.float32, device="cpu")
+    """With layers that speak up: as it was made, it says one token whatever is asked."""
+    made = weights.load(folder, dtype=torch.float32, device="cpu")
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if name.startswith("model.layers") or name == "model.norm.weight":
+                parameter.fill_(2.0) if parameter.ndim == 1 else parameter.mul_(2)
+    return made
 
 
 def predictor(
@@ -50,7 +56,7 @@ def predictor(
 def requests(**sampler: object) -> list[Request]:
     """Prompts of many lengths, with and without pictures."""
     words = ["why?", "is there a lesion in the picture?", "x" * 60, "left or right", "a" * 200]
-    settings = SamplerSettings(**{**SIZES, "stop": ("7",), **sampler})  # type: ignore[arg-type]
+    settings = SamplerSettings(**{**SIZES, "stop": ("i", ">"), **sampler})  # type: ignore[arg-type]
     return [
         Request(word, (png(n),) if n % 2 else (), sampler=settings) for n, word in enumerate(words)
     ]
@@ -86,6 +92,40 @@ def test_answers_are_those_of_requests_alone(
         assert a.token_confidence == pytest.approx(b.token_confidence, rel=1e-4)
 
 
+def test_rows_that_stand_at_different_steps(
+    folder: Path, model: Medv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row enters at every step, so that some are computed whole and others in windows; and those
+    of another refresh interval have a lane of their own."""
+    kinds = [requests(cache="dual", refresh_interval=interval)[1:] for interval in (3, 2)]
+    asked = [*kinds[0], *kinds[1]]
+    with predictor(folder, model, together=False) as one:
+        want = one.answer(asked)
+    assert not same(want[:4], want[4:])
+    monkeypatch.setattr(
+        "medv_ray.engine.slot.forward_rows", lambda *_: pytest.fail("not in a lane")
+    )
+    with predictor(folder, model, together=True, slots=10) as many:
+        got: dict[int, Answer | DataError] = {}
+        for request in asked:
+            many.engine.admit(request)
+            got |= dict(many.engine.step())
+        while not many.engine.idle:
+            got |= dict(many.engine.step())
+    assert same([answer for _, answer in sorted(got.items())], want)
+
+
+def test_a_prompt_that_just_does_not_fit_gets_a_larger_lane(model: Medv) -> None:
+    spec = SampleSpec(8, 4, 8, mask_id=1)
+    made = lanes.Lanes(model, 2**30)
+    for length, places in ((256, 256), (257, 512)):
+        prompt = torch.zeros(length, model.head.shape[1])
+        row = made.enter(spec, SamplerSettings(**SIZES), prompt, 1)
+        assert row is not None
+        assert row._lane.slots.prompt_places == places
+        row.leave()
+
+
 def test_kinds_that_lanes_cannot_do_go_beside_them(folder: Path, model: Medv) -> None:
     asked = requests()
     asked += requests(temperature=1.0) + requests(cache="prefix") + requests(cfg_scale=1.0)
@@ -100,7 +140,7 @@ def test_a_row_that_predicts_the_mask_token_is_handed_back(folder: Path, model: 
         raised = model.lm_head.weight[mask].clone()
         try:
             with torch.no_grad():
-                model.lm_head.weight[mask] *= 3  # large for about half of the positions
+                model.lm_head.weight[mask] *= 8  # large for about half of the positions
             for predictor_ in (many, one):
                 predictor_.engine._head = model.head
             got, want = many.answer(requests()), one.answer(requests())

@@ -237,6 +237,20 @@ def test_a_row_whose_odds_are_nan_changes_no_more(step: Callable, device: torch.
 
 
 @pytest.mark.parametrize("step", [reference.commit_step, kernel.commit_step])
+def test_a_row_with_nothing_left_rests(step: Callable, device: torch.device) -> None:
+    """So a caller makes it wait: nothing of it changes, though it has masks and steps."""
+    state = begin(2, 4, device)
+    state.left[0] = 0
+    before = copy.deepcopy(state)
+    k = torch.ones(2, 4, dtype=torch.int64, device=device)
+    token, rest = torch.zeros(2, 4, dtype=torch.int64, device=device), torch.rand(2, 4).to(device)
+    step(state, token, rest, k, mask_id=MASK)
+    for name, part in vars(state).items():
+        assert torch.equal(part[0], getattr(before, name)[0]), name
+    assert state.left.tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("step", [reference.commit_step, kernel.commit_step])
 def test_nan_where_nothing_is_committed_is_no_failure(step: Callable, device: torch.device) -> None:
     """A step of k = 0 needs no odds; nor do positions behind the limit or without a mask."""
     state = begin(1, 4, device)

@@ -89,7 +89,7 @@ def test_a_row_that_was_not_finite_leaves_nothing(toy, prompts):
     slots.enter(3, torch.full((14, 32), torch.nan))
     slots.full([3], x[:1])
     slots.enter(3, prompts[1])
-    slots.full([3], x[:1])
+    assert slots.full([3, 2], x[:2])[0].isfinite().all(), "beside a longer one"
     at = torch.arange(W).expand(4, W)
     assert slots.window(x[:1, :W].expand(4, W), at)[3].isfinite().all()
 
