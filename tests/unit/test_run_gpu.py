@@ -40,10 +40,10 @@ def test_wrong_results_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return found._replace(token=found.token + 1)
 
     monkeypatch.setattr(run_gpu.ops, "select", wrong)
-    with pytest.raises(SystemExit, match="nothing was timed: select"):
+    with pytest.raises(SystemExit, match="was not timed: select"):
         run(tmp_path / "toy.json", monkeypatch)
     found = json.loads((tmp_path / "toy.json").read_text())
-    assert set(found["left_out"]) == PARTS
+    assert set(found["left_out"]) == PARTS - {"peaks", "loss"}, "what does not need it is timed"
 
 
 def test_out_of_time_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
