@@ -12,6 +12,7 @@ from medv_ray.data.prompts import load_tokenizer
 from medv_ray.training.order import Order, noise_seed
 from medv_ray.training.run import build_model
 from medv_ray.training.samples import Pictures, Samples
+from medv_ray.training.survey import survey_stage
 from tests.unit.data.releases import picture
 from tests.unit.training import tiny
 
@@ -76,13 +77,24 @@ def test_rows_of_two_pictures_ask_for_padded_ones(home: Path) -> None:
 
 def test_the_filling_follows_the_row_of_the_dataset(home: Path) -> None:
     """Not the position: a row is filled to the same length in every epoch, as it was surveyed."""
-    settings = tiny.settings(home, seed=3, answer_fill=(6, 9, 13))
+    settings = tiny.settings(home, seed=3, answer_fill=(6, 9, 13), trainable=("vision",))
     dataset, tokenizer = Dataset.open(home / "data"), load_tokenizer(settings.model)
-    samples = Samples(dataset, tokenizer, settings.stage, build_model(settings, "cpu"), 10**6)
-    lengths = {(samples.row(p), len(samples(p).ids)) for p in range(12) if samples.row(p) < 3}
+    model = build_model(settings, "cpu")
+    samples = Samples(dataset, tokenizer, settings.stage, model, 10**6)
+    made = {(samples.row(p), len(samples(p).ids)) for p in range(16) if samples.row(p) < 3}
     samples.close()
-    first = min(length for _, length in lengths)
-    assert lengths == {(0, first), (1, first + 3), (2, first + 7)}
+    first = min(length for _, length in made)
+    assert made == {(0, first), (1, first + 3), (2, first + 7)}
+    surveyed = [
+        survey_stage(
+            dataset,
+            tokenizer,
+            settings.stage.model_copy(update={"answer_fill": fill}),
+            model.config,
+        ).targets
+        for fill in ((6, 9, 13), 6)
+    ]
+    assert surveyed[0] - surveyed[1] == 0 + 3 + 7 + 0
 
 
 def test_noise_and_order_follow_seed_and_position() -> None:
