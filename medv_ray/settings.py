@@ -105,7 +105,6 @@ class SamplerSettings(Settings):
     a seeded reference run, its order among exact ties included; or `keyed`: with temperature, each
     number from seed, step, position and token alone, made where the logits are. On a GPU no draw
     crosses the bus then."""
-
     rule: Literal["schedule", "threshold", "factor", "factor_llada_v"] = "schedule"
     """How many tokens a step commits: as many as `steps` say (the references); all of confidence
     `threshold` or more (Fast-dLLM); or by rank r, while confidence is 1 - factor / (r + 1) or more:

@@ -164,8 +164,7 @@ class Blocks:
         elif masks:
             row.state = "unfit"  # they would compete with the next block's own
         else:
-            for part, value in (("block_start", start), ("step", 0)):
-                getattr(self.state, part)[b] = value
+            self.state.block_start[b], self.state.step[b] = start, 0
             self.state.block_end[b] = start + self.spec.block_length
             self.state.left[b] = self.spec.block_length
 

@@ -24,7 +24,7 @@ LEAST_PLACES = 256
 
 
 class Lane:
-    """Slots of one sampler setting. `cache` is none, or dual with its refresh interval."""
+    """Slots of one sampler setting: full recompute, or the dual cache where `dual`."""
 
     def __init__(
         self,

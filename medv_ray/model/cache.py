@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from medv_ray.model.denoise import FullRecompute, Pass, Prompt
-from medv_ray.model.keys import KeyValues
+from medv_ray.model.keys import KeyValues, kept_bytes
 from medv_ray.model.medv import Medv
 
 Kind = Literal["prefix", "dual"]
@@ -79,11 +79,8 @@ class Cached(FullRecompute):
 
     def kept_bytes(self, gen_length: int) -> int:
         """Bytes of the keys and values of all rows."""
-        language = self.model.config.language
-        heads = language.num_key_value_heads * language.head_dim
-        per_place = 2 * language.num_hidden_layers * heads * self.model.dtype.itemsize
-        lengths = (self.sequence_length(b, gen_length) for b in range(len(self._prompts)))
-        return per_place * sum(lengths)
+        places = sum(self.sequence_length(b, gen_length) for b in range(len(self._prompts)))
+        return kept_bytes(self.model.config.language, self.model.dtype, places)
 
     def _pass(self, b: int, x: Tensor, need: Tensor) -> Pass:
         row = self._kept.get(b)

@@ -11,6 +11,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from medv_ray.model.config import LanguageConfig
+
+
+def kept_bytes(language: LanguageConfig, dtype: torch.dtype, places: int) -> int:
+    """Bytes of the keys and values of so many places in all layers."""
+    width = language.num_key_value_heads * language.head_dim
+    return 2 * language.num_hidden_layers * width * places * dtype.itemsize
+
 
 class Keys(Protocol):
     """Where a pass leaves its keys and values, and gets those to attend to."""

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from medv_ray.model.keys import kept_bytes
 from medv_ray.model.medv import Medv
 
 
@@ -81,9 +82,7 @@ class Slots:
     @staticmethod
     def kept_bytes(model: Medv, places: int) -> int:
         """Bytes of the keys and values of one slot."""
-        language = model.config.language
-        heads = language.num_key_value_heads * language.head_dim
-        return 2 * language.num_hidden_layers * heads * places * model.dtype.itemsize
+        return kept_bytes(model.config.language, model.dtype, places)
 
     def enter(self, slot: int, prompt: Tensor) -> None:
         """Put a prompt float[<= P, D] into a slot."""
