@@ -393,6 +393,70 @@ CATALOGUE: dict[str, Entry] = {
         "shard.offload_optimizer or use more workers: the result stays the same. Or train LoRA: "
         "stage.lora.rank=16. `medv plan train` says what fits.",
     ),
+    # the endpoint
+    "E1701": Entry(
+        "bad_request",
+        "A field of the request is unknown, missing, of the wrong type or outside its limits.",
+        "The message names the field and the rule; /openapi.json and docs/serving.md list all.",
+    ),
+    "E1702": Entry(
+        "api_key",
+        "The API key is missing or wrong, or the file of keys cannot be used.",
+        "Send `Authorization: Bearer KEY`. The file has one `name key` a line, keys of 16 "
+        "characters or more; an endpoint that other machines can reach needs one.",
+    ),
+    "E1703": Entry(
+        "body_too_large",
+        "The request's body is larger than the endpoint takes.",
+        "Send a smaller picture, or raise --set limits.max_body_bytes=...",
+    ),
+    "E1704": Entry(
+        "url_not_fetched",
+        "The picture's URL is none that the endpoint fetches.",
+        "Send it as data:image/...;base64,... ; --set fetch.hosts=[...] allows https from hosts.",
+    ),
+    "E1705": Entry(
+        "not_this_machine",
+        "The endpoint has no API keys and the request came from another machine, or under another "
+        "name than localhost.",
+        "Give the endpoint keys (--keys-file).",
+    ),
+    "E1706": Entry(
+        "not_found",
+        "There is no such path, or no model of that name.",
+        "GET /v1/models lists the models.",
+    ),
+    "E1707": Entry(
+        "too_many_requests",
+        "The endpoint, or this API key, has as many requests as it may hold.",
+        "Come back after the seconds that Retry-After tells; raise --set limits.ongoing=..., "
+        "limits.queue or limits.per_key, or scaling.max_replicas.",
+    ),
+    "E1708": Entry(
+        "unavailable",
+        "No replica can answer now: it is being replaced, or did not answer in time.",
+        "Come back after the seconds that Retry-After tells.",
+    ),
+    "E1709": Entry(
+        "body_too_slow",
+        "The request's body did not arrive in time.",
+        "Send faster, or raise --set limits.body_seconds=...",
+    ),
+    "E1710": Entry(
+        "media_type",
+        "The body is no application/json, or it is compressed.",
+        "Send JSON with Content-Type: application/json.",
+    ),
+    "E1711": Entry(
+        "headers_too_large",
+        "The request's headers are larger than the endpoint takes.",
+        "Send fewer or shorter headers.",
+    ),
+    "E1712": Entry(
+        "method",
+        "The path does not take this HTTP method.",
+        "/openapi.json lists methods by path.",
+    ),
 }
 
 

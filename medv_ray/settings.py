@@ -160,6 +160,16 @@ class SamplerSettings(Settings):
             )
         return self
 
+    def changed(self, given: dict[str, Any]) -> SamplerSettings:
+        """These settings with others over them. A preset among those fills what it governs anew.
+
+        Raises SettingsError E1001, E1002.
+        """
+        under = self.model_dump()
+        if "preset" in given:
+            under = {name: v for name, v in under.items() if name not in _PRESET_DEFAULTS}
+        return build(SamplerSettings, under | given)
+
 
 class PromptSettings(Settings):
     """How question and image become token ids."""

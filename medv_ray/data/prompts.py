@@ -174,12 +174,14 @@ def build(
     turns: str | Sequence[Turn],
     num_images: int,
     settings: PromptSettings,
+    system: str | None = None,
 ) -> list[int]:
     """Prompt ids, the assistant's header last; IMAGE_SLOTs in front of the first user text.
 
     Args:
         turns: a question, or messages of user and assistant by turns, from a user's to a user's.
         num_images: one slot each, joined by blanks, and a newline before the text. 0: text alone.
+        system: a sentence in place of the one that settings name; empty: none.
 
     Texts are trimmed, as by the chat template. Raises DataError E1301, E1302, E1304 as
     `check_question`, and E1109 for messages out of turn.
@@ -190,9 +192,11 @@ def build(
         raise DataError("E1109", "a dialogue goes user, assistant, ... and ends with the user.")
     special = SpecialIds.of(tokenizer)
     pieces: list[int | str] = [special.bos]
-    system = SYSTEM_SENTENCES[settings.system]
-    if system is not None:
-        pieces += message(special, "system", [system])
+    if system is None:
+        system = SYSTEM_SENTENCES[settings.system] or ""
+    check_storable(system)
+    if system.strip():
+        pieces += message(special, "system", [system.strip()])
     slots: list[int | str] = [" "] * max(2 * num_images - 1, 0)
     slots[::2] = [IMAGE_SLOT] * num_images
     for index, turn in enumerate(dialogue):

@@ -22,7 +22,7 @@ from medv_ray.data.segments import assistant_header, prompt_ends
 from medv_ray.diffusion.blocks import fits
 from medv_ray.diffusion.sampler import Denoising, SampleSpec
 from medv_ray.engine.doors import Doors
-from medv_ray.engine.images import ImageStore
+from medv_ray.engine.images import Features, ImageStore
 from medv_ray.engine.lane import LaneRow, Lanes
 from medv_ray.engine.request import Answer, Counters, Request, View
 from medv_ray.engine.resolve import resolve
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
+MAX_SPECS = 256
+"""Different sampler settings that are kept in resolved form; clients of an endpoint send many."""
 
 
 class Engine:
@@ -65,6 +67,7 @@ class Engine:
         self._lanes = Lanes(model, self._doors.budget_bytes) if together else None
         self._no_lane: set[int] = set()  # tickets that a lane has handed back
         self._specs: dict[SamplerSettings, SampleSpec] = {}
+        self._admitted_s: dict[int, float] = {}
         self._num_slots = engine.slots or (1 if model.device.type == "cpu" else 8)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._slots: list[Slot] = []
@@ -80,6 +83,7 @@ class Engine:
         settings."""
         self.spec(request.sampler or self._settings.sampler)
         self._tickets += 1
+        self._admitted_s[self._tickets] = time.perf_counter()
         self._waiting.append((self._tickets, request))
         return self._tickets
 
@@ -91,10 +95,25 @@ class Engine:
     def cancel(self, ticket: int) -> None:
         """End a request before its next step; `step` returns what it has, marked `cancelled`."""
         self._waiting = deque(entry for entry in self._waiting if entry[0] != ticket)
+        self._admitted_s.pop(ticket, None)
         if self._ready is not None and self._ready.ticket == ticket:
             self._ready = None
         for slot in self._slots:
             slot.cancelled |= slot.ticket == ticket
+
+    def give_up(self) -> int | None:
+        """End the request for which alone `step` has raised; its ticket. None: there are several,
+        or none."""
+        tickets = [slot.ticket for slot in self._slots]
+        if not tickets:  # it has no slot yet, or has lost it
+            first = self._ready.ticket if self._ready else next(iter(self._waiting), (None,))[0]
+            tickets = [first] if first is not None else []
+        if len(tickets) != 1:
+            return None
+        for slot in list(self._slots):
+            self._leave(slot)
+        self.cancel(tickets[0])
+        return tickets[0]
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Answer | DataError]]:
@@ -143,6 +162,7 @@ class Engine:
         try:
             return self._start(ticket, request)
         except DataError as error:
+            self._admitted_s.pop(ticket, None)
             self._ended.append((ticket, error))
         except torch.OutOfMemoryError:
             self._waiting.appendleft((ticket, request))
@@ -173,6 +193,7 @@ class Engine:
 
     def _leave(self, slot: Slot) -> None:
         self._slots.remove(slot)
+        self._admitted_s.pop(slot.ticket, None)
         self._no_lane.discard(slot.ticket)
         if isinstance(slot.denoising, LaneRow):
             slot.denoising.leave()
@@ -218,10 +239,8 @@ class Engine:
         started_s = time.perf_counter()
         settings = request.sampler or self._settings.sampler
         spec = self.spec(settings)
-        turns = [*request.history, Turn("user", request.question)]
-        ids = build(self._tokenizer, turns, len(request.images), self._settings.prompt)
-        several = len(request.images) > 1
-        features = [self._images.get(data, several) for data in request.images]
+        ids, features = self._read(request)
+        vision_s = time.perf_counter() - started_s
         attention = self._model.config.attention
         ends = prompt_ends(ids, attention, self._header, self._special.eot)  # type: ignore[arg-type]
         prompt = Prompt(torch.tensor(ids), tuple(f.tokens for f in features), ends)
@@ -249,7 +268,18 @@ class Engine:
             tuple(word for f in features for word in f.warnings),
             tuple(f.sha256 for f in features),
             hashlib.sha256(np.array(ids, dtype="<i8").tobytes()).hexdigest(),
+            started_s - self._admitted_s.get(ticket, started_s),
+            vision_s,
         )
+
+    def _read(self, request: Request) -> tuple[list[int], list[Features]]:
+        """Prompt ids and image features. Raises DataError E1109, E12xx, E13xx."""
+        turns = [*request.history, Turn("user", request.question)]
+        ids = build(
+            self._tokenizer, turns, len(request.images), self._settings.prompt, request.system
+        )
+        several = len(request.images) > 1
+        return ids, [self._images.get(data, several) for data in request.images]
 
     def _denoising(self, spec: SampleSpec, door: FullRecompute, seed: int) -> Denoising:
         generator = torch.Generator().manual_seed(seed)
@@ -275,6 +305,9 @@ class Engine:
             warnings=slot.warnings,
             image_sha256=slot.image_sha256,
             prompt_sha256=slot.prompt_sha256,
+            prompt_tokens=len(slot.prompt),
+            waited_s=slot.waited_s,
+            vision_s=slot.vision_s,
         )
 
     def view(self, ticket: int) -> View | None:
@@ -283,23 +316,32 @@ class Engine:
         if slot is None:
             return None
         now = slot.row
-        ids = now.x[0].tolist()
+        masked = now.masked[0].tolist()
+        ids = [None if hidden else i for i, hidden in zip(now.x[0].tolist(), masked, strict=True)]
         return View(
             step=now.step,
-            tokens=tuple(
-                None if masked else self.token_text(token)
-                for token, masked in zip(ids, now.masked[0].tolist(), strict=True)
-            ),
+            tokens=tuple(None if token is None else self.token_text(token) for token in ids),
             confidence=tuple(now.token_confidence[0].tolist()),
+            ids=tuple(ids),
+            token_step=tuple(now.token_step[0].tolist()),
         )
 
     def token_text(self, token: int) -> str:
         """How one token reads."""
         return str(self._tokenizer.decode([token]))
 
+    def text(self, ids: Sequence[int]) -> str:
+        """How tokens read together, special ones left out; not trimmed."""
+        found = self._tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(found)
+
     def spec(self, settings: SamplerSettings) -> SampleSpec:
         """Sampler settings with token names turned into ids. Raises SettingsError E1001."""
         if settings not in self._specs:
+            if len(self._specs) == MAX_SPECS:
+                self._specs.clear()
             self._specs[settings] = resolve(settings, self._tokenizer, self._special)
         return self._specs[settings]
 

@@ -108,7 +108,9 @@ class Predictor:
     def _last_view(self, answer: Answer, before: View | None) -> View:
         tokens = tuple(self.engine.token_text(token) for token in answer.token_ids)
         step = max(answer.token_step, default=0 if before is None else before.step)
-        return View(step, tokens, answer.token_confidence, answer)
+        return View(
+            step, tokens, answer.token_confidence, answer.token_ids, answer.token_step, answer
+        )
 
     def close(self) -> None:
         """End the image decoder's child processes."""

@@ -20,6 +20,8 @@ class Request:
     """Encoded files, in the order in which the prompt names them."""
     history: tuple[Turn, ...] = ()
     """Earlier turns, user first; the images belong to the first of them."""
+    system: str | None = None
+    """In place of the system sentence of the prompt settings; empty: none."""
     seed: int = 0
     """Of this row's own generator; see `row_seed`."""
     sampler: SamplerSettings | None = None
@@ -44,6 +46,12 @@ class Answer:
     warnings: tuple[str, ...] = ()
     image_sha256: tuple[str, ...] = ()
     prompt_sha256: str = ""
+    prompt_tokens: int = 0
+    """Positions before the response, those of images included."""
+    waited_s: float = 0.0
+    """From being admitted to taking a slot."""
+    vision_s: float = 0.0
+    """Of `seconds`, what decoding and the vision tower took."""
 
     @property
     def confidence(self) -> float:
@@ -59,6 +67,10 @@ class View:
     tokens: tuple[str | None, ...]
     """Text of each position's token; None where it is still masked."""
     confidence: tuple[float, ...]
+    ids: tuple[int | None, ...] = ()
+    """Id of each position's token; None where it is still masked."""
+    token_step: tuple[int, ...] = ()
+    """The step, from 0, at which each position was committed; no number where it is masked."""
     answer: Answer | None = None
 
 

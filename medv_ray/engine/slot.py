@@ -38,6 +38,8 @@ class Slot:
     warnings: tuple[str, ...]
     image_sha256: tuple[str, ...]
     prompt_sha256: str
+    waited_s: float
+    vision_s: float
     cancelled: bool = False
     error: DataError | None = None
 

@@ -13,6 +13,7 @@ import torch
 
 from medv_kernels import cpu
 from medv_ray.engine import Answer, Predictor, Request
+from medv_ray.engine.memory import is_out_of_memory
 from medv_ray.errors import DataError, MedvError, RunError
 from medv_ray.on_ray.options import ScoreSettings
 
@@ -21,8 +22,6 @@ PREDICTOR = "medv_ray.on_ray.answerer:load_predictor"
 FIRST_ROWS = 8
 """Rows out of memory before any was answered: then it is no matter of single rows, and each has
 cost two more loads of the model."""
-# what torch and cuBLAS say in a plain RuntimeError
-MEMORY_WORDS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class Answerer(Protocol):
@@ -149,10 +148,3 @@ def raise_if_fatal(error: Exception) -> None:
         raise error
     if isinstance(error, torch.AcceleratorError):
         os._exit(CRASH_CODE)  # the CUDA context is lost; a new process gets a new one
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory, of the machine or of the GPU, was short."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in MEMORY_WORDS)

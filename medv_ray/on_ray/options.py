@@ -14,7 +14,15 @@ from medv_ray import __version__
 from medv_ray.archive.sources import ArchiveSettings
 from medv_ray.archive.store import is_local
 from medv_ray.errors import SettingsError
-from medv_ray.settings import AnswerSettings, EngineSettings, ModelSettings, Settings
+from medv_ray.serving.options import ServeSettings
+from medv_ray.settings import (
+    AnswerSettings,
+    EngineSettings,
+    ModelSettings,
+    Settings,
+    build,
+    model_folder,
+)
 
 
 class PoolSettings(Settings):
@@ -120,6 +128,21 @@ def checkpoint_defaults(path: str) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError):
         return {}  # loading the checkpoint says what is wrong with it
     return {"sampler": found} if isinstance(found, dict) else {}
+
+
+def serve_settings(values: dict[str, Any]) -> ServeSettings:
+    """Settings of an endpoint, over what its checkpoint recommends. `model` may be a folder alone.
+
+    Raises SettingsError E1001, E1002.
+    """
+    model = values.get("model")
+    model = {"path": model} if isinstance(model, str) else dict(model or {})
+    path = model.setdefault("path", "toy")
+    sampler = values.get("sampler") or {}
+    if isinstance(path, str) and isinstance(sampler, dict):
+        model["path"] = os.path.abspath(model_folder(path))
+        sampler = checkpoint_defaults(model["path"]).get("sampler", {}) | sampler
+    return build(ServeSettings, {**values, "model": model, "sampler": sampler})
 
 
 def model_digests(model: ModelSettings) -> tuple[str, str | None]:

@@ -1,0 +1,176 @@
+"""What stands in Serve's proxy, in front of the replicas.
+
+Serve calls `middlewares` when a proxy starts, if the environment that Ray was started in says
+RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=medv_ray.on_ray.front:middlewares. `medv serve` sees to
+that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+import uuid
+
+from starlette.middleware import Middleware
+
+from medv_ray.serving.auth import Keys
+from medv_ray.serving.guard import App, Guard, Message, Receive, Scope, Send
+from medv_ray.serving.options import LimitSettings
+from medv_ray.serving.replies import OURS, body_of, error_object, headers_of, status_of
+
+log = logging.getLogger(__name__)
+CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+LIMITS = "MEDV_SERVE_LIMITS"
+"""Environment variable: the settings of `limits` as JSON, for the proxies."""
+SERVES_OWN = (
+    b"serve_multiplexed_model_id", b"serve-multiplexed-model-id", b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+)  # fmt: skip
+"""Headers by which a client could change how Serve treats its request."""
+
+
+def middlewares() -> list[Middleware]:
+    """For Serve's proxy. The environment tells limits and keys."""
+    told = os.environ.get(LIMITS)
+    limits = LimitSettings.model_validate_json(told) if told else LimitSettings()
+    return [Middleware(Front, limits=limits, keys=Keys.load(None))]
+
+
+class Front:
+    """Guard, request id, one more try where a replica was lost, and errors in our own words."""
+
+    def __init__(self, app: App, limits: LimitSettings, keys: Keys) -> None:
+        self._app, self._limits = app, limits
+        self._guard = Guard(self._pass, limits, keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # a load balancer's question to the proxy itself; Serve's other paths of its own are not told
+        if scope["type"] == "http" and scope["path"] == "/-/healthz":
+            await self._app(scope, receive, send)
+        else:
+            await self._guard(scope, receive, send)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        given = {name: value for name, value in scope["headers"] if name not in SERVES_OWN}
+        given.setdefault(b"x-request-id", uuid.uuid4().hex.encode())
+        given[b"x-medv-created"] = str(int(time.time())).encode()
+        body = (await receive()).get("body", b"")
+        relay = Relay(send, self._limits.retry_after_s)
+        if scope["path"].startswith("/-/"):
+            await relay.refuse("E1706", "there is nothing at this path.")
+            return
+        for attempt in (1, 2):
+            caller = Caller(body, receive)
+            headers = list(given.items())
+            await self._app({**scope, "headers": headers}, caller.receive, relay.attempt())
+            if relay.ended or caller.left:
+                return
+            log.warning("a replica was lost in attempt %d of a request", attempt)
+        await relay.give_up()
+
+
+class Caller:
+    """What the client sends, for one attempt."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+        self.left = False
+
+    async def receive(self) -> Message:
+        """The whole body at first, then that the client has left, once it has."""
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        message = await self._receive()
+        self.left |= message["type"] == "http.disconnect"
+        return message
+
+
+class Relay:
+    """One response, made of what one or two replicas sent.
+
+    A replica's bytes follow from the request alone. So a second one sends again what the first had
+    sent, which is compared and dropped, and goes on from there.
+    """
+
+    def __init__(self, send: Send, retry_after_s: int) -> None:
+        self._send, self._retry_after_s = send, retry_after_s
+        self.ended = False
+        self._status = 0  # of what was sent to the client; 0: nothing yet
+        self._sent_bytes, self._sent = 0, hashlib.sha256()
+
+    def attempt(self) -> Send:
+        """The `send` of a new attempt."""
+        self._seen_bytes, self._seen = 0, hashlib.sha256()
+        self._foreign = False
+        return self._take
+
+    async def _take(self, message: Message) -> None:
+        if self.ended:
+            return
+        if message["type"] == "http.response.start":
+            await self._start(message)
+        elif message["type"] == "http.response.body" and not self._foreign:
+            await self._body(message)
+
+    async def _start(self, message: Message) -> None:
+        status = message["status"]
+        if OURS not in {bytes(name).lower() for name, _ in message["headers"]}:
+            self._foreign = True  # Serve's own words, which may hold more than a client should see
+            if status == 429:
+                await self.refuse("E1707", "too many requests wait for a replica.")
+            elif status < 500 or status == 503:
+                await self.refuse("E1708", "no replica can answer now.")
+            return  # 500: a lost replica; there is another attempt
+        if self._status == 0:
+            self._status = status
+            await self._send(message)
+        elif status != self._status:
+            await self._break_off()
+
+    async def _body(self, message: Message) -> None:
+        data, more = message.get("body", b""), message.get("more_body", False)
+        again = min(len(data), self._sent_bytes - self._seen_bytes)
+        self._seen.update(data[:again])
+        self._seen_bytes += again
+        data = data[again:]
+        if self._seen_bytes == self._sent_bytes and again:
+            if self._seen.digest() != self._sent.digest():  # on a GPU, company changes last bits
+                await self._break_off()
+                return
+        self._seen.update(data)
+        self._sent.update(data)
+        self._seen_bytes += len(data)
+        self._sent_bytes += len(data)
+        self.ended = not more
+        if data or not more:
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def give_up(self) -> None:
+        """There was no answer."""
+        if self._status:
+            await self._break_off()
+        else:
+            await self.refuse("E1708", "the replica was lost, and so was the next one.")
+
+    async def refuse(self, code: str, message: str) -> None:
+        """An answer of our own, or the end of one that has begun."""
+        if self._status:
+            await self._break_off()
+            return
+        self.ended = True
+        status, body = status_of(code), body_of(error_object(code, message))
+        headers = headers_of(status, self._retry_after_s) | {"content-type": "application/json"}
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def _break_off(self) -> None:
+        """End a response that cannot be gone on with by an error event."""
+        self.ended = True
+        told = body_of(error_object("E1708", "the replica was lost; ask again."))
+        event = b"\n\ndata: " + told + b"\n\n"
+        await self._send({"type": "http.response.body", "body": event, "more_body": False})

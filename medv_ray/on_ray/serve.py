@@ -1,0 +1,112 @@
+"""The endpoint on Ray Serve: a replica around the service, and the application that Serve deploys.
+
+    serve deploy cluster/serve.yaml      # names `build` below and its settings
+
+Each replica steps its own engine; the requests of all clients meet there.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from ray import serve
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.util import metrics as ray_metrics
+
+from medv_ray.errors import RunError
+from medv_ray.on_ray.options import serve_settings
+from medv_ray.serving.app import make_app
+from medv_ray.serving.audit import AuditLog
+from medv_ray.serving.auth import Keys
+from medv_ray.serving.guard import App
+from medv_ray.serving.meters import METERS, Meters
+from medv_ray.serving.options import ServeSettings
+from medv_ray.serving.service import Service
+from medv_ray.settings import build as settings_of
+
+log = logging.getLogger(__name__)
+HEALTH_SECONDS = 5.0
+"""Between two looks at a replica. A stuck one is found after `limits.stuck_seconds` and this."""
+
+
+class RayMeters:
+    """Numbers as Ray's own metrics, which its Prometheus endpoint shows for all replicas."""
+
+    def __init__(self) -> None:
+        kinds = {"counter": ray_metrics.Counter, "gauge": ray_metrics.Gauge}
+        self._made: dict[str, Any] = {}
+        for name, meter in METERS.items():
+            if meter.kind == "histogram":
+                self._made[name] = ray_metrics.Histogram(
+                    name, meter.told, list(meter.buckets), meter.labels
+                )
+            else:
+                self._made[name] = kinds[meter.kind](name, meter.told, meter.labels)
+
+    def add(self, name: str, value: float, labels: dict[str, str]) -> None:
+        """See serving.meters.Backend."""
+        verb = {"counter": "inc", "gauge": "set", "histogram": "observe"}[METERS[name].kind]
+        getattr(self._made[name], verb)(value, tags=labels)
+
+
+@serve.ingress()
+class Replica:
+    """One process that holds the model."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        """`values`: of ServeSettings. Raises MedvError."""
+        settings = settings_of(ServeSettings, values)
+        if settings.scaling.cpus_per_replica >= 1:
+            torch.set_num_threads(int(settings.scaling.cpus_per_replica))
+        self._service = Service.load(settings, Meters([RayMeters()]))
+        audit = settings.audit_log
+        if audit is not None:  # two replicas can not chain lines in one file
+            audit = f"{audit}.{serve.get_replica_context().replica_id.unique_id}"
+        self._audit = None if audit is None else AuditLog(audit)
+        self._keys = Keys.load(settings.keys_file)
+
+    def __serve_build_asgi_app__(self) -> App:
+        return make_app(self._service, self._keys, self._audit)
+
+    def check_health(self) -> None:
+        """Raises RunError E1708 when the stepping thread is stuck or gone."""
+        wrong = self._service.health()
+        if wrong is not None:
+            log.error("unhealthy: %s", wrong)
+            raise RunError("E1708", wrong)
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application that a Serve YAML names; `args` are the values of ServeSettings.
+
+    Raises SettingsError E1001, E1002, E1702.
+    """
+    settings = serve_settings(args)
+    Keys.load(settings.keys_file)  # unreadable keys are an error now
+    limits, scaling = settings.limits, settings.scaling
+    deployment = serve.deployment(
+        Replica,
+        name="medv",
+        max_ongoing_requests=limits.ongoing,
+        max_queued_requests=limits.queue,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=limits.retry_after_s),
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=scaling.min_replicas,
+            initial_replicas=max(1, scaling.min_replicas),
+            max_replicas=max(scaling.max_replicas, scaling.min_replicas, 1),
+            target_ongoing_requests=scaling.target_ongoing or limits.ongoing / 2,
+            downscale_delay_s=scaling.downscale_seconds,
+        ),
+        # a request that was taken is answered
+        graceful_shutdown_timeout_s=limits.request_seconds + 10,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=HEALTH_SECONDS,
+        health_check_timeout_s=10,
+        ray_actor_options={
+            "num_cpus": scaling.cpus_per_replica,
+            "num_gpus": scaling.num_gpus,
+        },
+    )
+    return deployment.bind(settings.model_dump(mode="json"))

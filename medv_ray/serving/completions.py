@@ -1,0 +1,204 @@
+"""Answers and denoising states in OpenAI's wire format: whole, or as chunks of a stream.
+
+The bytes of a stream follow from the request, its id and its time alone: a proxy that lost a
+replica in the middle can ask another one and go on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from medv_ray.engine.request import Answer, View
+from medv_ray.serving.protocol import ChatRequest
+from medv_ray.serving.text import GrowingText, cut
+
+LEAST_LOGPROB = -9999.0
+"""OpenAI's number for a token of no probability."""
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How ids read: with the tokenizer and stop sequences of the model that answers."""
+
+    decode: Callable[[Sequence[int]], str]
+    """Special tokens left out, not trimmed."""
+    token: Callable[[int], str]
+    """One token, special ones by their names."""
+    stop_ids: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass
+class Choice:
+    """One of the answers to a request, as far as it has been told."""
+
+    index: int
+    seed: int
+    growing: GrowingText
+    told: set[int] = field(default_factory=set)
+    """Positions whose commit has been told."""
+    begun: bool = False
+
+
+class Completion:
+    """Everything that is said of one request."""
+
+    def __init__(
+        self,
+        request: ChatRequest,
+        texts: Texts,
+        seeds: Sequence[int],
+        gen_length: int,
+        request_id: str,
+        created: int,
+    ) -> None:
+        self.request, self._texts, self._gen_length = request, texts, gen_length
+        self.id = f"chatcmpl-{request_id}"
+        self._about = {"id": self.id, "created": created, "model": request.model}
+        self.choices = [
+            Choice(i, seed, GrowingText(texts.decode, texts.stop_ids, request.stops))
+            for i, seed in enumerate(seeds)
+        ]
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        choices = []
+        for choice, answer in zip(self.choices, answers, strict=True):
+            message = {"role": "assistant", "content": self.text(answer), "refusal": None}
+            choices.append(
+                {
+                    "index": choice.index,
+                    "message": message,
+                    "logprobs": self._logprobs(answer),
+                    "finish_reason": self._finish(answer),
+                }
+            )
+        return {
+            **self._about,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": usage_of(answers),
+            "medv": [self._ours(c, a) for c, a in zip(self.choices, answers, strict=True)],
+        }
+
+    def text(self, answer: Answer) -> str:
+        """An answer's text, cut at the request's stop texts."""
+        return cut(answer.text, self.request.stops)
+
+    def view_chunks(self, choice: Choice, view: View) -> list[dict[str, Any]]:
+        """What a step has brought."""
+        chunks = self._begin(choice)
+        if self.request.wants_denoise:
+            new = [p for p, i in enumerate(view.ids) if i is not None and p not in choice.told]
+            chunks += self._steps(choice, view, new)
+        return chunks + self._delta(choice, choice.growing.feed(view.ids))
+
+    def end_chunks(self, choice: Choice, answer: Answer) -> list[dict[str, Any]]:
+        """The rest of an answer, and how it ended."""
+        chunks = self._begin(choice)
+        if self.request.wants_denoise:
+            tokens = tuple(self._texts.token(token) for token in answer.token_ids)
+            last = View(0, tokens, answer.token_confidence, answer.token_ids, answer.token_step)
+            new = [p for p, s in enumerate(answer.token_step) if s >= 0 and p not in choice.told]
+            chunks += self._steps(choice, last, new)
+        chunks += self._delta(choice, choice.growing.finish(answer.text))
+        end = self._chunk(choice, {}, self._finish(answer))
+        end["choices"][0]["logprobs"] = self._logprobs(answer)
+        return [*chunks, end | {"medv": self._ours(choice, answer)}]
+
+    def usage_chunk(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """What comes before the end when usage was asked for."""
+        return {
+            **self._about,
+            "object": "chat.completion.chunk",
+            "choices": [],
+            "usage": usage_of(answers),
+        }
+
+    def _begin(self, choice: Choice) -> list[dict[str, Any]]:
+        if choice.begun:
+            return []
+        choice.begun = True
+        return [self._chunk(choice, {"role": "assistant", "content": ""})]
+
+    def _delta(self, choice: Choice, text: str) -> list[dict[str, Any]]:
+        return [self._chunk(choice, {"content": text})] if text else []
+
+    def _chunk(
+        self, choice: Choice, delta: dict[str, Any], finish: str | None = None
+    ) -> dict[str, Any]:
+        said = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return {**self._about, "object": "chat.completion.chunk", "choices": [said]}
+
+    def _steps(self, choice: Choice, view: View, new: Sequence[int]) -> list[dict[str, Any]]:
+        """A chunk for each step that committed some of the positions."""
+        choice.told.update(new)
+        chunks = []
+        for step in sorted({view.token_step[place] for place in new}):
+            committed = [
+                {
+                    "position": place,
+                    "token": view.tokens[place],
+                    "token_id": view.ids[place],
+                    "confidence": round(view.confidence[place], 6),
+                }
+                for place in new
+                if view.token_step[place] == step
+            ]
+            denoise = {
+                "index": choice.index,
+                "step": step,
+                "length": self._gen_length,
+                "committed": committed,
+            }
+            chunk = {**self._about, "object": "chat.completion.chunk", "choices": []}
+            chunks.append(chunk | {"denoise": denoise})
+        return chunks
+
+    def _finish(self, answer: Answer) -> str:
+        cut_short = len(self.text(answer)) < len(answer.text)
+        return "stop" if cut_short or answer.finish == "stop" else "length"
+
+    def _ours(self, choice: Choice, answer: Answer) -> dict[str, Any]:
+        return {
+            "confidence": round(answer.confidence, 6),
+            "forward_passes": answer.forward_passes,
+            "seed": choice.seed,
+            "warnings": list(answer.warnings),
+        }
+
+    def _logprobs(self, answer: Answer) -> dict[str, Any] | None:
+        """From the confidence at which each token was committed."""
+        if not self.request.logprobs:
+            return None
+        size, content = len(self.text(answer)), []
+        for place, token in enumerate(answer.token_ids):
+            if len(self._texts.decode(answer.token_ids[:place]).strip()) >= size:
+                break
+            text = self._texts.token(token)
+            confidence = answer.token_confidence[place]
+            content.append(
+                {
+                    "token": text,
+                    "logprob": math.log(confidence) if confidence > 0 else LEAST_LOGPROB,
+                    "bytes": list(text.encode()),
+                    "top_logprobs": [],
+                }
+            )
+        return {"content": content, "refusal": None}
+
+
+def usage_of(answers: Sequence[Answer]) -> dict[str, int]:
+    """Tokens in OpenAI's words; those of the prompt include the image's, and count once."""
+    prompt = answers[0].prompt_tokens
+    said = sum(len(answer.token_ids) for answer in answers)
+    return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+
+
+def event(value: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"

@@ -1,0 +1,172 @@
+"""What every request passes before the application sees it: sizes, time, key.
+
+Plain ASGI, so that it stands in Serve's proxy as well as in a replica: what is refused here costs
+no more memory than its first bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from medv_ray.serving.auth import Keys
+from medv_ray.serving.options import LimitSettings
+from medv_ray.serving.replies import body_of, error_object, headers_of, status_of
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = ("/", "/favicon.ico", "/assets/", "/-/healthz")
+"""Without a key: the page, which holds nothing, and Serve's own probe."""
+LINGER_S = 2.0
+"""How long a refused body is read and thrown away: closed at once, the client's system would drop
+our answer with the connection."""
+BODIES_BYTES = 256 * 2**20
+"""Bodies that are held at the same time; further requests get 429."""
+
+
+class Refusal(Exception):
+    """Ends a request before the application saw it."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code)
+        self.code, self.message = code, message
+
+
+class Guard:
+    """Around an ASGI application. Requests reach it with a body that is whole and small enough."""
+
+    def __init__(self, app: App, limits: LimitSettings, keys: Keys) -> None:
+        self._app, self._limits, self._keys = app, limits, keys
+        self._held_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            raise ValueError("only HTTP is spoken here")  # the server closes a websocket then
+        try:
+            headers = self._headers(scope)
+            scope.setdefault("state", {})["key"] = self._owner(scope, headers)
+            body = await self._body(headers, receive)
+        except Refusal as refused:
+            await self._refuse(refused, receive, send)
+            return
+        self._held_bytes += len(body)
+        try:
+            await self._app(scope, _replay(body, receive), send)
+        finally:
+            self._held_bytes -= len(body)
+
+    def _headers(self, scope: Scope) -> dict[str, str]:
+        pairs: list[tuple[bytes, bytes]] = scope["headers"]
+        size = sum(len(name) + len(value) for name, value in pairs)
+        size += len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+        if size > self._limits.max_header_bytes:
+            limit = self._limits.max_header_bytes
+            raise Refusal("E1711", f"the headers have {size} bytes; the limit is {limit}.")
+        return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in pairs}
+
+    def _owner(self, scope: Scope, headers: dict[str, str]) -> str:
+        """The key's name; empty where none is needed."""
+        path = str(scope["path"])
+        if self._keys:
+            owner = self._keys.owner(headers.get("authorization", ""))
+            if owner is None and not is_open(path):
+                raise Refusal("E1702", "no valid API key: send Authorization: Bearer KEY.")
+            return owner or ""
+        # a page on another site can make a browser send requests here, by a name that leads here
+        if not (_is_local(scope) and _names_this_machine(headers.get("host", "localhost"))):
+            raise Refusal("E1705", "without API keys, only clients on this machine are answered.")
+        return ""
+
+    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
+        limit = self._limits.max_body_bytes
+        announced = headers.get("content-length", "0")
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise Refusal("E1710", "a compressed body is not taken.")
+        if announced.isdecimal() and int(announced[:20]) > limit:
+            raise Refusal("E1703", f"the body has {announced[:20]} bytes; the limit is {limit}.")
+        if self._held_bytes > BODIES_BYTES:
+            raise Refusal("E1707", "too many large requests at once.")
+        pieces, size = [], 0
+        deadline = time.monotonic() + self._limits.body_seconds
+        while True:
+            try:
+                message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
+            except TimeoutError:
+                seconds = self._limits.body_seconds
+                raise Refusal("E1709", f"the body took over {seconds:g} s to arrive.") from None
+            if message["type"] != "http.request":  # the client is gone
+                raise Refusal("E1709", "the body ended early.")
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > limit:
+                raise Refusal("E1703", f"the body has over {limit} bytes, the limit.")
+            if not message.get("more_body", False):
+                return b"".join(pieces)
+
+    async def _refuse(self, refused: Refusal, receive: Receive, send: Send) -> None:
+        body = body_of(error_object(refused.code, refused.message))
+        status = status_of(refused.code)
+        headers = headers_of(status, self._limits.retry_after_s)
+        headers |= {"content-type": "application/json", "content-length": str(len(body))}
+        headers["connection"] = "close"
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        if refused.code == "E1703":
+            await _throw_away(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no key."""
+    return any(path == one or (one.endswith("s/") and path.startswith(one)) for one in OPEN_PATHS)
+
+
+def _is_local(scope: Scope) -> bool:
+    host = (scope.get("client") or ("",))[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def _names_this_machine(host: str) -> bool:
+    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    return name.strip("[]") in ("localhost", "127.0.0.1", "::1")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The whole body as one message, then what else comes: that the client is gone."""
+    sent = False
+
+    async def again() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def _throw_away(receive: Receive) -> None:
+    try:
+        async with asyncio.timeout(LINGER_S):
+            while True:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return

@@ -1,0 +1,105 @@
+"""Settings of an endpoint: one object for flags, YAML, `--set` and `serve deploy`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from medv_ray.settings import (
+    AnswerSettings,
+    EngineSettings,
+    ImageSettings,
+    ModelSettings,
+    Settings,
+)
+
+
+class LimitSettings(Settings):
+    """What a request may ask for, and how many are taken at once."""
+
+    max_body_bytes: PositiveInt = 20 * 2**20
+    """A longer body is refused (413) by its header, or as soon as it is longer."""
+    max_header_bytes: PositiveInt = 32 * 2**10
+    """Of all headers together (431)."""
+    body_seconds: PositiveFloat = 30.0
+    """Time for a whole body to arrive; a slower sender is refused (408)."""
+    max_messages: PositiveInt = 64
+    max_images: PositiveInt = 4
+    max_gen_length: PositiveInt = 512
+    """L, response positions of a request."""
+    max_steps: PositiveInt = 512
+    max_n: PositiveInt = 8
+    """Answers to one request."""
+    per_key: PositiveInt = 8
+    """Requests of one API key that a replica answers at the same time; further ones get 429.
+    Without keys there is no such limit."""
+    ongoing: PositiveInt = 64
+    """Requests that a replica holds, those that wait for a slot included."""
+    queue: NonNegativeInt = 64
+    """Requests that wait for a replica, in each proxy; further ones get 429."""
+    request_seconds: PositiveFloat = 120.0
+    """From a request's arrival at the replica to its last token; then 503, or an error event."""
+    retry_after_s: PositiveInt = 1
+    """What 429 and 503 tell the client to wait."""
+    stuck_seconds: PositiveFloat = 45.0
+    """A denoising step that takes longer makes the replica unhealthy; it is replaced."""
+
+
+class FetchSettings(Settings):
+    """Images by URL. Nothing is fetched unless hosts are named here."""
+
+    hosts: tuple[str, ...] = ()
+    """Host names that https images may come from. Each is resolved once, must be a public
+    address, and no redirect is followed."""
+    max_bytes: PositiveInt = 10 * 2**20
+    seconds: PositiveFloat = 10.0
+
+
+class ScalingSettings(Settings):
+    """How many replicas there are, and what each takes of the cluster."""
+
+    min_replicas: NonNegativeInt = 1
+    """0 gives the last replica back when nobody asks; the next request then waits for one."""
+    max_replicas: PositiveInt = 1
+    target_ongoing: PositiveFloat | None = None
+    """Requests a replica should hold; more start another one. None: half of `limits.ongoing`."""
+    downscale_seconds: NonNegativeFloat = 600.0
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+    cpus_per_replica: Annotated[float, Field(ge=0)] = 1
+    """CPU cores and torch threads of each replica."""
+
+
+class ServeSettings(AnswerSettings):
+    """An endpoint. The fields of AnswerSettings stand at the top: `--set sampler.steps=32`."""
+
+    model: ModelSettings
+    name: str | None = None
+    """What clients call the model. None: the name of its folder."""
+    adapters: dict[str, str] = {}
+    """LoRA adapters of the model by the name that clients call them; local folders. Their weights
+    lie beside the model's, which are held once."""
+    engine: EngineSettings = EngineSettings()
+    # smaller than a scoring job's: these pictures come from anybody
+    image: ImageSettings = ImageSettings(
+        max_bytes=15 * 2**20, max_pixels=40_000_000, decode_seconds=5.0, decode_bytes=2**30
+    )
+    limits: LimitSettings = LimitSettings()
+    fetch: FetchSettings = FetchSettings()
+    scaling: ScalingSettings = ScalingSettings()
+    keys_file: str | None = None
+    """File of API keys, one `name key` a line. None: the environment's MEDV_API_KEYS_FILE; without
+    any, only clients on the same machine are answered."""
+    audit_log: str | None = None
+    """File that gets one line a request: time, key's name, digests of prompt and images, status.
+    Never what was asked or answered. None: none is written."""
+
+    @property
+    def answer(self) -> AnswerSettings:
+        """Only what decides an answer."""
+        return AnswerSettings(**{name: getattr(self, name) for name in AnswerSettings.model_fields})
+
+    @property
+    def served_name(self) -> str:
+        """What clients call the model."""
+        return self.name or self.model.path.rstrip("/").rpartition("/")[2] or "model"

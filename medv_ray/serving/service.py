@@ -1,0 +1,132 @@
+"""What an endpoint holds: models, the thread that steps them, settings, counters."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from medv_ray.engine.engine import Engine
+from medv_ray.engine.predictor import Predictor
+from medv_ray.engine.request import Answer, Request, View
+from medv_ray.errors import MedvError, RunError
+from medv_ray.serving.completions import Texts
+from medv_ray.serving.meters import Meters
+from medv_ray.serving.options import ServeSettings
+from medv_ray.serving.protocol import BadRequest
+from medv_ray.serving.stepper import Event, Job, Stepper, sink_to
+
+
+class Service:
+    """Answers requests of many clients at the same time."""
+
+    def __init__(
+        self, settings: ServeSettings, engines: Mapping[str, Engine], meters: Meters | None = None
+    ) -> None:
+        """`engines`: by the name that clients call them."""
+        self.settings = settings
+        self.meters = meters or Meters()
+        self.texts = {name: texts_of(engine, settings) for name, engine in engines.items()}
+        self.stepper = Stepper(engines)
+
+    @classmethod
+    def load(cls, settings: ServeSettings, meters: Meters | None = None) -> Service:
+        """From checkpoint folders. Raises CheckpointError, SettingsError."""
+        predictor = Predictor.load(settings.model, settings.answer, settings.engine)
+        return cls(settings, {settings.served_name: predictor.engine}, meters)
+
+    def model(self, name: str) -> Texts:
+        """How a model's tokens read. Raises BadRequest E1706 when there is none of that name."""
+        found = self.texts.get(name)
+        if found is None:
+            known = ", ".join(self.texts)
+            raise BadRequest("E1706", f"there is no such model here; there are: {known}.", "model")
+        return found
+
+    @asynccontextmanager
+    async def asked(
+        self, model: str, requests: list[Request], watched: bool, started_s: float
+    ) -> AsyncIterator[AsyncIterator[tuple[int, View | Answer]]]:
+        """Events of some requests, each with the request's number, until each has its answer.
+
+        Leaving cancels those that have none. Raises what a request ended with, and RunError E1708
+        when `limits.request_seconds` from `started_s`, a monotonic time, are over.
+        """
+        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        jobs: list[Job] = []
+        for number, request in enumerate(requests):
+            put = sink_to(loop, lambda event, i=number: events.put_nowait((i, event)))
+            jobs.append(self.stepper.submit(model, request, put, watched))
+        try:
+            deadline = started_s + self.settings.limits.request_seconds
+            yield self._events(events, len(requests), deadline)
+        finally:
+            for job in jobs:
+                self.stepper.cancel(job)
+
+    async def _events(
+        self, events: asyncio.Queue[tuple[int, Event]], left: int, deadline: float
+    ) -> AsyncIterator[tuple[int, View | Answer]]:
+        while left:
+            try:
+                wait_s = max(0.0, deadline - time.monotonic())
+                number, event = await asyncio.wait_for(events.get(), wait_s)
+            except TimeoutError:
+                seconds = self.settings.limits.request_seconds
+                raise RunError("E1708", f"no answer within {seconds:g} s.") from None
+            if isinstance(event, MedvError):
+                raise event
+            if isinstance(event, Answer):
+                left -= 1
+                self._count(event)
+            yield number, event
+
+    def _count(self, answer: Answer) -> None:
+        add = self.meters.add
+        add("medv_queue_seconds", answer.waited_s)
+        add("medv_vision_seconds", answer.vision_s)
+        add("medv_denoise_seconds", max(0.0, answer.seconds - answer.vision_s))
+        add("medv_answer_tokens", len(answer.token_ids))
+        add("medv_prompt_tokens", answer.prompt_tokens)
+        add("medv_steps", answer.forward_passes)
+
+    def health(self) -> str | None:
+        """What is wrong; None when nothing is."""
+        if self.stepper.failed is not None:
+            return f"the stepping thread ended ({self.stepper.failed})"
+        stuck_s, limit_s = self.stepper.stuck_s(), self.settings.limits.stuck_seconds
+        if stuck_s > limit_s:
+            return f"one denoising step has taken {stuck_s:.0f} s; the limit is {limit_s:g} s"
+        return None
+
+    def close(self) -> None:
+        """End the stepping thread."""
+        self.stepper.close()
+
+
+def texts_of(engine: Engine, settings: ServeSettings) -> Texts:
+    """How ids of an engine's answers read."""
+    return Texts(engine.text, engine.token_text, engine.spec(settings.sampler).stop_ids)
+
+
+def models_list(service: Service) -> dict[str, Any]:
+    """The body of /v1/models."""
+    settings = service.settings
+    limits = settings.limits.model_dump(
+        include={"max_images", "max_body_bytes", "max_gen_length", "max_steps", "max_n"}
+    )
+    ours = {
+        "sampler": settings.sampler.model_dump(mode="json"),
+        "limits": limits,
+        "presets": ["exact", "fast", "turbo"],
+    }
+    return {
+        "object": "list",
+        "data": [
+            {"id": name, "object": "model", "created": 0, "owned_by": "medv_ray", "medv": ours}
+            for name in service.texts
+        ],
+    }

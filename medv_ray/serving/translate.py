@@ -1,0 +1,150 @@
+"""From a chat request to requests of the engine: settings, dialogue, pictures."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from typing import Any
+
+from medv_ray.data.images import inspect
+from medv_ray.data.prompts import Turn
+from medv_ray.engine.request import Request
+from medv_ray.errors import DataError, SettingsError
+from medv_ray.serving.options import LimitSettings
+from medv_ray.serving.protocol import BadRequest, ChatRequest, ImagePart, Message, Prompted
+from medv_ray.settings import ImageSettings, SamplerSettings
+
+Fetch = Callable[[str], bytes]
+"""An image by its URL. Raises DataError E1704."""
+
+
+def sampler_of(base: SamplerSettings, asked: Prompted, limits: LimitSettings) -> SamplerSettings:
+    """Sampler settings of a request: the endpoint's own under those that it names.
+
+    `max_tokens` shortens or lengthens the response with as many tokens to a step as before; what is
+    no whole number of blocks is rounded down. Raises BadRequest E1701 over a limit, or with the
+    code of the setting's rule.
+    """
+    given = dict(asked.diffusion)
+    if isinstance(asked, ChatRequest):
+        wanted = asked.max_completion_tokens or asked.max_tokens
+        if wanted is not None:
+            if not {"gen_length", "block_length", "steps"}.isdisjoint(given):
+                raise BadRequest(
+                    "E1701",
+                    "diffusion: give max_tokens, or gen_length, block_length and steps, not both.",
+                    "max_tokens",
+                )
+            _check(limits.max_gen_length, wanted, "max_tokens")
+            given |= _lengths(base, wanted)
+        if asked.temperature is not None:
+            if given.setdefault("temperature", asked.temperature) != asked.temperature:
+                raise BadRequest("E1701", "temperature is given twice, and differs.", "temperature")
+    try:
+        sampler = base.changed(given)
+    except SettingsError as error:
+        raise BadRequest(error.code, f"diffusion.{error.detail}", "diffusion") from None
+    _check(limits.max_gen_length, sampler.gen_length, "diffusion.gen_length")
+    _check(limits.max_steps, sampler.steps, "diffusion.steps")
+    return sampler
+
+
+def _lengths(base: SamplerSettings, wanted: int) -> dict[str, int]:
+    several_blocks = base.block_length < base.gen_length
+    block = min(base.block_length, wanted) if several_blocks else wanted
+    gen_length = wanted - wanted % block
+    per_step = base.gen_length / base.steps
+    steps_a_block = max(1, round(block / per_step))
+    steps = steps_a_block * (gen_length // block)
+    return {"gen_length": gen_length, "block_length": block, "steps": steps}
+
+
+def _check(limit: int, value: int, name: str) -> None:
+    if value > limit:
+        raise BadRequest("E1701", f"{name}={value}: the limit is {limit}.", name)
+
+
+def request_of(
+    asked: Prompted,
+    sampler: SamplerSettings,
+    seed: int,
+    limits: LimitSettings,
+    image: ImageSettings,
+    fetch: Fetch,
+) -> Request:
+    """A request of the engine. The headers of its pictures have passed all limits; they are not
+    decoded yet. Raises BadRequest E1701, E1704, or with the code of what a picture's header says.
+    """
+    messages = asked.messages
+    _check(limits.max_messages, len(messages), "messages")
+    system: str | None = None
+    if messages[0].role in ("system", "developer"):
+        system, messages = _text(messages[0]), messages[1:]
+    turns, pictures = [], []
+    first = len(asked.messages) - len(messages)
+    for number, message in enumerate(messages, first):
+        where = f"messages.{number}"
+        expected = ("user", "assistant")[(number - first) % 2]
+        if message.role != expected:
+            raise BadRequest(
+                "E1701",
+                f"{where}.role: after an optional system message, user and assistant take turns; "
+                f"here {expected} is expected.",
+                f"{where}.role",
+            )
+        parts = message.content if isinstance(message.content, list) else []
+        found = [(i, part) for i, part in enumerate(parts) if isinstance(part, ImagePart)]
+        if found and number != first:
+            raise BadRequest(
+                "E1701",
+                f"{where}.content: images belong in the first user message.",
+                f"{where}.content",
+            )
+        _check(limits.max_images, len(found), f"{where}.images")
+        for i, part in found:
+            pictures.append(_picture(part, f"{where}.content.{i}.image_url.url", image, fetch))
+        turns.append(Turn(message.role, _text(message)))  # type: ignore[arg-type]
+    if len(turns) % 2 == 0:
+        raise BadRequest("E1701", "messages: the last one must be the user's.", "messages")
+    return Request(
+        question=turns[-1].text,
+        images=tuple(pictures),
+        history=tuple(turns[:-1]),
+        seed=seed,
+        sampler=sampler,
+        system=system,
+    )
+
+
+def _text(message: Message) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "\n".join(part.text for part in message.content if not isinstance(part, ImagePart))
+
+
+def _picture(part: ImagePart, where: str, image: ImageSettings, fetch: Fetch) -> bytes:
+    url = part.image_url.url
+    try:
+        data = _data_of(url, where) if url[:5].lower() == "data:" else fetch(url)
+        inspect(data, image)
+    except DataError as error:
+        raise BadRequest(error.code, error.detail, where) from None
+    return data
+
+
+def _data_of(url: str, where: str) -> bytes:
+    head, comma, encoded = url.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise BadRequest("E1701", f"{where}: expected data:image/...;base64,... .", where)
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadRequest("E1701", f"{where}: this is no base64.", where) from None
+
+
+def no_fetch(url: str) -> Any:
+    """What an endpoint that fetches nothing says. Raises DataError E1704."""
+    raise DataError(
+        "E1704", "images come as data:image/...;base64,... ; this endpoint fetches no URL."
+    )
