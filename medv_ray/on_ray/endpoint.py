@@ -54,7 +54,7 @@ def run_endpoint(
         ended.wait()
         say("ending: requests that were taken are answered first")
         serve.delete(APPLICATION)
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
     return 0
 
 

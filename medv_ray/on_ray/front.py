@@ -46,7 +46,7 @@ class Front:
         self._guard = Guard(self._pass, limits, keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # a load balancer's question to the proxy itself; Serve's other paths of its own are not told
+        # a load balancer asks the proxy itself; Serve's other paths of its own are kept back
         if scope["type"] == "http" and scope["path"] == "/-/healthz":
             await self._app(scope, receive, send)
         else:
@@ -137,10 +137,10 @@ class Relay:
         self._seen.update(data[:again])
         self._seen_bytes += again
         data = data[again:]
-        if self._seen_bytes == self._sent_bytes and again:
-            if self._seen.digest() != self._sent.digest():  # on a GPU, company changes last bits
-                await self._break_off()
-                return
+        whole = again and self._seen_bytes == self._sent_bytes
+        if whole and self._seen.digest() != self._sent.digest():
+            await self._break_off()  # on a GPU, company changes last bits
+            return
         self._seen.update(data)
         self._sent.update(data)
         self._seen_bytes += len(data)

@@ -87,7 +87,6 @@ def build(args: dict[str, Any]) -> serve.Application:
     Keys.load(settings.keys_file)  # unreadable keys are an error now
     limits, scaling = settings.limits, settings.scaling
     deployment = serve.deployment(
-        Replica,
         name="medv",
         max_ongoing_requests=limits.ongoing,
         max_queued_requests=limits.queue,
@@ -109,4 +108,5 @@ def build(args: dict[str, Any]) -> serve.Application:
             "num_gpus": scaling.num_gpus,
         },
     )
-    return deployment.bind(settings.model_dump(mode="json"))
+    bound: serve.Application = deployment(Replica).bind(settings.model_dump(mode="json"))
+    return bound

@@ -1,1 +1,1 @@
-"""HTTP around the engine: OpenAI's wire format in, answers and denoising states out. No ray here."""
+"""HTTP around the engine: OpenAI's wire format in, answers and denoising out. No ray here."""

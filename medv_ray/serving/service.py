@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from medv_ray.engine.engine import Engine
@@ -58,8 +59,8 @@ class Service:
         loop = asyncio.get_running_loop()
         jobs: list[Job] = []
         for number, request in enumerate(requests):
-            put = sink_to(loop, lambda event, i=number: events.put_nowait((i, event)))
-            jobs.append(self.stepper.submit(model, request, put, watched))
+            put = partial(_put, events, number)
+            jobs.append(self.stepper.submit(model, request, sink_to(loop, put), watched))
         try:
             deadline = started_s + self.settings.limits.request_seconds
             yield self._events(events, len(requests), deadline)
@@ -105,6 +106,10 @@ class Service:
     def close(self) -> None:
         """End the stepping thread."""
         self.stepper.close()
+
+
+def _put(events: asyncio.Queue[tuple[int, Event]], number: int, event: Event) -> None:
+    events.put_nowait((number, event))
 
 
 def texts_of(engine: Engine, settings: ServeSettings) -> Texts:

@@ -38,9 +38,9 @@ def sampler_of(base: SamplerSettings, asked: Prompted, limits: LimitSettings) ->
                 )
             _check(limits.max_gen_length, wanted, "max_tokens")
             given |= _lengths(base, wanted)
-        if asked.temperature is not None:
-            if given.setdefault("temperature", asked.temperature) != asked.temperature:
-                raise BadRequest("E1701", "temperature is given twice, and differs.", "temperature")
+        warm = asked.temperature
+        if warm is not None and given.setdefault("temperature", warm) != warm:
+            raise BadRequest("E1701", "temperature is given twice, and differs.", "temperature")
     try:
         sampler = base.changed(given)
     except SettingsError as error:

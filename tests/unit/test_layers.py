@@ -13,6 +13,7 @@ ROWS = [
     ["medv_ray.errors", "medv_ray.settings", "medv_ray.schema"],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
     ["medv_ray.engine", "medv_ray.training"],
+    ["medv_ray.serving"],
     ["medv_ray.on_ray"],
     ["medv_ray.cli", "jobs"],
 ]
@@ -32,7 +33,8 @@ THIRD_PARTY = {
         *("torch", "numpy", "transformers", "jinja2", "deepspeed", "peft", "tensorboardX"),
         *("pydantic", "pydantic_core", "rich", "safetensors"),
     },
-    "medv_ray.on_ray": {"ray", "numpy", "pyarrow", "rich", "torch", "pydantic"},
+    "medv_ray.serving": {"fastapi", "starlette", "pydantic", "prometheus_client", "torch"},
+    "medv_ray.on_ray": {"ray", "starlette", "numpy", "pyarrow", "rich", "torch", "pydantic"},
     "medv_ray.cli": {"typer", "rich", "yaml", "pyarrow"},
     "jobs": {"ray", "typer", "torch", "numpy", "rich", "tokenizers", "transformers"},
 }
@@ -103,6 +105,8 @@ def test_imports_point_backwards(module: str, path: Path) -> None:
         ("medv_ray.archive.run", ["torch", "ray", "transformers"]),
         ("medv_ray.data.images", ["torch", "ray", "transformers"]),
         ("medv_ray.engine", ["ray", "peft"]),
+        ("medv_ray.serving.options", ["torch", "ray", "transformers", "fastapi"]),
+        ("medv_ray.serving.app", ["ray", "peft"]),
         ("medv_ray.model.lora", ["ray", "peft", "transformers"]),
         ("medv_ray.model.pickle_child", ["torch", "numpy", "pydantic"]),
         ("medv_ray.training.plan", ["torch", "ray", "transformers"]),
