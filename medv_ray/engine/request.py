@@ -20,12 +20,12 @@ class Request:
     """Encoded files, in the order in which the prompt names them."""
     history: tuple[Turn, ...] = ()
     """Earlier turns, user first; the images belong to the first of them."""
-    system: str | None = None
-    """In place of the system sentence of the prompt settings; empty: none."""
     seed: int = 0
     """Of this row's own generator; see `row_seed`."""
     sampler: SamplerSettings | None = None
     """Overrides the engine's sampler settings."""
+    system: str | None = None
+    """In place of the system sentence of the prompt settings; empty: none."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class GrowingText:
         return more
 
     def _settled(self, known: list[int]) -> int:
-        """Tokens that surely belong to the answer: up to a stop sequence, or what may become one."""
+        """Tokens that surely belong to the answer: up to what is or may become a stop sequence."""
         for place in range(len(known)):
             for stop in self._stop_ids:
                 part = known[place : place + len(stop)]
