@@ -14,6 +14,12 @@ from medv_ray.settings import EngineSettings, SamplerSettings
 CPU_BYTES = 4 * 2**30
 
 
+def default_budget(model: Medv) -> int:
+    """Bytes of keys and values where settings say nothing."""
+    on_cpu = model.device.type == "cpu"
+    return CPU_BYTES if on_cpu else torch.cuda.mem_get_info(model.device)[0] // 2
+
+
 class Doors:
     """Makes the doors of one model, inside a budget of keys and values.
 
@@ -24,10 +30,7 @@ class Doors:
     def __init__(self, model: Medv, engine: EngineSettings) -> None:
         self._model = model
         budget = engine.kv_cache_bytes
-        if budget is None:
-            on_cpu = model.device.type == "cpu"
-            budget = CPU_BYTES if on_cpu else torch.cuda.mem_get_info(model.device)[0] // 2
-        self.budget_bytes = budget
+        self.budget_bytes = budget = default_budget(model) if budget is None else budget
         self._store = PromptStore(budget)
 
     def make(

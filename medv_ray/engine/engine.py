@@ -13,16 +13,18 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from medv_kernels.linear import pack
+from medv_ray.data.images import Prepared
 from medv_ray.data.prompts import SpecialIds, Turn, build, decode
 from medv_ray.data.segments import assistant_header, prompt_ends
 from medv_ray.diffusion.blocks import fits
 from medv_ray.diffusion.sampler import Denoising, SampleSpec
 from medv_ray.engine.doors import Doors
 from medv_ray.engine.images import Features, ImageStore
+from medv_ray.engine.inspection import Inspection, inspect_position
 from medv_ray.engine.lane import LaneRow, Lanes
 from medv_ray.engine.request import Answer, Counters, Request, View
 from medv_ray.engine.resolve import resolve
@@ -239,19 +241,9 @@ class Engine:
         started_s = time.perf_counter()
         settings = request.sampler or self._settings.sampler
         spec = self.spec(settings)
-        ids, features = self._read(request)
+        prompt, embeds, features = self._prompt(request, spec)
         vision_s = time.perf_counter() - started_s
-        attention = self._model.config.attention
-        ends = prompt_ends(ids, attention, self._header, self._special.eot)  # type: ignore[arg-type]
-        prompt = Prompt(torch.tensor(ids), tuple(f.tokens for f in features), ends)
-        embeds = splice(self._model, prompt.ids, prompt.images)
-        length = len(embeds) + spec.gen_length + len(spec.suffix_ids)
-        limit = self._model.config.max_length
-        if length > limit:
-            raise DataError(
-                "E1303",
-                f"prompt, image and answer need {length} positions; the model has {limit}.",
-            )
+        ends = prompt.ends
         in_lane = self._lanes is not None and ticket not in self._no_lane and not ends
         in_lane = in_lane and settings.cache in ("none", "dual") and fits(spec)
         door = None if in_lane else self._doors.make(prompt if ends else embeds, settings, spec)
@@ -267,19 +259,34 @@ class Engine:
             door.kept_bytes(spec.gen_length) * (2 if spec.cfg_scale else 1) if door else 0,
             tuple(word for f in features for word in f.warnings),
             tuple(f.sha256 for f in features),
-            hashlib.sha256(np.array(ids, dtype="<i8").tobytes()).hexdigest(),
+            hashlib.sha256(prompt.ids.numpy().astype("<i8").tobytes()).hexdigest(),
             started_s - self._admitted_s.get(ticket, started_s),
             vision_s,
         )
 
-    def _read(self, request: Request) -> tuple[list[int], list[Features]]:
-        """Prompt ids and image features. Raises DataError E1109, E12xx, E13xx."""
+    def _prompt(self, request: Request, spec: SampleSpec) -> tuple[Prompt, Tensor, list[Features]]:
+        """The prompt, its embeddings float[P, D], and its pictures' features.
+
+        Raises DataError E1109, E12xx, E13xx.
+        """
         turns = [*request.history, Turn("user", request.question)]
         ids = build(
             self._tokenizer, turns, len(request.images), self._settings.prompt, request.system
         )
         several = len(request.images) > 1
-        return ids, [self._images.get(data, several) for data in request.images]
+        features = [self._images.get(data, several) for data in request.images]
+        attention = self._model.config.attention
+        ends = prompt_ends(ids, attention, self._header, self._special.eot)  # type: ignore[arg-type]
+        prompt = Prompt(torch.tensor(ids), tuple(f.tokens for f in features), ends)
+        embeds = splice(self._model, prompt.ids, prompt.images)
+        length = len(embeds) + spec.gen_length + len(spec.suffix_ids)
+        limit = self._model.config.max_length
+        if length > limit:
+            raise DataError(
+                "E1303",
+                f"prompt, image and answer need {length} positions; the model has {limit}.",
+            )
+        return prompt, embeds, features
 
     def _denoising(self, spec: SampleSpec, door: FullRecompute, seed: int) -> Denoising:
         generator = torch.Generator().manual_seed(seed)
@@ -325,6 +332,41 @@ class Engine:
             ids=tuple(ids),
             token_step=tuple(now.token_step[0].tolist()),
         )
+
+    @torch.inference_mode()
+    def inspect(self, request: Request, ids: Sequence[int | None], position: int) -> Inspection:
+        """What could stand at a position of a state of the response, and what it looks at there.
+
+        `ids`: L of them, None where the mask stands, at `position` among others. One forward pass.
+        Raises DataError E1001 (no such state), E12xx, E13xx.
+        """
+        settings = request.sampler or self._settings.sampler
+        spec = self.spec(settings)
+        prompt, embeds, features = self._prompt(request, spec)
+        vocabulary = self._model.config.language.vocab_size
+        known = [spec.mask_id if token is None else token for token in ids]
+        if len(known) != spec.gen_length or max(known) >= vocabulary or ids[position] is not None:
+            raise DataError(
+                "E1001",
+                f"a state has gen_length={spec.gen_length} tokens, ids below {vocabulary}, and the "
+                "mask at the position that is asked about.",
+            )
+        door = FullRecompute(self._model, [prompt if prompt.ends else embeds], spec.suffix_ids)
+        return inspect_position(
+            self._model,
+            door,
+            torch.tensor([known]),
+            position,
+            spec,
+            prompt.ids.tolist(),
+            features,
+            self._images.tiles,
+        )
+
+    def decode(self, data: bytes, several: bool) -> bytes | Prepared:
+        """An image of a request, decoded, or itself where its features are kept. Any thread may
+        call it; `several`: the request has more. Raises DataError E12xx, CheckpointError E1410."""
+        return self._images.decode(data, several)
 
     def token_text(self, token: int) -> str:
         """How one token reads."""

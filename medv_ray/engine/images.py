@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from medv_ray.data.decode_child import Decoder
-from medv_ray.data.images import TileSettings
+from medv_ray.data.images import Prepared, TileSettings
 from medv_ray.engine.request import Counters
 from medv_ray.errors import DataError
+from medv_ray.model.config import no_vision
 from medv_ray.model.medv import Medv
 from medv_ray.settings import ImageSettings
 
@@ -24,6 +25,8 @@ class Features:
     tokens: Tensor  # float[I, D]
     warnings: tuple[str, ...]
     sha256: str
+    size_wh: tuple[int, int]
+    """Of the upright picture, in pixels."""
 
 
 class ImageStore:
@@ -36,16 +39,37 @@ class ImageStore:
         self, model: Medv, image: ImageSettings, cache_bytes: int, counters: Counters
     ) -> None:
         self._model = model
-        self._image = image
         self._cache_bytes = cache_bytes
         self._used_bytes = 0
         self._kept: OrderedDict[tuple[str, bool], Features | DataError] = OrderedDict()
         self._counters = counters
-        self._decoders: dict[bool, Decoder] = {}
+        self.tiles = tile_settings(model, image) if model.config.vision is not None else None
+        """How a picture is cut that stands alone; None where the model sees none."""
+        tiles = self.tiles
+        # the reference pads each image of a group and cuts no tiles
+        self._decoders = (
+            {}
+            if tiles is None
+            else {
+                False: Decoder(image, tiles),
+                True: Decoder(image, replace(tiles, aspect="pad")),
+            }
+        )
 
-    def get(self, data: bytes, several: bool) -> Features:
-        """Features of an encoded image; `several`: it is one of a group. Raises DataError E12xx."""
-        key = (hashlib.sha256(data).hexdigest(), several)
+    def decode(self, data: bytes, several: bool) -> bytes | Prepared:
+        """An image ready for the vision tower, or `data` again where its features are kept.
+
+        Any thread may call it. Raises DataError E12xx, CheckpointError E1410.
+        """
+        if (hashlib.sha256(data).hexdigest(), several) in self._kept:
+            return data
+        self._counters.decodes += 1
+        return self._decoder(several).prepare(data)
+
+    def get(self, data: bytes | Prepared, several: bool) -> Features:
+        """Features of an image; `several`: it is one of a group. Raises DataError E12xx."""
+        sha256 = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.sha256
+        key = (sha256, several)
         found = self._kept.get(key)
         if found is None:
             found = self._make(data, several)
@@ -57,23 +81,22 @@ class ImageStore:
             raise found
         return found
 
-    def _make(self, data: bytes, several: bool) -> Features | DataError:
-        try:
-            self._counters.decodes += 1
-            prepared = self._decoder(several).prepare(data)
-        except DataError as error:
-            return error
+    def _make(self, data: bytes | Prepared, several: bool) -> Features | DataError:
+        prepared = data
+        if isinstance(prepared, bytes):
+            try:
+                self._counters.decodes += 1
+                prepared = self._decoder(several).prepare(prepared)
+            except DataError as error:
+                return error
         self._counters.tower_runs += 1
         with torch.inference_mode():
             tokens = self._model.encode_image(torch.from_numpy(prepared.tiles), prepared.size_wh)
-        return Features(tokens, prepared.warnings, prepared.sha256)
+        return Features(tokens, prepared.warnings, prepared.sha256, prepared.size_wh)
 
     def _decoder(self, several: bool) -> Decoder:
-        if several not in self._decoders:
-            tiles = tile_settings(self._model, self._image)
-            if several:  # the reference pads each image of a group and cuts no tiles
-                tiles = replace(tiles, aspect="pad")
-            self._decoders[several] = Decoder(self._image, tiles)
+        if not self._decoders:
+            raise no_vision()
         return self._decoders[several]
 
     def _keep(self, key: tuple[str, bool], made: Features | DataError) -> None:
@@ -87,7 +110,6 @@ class ImageStore:
         """End the decoder's child processes."""
         for decoder in self._decoders.values():
             decoder.close()
-        self._decoders.clear()
 
 
 def _size(made: Features | DataError) -> int:

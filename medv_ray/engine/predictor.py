@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
@@ -14,10 +14,38 @@ from medv_ray.engine.engine import Engine
 from medv_ray.engine.request import Answer, Counters, Request, View
 from medv_ray.errors import CheckpointError, DataError, SettingsError
 from medv_ray.model import lora, weights
+from medv_ray.model.medv import Medv
 from medv_ray.settings import AnswerSettings, EngineSettings, ModelSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 PACK_BYTES = 2**30
 """Towers up to this size are held a second time in the layout that the CPU multiplies fastest."""
+
+
+def load_model(model: ModelSettings) -> tuple[Medv, PreTrainedTokenizerFast]:
+    """A checkpoint folder's model, its adapter beside its weights if one is named, and tokenizer.
+
+    Raises CheckpointError E14xx, SettingsError E1001, E1003.
+    """
+    folder = Path(model.path)
+    tokenizer = load_tokenizer(folder)
+    device = model.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(
+            "E1001", "model.device=cuda: torch sees no GPU; use cpu, without --num-gpus."
+        )
+    size = len(tokenizer) if model.logit_size == "tokenizer" else None
+    loaded = weights.load(folder, dtype=getattr(torch, model.dtype), device=device, logit_size=size)
+    if model.adapter is not None:
+        lora.load_adapter(loaded, model.adapter, weights.digest(folder))
+    loaded.pack(PACK_BYTES)
+    if max(SpecialIds.of(tokenizer)) >= loaded.config.language.vocab_size:
+        raise CheckpointError("E1408", "the tokenizer's special ids lie outside the vocabulary.")
+    return loaded, tokenizer
 
 
 class Predictor:
@@ -37,26 +65,7 @@ class Predictor:
 
         Raises CheckpointError E14xx, SettingsError E1001, E1003.
         """
-        folder = Path(model.path)
-        tokenizer = load_tokenizer(folder)
-        device = model.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        elif device == "cuda" and not torch.cuda.is_available():
-            raise SettingsError(
-                "E1001", "model.device=cuda: torch sees no GPU; use cpu, without --num-gpus."
-            )
-        size = len(tokenizer) if model.logit_size == "tokenizer" else None
-        loaded = weights.load(
-            folder, dtype=getattr(torch, model.dtype), device=device, logit_size=size
-        )
-        if model.adapter is not None:
-            lora.load_adapter(loaded, model.adapter, weights.digest(folder))
-        loaded.pack(PACK_BYTES)
-        if max(SpecialIds.of(tokenizer)) >= loaded.config.language.vocab_size:
-            raise CheckpointError(
-                "E1408", "the tokenizer's special ids lie outside the vocabulary."
-            )
+        loaded, tokenizer = load_model(model)
         return cls(
             Engine(loaded, tokenizer, answer or AnswerSettings(), engine or EngineSettings())
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medv_ray.data.images import Prepared
 from medv_ray.data.prompts import Turn
 from medv_ray.settings import SamplerSettings
 
@@ -16,8 +17,8 @@ class Request:
     """One question about any number of images."""
 
     question: str
-    images: tuple[bytes, ...] = ()
-    """Encoded files, in the order in which the prompt names them."""
+    images: tuple[bytes | Prepared, ...] = ()
+    """Encoded files, or what `Engine.decode` has made of them, in the order of the prompt."""
     history: tuple[Turn, ...] = ()
     """Earlier turns, user first; the images belong to the first of them."""
     seed: int = 0

@@ -82,7 +82,7 @@ class Cached(FullRecompute):
         places = sum(self.sequence_length(b, gen_length) for b in range(len(self._prompts)))
         return kept_bytes(self.model.config.language, self.model.dtype, places)
 
-    def _pass(self, b: int, x: Tensor, need: Tensor) -> Pass:
+    def one_pass(self, b: int, x: Tensor, need: Tensor) -> Pass:
         row = self._kept.get(b)
         if row is None:
             row = self._kept[b] = _Kept(self._begin(b))

@@ -159,7 +159,7 @@ class FullRecompute:
     def _row(self, b: int, x: Tensor) -> Tensor:
         return torch.cat((self._prompts[b], self.model.embed(x), self._suffix))  # [S, D]
 
-    def _pass(self, b: int, x: Tensor, need: Tensor) -> Pass:
+    def one_pass(self, b: int, x: Tensor, need: Tensor) -> Pass:
         """What has to be computed for the needed positions bool[L] of row b, given int64[L]."""
         row = self._row(b, x)
         places = need.nonzero().flatten() + self.prompt_length(b)
@@ -182,7 +182,7 @@ def forward_rows(
     for owner, (door, x, need) in enumerate(zip(doors, xs, needs, strict=True)):
         x, need = x.to(door.model.device), need.to(door.model.device)
         for b in need.any(dim=1).nonzero().flatten().tolist():
-            passes.append(door._pass(b, x[b], need[b]))
+            passes.append(door.one_pass(b, x[b], need[b]))
             door.computed += len(passes[-1].embeds)
             owners.append(owner)
     padded = [i for i, one in enumerate(passes) if doors[owners[i]].together and len(one.ends) == 1]

@@ -10,6 +10,7 @@ peft is imported when an adapter is made or loaded. Shapes: A [rank, in], B [out
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -151,6 +152,13 @@ def load_adapter(
         setattr(model.get_submodule(module), leaf, nn.Parameter(made, requires_grad=False))
     if merge:
         merge_lora(model)
+
+
+def sharing_copy(model: Medv) -> Medv:
+    """A model of its own modules that holds the same tensors, for another adapter."""
+    held: list[Any] = [*model.parameters(), *model.buffers()]
+    held += [m.packed for m in model.modules() if isinstance(m, Linear) and m.packed is not None]
+    return copy.deepcopy(model, {id(one): one for one in held})
 
 
 @torch.no_grad()

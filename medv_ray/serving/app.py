@@ -8,30 +8,41 @@ import logging
 import os
 import time
 import uuid
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from medv_ray import __version__
-from medv_ray.engine.request import Answer
 from medv_ray.engine.request import Request as Asked
 from medv_ray.errors import MedvError, RunError
 from medv_ray.serving.audit import AuditLog
 from medv_ray.serving.auth import Keys
-from medv_ray.serving.completions import DONE, Completion, event
-from medv_ray.serving.guard import App, Guard, Receive, Scope, Send
-from medv_ray.serving.protocol import BadRequest, ChatRequest, Wire, parse
-from medv_ray.serving.replies import OURS, body_of, error_object, headers_of, status_of, told
+from medv_ray.serving.completions import Completion, inspection_body
+from medv_ray.serving.fetch import fetcher
+from medv_ray.serving.guard import App, Guard, Message, Receive, Scope, Send
+from medv_ray.serving.meters import Meters
+from medv_ray.serving.places import Places
+from medv_ray.serving.protocol import (
+    BadRequest,
+    ChatRequest,
+    InspectRequest,
+    Prompted,
+    Wire,
+    parse,
+)
+from medv_ray.serving.replies import body_of, error_object, headers_of, status_of
 from medv_ray.serving.service import Service, models_list
-from medv_ray.serving.translate import no_fetch, request_of, sampler_of
+from medv_ray.serving.talk import HEADERS, Talk
+from medv_ray.serving.translate import request_of, sampler_of
+from medv_ray.settings import SamplerSettings
 
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page")
@@ -39,12 +50,6 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-HEADERS = {
-    OURS.decode(): "1",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
 ANSWERS = {
     400: "The request is wrong; the error names the field, the rule and the way out.",
     401: "No valid API key.",
@@ -57,24 +62,45 @@ ANSWERS = {
     431: "The headers are too large.",
     503: "No replica can answer now; Retry-After says when to come back.",
 }
-LEFT = 499
-"""Status that is counted for a client that did not wait; none is sent."""
+ROUTES = ("/", "/v1/models", "/v1/chat/completions", "/v1/inspect", "/health", "/metrics")
+"""Paths that are counted by name."""
 
 
 def make_app(service: Service, keys: Keys, audit: AuditLog | None = None) -> App:
     """The whole endpoint as one ASGI application."""
-    app = Routes(service, audit).app
+    app = Guard(Routes(service, audit).app, service.settings.limits, keys)
+    return Counted(app, service.meters)
 
-    async def quiet(scope: Scope, receive: Receive, send: Send) -> None:
+
+class Counted:
+    """Counts requests by route and status, and keeps what a defect says out of the logs."""
+
+    def __init__(self, app: App, meters: Meters) -> None:
+        self._app, self._meters = app, meters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s, status = time.monotonic(), "none"  # none: the client left before
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+            await send(message)
+
         try:
-            await app(scope, receive, send)
+            await self._app(scope, receive, noting)
         except Exception as error:
             # answered already; raised on, it would be logged with its text, which may hold anything
             log.error("a request ended with %s", type(error).__name__)
             if os.environ.get("MEDV_DEBUG"):
                 raise
-
-    return Guard(quiet, service.settings.limits, keys)
+        finally:
+            route = scope["path"] if scope["path"] in ROUTES else "other"
+            self._meters.add("medv_requests", route=route, status=status)
+            self._meters.add("medv_request_seconds", time.monotonic() - started_s, route=route)
 
 
 class Routes:
@@ -83,8 +109,8 @@ class Routes:
     def __init__(self, service: Service, audit: AuditLog | None) -> None:
         self.service, self._audit = service, audit
         self._settings, self._limits = service.settings, service.settings.limits
-        self._by_key: Counter[str] = Counter()
-        """Requests that are being answered, by the key that they came with."""
+        self._places = Places(self._limits)
+        self._fetch = fetcher(self._settings.fetch)
         self.app = FastAPI(
             title="medv_ray",
             version=__version__,
@@ -99,6 +125,7 @@ class Routes:
         self.app.add_exception_handler(Exception, self._defect)
         self._add("GET", "/v1/models", self.models)
         self._add("POST", "/v1/chat/completions", self.chat, ChatRequest)
+        self._add("POST", "/v1/inspect", self.inspect, InspectRequest)
         self._add("GET", "/health", self.health)
         self._add("GET", "/metrics", self.metrics)
         self.app.add_api_route("/", self.page, include_in_schema=False)
@@ -172,55 +199,61 @@ class Routes:
     async def chat(self, request: Request) -> Response:
         """An answer to a question about images, whole or as a stream."""
         started_s = time.monotonic()
-        key = str(request.scope["state"]["key"])
-        asked = parse(ChatRequest, await _json_body(request))
+        asked = parse(ChatRequest, await json_body(request))
         texts = self.service.model(asked.model)
         if asked.n > self._limits.max_n:
             raise BadRequest("E1701", f"n={asked.n}: the limit is {self._limits.max_n}.", "n")
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
         seed = self._settings.seed if asked.seed is None else asked.seed
         seeds = [(seed + i) % 2**63 for i in range(asked.n)]
-        image, limits = self._settings.image, self._limits
-        # base64 and picture headers of a large body take milliseconds that others wait for
-        first = await asyncio.to_thread(
-            request_of, asked, sampler, seeds[0], limits, image, no_fetch
-        )
-        requests = [replace(first, seed=seed) for seed in seeds]
         said = Completion(asked, texts, seeds, sampler.gen_length, *identity(request))
-        talk = Talk(self, said, requests, key, started_s)
-        if asked.stream:
-            return await talk.streamed()
-        return self._json(await talk.whole())
+        owner = str(request.scope["state"]["key"])
+        async with AsyncExitStack() as held:
+            held.enter_context(self._places.taken(owner))
+            first = await self._read(asked, sampler, seeds[0])
+            requests = [replace(first, seed=one) for one in seeds]
+            if self._audit is not None:
+                held.callback(self._note, said, owner, first, started_s)
+            talk = Talk(self.service, said, requests, started_s)
+            if asked.stream:  # which holds it until it ends
+                return await talk.streamed(held.pop_all())
+            return self._json(await talk.whole())
+        raise AssertionError("it has returned")
 
-    @contextmanager
-    def place(self, key: str) -> Iterator[None]:
-        """Room for one more request. Raises BadRequest E1707 when there is none."""
-        if self._by_key.total() >= self._limits.ongoing:
-            raise BadRequest("E1707", f"{self._limits.ongoing} requests are being answered.")
-        if key and self._by_key[key] >= self._limits.per_key:
-            limit = self._limits.per_key
-            raise BadRequest("E1707", f"{limit} requests of this API key are being answered.")
-        self._by_key[key] += 1
-        try:
-            yield
-        finally:
-            self._by_key[key] -= 1
+    def _note(self, said: Completion, owner: str, one: Asked, started_s: float) -> None:
+        assert self._audit is not None
+        self._audit.write(
+            key=owner,
+            request=said.id,
+            model=said.request.model,
+            outcome=said.outcome,
+            seconds=round(time.monotonic() - started_s, 3),
+            prompt_sha256=sorted({answer.prompt_sha256 for answer in said.answers.values()}),
+            image_sha256=[
+                hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.sha256
+                for data in one.images
+            ],
+        )
 
-    def note(self, talk: Talk, status: int) -> None:
-        """Count a request that has ended, and write it to the audit log."""
-        meters, seconds = self.service.meters, time.monotonic() - talk.started_s
-        meters.add("medv_requests", route="chat", status=str(status))
-        meters.add("medv_request_seconds", seconds, route="chat")
-        if self._audit is not None:
-            self._audit.write(
-                key=talk.key,
-                request=talk.said.id,
-                model=talk.said.request.model,
-                status=status,
-                seconds=round(seconds, 3),
-                prompt_sha256=sorted({a.prompt_sha256 for a in talk.answers.values()}),
-                image_sha256=[hashlib.sha256(data).hexdigest() for data in talk.requests[0].images],
-            )
+    async def inspect(self, request: Request) -> Response:
+        """What could stand at a position of a state of an answer, and where it looks."""
+        asked = parse(InspectRequest, await json_body(request))
+        texts = self.service.model(asked.model)
+        sampler = sampler_of(self._settings.sampler, asked, self._limits)
+        with self._places.taken(str(request.scope["state"]["key"])):
+            one = await self._read(asked, sampler, self._settings.seed)
+            found = await self.service.inspect(asked.model, one, asked.tokens, asked.position)
+        return self._json(inspection_body(found, asked.position, texts))
+
+    async def _read(self, asked: Prompted, sampler: SamplerSettings, seed: int) -> Asked:
+        """Raises BadRequest."""
+        decode = partial(self.service.decode, asked.model)
+        # in a thread: base64 and pictures of a large body take time that others would wait for
+        return await asyncio.to_thread(
+            request_of,
+            *(asked, sampler, seed, self._limits, self._settings.image),
+            *(self._fetch, decode),
+        )
 
     def _json(self, value: dict[str, Any]) -> JSONResponse:
         return JSONResponse(value, headers=HEADERS)
@@ -254,79 +287,7 @@ class Routes:
         return self._error("E1509", f"{type(error).__name__}: a defect of the endpoint.")
 
 
-class Talk:
-    """One request of /v1/chat/completions, until it is answered, refused or left."""
-
-    def __init__(
-        self,
-        routes: Routes,
-        said: Completion,
-        requests: Sequence[Asked],
-        key: str,
-        started_s: float,
-    ) -> None:
-        self._routes, self.said, self.requests = routes, said, list(requests)
-        self.key, self.started_s = key, started_s
-        self.answers: dict[int, Answer] = {}
-        """By the number of the choice; those that have come."""
-
-    async def whole(self) -> dict[str, Any]:
-        """The body. Raises MedvError."""
-        async for _ in self._chunks(watched=False):
-            pass
-        return self.said.whole(self.in_order())
-
-    def in_order(self) -> list[Answer]:
-        """Answers that have come, by choice."""
-        return [answer for _, answer in sorted(self.answers.items())]
-
-    async def streamed(self) -> Response:
-        """A stream that has begun. Raises MedvError for what is wrong before its first event."""
-        chunks = self._chunks(watched=True)
-        first = await anext(chunks)
-
-        async def rest() -> AsyncIterator[bytes]:
-            yield b"".join(event(chunk) for chunk in first)
-            try:
-                async for more in chunks:
-                    if more:
-                        yield b"".join(event(chunk) for chunk in more)
-            except MedvError as error:
-                yield event({"error": told(error)})
-                return
-            finally:
-                await chunks.aclose()
-            if self.said.request.wants_usage:
-                yield event(self.said.usage_chunk(self.in_order()))
-            yield DONE
-
-        return StreamingResponse(rest(), media_type="text/event-stream", headers=HEADERS)
-
-    async def _chunks(self, watched: bool) -> AsyncGenerator[list[dict[str, Any]]]:
-        """What each event brings; counted and written down at the end, however it comes."""
-        status = LEFT
-        try:
-            with self._routes.place(self.key):
-                asked = self._routes.service.asked(
-                    self.said.request.model, self.requests, watched, self.started_s
-                )
-                async with asked as events:
-                    async for number, one in events:
-                        choice = self.said.choices[number]
-                        if isinstance(one, Answer):
-                            self.answers[number] = one
-                            yield self.said.end_chunks(choice, one) if watched else []
-                        else:
-                            yield self.said.view_chunks(choice, one)
-            status = 200
-        except MedvError as error:
-            status = status_of(error.code)
-            raise
-        finally:
-            self._routes.note(self, status)
-
-
-async def _json_body(request: Request) -> bytes:
+async def json_body(request: Request) -> bytes:
     """Raises BadRequest E1710 for another kind: a form of another site's page needs no consent."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from medv_ray.engine.inspection import Inspection
 from medv_ray.engine.request import Answer, View
 from medv_ray.serving.protocol import ChatRequest
 from medv_ray.serving.text import GrowingText, cut
@@ -59,14 +60,27 @@ class Completion:
         self.request, self._texts, self._gen_length = request, texts, gen_length
         self.id = f"chatcmpl-{request_id}"
         self._about = {"id": self.id, "created": created, "model": request.model}
+        self.answers: dict[int, Answer] = {}
+        """By the number of the choice; those that have come."""
+        self.error: str | None = None
+        """The code of what ended it."""
         self.choices = [
             Choice(i, seed, GrowingText(texts.decode, texts.stop_ids, request.stops))
             for i, seed in enumerate(seeds)
         ]
 
-    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    @property
+    def outcome(self) -> str:
+        """`answered`, the code of an error, or `left`: by the client."""
+        whole = len(self.answers) == len(self.choices)
+        return self.error or ("answered" if whole else "left")
+
+    def _in_order(self) -> list[Answer]:
+        return [answer for _, answer in sorted(self.answers.items())]
+
+    def whole(self) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
-        choices = []
+        answers, choices = self._in_order(), []
         for choice, answer in zip(self.choices, answers, strict=True):
             message = {"role": "assistant", "content": self.text(answer), "refusal": None}
             choices.append(
@@ -89,16 +103,21 @@ class Completion:
         """An answer's text, cut at the request's stop texts."""
         return cut(answer.text, self.request.stops)
 
-    def view_chunks(self, choice: Choice, view: View) -> list[dict[str, Any]]:
-        """What a step has brought."""
+    def chunks(self, index: int, event: View | Answer) -> list[dict[str, Any]]:
+        """What a step has brought of a choice, or its end; empty when there is nothing to say."""
+        choice = self.choices[index]
+        if isinstance(event, Answer):
+            return self._end_chunks(choice, event)
+        return self._view_chunks(choice, event)
+
+    def _view_chunks(self, choice: Choice, view: View) -> list[dict[str, Any]]:
         chunks = self._begin(choice)
         if self.request.wants_denoise:
             new = [p for p, i in enumerate(view.ids) if i is not None and p not in choice.told]
             chunks += self._steps(choice, view, new)
         return chunks + self._delta(choice, choice.growing.feed(view.ids))
 
-    def end_chunks(self, choice: Choice, answer: Answer) -> list[dict[str, Any]]:
-        """The rest of an answer, and how it ended."""
+    def _end_chunks(self, choice: Choice, answer: Answer) -> list[dict[str, Any]]:
         chunks = self._begin(choice)
         if self.request.wants_denoise:
             tokens = tuple(self._texts.token(token) for token in answer.token_ids)
@@ -110,13 +129,13 @@ class Completion:
         end["choices"][0]["logprobs"] = self._logprobs(answer)
         return [*chunks, end | {"medv": self._ours(choice, answer)}]
 
-    def usage_chunk(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def usage_chunk(self) -> dict[str, Any]:
         """What comes before the end when usage was asked for."""
         return {
             **self._about,
             "object": "chat.completion.chunk",
             "choices": [],
-            "usage": usage_of(answers),
+            "usage": usage_of(self._in_order()),
         }
 
     def _begin(self, choice: Choice) -> list[dict[str, Any]]:
@@ -197,6 +216,27 @@ def usage_of(answers: Sequence[Answer]) -> dict[str, int]:
     prompt = answers[0].prompt_tokens
     said = sum(len(answer.token_ids) for answer in answers)
     return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+
+
+def inspection_body(found: Inspection, position: int, texts: Texts) -> dict[str, Any]:
+    """The body of /v1/inspect."""
+    return {
+        "position": position,
+        "alternatives": [
+            {"token": texts.token(token), "token_id": token, "probability": round(probability, 6)}
+            for token, probability in zip(found.ids, found.probabilities, strict=True)
+        ],
+        "attention": [
+            {
+                "image": number,
+                "rows": len(one.weights),
+                "columns": len(one.weights[0]),
+                "box": one.box,
+                "weights": [[round(weight, 7) for weight in row] for row in one.weights],
+            }
+            for number, one in enumerate(found.images)
+        ],
+    }
 
 
 def event(value: dict[str, Any]) -> bytes:

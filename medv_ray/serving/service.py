@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+from medv_ray.data.images import Prepared
+from medv_ray.engine.doors import default_budget
 from medv_ray.engine.engine import Engine
-from medv_ray.engine.predictor import Predictor
+from medv_ray.engine.inspection import Inspection
+from medv_ray.engine.predictor import load_model
 from medv_ray.engine.request import Answer, Request, View
-from medv_ray.errors import MedvError, RunError
+from medv_ray.errors import MedvError, RunError, SettingsError
+from medv_ray.model import lora, weights
 from medv_ray.serving.completions import Texts
 from medv_ray.serving.meters import Meters
 from medv_ray.serving.options import ServeSettings
@@ -31,12 +35,12 @@ class Service:
         self.meters = meters or Meters()
         self.texts = {name: texts_of(engine, settings) for name, engine in engines.items()}
         self.stepper = Stepper(engines)
+        self._engines = dict(engines)  # for what any thread may call
 
     @classmethod
     def load(cls, settings: ServeSettings, meters: Meters | None = None) -> Service:
         """From checkpoint folders. Raises CheckpointError, SettingsError."""
-        predictor = Predictor.load(settings.model, settings.answer, settings.engine)
-        return cls(settings, {settings.served_name: predictor.engine}, meters)
+        return cls(settings, load_engines(settings), meters)
 
     def model(self, name: str) -> Texts:
         """How a model's tokens read. Raises BadRequest E1706 when there is none of that name."""
@@ -45,6 +49,26 @@ class Service:
             known = ", ".join(self.texts)
             raise BadRequest("E1706", f"there is no such model here; there are: {known}.", "model")
         return found
+
+    def decode(self, model: str, data: bytes, several: bool) -> bytes | Prepared:
+        """See `Engine.decode`."""
+        return self._engines[model].decode(data, several)
+
+    async def inspect(
+        self, model: str, request: Request, ids: Sequence[int | None], position: int
+    ) -> Inspection:
+        """See `Engine.inspect`; between two steps. Raises MedvError."""
+        work = partial(Engine.inspect, request=request, ids=ids, position=position)
+        seconds = self.settings.limits.request_seconds
+        try:
+            future = self.stepper.call(model, work)
+            return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
+        except TimeoutError:
+            raise RunError("E1708", f"no answer within {seconds:g} s.") from None
+        except asyncio.CancelledError:
+            if self.stepper.failed is None:
+                raise
+            raise RunError("E1708", "this replica is being replaced.") from None
 
     @asynccontextmanager
     async def asked(
@@ -106,6 +130,29 @@ class Service:
     def close(self) -> None:
         """End the stepping thread."""
         self.stepper.close()
+
+
+def load_engines(settings: ServeSettings) -> dict[str, Engine]:
+    """An engine for the model and one for each adapter, by the names that clients call them.
+
+    The model's weights are held once. Keys and values of all engines together stay within
+    `engine.kv_cache_bytes`. Raises CheckpointError, SettingsError.
+    """
+    if settings.served_name in settings.adapters:
+        name = settings.served_name
+        raise SettingsError("E1001", f"adapters: {name!r} is the name of the model itself.")
+    model, tokenizer = load_model(settings.model)
+    models = {settings.served_name: model}
+    if settings.adapters:
+        digest = weights.digest(settings.model.path)
+        for name, folder in settings.adapters.items():
+            models[name] = lora.sharing_copy(model)
+            lora.load_adapter(models[name], folder, digest)
+    share = settings.engine
+    if len(models) > 1:
+        whole = share.kv_cache_bytes or default_budget(model)
+        share = share.model_copy(update={"kv_cache_bytes": whole // len(models)})
+    return {name: Engine(one, tokenizer, settings.answer, share) for name, one in models.items()}
 
 
 def _put(events: asyncio.Queue[tuple[int, Event]], number: int, event: Event) -> None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from medv_ray.data.images import inspect
+from medv_ray.data.images import Prepared, inspect
 from medv_ray.data.prompts import Turn
 from medv_ray.engine.request import Request
-from medv_ray.errors import DataError, SettingsError
+from medv_ray.errors import MedvError, SettingsError
+from medv_ray.serving.fetch import Fetch
 from medv_ray.serving.options import LimitSettings
 from medv_ray.serving.protocol import BadRequest, ChatRequest, ImagePart, Message, Prompted
 from medv_ray.settings import ImageSettings, SamplerSettings
 
-Fetch = Callable[[str], bytes]
-"""An image by its URL. Raises DataError E1704."""
+Decode = Callable[[bytes, bool], bytes | Prepared]
+"""See `Engine.decode`."""
 
 
 def sampler_of(base: SamplerSettings, asked: Prompted, limits: LimitSettings) -> SamplerSettings:
@@ -72,9 +73,12 @@ def request_of(
     limits: LimitSettings,
     image: ImageSettings,
     fetch: Fetch,
+    decode: Decode,
 ) -> Request:
-    """A request of the engine. The headers of its pictures have passed all limits; they are not
-    decoded yet. Raises BadRequest E1701, E1704, or with the code of what a picture's header says.
+    """A request of the engine, its pictures decoded.
+
+    All headers are looked at before the first picture is decoded. Raises BadRequest E1701, E1704,
+    E12xx.
     """
     messages = asked.messages
     _check(limits.max_messages, len(messages), "messages")
@@ -103,13 +107,18 @@ def request_of(
             )
         _check(limits.max_images, len(found), f"{where}.images")
         for i, part in found:
-            pictures.append(_picture(part, f"{where}.content.{i}.image_url.url", image, fetch))
+            place = f"{where}.content.{i}.image_url.url"
+            pictures.append((place, _picture(part, place, image, fetch)))
         turns.append(Turn(message.role, _text(message)))  # type: ignore[arg-type]
     if len(turns) % 2 == 0:
         raise BadRequest("E1701", "messages: the last one must be the user's.", "messages")
+    images = []
+    for where, data in pictures:
+        with _naming(where):
+            images.append(decode(data, len(pictures) > 1))
     return Request(
         question=turns[-1].text,
-        images=tuple(pictures),
+        images=tuple(images),
         history=tuple(turns[:-1]),
         seed=seed,
         sampler=sampler,
@@ -125,12 +134,21 @@ def _text(message: Message) -> str:
 
 def _picture(part: ImagePart, where: str, image: ImageSettings, fetch: Fetch) -> bytes:
     url = part.image_url.url
-    try:
+    with _naming(where):
         data = _data_of(url, where) if url[:5].lower() == "data:" else fetch(url)
         inspect(data, image)
-    except DataError as error:
-        raise BadRequest(error.code, error.detail, where) from None
     return data
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Let what a picture is refused for name its place in the request."""
+    try:
+        yield
+    except BadRequest:
+        raise
+    except MedvError as error:
+        raise BadRequest(error.code, error.detail, where) from None
 
 
 def _data_of(url: str, where: str) -> bytes:
@@ -141,10 +159,3 @@ def _data_of(url: str, where: str) -> bytes:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         raise BadRequest("E1701", f"{where}: this is no base64.", where) from None
-
-
-def no_fetch(url: str) -> Any:
-    """What an endpoint that fetches nothing says. Raises DataError E1704."""
-    raise DataError(
-        "E1704", "images come as data:image/...;base64,... ; this endpoint fetches no URL."
-    )

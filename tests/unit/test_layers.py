@@ -33,7 +33,9 @@ THIRD_PARTY = {
         *("torch", "numpy", "transformers", "jinja2", "deepspeed", "peft", "tensorboardX"),
         *("pydantic", "pydantic_core", "rich", "safetensors"),
     },
-    "medv_ray.serving": {"fastapi", "starlette", "pydantic", "prometheus_client", "torch"},
+    "medv_ray.serving": {
+        *("fastapi", "starlette", "pydantic", "prometheus_client", "httpx2", "torch"),
+    },
     "medv_ray.on_ray": {"ray", "starlette", "numpy", "pyarrow", "rich", "torch", "pydantic"},
     "medv_ray.cli": {"typer", "rich", "yaml", "pyarrow"},
     "jobs": {"ray", "typer", "torch", "numpy", "rich", "tokenizers", "transformers"},

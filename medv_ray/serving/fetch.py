@@ -1,0 +1,92 @@
+"""Pictures by https, from hosts that the settings name and from nowhere else.
+
+A name is resolved once; the connection goes to that address, which must be a public one, so that a
+second answer of a name server can not lead elsewhere. No redirect is followed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import httpx2
+
+from medv_ray.errors import DataError
+from medv_ray.serving.options import FetchSettings
+
+Fetch = Callable[[str], bytes]
+"""An image by its URL. Raises DataError E1704."""
+
+
+def fetcher(settings: FetchSettings) -> Fetch:
+    """What brings pictures as the settings allow."""
+    hosts = {host.lower() for host in settings.hosts}
+
+    def fetch(url: str) -> bytes:
+        host = _host(url, hosts)
+        return _get(url, host, _address(host), settings)
+
+    return fetch if hosts else _none
+
+
+def _none(url: str) -> bytes:
+    raise DataError(
+        "E1704", "pictures come as data:image/...;base64,... ; this endpoint fetches no URL."
+    )
+
+
+def _host(url: str, hosts: set[str]) -> str:
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").lower(), parts.port
+    except ValueError:
+        raise DataError("E1704", "this is no URL.") from None
+    if parts.scheme != "https" or port not in (None, 443) or "@" in parts.netloc:
+        raise DataError("E1704", "pictures are fetched by https, without port or user name, only.")
+    if host not in hosts:
+        raise DataError("E1704", "this host is none that pictures are fetched from.")
+    return host
+
+
+def _address(host: str) -> str:
+    """The one address that is used. Raises DataError E1704 where any of the host's is private."""
+    try:
+        answers = socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
+    except OSError:
+        raise DataError("E1704", "the host's name has no address.") from None
+    found = [str(address[0]) for *_, address in answers]
+    for text in found:
+        address = ipaddress.ip_address(text.partition("%")[0])
+        if not (getattr(address, "ipv4_mapped", None) or address).is_global:
+            raise DataError("E1704", "the host's address is no public one.")
+    return found[0]
+
+
+def _get(url: str, host: str, address: str, settings: FetchSettings) -> bytes:
+    literal = f"[{address}]" if ":" in address else address
+    pinned = urlsplit(url)._replace(netloc=literal).geturl()
+    deadline = time.monotonic() + settings.seconds
+    pieces, size = [], 0
+    try:
+        with (
+            httpx2.Client(timeout=settings.seconds, trust_env=False) as client,
+            client.stream(
+                "GET", pinned, headers={"host": host}, extensions={"sni_hostname": host}
+            ) as reply,
+        ):
+            if reply.status_code != 200:
+                raise DataError("E1704", f"the host answered with status {reply.status_code}.")
+            for piece in reply.iter_raw():
+                pieces.append(piece)
+                size += len(piece)
+                if size > settings.max_bytes:
+                    limit = settings.max_bytes
+                    raise DataError("E1704", f"the picture has over {limit} bytes, the limit.")
+                if time.monotonic() > deadline:
+                    raise DataError("E1704", f"the picture took over {settings.seconds:g} s.")
+    except httpx2.HTTPError as error:
+        raise DataError("E1704", f"the picture did not come ({type(error).__name__}).") from None
+    return b"".join(pieces)

@@ -1,0 +1,100 @@
+"""One request of /v1/chat/completions, from its events to its body or stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from medv_ray.engine.request import Answer, Request
+from medv_ray.errors import MedvError
+from medv_ray.serving.completions import DONE, Completion, event
+from medv_ray.serving.replies import OURS, told
+from medv_ray.serving.service import Service
+
+HEADERS = {
+    OURS.decode(): "1",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+Chunks = list[dict[str, Any]]
+
+
+class Talk:
+    """A request, until it is answered, refused or left."""
+
+    def __init__(
+        self, service: Service, said: Completion, requests: Sequence[Request], started_s: float
+    ) -> None:
+        """`started_s`: a monotonic time."""
+        self._service, self._said = service, said
+        self._requests, self._started_s = list(requests), started_s
+
+    async def whole(self) -> dict[str, Any]:
+        """The body. Raises MedvError."""
+        async for _ in self._chunks(watched=False):
+            pass
+        return self._said.whole()
+
+    async def streamed(self, held: AsyncExitStack) -> Response:
+        """A stream that has begun; `held` is closed when it ends, however it does.
+
+        Raises MedvError for what is wrong before its first event.
+        """
+        chunks = self._chunks(watched=True)
+        held.push_async_callback(chunks.aclose)
+        try:
+            first = await anext(chunks)
+        except BaseException:
+            await held.aclose()
+            raise
+        return Stream(self._events(first, chunks), held)
+
+    async def _events(self, first: Chunks, chunks: AsyncIterator[Chunks]) -> AsyncIterator[bytes]:
+        yield _joined(first)
+        try:
+            async for more in chunks:
+                yield _joined(more)
+        except MedvError as error:
+            yield event({"error": told(error)})
+            return
+        if self._said.request.wants_usage:
+            yield event(self._said.usage_chunk())
+        yield DONE
+
+    async def _chunks(self, watched: bool) -> AsyncGenerator[Chunks]:
+        """What each event brings; empty ones only for a request that is not watched."""
+        model, said = self._said.request.model, self._said
+        asked = self._service.asked(model, self._requests, watched, self._started_s)
+        try:
+            async with asked as events:
+                async for number, one in events:
+                    if isinstance(one, Answer):
+                        said.answers[number] = one
+                    made = said.chunks(number, one) if watched else []
+                    if made or not watched:
+                        yield made
+        except MedvError as error:
+            said.error = error.code
+            raise
+
+
+class Stream(StreamingResponse):
+    """Server-sent events, and what is held for them."""
+
+    def __init__(self, events: AsyncIterator[bytes], held: AsyncExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=HEADERS)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # the client may be gone before the first event, and then the events never begin
+        async with self._held:
+            await super().__call__(scope, receive, send)
+
+
+def _joined(chunks: Chunks) -> bytes:
+    return b"".join(event(chunk) for chunk in chunks)
