@@ -6,17 +6,21 @@ import ipaddress
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
-from medv_ray.errors import SettingsError
-from medv_ray.on_ray.cluster import running_ray
+from medv_ray.errors import MedvError, RunError, SettingsError
+from medv_ray.on_ray.cluster import Cluster, running_ray
 from medv_ray.on_ray.front import CALLBACK, LIMITS
 from medv_ray.serving.auth import KEYS_FILE, Keys
 from medv_ray.serving.options import ServeSettings
 
 APPLICATION = "medv"
+LOOK_SECONDS = 2.0
+"""Between two looks at Ray's servers."""
 
 
 def run_endpoint(
@@ -24,38 +28,74 @@ def run_endpoint(
 ) -> int:
     """Deploy, say where, and wait for Ctrl-C or SIGTERM; then let requests end and leave.
 
-    Raises SettingsError E1702 for a host that others can reach, without keys.
+    Raises SettingsError E1702 for a host that others can reach, without keys, E1001 for a port that
+    is taken, CheckpointError E14xx, and RunError E1512 when Ray ends, E1708 when no replica starts.
     """
     check_host(host, settings)
+    check_port(host, port)
     # Serve's proxies take their environment from Ray's, and Ray its own from here
     os.environ[CALLBACK] = "medv_ray.on_ray.front:middlewares"
     os.environ[LIMITS] = settings.limits.model_dump_json()
     if settings.keys_file:
         os.environ[KEYS_FILE] = os.path.abspath(settings.keys_file)
     started_s = time.monotonic()
+    with ThreadPoolExecutor(1) as beside:
+        checked = beside.submit(_check_model, settings)  # while Ray starts
+        with running_ray(address) as cluster:
+            checked.result()
+            _deploy(settings, host, port)
+            shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+            seconds = time.monotonic() - started_s
+            say(f"http://{shown}:{port}/ answers as {settings.served_name!r} ({seconds:.1f} s)")
+            _wait(cluster)
+            say("ending: requests that were taken are answered first")
+            _end()
+    return 0
+
+
+def _check_model(settings: ServeSettings) -> None:
+    """What is wrong with a checkpoint's headers is told here, and not by a replica's log."""
+    from medv_ray.model import weights
+
+    weights.check(settings.model.path)
+
+
+def _deploy(settings: ServeSettings, host: str, port: int) -> None:
+    from ray import serve
+
+    from medv_ray.on_ray.serve import build
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": host, "port": port},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+    try:
+        serve.run(build(settings.model_dump(mode="json")), name=APPLICATION, route_prefix="/")
+    except MedvError:
+        raise
+    except RuntimeError:  # its text is the replica's stack
+        told = "no replica could start; `medv ask` with the same --model says why."
+        raise RunError("E1708", told) from None
+
+
+def _wait(cluster: Cluster) -> None:
+    """Until Ctrl-C or SIGTERM. Raises RunError E1512."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    with running_ray(address):
-        from ray import serve
+    while not ended.wait(LOOK_SECONDS):
+        cluster.check()
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second one ends it at once
+        signal.signal(number, signal.default_int_handler)
 
-        from medv_ray.on_ray.serve import build
 
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": host, "port": port},
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
-        )
-        serve.run(build(settings.model_dump(mode="json")), name=APPLICATION, route_prefix="/")
-        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-        seconds = time.monotonic() - started_s
-        say(f"http://{shown}:{port}/ answers as {settings.served_name!r} (after {seconds:.1f} s)")
-        ended.wait()
-        say("ending: requests that were taken are answered first")
-        serve.delete(APPLICATION)
-        serve.shutdown()  # type: ignore[no-untyped-call]
-    return 0
+def _end() -> None:
+    from ray import serve
+
+    serve.delete(APPLICATION)
+    serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def check_host(host: str, settings: ServeSettings) -> None:
@@ -69,3 +109,15 @@ def check_host(host: str, settings: ServeSettings) -> None:
             "E1702",
             f"--host {host}: other machines can reach it, so it needs --keys-file; or 127.0.0.1.",
         )
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises SettingsError E1001 for a port that something else listens at."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((host, port))
+        except OSError as error:
+            kind = os.strerror(error.errno or 0)
+            raise SettingsError("E1001", f"--port {port} on {host}: {kind}.") from None

@@ -72,6 +72,7 @@ class Replica:
 
     def check_health(self) -> None:
         """Raises RunError E1708 when the stepping thread is stuck or gone."""
+        self._service.sample()
         wrong = self._service.health()
         if wrong is not None:
             log.error("unhealthy: %s", wrong)

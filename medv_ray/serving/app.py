@@ -183,10 +183,9 @@ class Routes:
 
     async def metrics(self) -> Response:
         """Prometheus text of this replica."""
-        meters, stepper = self.service.meters, self.service.stepper
-        meters.add("medv_ongoing", stepper.ongoing)
-        meters.follow(stepper.counters())
-        return Response(meters.text(), media_type="text/plain; version=0.0.4", headers=HEADERS)
+        self.service.sample()
+        text = self.service.meters.text()
+        return Response(text, media_type="text/plain; version=0.0.4", headers=HEADERS)
 
     async def page(self) -> Response:
         """The page, which asks this endpoint."""

@@ -118,6 +118,11 @@ class Service:
         add("medv_prompt_tokens", answer.prompt_tokens)
         add("medv_steps", answer.forward_passes)
 
+    def sample(self) -> None:
+        """Take over what changes without a request's end."""
+        self.meters.add("medv_ongoing", self.stepper.ongoing)
+        self.meters.follow(self.stepper.counters())
+
     def health(self) -> str | None:
         """What is wrong; None when nothing is."""
         if self.stepper.failed is not None:

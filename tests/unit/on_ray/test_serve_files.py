@@ -1,4 +1,4 @@
-"""cluster/serve.yaml and the dashboard: names that Ray's own checks let through are checked here."""
+"""cluster/serve.yaml and the dashboard: names that Ray itself lets through are checked here."""
 
 import json
 import re
