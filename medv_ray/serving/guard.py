@@ -29,6 +29,8 @@ LINGER_S = 2.0
 our answer with the connection."""
 BODIES_BYTES = 256 * 2**20
 """Bodies that are held at the same time; further requests get 429."""
+MAX_STRUCTURE = 2**16
+"""Braces, brackets and commas in a body: JSON of more is refused unparsed, as each costs memory."""
 
 
 class Refusal(Exception):
@@ -96,7 +98,7 @@ class Guard:
             raise Refusal("E1703", f"the body has {announced[:20]} bytes; the limit is {limit}.")
         if self._held_bytes > BODIES_BYTES:
             raise Refusal("E1707", "too many large requests at once.")
-        pieces, size = [], 0
+        body = bytearray()
         deadline = time.monotonic() + self._limits.body_seconds
         while True:
             try:
@@ -106,12 +108,14 @@ class Guard:
                 raise Refusal("E1709", f"the body took over {seconds:g} s to arrive.") from None
             if message["type"] != "http.request":  # the client is gone
                 raise Refusal("E1709", "the body ended early.")
-            pieces.append(message.get("body", b""))
-            size += len(pieces[-1])
-            if size > limit:
+            body += message.get("body", b"")
+            if len(body) > limit:
                 raise Refusal("E1703", f"the body has over {limit} bytes, the limit.")
             if not message.get("more_body", False):
-                return b"".join(pieces)
+                break
+        if sum(body.count(mark) for mark in b"{[,") > MAX_STRUCTURE:
+            raise Refusal("E1701", f"the body has more than {MAX_STRUCTURE} values.")
+        return bytes(body)
 
     async def _refuse(self, refused: Refusal, receive: Receive, send: Send) -> None:
         body = body_of(error_object(refused.code, refused.message))

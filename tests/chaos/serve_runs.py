@@ -1,0 +1,530 @@
+"""Kill replicas under load, flood and attack an endpoint; every client must get what is promised.
+
+    python -m tests.chaos.serve_runs [--short] [--only kills]
+
+Each run starts `medv serve` with the toy. kills: SIGKILL of replicas under 20 clients, half of
+them streaming. stuck: SIGSTOP of a replica. burst: 300 requests at once. overload: many times what
+it can answer. soak: 20 clients; memory and descriptors stay. attacks: hostile requests. leave:
+clients that do not wait. redeploy: `serve deploy` of changed settings under load. One JSON line
+each; exit code 1 if anything is not what the endpoint promises.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import yaml
+
+from medv_ray.data import synthetic
+
+ROOT = Path(__file__).parents[2]
+START_S = 120.0
+ALLOWED = {200, 429, 503}
+MIB = 2**20
+CHAT = "/v1/chat/completions"
+REQUEST_LINE = f"POST {CHAT} HTTP/1.1\r\n".encode()
+LOCAL_JSON = b"host: localhost\r\ncontent-type: application/json\r\n"
+MEDV = [sys.executable, "-c", "from medv_ray.cli import main; main()"]
+ENVIRONMENT = {
+    **os.environ,
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@dataclass
+class Endpoint:
+    """A running one."""
+
+    port: int
+    process: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def pids(self, name: str) -> list[int]:
+        """Processes of Ray by the name that they show."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+            except OSError:
+                continue
+            if line.startswith(f"ray::{name}".encode()):
+                found.append(int(entry.name))
+        return found
+
+    def rss_bytes(self) -> int:
+        """Of proxy and replicas together."""
+        return sum(map(_rss, [*self.pids("ProxyActor"), *self.pids("ServeReplica")]))
+
+    def descriptors(self) -> int:
+        """Open files of proxy and replicas together."""
+        pids = [*self.pids("ProxyActor"), *self.pids("ServeReplica")]
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
+
+
+@dataclass
+class Seen:
+    """What clients got."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def told(self) -> dict[str, Any]:
+        ordered = sorted(self.seconds)
+        at = {f"p{p}": round(ordered[len(ordered) * p // 100], 3) for p in (50, 99) if ordered}
+        return {"statuses": dict(sorted(self.statuses.items())), "latency_s": at}
+
+
+class Clients:
+    """Ask one question about one tile, again and again, and look at every answer."""
+
+    def __init__(self, endpoint: Endpoint, seen: Seen) -> None:
+        [tile] = list(synthetic.rows(1, 5))
+        url = "data:image/jpeg;base64," + base64.b64encode(tile.image).decode()
+        parts = [
+            {"type": "text", "text": tile.question},
+            {"type": "image_url", "image_url": {"url": url}},
+        ]
+        messages = [{"role": "user", "content": parts}]
+        self.body: dict[str, Any] = {"model": "medv-tiny", "messages": messages}
+        self.endpoint, self.seen = endpoint, seen
+        self.expected: str | None = None
+        self.http = httpx2.AsyncClient(
+            base_url=endpoint.url,
+            timeout=150,
+            trust_env=False,
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
+        )
+
+    async def ask(self, stream: bool = False) -> httpx2.Response | None:
+        """One request; anything that is not promised is a problem."""
+        begun_s = time.monotonic()
+        try:
+            reply = await self.http.post(CHAT, json={**self.body, "stream": stream})
+        except httpx2.HTTPError as error:
+            self.seen.problems.append(f"client met {type(error).__name__}")
+            return None
+        self.seen.statuses[reply.status_code] += 1
+        if reply.status_code not in ALLOWED:
+            self.seen.problems.append(f"status {reply.status_code}")
+        elif reply.status_code == 200:
+            self.seen.seconds.append(time.monotonic() - begun_s)
+            text = _streamed(reply.text) if stream else _whole(reply)
+            self.expected = text if self.expected is None else self.expected
+            if text != self.expected:
+                self.seen.problems.append("an answer is another one than the first")
+        elif "retry-after" not in reply.headers:
+            self.seen.problems.append(f"status {reply.status_code} without Retry-After")
+        elif "error" not in reply.json():
+            self.seen.problems.append("an error without our words")
+        return reply
+
+    async def again_and_again(self, until_s: float, stream: bool) -> None:
+        while time.monotonic() < until_s:
+            reply = await self.ask(stream)
+            if reply is None or reply.status_code != 200:
+                await asyncio.sleep(float(reply.headers["retry-after"]) if reply else 0.2)
+
+    async def many(self, clients: int, seconds: float) -> None:
+        """A closed loop; every second client streams."""
+        until_s = time.monotonic() + seconds
+        async with asyncio.TaskGroup() as group:
+            for number in range(clients):
+                group.create_task(self.again_and_again(until_s, stream=bool(number % 2)))
+
+
+def _whole(reply: httpx2.Response) -> str:
+    return str(reply.json()["choices"][0]["message"]["content"])
+
+
+def _streamed(text: str) -> str | None:
+    """The answer of a stream; None for one that was cut."""
+    events = [event.removeprefix("data: ") for event in text.split("\n\n") if event]
+    if not events or events[-1] != "[DONE]":
+        return None
+    deltas = [c["delta"] for e in events[:-1] for c in json.loads(e).get("choices", [])]
+    return "".join(delta.get("content") or "" for delta in deltas)
+
+
+async def kills(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:
+    """SIGKILLs of replicas under 20 clients; the time until the next answer begins after each."""
+    seen, recoveries = Seen(), []
+    clients = Clients(endpoint, seen)
+    await clients.ask()
+    count, gap_s = (2, 12.0) if short else (10, 15.0)
+
+    async def killer() -> None:
+        for _ in range(count):
+            await asyncio.sleep(3.0)
+            for pid in endpoint.pids("ServeReplica")[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed_s, before = time.monotonic(), seen.statuses[200]
+                while seen.statuses[200] < before + 5 and time.monotonic() < killed_s + 60:
+                    await asyncio.sleep(0.05)
+                recoveries.append(round(time.monotonic() - killed_s, 2))
+            await asyncio.sleep(1.0)
+
+    seconds = count * gap_s
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(killer())
+        group.create_task(clients.many(20, seconds))
+    task.result()
+    if len(recoveries) < count:
+        seen.problems.append(f"{len(recoveries)} of {count} kills")
+    return {
+        "kills": len(recoveries),
+        "recovery_s": sorted(recoveries),
+        **seen.told(),
+    }, seen.problems
+
+
+async def stuck(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:
+    """A replica that hangs is replaced within 60 s."""
+    seen = Seen()
+    clients = Clients(endpoint, seen)
+    await clients.ask()
+    [pid] = endpoint.pids("ServeReplica")
+    os.kill(pid, signal.SIGSTOP)
+    begun_s = time.monotonic()
+    await clients.ask()
+    seconds = time.monotonic() - begun_s
+    if seconds > 60 or seen.statuses[200] < 2:
+        seen.problems.append(f"answered again after {seconds:.0f} s")
+    return {"replaced_s": round(seconds, 1), **seen.told()}, seen.problems
+
+
+async def burst(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:
+    """300 requests at once."""
+    seen = Seen()
+    clients = Clients(endpoint, seen)
+    await clients.ask()
+    for _ in range(1 if short else 20):
+        await asyncio.gather(*(clients.ask() for _ in range(300)))
+    if set(seen.statuses) - {200, 429}:
+        seen.problems.append("other statuses than 200 and 429")
+    return seen.told(), seen.problems
+
+
+async def overload(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:
+    """Ten times what it can answer, for minutes."""
+    seen = Seen()
+    clients = Clients(endpoint, seen)
+    await clients.many(4, 5)  # what it can
+    rate = 10 * seen.statuses[200] / 5
+    before, most, begun_s = endpoint.rss_bytes(), 0, time.monotonic()
+    seconds, tasks = 20.0 if short else 300.0, set()
+    while (now_s := time.monotonic() - begun_s) < seconds:
+        while len(tasks) < 1000 and sum(seen.statuses.values()) + len(tasks) < rate * now_s:
+            tasks.add(task := asyncio.create_task(clients.ask()))
+            task.add_done_callback(tasks.discard)
+        most = max(most, endpoint.rss_bytes())
+        await asyncio.sleep(0.1)
+    await asyncio.gather(*tasks)
+    growth = (max(most, endpoint.rss_bytes()) - before) / MIB
+    if growth > 200:
+        seen.problems.append(f"memory grew by {growth:.0f} MiB")
+    return {
+        "asked_per_s": round(rate, 1),
+        "rss_growth_mib": round(growth),
+        **seen.told(),
+    }, seen.problems
+
+
+async def soak(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:
+    """20 clients for ten minutes: no error, and nothing grows."""
+    seen = Seen()
+    clients = Clients(endpoint, seen)
+    await clients.many(20, 10 if short else 60)  # caches fill
+    marks = [(endpoint.rss_bytes(), endpoint.descriptors(), len(seen.seconds))]
+    for _ in range(2 if short else 10):
+        await clients.many(20, 5 if short else 60)
+        marks.append((endpoint.rss_bytes(), endpoint.descriptors(), len(seen.seconds)))
+    growth = (marks[-1][0] - marks[0][0]) / MIB
+    files = marks[-1][1] - marks[0][1]
+    if set(seen.statuses) != {200}:
+        seen.problems.append("other statuses than 200")
+    if growth > max(10, (marks[-1][2] - marks[0][2]) / 1000) or abs(files) > 10:
+        seen.problems.append(f"memory grew by {growth:.1f} MiB, descriptors by {files}")
+    rss = [round(one[0] / MIB, 1) for one in marks]
+    return {"rss_mib": rss, "descriptors": [m[1] for m in marks], **seen.told()}, seen.problems
+
+
+async def leave(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:
+    """Clients that do not wait: what they asked for is not computed any more."""
+    seen = Seen()
+    clients = Clients(endpoint, seen)
+    long = {"gen_length": 512, "block_length": 512, "steps": 512}
+    payload = json.dumps({**clients.body, "stream": True, "diffusion": long}).encode()
+    head = LOCAL_JSON + f"content-length: {len(payload)}\r\n\r\n".encode()
+    for _ in range(20):
+        _, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
+        writer.write(REQUEST_LINE + head + payload)
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.close()
+    await asyncio.sleep(1.0)
+    begun_s = time.monotonic()
+    await clients.ask()
+    seconds = time.monotonic() - begun_s
+    ongoing = (await clients.http.get("/health")).json()["ongoing"]
+    if seconds > 3 or ongoing:
+        seen.problems.append(f"{ongoing} ongoing; the next answer took {seconds:.1f} s")
+    return {"next_answer_s": round(seconds, 2), **seen.told()}, seen.problems
+
+
+def hostile() -> dict[str, tuple[bytes, bytes]]:
+    """Header lines and bodies of requests that must be refused at once."""
+    json_head = b"content-type: application/json\r\n"
+
+    def chat(content: Any = "a question", **more: Any) -> tuple[bytes, bytes]:
+        body = {"model": "medv-tiny", "messages": [{"role": "user", "content": content}], **more}
+        return json_head, json.dumps(body).encode()
+
+    def picture(url: str) -> tuple[bytes, bytes]:
+        return chat(
+            [{"type": "text", "text": "what?"}, {"type": "image_url", "image_url": {"url": url}}]
+        )
+
+    def data_url(data: bytes) -> str:
+        return "data:image/png;base64," + base64.b64encode(data).decode()
+
+    huge = (12_000).to_bytes(4) * 2 + b"\x08\x02\0\0\0"
+    chunks = [(b"IHDR", huge), (b"IDAT", zlib.compress(bytes(10**6))), (b"IEND", b"")]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(d).to_bytes(4) + k + d + zlib.crc32(k + d).to_bytes(4) for k, d in chunks
+    )
+    steps = lambda value: chat(diffusion={"steps": value})  # noqa: E731
+    return {
+        "144 megapixels": picture(data_url(png)),
+        "pickle": picture(data_url(b"\x80\x04\x95" + bytes(100))),
+        "file URL": picture("file:///etc/passwd"),
+        "link-local URL": picture("http://169.254.169.254/latest/meta-data"),
+        "mapped URL": picture("http://[::ffff:127.0.0.1]/"),
+        "no base64": picture("data:image/png;base64,!!!"),
+        "64 images": chat([{"type": "image_url", "image_url": {"url": data_url(b"x")}}] * 64),
+        "steps 0": steps(0),
+        "steps NaN": steps(float("nan")),
+        "steps 1e9": steps(10**9),
+        "steps text": steps("many"),
+        "n": chat(n=10**9),
+        "max_tokens -1": chat(max_tokens=-1),
+        "max_tokens 1e12": chat(max_tokens=10**12),
+        "a million messages": (json_head, b'{"model":"m","messages":[' + b"{}," * 10**6 + b"{}]}"),
+        "deep": (json_head, b"[" * 10**5),
+        "unknown field": chat(stepps=3),
+        "no JSON": (json_head, b"\xff\xfe"),
+        "form": (b"content-type: application/x-www-form-urlencoded\r\n", b"a=b"),
+        "gzip": (json_head + b"content-encoding: gzip\r\n", b"\x1f\x8b" + bytes(100)),
+        "large header": (json_head + b"x-a: " + b"a" * MIB + b"\r\n", b"{}"),
+        "other host": (json_head + b"host: attacker.example\r\n", b"{}"),
+    }
+
+
+async def attacks(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:
+    """Hostile requests: 4xx within 100 ms, and hardly any memory."""
+    seen, slowest = Seen(), {}
+    clients = Clients(endpoint, seen)
+    await clients.many(4, 3)
+    before, most = endpoint.rss_bytes(), 0
+    for name, (head, body) in hostile().items():
+        times = []
+        for _ in range(3):
+            head_all = b"" if b"host:" in head else b"host: localhost\r\n"
+            head_all += head + f"content-length: {len(body)}\r\n".encode()
+            status, seconds = await _raw(endpoint, head_all, body)
+            times.append(seconds)
+            if not 400 <= status < 500:
+                seen.problems.append(f"{name}: status {status}")
+        slowest[name] = min(times)
+        most = max(most, endpoint.rss_bytes())
+    length = f"content-length: {300 * MIB}\r\n".encode()
+    status, seconds = await _raw(endpoint, LOCAL_JSON + length, bytes(300 * MIB))
+    slowest["300 MiB"] = seconds
+    if status != 413:
+        seen.problems.append(f"300 MiB: status {status}")
+    most = max(most, endpoint.rss_bytes())
+    growth = (most - before) / MIB
+    late = {name: round(s, 3) for name, s in slowest.items() if s > 0.1}
+    if late:
+        seen.problems.append(f"slower than 100 ms: {late}")
+    if growth > 32:
+        seen.problems.append(f"memory grew by {growth:.0f} MiB")
+    told = {"requests": len(slowest), "slowest_s": round(max(slowest.values()), 3)}
+    return {**told, "rss_growth_mib": round(growth, 1)}, seen.problems
+
+
+async def _raw(endpoint: Endpoint, head: bytes, body: bytes) -> tuple[int, float]:
+    """Status, and seconds from the end of the headers to the first byte of the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
+    writer.write(REQUEST_LINE + head + b"\r\n")
+    begun_s = time.monotonic()
+
+    async def send() -> None:
+        try:
+            for start in range(0, len(body), MIB):
+                writer.write(body[start : start + MIB])
+                await writer.drain()
+        except ConnectionError:
+            return
+
+    sending = asyncio.create_task(send())
+    try:
+        line = await asyncio.wait_for(reader.readline(), 30)
+    except ConnectionError:
+        line = b""
+    seconds = time.monotonic() - begun_s
+    await sending
+    writer.close()
+    return int(line.split()[1]) if line else 0, seconds
+
+
+async def redeploy(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:
+    """Changed settings are deployed under load; no request fails."""
+    seen, times = Seen(), 2 if short else 20
+    clients = Clients(endpoint, seen)
+    await clients.ask()
+    settings = yaml.safe_load((ROOT / "cluster/serve.yaml").read_text())
+    settings["http_options"]["port"] = endpoint.port
+    deployed = 0
+
+    async def deployer() -> None:
+        nonlocal deployed
+        for number in range(times):
+            await asyncio.sleep(2)
+            old = set(endpoint.pids("ServeReplica"))
+            settings["applications"][0]["args"]["seed"] = number + 1
+            await asyncio.to_thread(deploy, settings)
+            for _ in range(600):
+                if not old & set(endpoint.pids("ServeReplica")):
+                    deployed += 1
+                    break
+                await asyncio.sleep(0.1)
+
+    async with asyncio.TaskGroup() as group:
+        working = group.create_task(deployer())
+        while not working.done():
+            await clients.many(8, 2)
+    if set(seen.statuses) != {200}:
+        seen.problems.append("other statuses than 200")
+    if deployed < times:
+        seen.problems.append(f"{deployed} of {times} deployments")
+    return {"deployments": deployed, **seen.told()}, seen.problems
+
+
+def deploy(settings: dict[str, Any]) -> None:
+    """`serve deploy` of a file with these settings."""
+    file = Path(f"/tmp/medv-serve-{os.getpid()}.yaml")
+    file.write_text(yaml.safe_dump(settings))
+    command = [str(Path(sys.executable).with_name("serve")), "deploy", str(file)]
+    subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
+    file.unlink()
+
+
+@contextmanager
+def medv_serve() -> Iterator[Endpoint]:
+    """`medv serve` with the toy, on a free port."""
+    port = free_port()
+    process = subprocess.Popen(
+        [*MEDV, "serve", "--port", str(port)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if "answers as" not in line:
+        process.kill()
+        raise RuntimeError("medv serve did not start")
+    yield Endpoint(port, process)
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+
+
+@contextmanager
+def head() -> Iterator[Endpoint]:
+    """A head of its own, and cluster/serve.yaml deployed on it."""
+    from medv_ray.on_ray.front import CALLBACK
+
+    port, ray = free_port(), str(Path(sys.executable).with_name("ray"))
+    environment = ENVIRONMENT | {CALLBACK: "medv_ray.on_ray.front:middlewares"}
+    start = [ray, "start", "--head", "--num-cpus", "2", "--port", str(free_port())]
+    subprocess.run(start, check=True, capture_output=True, env=environment)
+    try:
+        settings = yaml.safe_load((ROOT / "cluster/serve.yaml").read_text())
+        settings["http_options"]["port"] = port
+        deploy(settings)
+        begun_s = time.monotonic()
+        while time.monotonic() < begun_s + START_S:
+            try:
+                if httpx2.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
+                    break
+            except httpx2.HTTPError:
+                pass
+            time.sleep(0.5)
+        yield Endpoint(port)
+    finally:
+        subprocess.run([ray, "stop", "--force"], capture_output=True, env=environment)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _rss(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), 0)
+
+
+Run = Callable[[Endpoint, bool], Awaitable[tuple[dict[str, Any], list[str]]]]
+RUNS: dict[str, Run] = {
+    run.__name__: run for run in (attacks, leave, soak, burst, overload, kills, stuck, redeploy)
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--only", choices=RUNS, action="append")
+    args = parser.parse_args()
+    failed = False
+    for name in args.only or RUNS:
+        with head() if name == "redeploy" else medv_serve() as endpoint:
+            begun_s = time.monotonic()
+            told, problems = asyncio.run(RUNS[name](endpoint, args.short))
+        failed |= bool(problems)
+        seconds = round(time.monotonic() - begun_s, 1)
+        counted = dict(Counter(problems).most_common(10))
+        print(
+            json.dumps({"run": name, **told, "seconds": seconds, "problems": counted}), flush=True
+        )
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
