@@ -197,7 +197,10 @@ class Session {
 function problemOf(error: unknown): Problem {
   const message = error instanceof Error ? error.message : String(error);
   if (error instanceof ApiError) {
-    return { code: error.code, message, again: error.status === 401 || error.status === 429 || error.status >= 500 };
+    const { code, status } = error;
+    // What is wrong with a request stays wrong; a stream (200) that ended in an error does not.
+    const wrong = status >= 400 && status < 500 && ![401, 408, 429].includes(status);
+    return { code, message, again: !wrong };
   }
   return { code: error instanceof NetworkError ? "Network" : "", message, again: true };
 }
