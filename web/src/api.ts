@@ -61,7 +61,7 @@ export interface Summary {
 }
 
 export interface Chunk {
-  choices: { index: number; delta?: { content?: string }; finish_reason?: string | null; medv?: Summary }[];
+  choices?: { index: number; delta?: { content?: string }; finish_reason?: string | null; medv?: Summary }[];
   denoise?: DenoiseEvent;
   medv?: Summary;
   usage?: { completion_tokens: number } | null;

@@ -54,7 +54,9 @@ export function shown(token: string): string {
   return token.trim();
 }
 
-export const percent = (share: number): string => {
+/** Whole percent, with a decimal where that would say "certain" or "never". */
+export function percent(share: number): string {
   const value = share * 100;
-  return value > 99 && value < 100 ? value.toFixed(1) : value.toFixed(value < 1 && value > 0 ? 1 : 0);
-};
+  if (value > 99 && value < 100) return Math.min(99.9, value).toFixed(1);
+  return value.toFixed(value > 0 && value < 1 ? 1 : 0);
+}

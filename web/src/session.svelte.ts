@@ -49,7 +49,7 @@ class Session {
       this.models = await withKey(models);
       const [first] = this.models;
       if (first) this.use(first);
-      this.problem = null;
+      this.problem = first ? null : { code: "", message: "The endpoint lists no model.", again: true };
     } catch (error) {
       this.problem = problemOf(error);
     }
@@ -107,17 +107,20 @@ class Session {
     return new Turn(question, conversation.answered, asked, chosen.steps);
   }
 
-  async ask(): Promise<void> {
+  /** The draft. `automatic`: by the clock, after the endpoint asked for patience. */
+  async ask(automatic = false): Promise<void> {
     const question = this.draft.trim();
     const { conversation } = this;
-    if (this.busy || question === "") return;
+    if (this.busy) return;
+    if (!automatic) this.#retries = 0;
+    this.wait.stop();
     if (!this.model) await this.start();
     const turn = this.next(question);
-    if (!conversation || !turn) {
-      if (this.model) this.problem = { code: "", message: "Add an image first.", again: false };
+    if (!conversation || !turn || question === "") {
+      const message = conversation ? "Write a question first." : "Add an image first.";
+      if (this.model) this.problem = { code: "", message, again: false };
       return;
     }
-    this.wait.stop();
     this.problem = null;
     this.draft = "";
     const last = conversation.turns.at(-1);
@@ -190,7 +193,7 @@ class Session {
     const wait = error instanceof ApiError ? error.retryAfter : null;
     if (wait === null || this.#retries >= AUTOMATIC_RETRIES) return;
     this.#retries += 1;
-    this.wait.start(wait, () => void this.ask());
+    this.wait.start(wait, () => void this.ask(true));
   }
 }
 

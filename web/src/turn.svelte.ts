@@ -38,7 +38,7 @@ export class Turn {
 
   take(chunk: Chunk): void {
     if (chunk.denoise?.index === 0) this.denoise = after(this.denoise, chunk.denoise);
-    const choice = chunk.choices.find(({ index }) => index === 0);
+    const choice = chunk.choices?.find(({ index }) => index === 0);
     this.text += choice?.delta?.content ?? "";
     this.summary = choice?.medv ?? chunk.medv ?? this.summary;
   }
