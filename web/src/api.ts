@@ -149,10 +149,15 @@ async function json<T>(path: string, init?: RequestInit): Promise<T> {
 
 export const models = async (): Promise<Model[]> => (await json<{ data: Model[] }>("v1/models")).data;
 
-export const inspect = (
-  body: Question & { tokens: (number | null)[]; position: number },
+/** What stands at `position` of a state of the answer to `question`; `tokens` as in the API. */
+export function inspect(
+  { model, messages, diffusion }: Question,
+  state: { tokens: (number | null)[]; position: number },
   signal: AbortSignal,
-): Promise<Inspection> => json("v1/inspect", { method: "POST", body: JSON.stringify(body), signal });
+): Promise<Inspection> {
+  const body = JSON.stringify({ model, messages, diffusion, ...state });
+  return json("v1/inspect", { method: "POST", body, signal });
+}
 
 /** Chunks until `[DONE]`. Throws NetworkError when the stream ends before it. */
 export async function* chat(body: string, signal: AbortSignal): AsyncGenerator<Chunk> {

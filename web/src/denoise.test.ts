@@ -14,8 +14,9 @@ test("the state after some steps holds what they committed", () => {
   expect(words(2)).toEqual([null, null, "<|eot_id|>", null]);
   expect(words(3)).toEqual(["two", " cells", "<|eot_id|>", null]);
   expect(state.steps).toBe(3);
-  expect(endOf(cellsAt(state, 3))).toBe(2);
-  expect(endOf(cellsAt(state, 0))).toBe(4);
+  expect(endOf(cellsAt(state, 3), true)).toBe(2);
+  expect(endOf(cellsAt(state, 0), false)).toBe(4);
+  expect(endOf(cellsAt({ ...state, commits: state.commits.slice(1) }, 3), true)).toBe(2);
 });
 
 test("an inspection starts before the token's own step, masks included", () => {

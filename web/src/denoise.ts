@@ -40,11 +40,19 @@ export const idsBefore = (state: Denoise, commit: Commit): (number | null)[] =>
 /** `<|eot_id|>`, `<|endoftext|>`: written by name, not part of the answer. */
 export const isSpecial = (token: string): boolean => /^<\|.*\|>$/.test(token);
 
-/** Position of the first end of turn, or the length where there is none (yet). */
-export function endOf(cells: readonly (Commit | null)[]): number {
-  const end = cells.findIndex((cell) => cell !== null && isSpecial(cell.token));
+/** How many positions belong to the answer; all of them as long as no end is known.
+ *
+ * `whole`: the answer is there. Then it also ends before the first mask that was left: the endpoint
+ * does not always tell an end of turn that came with the last step.
+ */
+export function endOf(cells: readonly (Commit | null)[], whole: boolean): number {
+  const end = cells.findIndex((cell) => (cell === null ? whole : isSpecial(cell.token)));
   return end < 0 ? cells.length : end;
 }
+
+/** Whether a token goes on with the word of the one before it, as far as that one is known. */
+export const continues = (token: string, before: string | undefined): boolean =>
+  !/^(\s|<\|)/.test(token) && !/\s$/.test(before ?? "");
 
 /** A token as a cell shows it: white space would be invisible. */
 export function shown(token: string): string {

@@ -69,7 +69,7 @@ class Inspector {
     try {
       const question = turn.request(await dataUrl(picture.file));
       const state = { tokens: idsBefore(turn.denoise, commit), position: commit.position };
-      const inspection = await inspect({ ...question, ...state }, controller.signal);
+      const inspection = await inspect(question, state, controller.signal);
       this.#known.set(commit, inspection);
       if (this.#asked === commit) this.inspection = inspection;
     } catch (error) {

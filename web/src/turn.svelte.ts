@@ -21,11 +21,10 @@ export class Turn {
   scrubbed = $state<number | null>(null);
   readonly shownSteps = $derived(this.scrubbed ?? this.denoise.steps);
   readonly finished = $derived(this.status !== "asking");
+  /** Of the newest state, whichever step is shown: what belongs to the answer does not change. */
+  readonly end = $derived(endOf(cellsAt(this.denoise, this.denoise.steps), this.status === "done"));
   /** The answer filled its whole length without an end of turn. */
-  readonly cutShort = $derived.by(() => {
-    const { length, steps } = this.denoise;
-    return this.status === "done" && length > 0 && endOf(cellsAt(this.denoise, steps)) === length;
-  });
+  readonly cutShort = $derived(this.status === "done" && this.end > 0 && this.end === this.denoise.length);
 
   constructor(
     readonly question: string,
