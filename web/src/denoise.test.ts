@@ -26,5 +26,5 @@ test("an inspection starts before the token's own step, masks included", () => {
 
 test("tokens and shares are written so that one sees them", () => {
   expect([" cells", "\n", " ", "", "<|endoftext|>"].map(shown)).toEqual(["cells", "↵", "␣", "∅", "end"]);
-  expect([1, 0.9999, 0.98, 0.004, 0].map(percent)).toEqual(["100", "99.9", "98", "0.4", "0"]);
+  expect([1, 0.9999, 0.98, 0.004, 1e-5, 0].map(percent)).toEqual(["100", "99.9", "98", "0.4", "<0.1", "0"]);
 });

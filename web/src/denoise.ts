@@ -65,6 +65,7 @@ export function shown(token: string): string {
 /** Whole percent, with a decimal where that would say "certain" or "never". */
 export function percent(share: number): string {
   const value = share * 100;
+  if (value > 0 && value < 0.05) return "<0.1";
   if (value > 99 && value < 100) return Math.min(99.9, value).toFixed(1);
   return value.toFixed(value > 0 && value < 1 ? 1 : 0);
 }
