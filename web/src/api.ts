@@ -11,7 +11,6 @@ export interface Sampler {
 }
 
 export interface Limits {
-  max_images: number;
   max_body_bytes: number;
   max_gen_length: number;
   max_steps: number;
@@ -64,7 +63,6 @@ export interface Chunk {
   choices?: { index: number; delta?: { content?: string }; finish_reason?: string | null; medv?: Summary }[];
   denoise?: DenoiseEvent;
   medv?: Summary;
-  usage?: { completion_tokens: number } | null;
 }
 
 export interface Attention {

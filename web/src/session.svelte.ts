@@ -104,7 +104,7 @@ class Session {
     const { conversation, model, chosen } = this;
     if (!conversation || !model || !chosen) return null;
     const asked = { model: model.id, ...differing(chosen, model.medv.sampler) };
-    return new Turn(question, conversation.answered, asked, chosen.steps);
+    return new Turn(question, conversation.answered, asked, chosen);
   }
 
   /** The draft. `automatic`: by the clock, after the endpoint asked for patience. */

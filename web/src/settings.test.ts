@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { blockLengths, differing, genLengths, stepCounts, withChange, type Chosen } from "./settings";
 
-const limits = { max_images: 4, max_body_bytes: 1e6, max_gen_length: 512, max_steps: 128 };
+const limits = { max_body_bytes: 1e6, max_gen_length: 512, max_steps: 128 };
 const start: Chosen = {
   preset: "exact",
   gen_length: 64,

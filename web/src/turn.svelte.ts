@@ -2,6 +2,7 @@
 
 import type { Chunk, Message, Question, Summary } from "./api";
 import { after, cellsAt, endOf, nothing, type Denoise } from "./denoise";
+import type { Chosen } from "./settings";
 
 export type Status = "asking" | "done" | "stopped" | "failed";
 
@@ -26,14 +27,21 @@ export class Turn {
   /** The answer filled its whole length without an end of turn. */
   readonly cutShort = $derived(this.status === "done" && this.end > 0 && this.end === this.denoise.length);
 
+  /** Steps that were asked for; a threshold preset may need fewer. */
+  readonly plannedSteps: number;
+  /** With a temperature: another seed gives another answer. */
+  readonly sampled: boolean;
+
   constructor(
     readonly question: string,
     /** Earlier turns of the dialogue, as the request had them. */
     readonly before: readonly Turn[],
     readonly asked: Asked,
-    /** Steps that were asked for; a threshold preset may need fewer. */
-    readonly plannedSteps: number,
-  ) {}
+    settings: Chosen,
+  ) {
+    this.plannedSteps = settings.steps;
+    this.sampled = settings.temperature > 0;
+  }
 
   take(chunk: Chunk): void {
     if (chunk.denoise?.index === 0) this.denoise = after(this.denoise, chunk.denoise);
