@@ -1,0 +1,175 @@
+// What the page says to the endpoint and what comes back. Addresses are relative to the page.
+
+import { dataOf } from "./sse";
+
+export interface Sampler {
+  preset: string;
+  gen_length: number;
+  block_length: number;
+  steps: number;
+  temperature: number;
+}
+
+export interface Limits {
+  max_body_bytes: number;
+  max_gen_length: number;
+  max_steps: number;
+}
+
+export interface Model {
+  id: string;
+  medv: { sampler: Sampler; limits: Limits; presets: string[] };
+}
+
+export type Part =
+  | { type: "text"; text: string }
+  | { type: "image_url"; image_url: { url: string } };
+
+export interface Message {
+  role: "user" | "assistant";
+  content: string | Part[];
+}
+
+export interface Question {
+  model: string;
+  messages: Message[];
+  temperature?: number;
+  seed?: number;
+  diffusion?: Partial<Omit<Sampler, "temperature">>;
+}
+
+export interface Committed {
+  position: number;
+  token: string;
+  token_id: number;
+  confidence: number;
+}
+
+export interface DenoiseEvent {
+  index: number;
+  step: number;
+  length: number;
+  committed: Committed[];
+}
+
+export interface Summary {
+  confidence: number;
+  forward_passes: number;
+  seed: number;
+  warnings: string[];
+}
+
+export interface Chunk {
+  choices?: { index: number; delta?: { content?: string }; finish_reason?: string | null; medv?: Summary }[];
+  denoise?: DenoiseEvent;
+  medv?: Summary;
+}
+
+export interface Attention {
+  image: number;
+  rows: number;
+  columns: number;
+  box: [number, number, number, number];
+  weights: number[][];
+}
+
+export interface Inspection {
+  position: number;
+  alternatives: { token: string; token_id: number; probability: number }[];
+  attention: Attention[];
+}
+
+/** The endpoint said no. `retryAfter` is in seconds, null when it gave none. */
+export class ApiError extends Error {
+  constructor(
+    readonly status: number,
+    readonly code: string,
+    message: string,
+    readonly retryAfter: number | null = null,
+  ) {
+    super(message);
+  }
+}
+
+/** The endpoint was not reached, or the connection ended before the answer did. */
+export class NetworkError extends Error {}
+
+const KEY = "medv_api_key";
+
+// sessionStorage: the key is gone with the tab.
+export const apiKey = {
+  get: (): string => sessionStorage.getItem(KEY) ?? "",
+  set: (key: string): void => (key ? sessionStorage.setItem(KEY, key) : sessionStorage.removeItem(KEY)),
+};
+
+export const address = (path: string): string => new URL(path, document.baseURI).href;
+
+async function call(path: string, init: RequestInit = {}): Promise<Response> {
+  const headers = new Headers({ "Content-Type": "application/json" });
+  const key = apiKey.get();
+  if (key) headers.set("Authorization", `Bearer ${key}`);
+  let response: Response;
+  try {
+    response = await fetch(address(path), { ...init, headers, cache: "no-store" });
+  } catch (error) {
+    throw reason(error, "The endpoint cannot be reached. Is it running, and is the network up?");
+  }
+  if (!response.ok) throw await refusal(response);
+  return response;
+}
+
+/** An abort stays what it is; everything else that fetch throws is the network. */
+function reason(error: unknown, message: string): unknown {
+  return error instanceof DOMException && error.name === "AbortError" ? error : new NetworkError(message);
+}
+
+async function refusal(response: Response): Promise<ApiError> {
+  const wait = Number.parseFloat(response.headers.get("Retry-After") ?? "");
+  const retryAfter = Number.isFinite(wait) ? Math.max(0, wait) : null;
+  const body: unknown = await response.json().catch(() => null);
+  return told(body, response.status, retryAfter);
+}
+
+function told(body: unknown, status: number, retryAfter: number | null = null): ApiError {
+  const error = (body as { error?: { message?: string; code?: string | null } } | null)?.error;
+  const message = error?.message ?? `The endpoint answered with HTTP status ${status}.`;
+  return new ApiError(status, error?.code ?? `HTTP ${status}`, message, retryAfter);
+}
+
+async function json<T>(path: string, init?: RequestInit): Promise<T> {
+  const response = await call(path, init);
+  try {
+    return (await response.json()) as T;
+  } catch (error) {
+    throw reason(error, "The endpoint's answer did not arrive whole.");
+  }
+}
+
+export const models = async (): Promise<Model[]> => (await json<{ data: Model[] }>("v1/models")).data;
+
+/** What stands at `position` of a state of the answer to `question`; `tokens` as in the API. */
+export function inspect(
+  { model, messages, diffusion }: Question,
+  state: { tokens: (number | null)[]; position: number },
+  signal: AbortSignal,
+): Promise<Inspection> {
+  const body = JSON.stringify({ model, messages, diffusion, ...state });
+  return json("v1/inspect", { method: "POST", body, signal });
+}
+
+/** Chunks until `[DONE]`. Throws NetworkError when the stream ends before it. */
+export async function* chat(body: string, signal: AbortSignal): AsyncGenerator<Chunk> {
+  const response = await call("v1/chat/completions", { method: "POST", body, signal });
+  const cut = "The connection was lost before the answer was finished.";
+  try {
+    for await (const data of dataOf(response)) {
+      if (data === "[DONE]") return;
+      const chunk = JSON.parse(data) as Chunk & { error?: unknown };
+      if (chunk.error) throw told(chunk, response.status);
+      yield chunk;
+    }
+  } catch (error) {
+    throw error instanceof ApiError ? error : reason(error, cut);
+  }
+  throw new NetworkError(cut);
+}

@@ -1,0 +1,71 @@
+// The answer's states, step by step. Pure: events in, states out.
+
+import type { Committed, DenoiseEvent } from "./api";
+
+export interface Commit extends Committed {
+  step: number;
+}
+
+export interface Denoise {
+  /** Positions of the answer, end and padding included; 0 before the first event. */
+  length: number;
+  /** Steps seen so far; the state after all of them is the newest one. */
+  steps: number;
+  /** In the order in which they were committed. */
+  commits: Commit[];
+}
+
+export const nothing: Denoise = { length: 0, steps: 0, commits: [] };
+
+export function after(state: Denoise, event: DenoiseEvent): Denoise {
+  const commits = event.committed.map((token) => ({ ...token, step: event.step }));
+  return {
+    length: event.length,
+    steps: Math.max(state.steps, event.step + 1),
+    commits: [...state.commits, ...commits],
+  };
+}
+
+/** One entry a position: what the first `steps` steps committed there, null for the mask. */
+export function cellsAt(state: Denoise, steps: number): (Commit | null)[] {
+  const cells = new Array<Commit | null>(state.length).fill(null);
+  for (const commit of state.commits) if (commit.step < steps) cells[commit.position] = commit;
+  return cells;
+}
+
+/** Token ids before the step that committed `commit`: the state that an inspection starts from. */
+export const idsBefore = (state: Denoise, commit: Commit): (number | null)[] =>
+  cellsAt(state, commit.step).map((cell) => cell?.token_id ?? null);
+
+/** `<|eot_id|>`, `<|endoftext|>`: written by name, not part of the answer. */
+export const isSpecial = (token: string): boolean => /^<\|.*\|>$/.test(token);
+
+/** How many positions belong to the answer; all of them as long as no end is known.
+ *
+ * `whole`: the answer is there. Then it also ends before the first mask that was left: the endpoint
+ * does not always tell an end of turn that came with the last step.
+ */
+export function endOf(cells: readonly (Commit | null)[], whole: boolean): number {
+  const end = cells.findIndex((cell) => (cell === null ? whole : isSpecial(cell.token)));
+  return end < 0 ? cells.length : end;
+}
+
+/** Whether a token goes on with the word of the one before it, as far as that one is known. */
+export const continues = (token: string, before: string | undefined): boolean =>
+  !/^(\s|<\|)/.test(token) && !/\s$/.test(before ?? "");
+
+/** A token as a cell shows it: white space would be invisible. */
+export function shown(token: string): string {
+  if (isSpecial(token)) return "end";
+  if (token === "") return "∅";
+  if (token.trim() === "") return token.includes("\n") ? "↵" : "␣";
+  return token.trim();
+}
+
+/** Whole percent, with a decimal where that would say "certain" or "never". */
+export function percent(share: number): string {
+  const value = share * 100;
+  if (value > 0 && value < 0.05) return "<0.1";
+  if (value > 99 && value < 100) return Math.min(99.9, value).toFixed(1);
+  return value.toFixed(value > 0 && value < 1 ? 1 : 0);
+}

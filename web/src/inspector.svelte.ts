@@ -1,0 +1,84 @@
+// The one token that is looked at, and what the endpoint says about it.
+
+import { inspect, type Inspection } from "./api";
+import { idsBefore, type Commit } from "./denoise";
+import { dataUrl, type Picture } from "./picture";
+import type { Turn } from "./turn.svelte";
+
+export interface Target {
+  turn: Turn;
+  commit: Commit;
+  picture: Picture;
+}
+
+/** A pointer that crosses a row of tokens must not start a forward pass for each of them. */
+const REST_MS = 180;
+
+class Inspector {
+  /** Under the pointer: goes when the pointer goes. */
+  #pointed = $state.raw<Target | null>(null);
+  /** Focused or tapped: stays until another one is, or Escape. */
+  #pinned = $state.raw<Target | null>(null);
+  readonly active = $derived(this.#pointed ?? this.#pinned);
+  inspection = $state.raw<Inspection | null>(null);
+  failed = $state("");
+  /** The heat map is wanted. */
+  heat = $state(true);
+
+  #known = new WeakMap<Commit, Inspection>();
+  #asked: Commit | null = null;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #controller: AbortController | null = null;
+
+  point(target: Target | null): void {
+    this.#pointed = target;
+    this.#look();
+  }
+
+  pin(target: Target | null): void {
+    this.#pinned = target;
+    this.#look();
+  }
+
+  clear(): void {
+    this.#pointed = null;
+    this.pin(null);
+  }
+
+  /** Tokens of an answer that is being made are not inspected: that would slow it down. */
+  finished(turn: Turn): void {
+    if (this.active?.turn === turn) this.#look();
+  }
+
+  #look(): void {
+    const target = this.active;
+    const wanted = target?.turn.finished ? target.commit : null;
+    if (wanted === this.#asked) return;
+    this.#asked = wanted;
+    clearTimeout(this.#timer);
+    this.#controller?.abort();
+    this.failed = "";
+    this.inspection = wanted ? (this.#known.get(wanted) ?? null) : null;
+    if (target && wanted && !this.inspection)
+      this.#timer = setTimeout(() => void this.#fetch(target), REST_MS);
+  }
+
+  async #fetch({ turn, commit, picture }: Target): Promise<void> {
+    const controller = new AbortController();
+    this.#controller = controller;
+    try {
+      const question = turn.request(await dataUrl(picture.file));
+      const state = { tokens: idsBefore(turn.denoise, commit), position: commit.position };
+      const inspection = await inspect(question, state, controller.signal);
+      this.#known.set(commit, inspection);
+      if (this.#asked === commit) this.inspection = inspection;
+    } catch (error) {
+      if (controller.signal.aborted || this.#asked !== commit) return;
+      this.failed = error instanceof Error ? error.message : String(error);
+      // Not remembered: pointing at the token again tries again.
+      this.#asked = null;
+    }
+  }
+}
+
+export const inspector = new Inspector();

@@ -1,0 +1,63 @@
+// A file that the user gave: what the browser can show of it, and how it travels.
+
+export interface Picture {
+  file: File;
+  name: string;
+  /** Object address for <img>; null when the browser cannot show the format (DICOM, TIFF). */
+  url: string | null;
+  /** Width / height as shown; 1 when unknown. */
+  aspect: number;
+}
+
+/** A browser that does not know a type leaves it empty; the endpoint looks at the bytes anyway. */
+const TYPES: Record<string, string> = { dcm: "application/dicom", tif: "image/tiff", tiff: "image/tiff" };
+
+export async function pictureOf(file: File): Promise<Picture> {
+  const url = URL.createObjectURL(file);
+  const image = new Image();
+  image.src = url;
+  const name = file.name || "pasted image";
+  try {
+    await image.decode();
+    return { file, name, url, aspect: image.naturalWidth / image.naturalHeight || 1 };
+  } catch {
+    URL.revokeObjectURL(url);
+    return { file, name, url: null, aspect: 1 };
+  }
+}
+
+export function forget(picture: Picture): void {
+  if (picture.url) URL.revokeObjectURL(picture.url);
+}
+
+export function typeOf(file: File): string {
+  const ending = file.name.split(".").pop()?.toLowerCase() ?? "";
+  return file.type || TYPES[ending] || "application/octet-stream";
+}
+
+/** The file as a data: address, base64. Rejects when it can no longer be read (moved, deleted). */
+export function dataUrl(file: File): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onerror = () => reject(new Error(`${file.name} can no longer be read. Add it again.`));
+    reader.onload = () => {
+      const [, encoded = ""] = String(reader.result).split(",");
+      resolve(`data:${typeOf(file)};base64,${encoded}`);
+    };
+    reader.readAsDataURL(file);
+  });
+}
+
+const QUESTION_ROOM = 16_384; // bytes of a request beside its image
+
+/** Why this file cannot be sent, or null. Base64 makes 4 bytes of 3. */
+export function tooLarge(file: File, max_body_bytes: number): string | null {
+  if (Math.ceil(file.size / 3) * 4 + QUESTION_ROOM <= max_body_bytes) return null;
+  const most = Math.floor((Math.max(0, max_body_bytes - QUESTION_ROOM) / 4) * 3);
+  return `${file.name || "The image"} has ${bytes(file.size)}; this endpoint takes images up to ${bytes(most)}.`;
+}
+
+export function bytes(count: number): string {
+  if (count < 1000) return `${count} bytes`;
+  return count < 1e6 ? `${(count / 1e3).toFixed(0)} kB` : `${(count / 1e6).toFixed(1)} MB`;
+}

@@ -1,0 +1,72 @@
+// One question and what becomes of it.
+
+import type { Chunk, Message, Question, Summary } from "./api";
+import { after, cellsAt, endOf, nothing, type Denoise } from "./denoise";
+import type { Chosen } from "./settings";
+
+export type Status = "asking" | "done" | "stopped" | "failed";
+
+/** What a turn is asked with, beside its words. */
+export type Asked = Omit<Question, "messages">;
+
+let turns = 0;
+
+export class Turn {
+  readonly id = ++turns;
+  status = $state<Status>("asking");
+  denoise = $state.raw<Denoise>(nothing);
+  text = $state("");
+  summary = $state.raw<Summary | null>(null);
+  seconds = $state(0);
+  /** Steps that the scrub bar shows; null follows the newest. */
+  scrubbed = $state<number | null>(null);
+  readonly shownSteps = $derived(this.scrubbed ?? this.denoise.steps);
+  readonly finished = $derived(this.status !== "asking");
+  /** Of the newest state, whichever step is shown: what belongs to the answer does not change. */
+  readonly end = $derived(endOf(cellsAt(this.denoise, this.denoise.steps), this.status === "done"));
+  /** The answer filled its whole length without an end of turn. */
+  readonly cutShort = $derived(this.status === "done" && this.end > 0 && this.end === this.denoise.length);
+
+  /** Steps that were asked for; a threshold preset may need fewer. */
+  readonly plannedSteps: number;
+  /** With a temperature: another seed gives another answer. */
+  readonly sampled: boolean;
+
+  constructor(
+    readonly question: string,
+    /** Earlier turns of the dialogue, as the request had them. */
+    readonly before: readonly Turn[],
+    readonly asked: Asked,
+    settings: Chosen,
+  ) {
+    this.plannedSteps = settings.steps;
+    this.sampled = settings.temperature > 0;
+  }
+
+  take(chunk: Chunk): void {
+    if (chunk.denoise?.index === 0) this.denoise = after(this.denoise, chunk.denoise);
+    const choice = chunk.choices?.find(({ index }) => index === 0);
+    this.text += choice?.delta?.content ?? "";
+    this.summary = choice?.medv ?? chunk.medv ?? this.summary;
+  }
+
+  get empty(): boolean {
+    return this.text === "" && this.denoise.commits.length === 0;
+  }
+
+  /** The request with `image` as the picture's address; the picture stands in the first message. */
+  request(image: string): Question {
+    const texts = [...this.before, this].map((turn) => turn.question);
+    const messages = texts.flatMap((text, i): Message[] => {
+      const earlier = this.before[i];
+      const user: Message = { role: "user", content: i > 0 ? text : withImage(text, image) };
+      return earlier ? [user, { role: "assistant", content: earlier.text }] : [user];
+    });
+    return { ...this.asked, messages };
+  }
+}
+
+const withImage = (text: string, url: string): Message["content"] => [
+  { type: "image_url", image_url: { url } },
+  { type: "text", text },
+];
