@@ -63,17 +63,20 @@ class Remote:
     def __init__(self, url: str, model: str | None, assignments: list[str]) -> None:
         """Raises MedvError."""
         values = override({}, assignments)
-        self._asked: dict[str, Any] = {"diffusion": values.pop("sampler", {})}
-        if "seed" in values:
-            self._asked["seed"] = values.pop("seed")
+        asked = {"diffusion": values.pop("sampler", {})}
+        asked |= {"seed": values.pop("seed")} if "seed" in values else {}
         if values:
             raise SettingsError(
                 "E1001", f"--set {min(values)[:30]}: with --url, only sampler.* and seed."
             )
         self.image = ImageSettings()
         self._endpoint = Endpoint(url)
-        self._asked["model"] = self._endpoint.model(model)["id"]
-        self._asked["stream_options"] = {"include_denoise": True}
+        try:
+            asked["model"] = self._endpoint.model(model)["id"]
+        except MedvError:
+            self.close()
+            raise
+        self._asked: dict[str, Any] = asked | {"stream_options": {"include_denoise": True}}
 
     def ask(self, question: str, image: bytes, history: list[Turn]) -> Iterator[View | Said]:
         """See Local."""

@@ -65,7 +65,7 @@ class Load:
         """Waits that Retry-After asked for and a client made, in full."""
         self.waited_s = 0.0
         self.interrupted = False
-        self.started_s = self._end_s = 0.0
+        self.started_s = self.ended_s = self._end_s = 0.0
 
     async def run(self) -> None:
         """Ask until time or requests are used up and all are answered. Ctrl-C ends it at once."""
@@ -83,6 +83,7 @@ class Load:
                 await (self._closed(client) if self._settings.rate is None else self._open(client))
             except asyncio.CancelledError:
                 self.interrupted = True
+        self.ended_s = time.monotonic()
 
     async def _closed(self, client: httpx2.AsyncClient) -> None:
         async with asyncio.TaskGroup() as group:
@@ -110,9 +111,9 @@ class Load:
         async with asyncio.TaskGroup() as group:
             while True:
                 due_s += draw.expovariate(self._settings.rate)
+                await asyncio.sleep(max(0.0, min(due_s, self._end_s) - time.monotonic()))
                 if due_s > self._end_s or (body := next(self._bodies, None)) is None:
                     return
-                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
                 group.create_task(self._ask(client, body, due_s))
 
     async def _ask(self, client: httpx2.AsyncClient, body: bytes, begun_s: float) -> Outcome:

@@ -25,8 +25,7 @@ def report(
     outcomes = load.outcomes
     answers = [one for one in outcomes if one.answered]
     # until the last answer is whole: dividing by the time of the last arrival would say too much
-    seconds = max((one.begun_s + one.seconds for one in outcomes), default=load.started_s)
-    seconds = max(seconds - load.started_s, 1e-9)
+    seconds = max(load.ended_s - load.started_s, 1e-9)
     good = sum(one.seconds <= settings.limit_s for one in answers)
     tokens = sum(one.tokens for one in answers)
     return {
