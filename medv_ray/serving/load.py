@@ -146,7 +146,10 @@ class Load:
         elif self._settings.stream:
             await self._read_stream(response, outcome)
         else:
-            outcome.tokens = json.loads(await response.aread())["usage"]["completion_tokens"]
+            whole = json.loads(await response.aread())
+            outcome.tokens = whole["usage"]["completion_tokens"]
+            if not whole["choices"]:
+                raise ValueError("no answer")
 
     async def _read_stream(self, response: httpx2.Response, outcome: Outcome) -> None:
         outcome.error = "cut"  # until its end is seen
