@@ -24,7 +24,7 @@ def main() -> None:
 
     key = os.environ.get("MEDV_API_KEY")
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    picture = base64.b64encode(args.image.read_bytes()).decode()
+    url = f"data:image/png;base64,{base64.b64encode(args.image.read_bytes()).decode()}"
     with httpx2.Client(base_url=args.url, headers=headers, timeout=120) as client:
         body = {
             "model": client.get("/v1/models").raise_for_status().json()["data"][0]["id"],
@@ -32,7 +32,7 @@ def main() -> None:
                 {
                     "role": "user",
                     "content": [
-                        {"type": "image_url", "image_url": {"url": f"data:;base64,{picture}"}},
+                        {"type": "image_url", "image_url": {"url": url}},
                         {"type": "text", "text": args.question},
                     ],
                 }
