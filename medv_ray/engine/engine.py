@@ -315,6 +315,7 @@ class Engine:
             prompt_tokens=len(slot.prompt),
             waited_s=slot.waited_s,
             vision_s=slot.vision_s,
+            last=self._view(slot),
         )
 
     def view(self, ticket: int) -> View | None:
@@ -322,6 +323,9 @@ class Engine:
         slot = next((s for s in self._slots if s.ticket == ticket), None)
         if slot is None:
             return None
+        return self._view(slot)
+
+    def _view(self, slot: Slot) -> View:
         now = slot.row
         masked = now.masked[0].tolist()
         ids = [None if hidden else i for i, hidden in zip(now.x[0].tolist(), masked, strict=True)]

@@ -116,7 +116,7 @@ class Predictor:
 
     def _last_view(self, answer: Answer, before: View | None) -> View:
         tokens = tuple(self.engine.token_text(token) for token in answer.token_ids)
-        step = max(answer.token_step, default=0 if before is None else before.step)
+        step = max(answer.token_step, default=-1 if before is None else before.step - 1) + 1
         return View(
             step, tokens, answer.token_confidence, answer.token_ids, answer.token_step, answer
         )

@@ -53,6 +53,8 @@ class Answer:
     """From being admitted to taking a slot."""
     vision_s: float = 0.0
     """Of `seconds`, what decoding and the vision tower took."""
+    last: View | None = None
+    """All positions as they stood at the end, those behind a stop sequence included."""
 
     @property
     def confidence(self) -> float:

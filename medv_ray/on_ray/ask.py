@@ -19,15 +19,8 @@ MASK = "·"
 
 def ask(image: Path, question: str, model: str, assignments: list[str], watch: bool) -> None:
     """Print the answer with its confidence. Raises MedvError."""
-    path = model_folder(model)
-    values = override(checkpoint_defaults(path), assignments)
-    held = build(ModelSettings, {"path": path, **values.pop("model", {})})
-    settings = build(AnswerSettings, values)
-    try:
-        data = image.read_bytes()
-    except OSError as error:
-        kind = type(error).__name__
-        raise SettingsError("E1001", f"IMAGE: {image.name} cannot be read ({kind}).") from None
+    held, settings = settings_of(model, assignments)
+    data = read_image(image)
     console = Console(highlight=False, soft_wrap=True)
     request = Request(question, (data,), seed=settings.seed)
     with Predictor.load(held, settings) as predictor:
@@ -38,6 +31,23 @@ def ask(image: Path, question: str, model: str, assignments: list[str], watch: b
     console.print(told, style="dim")
     for word in answer.warnings:
         console.print(f"picture: {word}", style="yellow")
+
+
+def settings_of(model: str, assignments: list[str]) -> tuple[ModelSettings, AnswerSettings]:
+    """Of a checkpoint folder or `toy`, over what it recommends. Raises SettingsError."""
+    path = model_folder(model)
+    values = override(checkpoint_defaults(path), assignments)
+    held = build(ModelSettings, {"path": path, **values.pop("model", {})})
+    return held, build(AnswerSettings, values)
+
+
+def read_image(image: Path) -> bytes:
+    """A file's bytes. Raises SettingsError E1001."""
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        kind = type(error).__name__
+        raise SettingsError("E1001", f"IMAGE: {image.name} cannot be read ({kind}).") from None
 
 
 def _answer(predictor: Predictor, request: Request) -> Answer:

@@ -7,6 +7,7 @@ that.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 LIMITS = "MEDV_SERVE_LIMITS"
 """Environment variable: the settings of `limits` as JSON, for the proxies."""
+QUEUE_S = 30.0
+"""Beyond `limits.request_seconds`, which begin in the replica: for a way there, and a restart."""
 SERVES_OWN = (
     b"serve_multiplexed_model_id", b"serve-multiplexed-model-id", b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
@@ -58,13 +61,18 @@ class Front:
         given[b"x-medv-created"] = str(int(time.time())).encode()
         body = (await receive()).get("body", b"")
         relay = Relay(send, self._limits.retry_after_s)
+        deadline = time.monotonic() + self._limits.request_seconds + QUEUE_S
         if scope["path"].startswith("/-/"):
             await relay.refuse("E1706", "there is nothing at this path.")
             return
         for attempt in (1, 2):
             caller = Caller(body, receive)
             headers = list(given.items())
-            await self._app({**scope, "headers": headers}, caller.receive, relay.attempt())
+            trying = self._app({**scope, "headers": headers}, caller.receive, relay.attempt())
+            try:  # a replica that hangs does not end what it has taken
+                await asyncio.wait_for(trying, max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                break
             if relay.ended or caller.left:
                 return
             log.warning("a replica was lost in attempt %d of a request", attempt)
@@ -154,7 +162,7 @@ class Relay:
         if self._status:
             await self._break_off()
         else:
-            await self.refuse("E1708", "the replica was lost, and so was the next one.")
+            await self.refuse("E1708", "no replica has answered; two were lost, or one hangs.")
 
     async def refuse(self, code: str, message: str) -> None:
         """An answer of our own, or the end of one that has begun."""

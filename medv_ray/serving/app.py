@@ -62,6 +62,8 @@ ANSWERS = {
     431: "The headers are too large.",
     503: "No replica can answer now; Retry-After says when to come back.",
 }
+LEFT = 499
+"""Status that is counted for a client that has left."""
 ROUTES = ("/", "/v1/models", "/v1/chat/completions", "/v1/inspect", "/health", "/metrics")
 """Paths that are counted by name."""
 
@@ -216,7 +218,8 @@ class Routes:
             talk = Talk(self.service, said, requests, started_s)
             if asked.stream:  # which holds it until it ends
                 return await talk.streamed(held.pop_all())
-            return self._json(await talk.whole())
+            body = await talk.whole(request.receive)
+            return Response(status_code=LEFT) if body is None else self._json(body)
         raise AssertionError("it has returned")
 
     def _note(self, said: Completion, owner: str, one: Asked, started_s: float) -> None:

@@ -112,18 +112,13 @@ class Completion:
 
     def _view_chunks(self, choice: Choice, view: View) -> list[dict[str, Any]]:
         chunks = self._begin(choice)
-        if self.request.wants_denoise:
-            new = [p for p, i in enumerate(view.ids) if i is not None and p not in choice.told]
-            chunks += self._steps(choice, view, new)
+        chunks += self._steps(choice, view)
         return chunks + self._delta(choice, choice.growing.feed(view.ids))
 
     def _end_chunks(self, choice: Choice, answer: Answer) -> list[dict[str, Any]]:
         chunks = self._begin(choice)
-        if self.request.wants_denoise:
-            tokens = tuple(self._texts.token(token) for token in answer.token_ids)
-            last = View(0, tokens, answer.token_confidence, answer.token_ids, answer.token_step)
-            new = [p for p, s in enumerate(answer.token_step) if s >= 0 and p not in choice.told]
-            chunks += self._steps(choice, last, new)
+        if answer.last is not None:
+            chunks += self._steps(choice, answer.last)
         chunks += self._delta(choice, choice.growing.finish(answer.text))
         end = self._chunk(choice, {}, self._finish(answer))
         end["choices"][0]["logprobs"] = self._logprobs(answer)
@@ -153,8 +148,11 @@ class Completion:
         said = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": finish}
         return {**self._about, "object": "chat.completion.chunk", "choices": [said]}
 
-    def _steps(self, choice: Choice, view: View, new: Sequence[int]) -> list[dict[str, Any]]:
-        """A chunk for each step that committed some of the positions."""
+    def _steps(self, choice: Choice, view: View) -> list[dict[str, Any]]:
+        """A chunk for each step whose commits have not been told, if they are wanted."""
+        if not self.request.wants_denoise:
+            return []
+        new = [p for p, i in enumerate(view.ids) if i is not None and p not in choice.told]
         choice.told.update(new)
         chunks = []
         for step in sorted({view.token_step[place] for place in new}):

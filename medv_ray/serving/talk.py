@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -10,11 +12,12 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from medv_ray.engine.request import Answer, Request
-from medv_ray.errors import MedvError
+from medv_ray.errors import MedvError, RunError
 from medv_ray.serving.completions import DONE, Completion, event
 from medv_ray.serving.replies import OURS, told
 from medv_ray.serving.service import Service
 
+log = logging.getLogger(__name__)
 HEADERS = {
     OURS.decode(): "1",
     "x-content-type-options": "nosniff",
@@ -34,11 +37,27 @@ class Talk:
         self._service, self._said = service, said
         self._requests, self._started_s = list(requests), started_s
 
-    async def whole(self) -> dict[str, Any]:
-        """The body. Raises MedvError."""
+    async def whole(self, receive: Receive) -> dict[str, Any] | None:
+        """The body; None when the client has left, which takes its request out. Raises MedvError.
+
+        `receive`: of the request, whose body has been read.
+        """
+        answering = asyncio.ensure_future(self._to_the_end())
+        leaving = asyncio.ensure_future(_left(receive))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                return None
+            answering.result()
+            return self._said.whole()
+        finally:
+            for task in (answering, leaving):
+                task.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+
+    async def _to_the_end(self) -> None:
         async for _ in self._chunks(watched=False):
             pass
-        return self._said.whole()
 
     async def streamed(self, held: AsyncExitStack) -> Response:
         """A stream that has begun; `held` is closed when it ends, however it does.
@@ -59,7 +78,10 @@ class Talk:
         try:
             async for more in chunks:
                 yield _joined(more)
-        except MedvError as error:
+        except Exception as error:  # a defect as well: the client would only see a cut connection
+            if not isinstance(error, MedvError):
+                log.error("a stream ended with %s", type(error).__name__)
+                error = RunError("E1509", f"{type(error).__name__}: a defect of the endpoint.")
             yield event({"error": told(error)})
             return
         if self._said.request.wants_usage:
@@ -94,6 +116,11 @@ class Stream(StreamingResponse):
         # the client may be gone before the first event, and then the events never begin
         async with self._held:
             await super().__call__(scope, receive, send)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _joined(chunks: Chunks) -> bytes:

@@ -12,7 +12,7 @@ ROWS = [
     ["medv_kernels"],
     ["medv_ray.errors", "medv_ray.settings", "medv_ray.schema"],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
-    ["medv_ray.engine", "medv_ray.training"],
+    ["medv_ray.engine", "medv_ray.training", "medv_ray.client"],
     ["medv_ray.serving"],
     ["medv_ray.on_ray"],
     ["medv_ray.cli", "jobs"],
@@ -33,6 +33,7 @@ THIRD_PARTY = {
         *("torch", "numpy", "transformers", "jinja2", "deepspeed", "peft", "tensorboardX"),
         *("pydantic", "pydantic_core", "rich", "safetensors"),
     },
+    "medv_ray.client": {"httpx2", "pydantic"},
     "medv_ray.serving": {
         *("fastapi", "starlette", "pydantic", "prometheus_client", "httpx2", "torch"),
     },

@@ -1,0 +1,1 @@
+"""What asks an endpoint: chat in a terminal, and load."""
