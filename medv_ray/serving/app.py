@@ -9,11 +9,11 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
@@ -188,8 +188,10 @@ class Routes:
         requests = [replace(first, seed=seed) for seed in seeds]
         said = Completion(asked, texts, seeds, sampler.gen_length, *identity(request))
         talk = Talk(self, said, requests, key, started_s)
-        if asked.stream:
-            return await talk.streamed()
+        answering = talk.streamed() if asked.stream else self._whole(talk)
+        return await _unless_left(request, answering) or Response(status_code=LEFT)
+
+    async def _whole(self, talk: Talk) -> Response:
         return self._json(await talk.whole())
 
     @contextmanager
@@ -254,6 +256,17 @@ class Routes:
         return self._error("E1509", f"{type(error).__name__}: a defect of the endpoint.")
 
 
+class Events(StreamingResponse):
+    """A stream that is closed with its connection, however that ends."""
+
+    async def stream_response(self, send: Send) -> None:
+        """See StreamingResponse."""
+        try:
+            await super().stream_response(send)
+        finally:
+            await cast(AsyncGenerator[bytes], self.body_iterator).aclose()
+
+
 class Talk:
     """One request of /v1/chat/completions, until it is answered, refused or left."""
 
@@ -285,9 +298,9 @@ class Talk:
         chunks = self._chunks(watched=True)
         first = await anext(chunks)
 
-        async def rest() -> AsyncIterator[bytes]:
-            yield b"".join(event(chunk) for chunk in first)
+        async def rest() -> AsyncGenerator[bytes]:
             try:
+                yield b"".join(event(chunk) for chunk in first)
                 async for more in chunks:
                     if more:
                         yield b"".join(event(chunk) for chunk in more)
@@ -300,7 +313,7 @@ class Talk:
                 yield event(self.said.usage_chunk(self.in_order()))
             yield DONE
 
-        return StreamingResponse(rest(), media_type="text/event-stream", headers=HEADERS)
+        return Events(rest(), media_type="text/event-stream", headers=HEADERS)
 
     async def _chunks(self, watched: bool) -> AsyncGenerator[list[dict[str, Any]]]:
         """What each event brings; counted and written down at the end, however it comes."""
@@ -324,6 +337,26 @@ class Talk:
             raise
         finally:
             self._routes.note(self, status)
+
+
+async def _unless_left(
+    request: Request, answering: Coroutine[Any, Any, Response]
+) -> Response | None:
+    """The response, once there is one; None when the client left first, which ends the work."""
+    work = asyncio.ensure_future(answering)
+    left = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        work.cancel()
+        left.cancel()
+        await asyncio.gather(work, left, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _json_body(request: Request) -> bytes:
