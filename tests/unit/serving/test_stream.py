@@ -135,7 +135,7 @@ def test_who_leaves_frees_the_engine(
             await asyncio.sleep(0.001)
         connection.left.set()
         await asyncio.wait_for(task, 5)
-        assert b"finish" not in connection.reply.body
+        assert b"DONE" not in connection.reply.body
 
     asyncio.run(leave())
     until(lambda: service.stepper.ongoing == 0, 3)
