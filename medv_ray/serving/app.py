@@ -176,7 +176,7 @@ class Routes:
         asked = parse(ChatRequest, await _json_body(request))
         texts = self.service.model(asked.model)
         if asked.n > self._limits.max_n:
-            raise BadRequest("E1701", f"n={asked.n}: the limit is {self._limits.max_n}.", "n")
+            raise BadRequest("E1701", f"n: the limit is {self._limits.max_n}.", "n")
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
         seed = self._settings.seed if asked.seed is None else asked.seed
         seeds = [(seed + i) % 2**63 for i in range(asked.n)]
@@ -186,7 +186,7 @@ class Routes:
             request_of, asked, sampler, seeds[0], limits, image, no_fetch
         )
         requests = [replace(first, seed=seed) for seed in seeds]
-        said = Completion(asked, texts, seeds, sampler.gen_length, *identity(request))
+        said = Completion(asked, texts, seeds, sampler, *identity(request))
         talk = Talk(self, said, requests, key, started_s)
         answering = talk.streamed() if asked.stream else self._whole(talk)
         return await _unless_left(request, answering) or Response(status_code=LEFT)
