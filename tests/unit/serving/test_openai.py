@@ -231,7 +231,12 @@ def test_errors_arrive_as_the_clients_own(client: OpenAI, address: str) -> None:
     assert (bad.value.code, bad.value.param) == ("E1701", "n")
     assert bad.value.type == "invalid_request_error"
     with pytest.raises(openai.BadRequestError) as bad:
-        create(model=MODEL, messages=messages, stream=True, extra_body={"diffusion": {"block_length": 3}})
+        create(
+            model=MODEL,
+            messages=messages,
+            stream=True,
+            extra_body={"diffusion": {"block_length": 3}},
+        )
     assert (bad.value.code, bad.value.param) == ("E1002", "diffusion")
     with pytest.raises(openai.BadRequestError) as bad:
         create(model=MODEL, messages=messages, tools=[])

@@ -31,6 +31,8 @@ SAMPLERS: list[dict[str, Any]] = [
     {"gen_length": 24, "block_length": 8, "steps": 12, "temperature": 0.8},
     {**CAPTION, "preset": "fast"},
     {**CAPTION, "preset": "turbo"},
+    {**CAPTION, "stop": [",", "<|eot_id|>"]},
+    {**CAPTION, "stop": []},
     {"gen_length": 16, "block_length": 8, "steps": 16, "remasking": "random", "suffix": " end"},
 ]
 LONG = {"gen_length": 256, "block_length": 256, "steps": 256, "stop": []}
@@ -107,7 +109,13 @@ def test_the_same_request_gives_the_same_bytes(
 
 def test_ids_are_new_and_odd_ones_are_not_taken(app: App) -> None:
     seen = set()
-    for given in ({}, {}, {"x-request-id": "a b"}, {"x-request-id": "x" * 65}, {"x-request-id": ""}):
+    for given in (
+        {},
+        {},
+        {"x-request-id": "a b"},
+        {"x-request-id": "x" * 65},
+        {"x-request-id": ""},
+    ):
         reply = ask(app, body_of(), headers=given)
         found = reply.json()["id"].removeprefix("chatcmpl-")
         assert len(found) == 32
@@ -120,9 +128,7 @@ def test_ids_are_new_and_odd_ones_are_not_taken(app: App) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("when", ["at once", "soon"])
-def test_who_leaves_frees_the_engine(
-    app: App, service: Service, stream: bool, when: str
-) -> None:
+def test_who_leaves_frees_the_engine(app: App, service: Service, stream: bool, when: str) -> None:
     before = service.stepper.counters()["forward_passes"]
 
     async def leave() -> None:

@@ -55,9 +55,7 @@ def cases(draw: st.DrawFn) -> Case:
     more = st.lists(st.integers(0, len(vocabulary) - 1), max_size=4)
     answer = draw(more) + known + draw(more)
     stop_ids = draw(
-        st.lists(
-            st.lists(st.integers(0, len(vocabulary) - 1), min_size=1, max_size=3), max_size=2
-        )
+        st.lists(st.lists(st.integers(0, len(vocabulary) - 1), min_size=1, max_size=3), max_size=2)
     )
     if draw(st.booleans()):  # one that is surely found
         start = draw(st.integers(0, len(answer) - 1))
