@@ -67,13 +67,13 @@ def sampler_of(base: SamplerSettings, asked: Prompted, limits: LimitSettings) ->
     _check(MAX_STRENGTH, sampler.cfg_scale, "diffusion.cfg_scale")
     _check(MAX_STRENGTH, sampler.factor, "diffusion.factor")
     for name in ("stop", "forbidden"):
-        _check(MAX_NAMES, len(getattr(sampler, name)), f"the entries of diffusion.{name}")
+        _check(MAX_NAMES, len(getattr(sampler, name)), f"diffusion.{name}", "the entries of ")
     texts = (sampler.suffix, *sampler.stop, *sampler.forbidden)
     try:
         size = sum(map(check_storable, texts))
     except DataError as error:
         raise BadRequest(error.code, f"diffusion: {error.detail}", "diffusion") from None
-    _check(MAX_NAMES_BYTES, size, "the bytes of diffusion.suffix, stop and forbidden")
+    _check(MAX_NAMES_BYTES, size, "diffusion", "the bytes of suffix, stop and forbidden in ")
     return sampler
 
 
@@ -87,12 +87,10 @@ def _lengths(base: SamplerSettings, wanted: int) -> dict[str, int]:
     return {"gen_length": gen_length, "block_length": block, "steps": steps}
 
 
-def _check(limit: float, value: float, name: str) -> None:
+def _check(limit: float, value: float, name: str, what: str = "") -> None:
     if value > limit:
         given = value if value < 10**15 else "(over 15 digits)"
-        raise BadRequest(
-            "E1701", f"{name}={given}: the limit is {limit:g}.", name.rpartition(" ")[2]
-        )
+        raise BadRequest("E1701", f"{what}{name}={given}: the limit is {limit:g}.", name)
 
 
 def request_of(
@@ -110,7 +108,7 @@ def request_of(
     _check(limits.max_messages, len(messages), "messages")
     # before anything of it goes through the tokenizer, which is slow on megabytes
     size = sum(len(_text(message).encode()) for message in messages)
-    _check(limits.max_text_bytes, size, "the bytes of text in messages")
+    _check(limits.max_text_bytes, size, "messages", "the bytes of text in ")
     system: str | None = None
     if messages[0].role in ("system", "developer"):
         if _images(messages[0]):
