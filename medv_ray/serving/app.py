@@ -229,7 +229,11 @@ class Routes:
 
     def _file(self, name: str) -> Response:
         path = PAGE / name
-        if not path.is_file() or path.resolve().parent not in (PAGE, PAGE / "assets"):
+        try:
+            found = path.is_file() and path.resolve().parent in (PAGE, PAGE / "assets")
+        except (OSError, ValueError):  # too long a name
+            found = False
+        if not found:
             raise HTTPException(404)
         headers = {**HEADERS, "content-security-policy": PAGE_POLICY}
         if path.parent.name == "assets":  # their names hold their digests
