@@ -28,7 +28,8 @@ LINGER_S = 2.0
 """How long a refused body is read and thrown away: closed at once, the client's system would drop
 our answer with the connection."""
 BODIES_BYTES = 256 * 2**20
-"""Bodies that are held at the same time; further requests get 429."""
+"""Bodies that are held at the same time, those that are still arriving included; further requests
+get 429."""
 
 
 class Refusal(Exception):
@@ -50,20 +51,20 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":
-            raise ValueError("only HTTP is spoken here")  # the server closes a websocket then
+        if scope["type"] != "http":  # a websocket
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        pieces: list[bytes] = []
         try:
             headers = self._headers(scope)
             scope.setdefault("state", {})["key"] = self._owner(scope, headers)
-            body = await self._body(headers, receive)
+            await self._body(headers, receive, pieces)
+            pieces[:] = [b"".join(pieces)]
+            await self._app(scope, _replay(pieces[0], receive), send)
         except Refusal as refused:
             await self._refuse(refused, receive, send)
-            return
-        self._held_bytes += len(body)
-        try:
-            await self._app(scope, _replay(body, receive), send)
         finally:
-            self._held_bytes -= len(body)
+            self._held_bytes -= sum(map(len, pieces))
 
     def _headers(self, scope: Scope) -> dict[str, str]:
         pairs: list[tuple[bytes, bytes]] = scope["headers"]
@@ -87,16 +88,14 @@ class Guard:
             raise Refusal("E1705", "without API keys, only clients on this machine are answered.")
         return ""
 
-    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
+    async def _body(self, headers: dict[str, str], receive: Receive, pieces: list[bytes]) -> None:
         limit = self._limits.max_body_bytes
         announced = headers.get("content-length", "0")
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise Refusal("E1710", "a compressed body is not taken.")
         if announced.isdecimal() and int(announced[:20]) > limit:
             raise Refusal("E1703", f"the body has {announced[:20]} bytes; the limit is {limit}.")
-        if self._held_bytes > BODIES_BYTES:
-            raise Refusal("E1707", "too many large requests at once.")
-        pieces, size = [], 0
+        size = 0
         deadline = time.monotonic() + self._limits.body_seconds
         while True:
             try:
@@ -108,10 +107,13 @@ class Guard:
                 raise Refusal("E1709", "the body ended early.")
             pieces.append(message.get("body", b""))
             size += len(pieces[-1])
+            self._held_bytes += len(pieces[-1])
+            if self._held_bytes > BODIES_BYTES:
+                raise Refusal("E1707", "too many large requests at once.")
             if size > limit:
                 raise Refusal("E1703", f"the body has over {limit} bytes, the limit.")
             if not message.get("more_body", False):
-                return b"".join(pieces)
+                return
 
     async def _refuse(self, refused: Refusal, receive: Receive, send: Send) -> None:
         body = body_of(error_object(refused.code, refused.message))
@@ -122,7 +124,7 @@ class Guard:
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body, "more_body": True})
-        if refused.code == "E1703":
+        if refused.code != "E1709":
             await _throw_away(receive)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
