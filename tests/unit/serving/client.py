@@ -115,6 +115,7 @@ class Connection:
         self._next: bytes | None = next(self._pieces, b"")
 
     async def receive(self) -> Message:
+        await asyncio.sleep(0)
         if self._next is None or self.left.is_set():
             await self.left.wait()
             return {"type": "http.disconnect"}
