@@ -29,7 +29,15 @@ from medv_ray.serving.auth import Keys
 from medv_ray.serving.completions import DONE, Completion, event
 from medv_ray.serving.guard import App, Guard, Receive, Scope, Send
 from medv_ray.serving.protocol import BadRequest, ChatRequest, Wire, parse
-from medv_ray.serving.replies import OURS, body_of, error_object, headers_of, status_of, told
+from medv_ray.serving.replies import (
+    OURS,
+    body_of,
+    error_object,
+    headers_of,
+    is_plain,
+    status_of,
+    told,
+)
 from medv_ray.serving.service import Service, models_list
 from medv_ray.serving.translate import no_fetch, request_of, sampler_of
 
@@ -374,9 +382,10 @@ async def _json_body(request: Request) -> bytes:
 def identity(request: Request) -> tuple[str, int]:
     """Id and time of a request, as the front gave them; a second try has the same."""
     given = request.headers.get("x-request-id", "")
-    plain = given.isascii() and given.replace("-", "").isalnum() and len(given) <= 64
     created = request.headers.get("x-medv-created", "")
     return (
-        given if plain else uuid.uuid4().hex,
-        int(created) if created.isdecimal() and len(created) < 12 else int(time.time()),
+        given if is_plain(given) else uuid.uuid4().hex,
+        int(created)
+        if created.isascii() and created.isdecimal() and len(created) < 12
+        else int(time.time()),
     )
