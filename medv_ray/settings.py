@@ -160,15 +160,15 @@ class SamplerSettings(Settings):
             )
         return self
 
-    def changed(self, given: dict[str, Any]) -> SamplerSettings:
+    def changed(self, given: dict[str, Any], quote: bool = True) -> SamplerSettings:
         """These settings with others over them. A preset among those fills what it governs anew.
 
-        Raises SettingsError E1001, E1002.
+        Raises SettingsError E1001, E1002, which repeats a wrong value only with `quote`.
         """
         under = self.model_dump()
         if "preset" in given:
             under = {name: v for name, v in under.items() if name not in _PRESET_DEFAULTS}
-        return build(SamplerSettings, under | given)
+        return build(SamplerSettings, under | given, quote)
 
 
 class PromptSettings(Settings):
@@ -282,9 +282,9 @@ def model_folder(model: str) -> str:
     return str(TOY) if model == "toy" else model
 
 
-def build(cls: type[S], values: dict[str, Any]) -> S:
+def build(cls: type[S], values: dict[str, Any], quote: bool = True) -> S:
     """`cls(**values)` with a SettingsError that names field, value and rule instead of pydantic's
-    own."""
+    own; without `quote`, only field and rule."""
     try:
         return cls.model_validate(values)
     except ValidationError as error:
@@ -293,7 +293,7 @@ def build(cls: type[S], values: dict[str, Any]) -> S:
         code = first["type"] if first["type"].startswith("E1") else "E1001"
         given = (
             ""
-            if isinstance(first.get("input"), dict)
+            if isinstance(first.get("input"), dict) or not quote
             else f" (given: {str(first.get('input'))[:60]!r})"
         )
         rule = first["msg"]
@@ -304,7 +304,7 @@ def build(cls: type[S], values: dict[str, Any]) -> S:
             near = get_close_matches(str(first["loc"][-1]), known) or known
             rule, given = f"there is no such setting; there are: {', '.join(near)}", ""
         elif first["type"] == "tuple_type":
-            parts = [part.strip() for part in str(first.get("input")).split(",")]
+            parts = [part.strip() for part in str(first.get("input")).split(",")] if quote else []
             rule = f"must be a JSON list, such as {json.dumps(parts)}"
         more = f" And {error.error_count() - 1} more." if error.error_count() > 1 else ""
         raise SettingsError(code, f"{field}: {rule}{given}.{more}") from None

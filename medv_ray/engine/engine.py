@@ -383,6 +383,11 @@ class Engine:
         )
         return str(found)
 
+    def stop_ids(self, settings: SamplerSettings) -> tuple[tuple[int, ...], ...]:
+        """Token sequences before which an answer ends. Raises SettingsError E1001. Any thread may
+        call it, as `text` and `token_text`."""
+        return resolve(settings, self._tokenizer, self._special).stop_ids
+
     def spec(self, settings: SamplerSettings) -> SampleSpec:
         """Sampler settings with token names turned into ids. Raises SettingsError E1001."""
         if settings not in self._specs:

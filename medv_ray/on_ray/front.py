@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 from medv_ray.serving.auth import Keys
 from medv_ray.serving.guard import App, Guard, Message, Receive, Scope, Send
 from medv_ray.serving.options import LimitSettings
-from medv_ray.serving.replies import OURS, body_of, error_object, headers_of, status_of
+from medv_ray.serving.replies import OURS, body_of, error_object, headers_of, is_plain, status_of
 
 log = logging.getLogger(__name__)
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
@@ -28,10 +28,11 @@ LIMITS = "MEDV_SERVE_LIMITS"
 QUEUE_S = 30.0
 """Beyond `limits.request_seconds`, which begin in the replica: for a way there, and a restart."""
 SERVES_OWN = (
-    b"serve_multiplexed_model_id", b"serve-multiplexed-model-id", b"x-request-timeout-seconds",
-    b"x-request-disconnect-disabled",
+    b"serve_multiplexed_model_id", b"x_session_id", b"x_request_timeout_seconds",
+    b"x_request_disconnect_disabled",
 )  # fmt: skip
-"""Headers by which a client could change how Serve treats its request."""
+"""Headers by which a client could change how Serve treats its request, which reads some of them
+with any mixture of hyphens and underscores."""
 
 
 def middlewares() -> list[Middleware]:
@@ -56,8 +57,14 @@ class Front:
             await self._guard(scope, receive, send)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = {name: value for name, value in scope["headers"] if name not in SERVES_OWN}
-        given.setdefault(b"x-request-id", uuid.uuid4().hex.encode())
+        given = {
+            name: value
+            for name, value in scope["headers"]
+            if name.lower().replace(b"-", b"_") not in SERVES_OWN
+        }
+        # of another kind, each replica would make up its own
+        if not is_plain(given.get(b"x-request-id", b"").decode("latin-1")):
+            given[b"x-request-id"] = uuid.uuid4().hex.encode()
         given[b"x-medv-created"] = str(int(time.time())).encode()
         body = (await receive()).get("body", b"")
         relay = Relay(send, self._limits.retry_after_s)
@@ -73,6 +80,8 @@ class Front:
                 await asyncio.wait_for(trying, max(0.0, deadline - time.monotonic()))
             except TimeoutError:
                 break
+            except Exception as error:  # its text may hold anything
+                log.warning("an attempt ended with %s", type(error).__name__)
             if relay.ended or caller.left:
                 return
             log.warning("a replica was lost in attempt %d of a request", attempt)
@@ -107,24 +116,26 @@ class Relay:
     def __init__(self, send: Send, retry_after_s: int) -> None:
         self._send, self._retry_after_s = send, retry_after_s
         self.ended = False
+        self._start: Message | None = None  # kept until there is something to send after it
         self._status = 0  # of what was sent to the client; 0: nothing yet
+        self._length_told = False
         self._sent_bytes, self._sent = 0, hashlib.sha256()
 
     def attempt(self) -> Send:
         """The `send` of a new attempt."""
         self._seen_bytes, self._seen = 0, hashlib.sha256()
-        self._foreign = False
+        self._start, self._foreign = None, False
         return self._take
 
     async def _take(self, message: Message) -> None:
         if self.ended:
             return
         if message["type"] == "http.response.start":
-            await self._start(message)
+            await self._begin(message)
         elif message["type"] == "http.response.body" and not self._foreign:
             await self._body(message)
 
-    async def _start(self, message: Message) -> None:
+    async def _begin(self, message: Message) -> None:
         status = message["status"]
         if OURS not in {bytes(name).lower() for name, _ in message["headers"]}:
             self._foreign = True  # Serve's own words, which may hold more than a client should see
@@ -134,8 +145,7 @@ class Relay:
                 await self.refuse("E1708", "no replica can answer now.")
             return  # 500: a lost replica; there is another attempt
         if self._status == 0:
-            self._status = status
-            await self._send(message)
+            self._start = message
         elif status != self._status:
             await self._break_off()
 
@@ -145,8 +155,9 @@ class Relay:
         self._seen.update(data[:again])
         self._seen_bytes += again
         data = data[again:]
+        short = not more and self._seen_bytes < self._sent_bytes
         whole = again and self._seen_bytes == self._sent_bytes
-        if whole and self._seen.digest() != self._sent.digest():
+        if short or (whole and self._seen.digest() != self._sent.digest()):
             await self._break_off()  # on a GPU, company changes last bits
             return
         self._seen.update(data)
@@ -154,6 +165,12 @@ class Relay:
         self._seen_bytes += len(data)
         self._sent_bytes += len(data)
         self.ended = not more
+        if self._start is not None and (data or not more):
+            start, self._start = self._start, None
+            self._status = start["status"]
+            names = {bytes(name).lower() for name, _ in start["headers"]}
+            self._length_told = b"content-length" in names
+            await self._send(start)
         if data or not more:
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
@@ -177,8 +194,11 @@ class Relay:
         await self._send({"type": "http.response.body", "body": body})
 
     async def _break_off(self) -> None:
-        """End a response that cannot be gone on with by an error event."""
+        """End a response that cannot be gone on with: by an error event, or, where its length was
+        told, with the connection."""
         self.ended = True
+        if self._length_told:
+            return
         told = body_of(error_object("E1708", "the replica was lost; ask again."))
         event = b"\n\ndata: " + told + b"\n\n"
         await self._send({"type": "http.response.body", "body": event, "more_body": False})

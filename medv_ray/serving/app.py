@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -38,7 +38,7 @@ from medv_ray.serving.protocol import (
     Wire,
     parse,
 )
-from medv_ray.serving.replies import body_of, error_object, headers_of, status_of
+from medv_ray.serving.replies import body_of, error_object, headers_of, is_plain, status_of
 from medv_ray.serving.service import Service, models_list
 from medv_ray.serving.talk import HEADERS, Talk
 from medv_ray.serving.translate import request_of, sampler_of
@@ -203,23 +203,29 @@ class Routes:
         asked = parse(ChatRequest, await json_body(request))
         texts = self.service.model(asked.model)
         if asked.n > self._limits.max_n:
-            raise BadRequest("E1701", f"n={asked.n}: the limit is {self._limits.max_n}.", "n")
+            raise BadRequest("E1701", f"n: the limit is {self._limits.max_n}.", "n")
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
         seed = self._settings.seed if asked.seed is None else asked.seed
         seeds = [(seed + i) % 2**63 for i in range(asked.n)]
-        said = Completion(asked, texts, seeds, sampler.gen_length, *identity(request))
-        owner = str(request.scope["state"]["key"])
+        said = Completion(asked, texts, seeds, sampler, *identity(request))
+        answering = self._answer(said, sampler, str(request.scope["state"]["key"]), started_s)
+        return await unless_left(request, answering) or Response(status_code=LEFT)
+
+    async def _answer(
+        self, said: Completion, sampler: SamplerSettings, owner: str, started_s: float
+    ) -> Response:
+        """Raises MedvError."""
         async with AsyncExitStack() as held:
             held.enter_context(self._places.taken(owner))
-            first = await self._read(asked, sampler, seeds[0])
-            requests = [replace(first, seed=one) for one in seeds]
+            seeds = [choice.seed for choice in said.choices]
+            first = await self._read(said.request, sampler, seeds[0])
+            requests = [replace(first, seed=seed) for seed in seeds]
             if self._audit is not None:
                 held.callback(self._note, said, owner, first, started_s)
             talk = Talk(self.service, said, requests, started_s)
-            if asked.stream:  # which holds it until it ends
+            if said.request.stream:  # which holds it until it ends
                 return await talk.streamed(held.pop_all())
-            body = await talk.whole(request.receive)
-            return Response(status_code=LEFT) if body is None else self._json(body)
+            return self._json(await talk.whole())
         raise AssertionError("it has returned")
 
     def _note(self, said: Completion, owner: str, one: Asked, started_s: float) -> None:
@@ -262,7 +268,11 @@ class Routes:
 
     def _file(self, name: str) -> Response:
         path = PAGE / name
-        if not path.is_file() or path.resolve().parent not in (PAGE, PAGE / "assets"):
+        try:
+            found = path.is_file() and path.resolve().parent in (PAGE, PAGE / "assets")
+        except (OSError, ValueError):  # too long a name
+            found = False
+        if not found:
             raise HTTPException(404)
         headers = {**HEADERS, "content-security-policy": PAGE_POLICY}
         if path.parent.name == "assets":  # their names hold their digests
@@ -289,6 +299,26 @@ class Routes:
         return self._error("E1509", f"{type(error).__name__}: a defect of the endpoint.")
 
 
+async def unless_left(
+    request: Request, answering: Coroutine[Any, Any, Response]
+) -> Response | None:
+    """The response, once there is one; None when the client left first, which ends the work."""
+    work = asyncio.ensure_future(answering)
+    left = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        work.cancel()
+        left.cancel()
+        await asyncio.gather(work, left, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 async def json_body(request: Request) -> bytes:
     """Raises BadRequest E1710 for another kind: a form of another site's page needs no consent."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -300,9 +330,10 @@ async def json_body(request: Request) -> bytes:
 def identity(request: Request) -> tuple[str, int]:
     """Id and time of a request, as the front gave them; a second try has the same."""
     given = request.headers.get("x-request-id", "")
-    plain = given.isascii() and given.replace("-", "").isalnum() and len(given) <= 64
     created = request.headers.get("x-medv-created", "")
     return (
-        given if plain else uuid.uuid4().hex,
-        int(created) if created.isdecimal() and len(created) < 12 else int(time.time()),
+        given if is_plain(given) else uuid.uuid4().hex,
+        int(created)
+        if created.isascii() and created.isdecimal() and len(created) < 12
+        else int(time.time()),
     )

@@ -16,6 +16,7 @@ from medv_ray.engine.inspection import Inspection
 from medv_ray.engine.request import Answer, View
 from medv_ray.serving.protocol import ChatRequest
 from medv_ray.serving.text import GrowingText, cut
+from medv_ray.settings import SamplerSettings
 
 LEAST_LOGPROB = -9999.0
 """OpenAI's number for a token of no probability."""
@@ -30,7 +31,8 @@ class Texts:
     """Special tokens left out, not trimmed."""
     token: Callable[[int], str]
     """One token, special ones by their names."""
-    stop_ids: tuple[tuple[int, ...], ...] = ()
+    stops: Callable[[SamplerSettings], Sequence[Sequence[int]]]
+    """Token sequences before which an answer ends. Raises BadRequest E1001."""
 
 
 @dataclass
@@ -53,19 +55,20 @@ class Completion:
         request: ChatRequest,
         texts: Texts,
         seeds: Sequence[int],
-        gen_length: int,
+        sampler: SamplerSettings,
         request_id: str,
         created: int,
     ) -> None:
-        self.request, self._texts, self._gen_length = request, texts, gen_length
+        self.request, self._texts, self._gen_length = request, texts, sampler.gen_length
         self.id = f"chatcmpl-{request_id}"
         self._about = {"id": self.id, "created": created, "model": request.model}
         self.answers: dict[int, Answer] = {}
         """By the number of the choice; those that have come."""
         self.error: str | None = None
         """The code of what ended it."""
+        stop_ids = texts.stops(sampler)
         self.choices = [
-            Choice(i, seed, GrowingText(texts.decode, texts.stop_ids, request.stops))
+            Choice(i, seed, GrowingText(texts.decode, stop_ids, request.stops))
             for i, seed in enumerate(seeds)
         ]
 

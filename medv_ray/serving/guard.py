@@ -28,7 +28,8 @@ LINGER_S = 2.0
 """How long a refused body is read and thrown away: closed at once, the client's system would drop
 our answer with the connection."""
 BODIES_BYTES = 256 * 2**20
-"""Bodies that are held at the same time; further requests get 429."""
+"""Bodies that are held at the same time, those that are still arriving included; further requests
+get 429."""
 MAX_STRUCTURE = 2**16
 """Braces, brackets and commas in a body: JSON of more is refused unparsed, as each costs memory."""
 
@@ -52,18 +53,17 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":
-            raise ValueError("only HTTP is spoken here")  # the server closes a websocket then
+        if scope["type"] != "http":  # a websocket
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        body = bytearray()
         try:
             headers = self._headers(scope)
             scope.setdefault("state", {})["key"] = self._owner(scope, headers)
-            body = await self._body(headers, receive)
+            await self._read(headers, receive, body)
+            await self._app(scope, _replay(bytes(body), receive), send)
         except Refusal as refused:
             await self._refuse(refused, receive, send)
-            return
-        self._held_bytes += len(body)
-        try:
-            await self._app(scope, _replay(body, receive), send)
         finally:
             self._held_bytes -= len(body)
 
@@ -89,16 +89,13 @@ class Guard:
             raise Refusal("E1705", "without API keys, only clients on this machine are answered.")
         return ""
 
-    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
+    async def _read(self, headers: dict[str, str], receive: Receive, body: bytearray) -> None:
         limit = self._limits.max_body_bytes
         announced = headers.get("content-length", "0")
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise Refusal("E1710", "a compressed body is not taken.")
         if announced.isdecimal() and int(announced[:20]) > limit:
             raise Refusal("E1703", f"the body has {announced[:20]} bytes; the limit is {limit}.")
-        if self._held_bytes > BODIES_BYTES:
-            raise Refusal("E1707", "too many large requests at once.")
-        body = bytearray()
         deadline = time.monotonic() + self._limits.body_seconds
         while True:
             try:
@@ -108,14 +105,17 @@ class Guard:
                 raise Refusal("E1709", f"the body took over {seconds:g} s to arrive.") from None
             if message["type"] != "http.request":  # the client is gone
                 raise Refusal("E1709", "the body ended early.")
-            body += message.get("body", b"")
+            piece = message.get("body", b"")
+            body += piece
+            self._held_bytes += len(piece)
+            if self._held_bytes > BODIES_BYTES:
+                raise Refusal("E1707", "too many large requests at once.")
             if len(body) > limit:
                 raise Refusal("E1703", f"the body has over {limit} bytes, the limit.")
             if not message.get("more_body", False):
                 break
         if sum(body.count(mark) for mark in b"{[,") > MAX_STRUCTURE:
             raise Refusal("E1701", f"the body has more than {MAX_STRUCTURE} values.")
-        return bytes(body)
 
     async def _refuse(self, refused: Refusal, receive: Receive, send: Send) -> None:
         body = body_of(error_object(refused.code, refused.message))
@@ -126,7 +126,7 @@ class Guard:
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body, "more_body": True})
-        if refused.code == "E1703":
+        if refused.code != "E1709":
             await _throw_away(receive)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -25,6 +25,9 @@ class LimitSettings(Settings):
     body_seconds: PositiveFloat = 30.0
     """Time for a whole body to arrive; a slower sender is refused (408)."""
     max_messages: PositiveInt = 64
+    max_text_bytes: PositiveInt = 64 * 2**10
+    """Of all messages together, before they are made into tokens; each of the user's is held to
+    `prompt.max_question_bytes` as well."""
     max_images: PositiveInt = 4
     max_gen_length: PositiveInt = 512
     """L, response positions of a request."""

@@ -6,6 +6,7 @@ and no other. Source of names and shapes: OpenAI's API reference for chat comple
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -25,7 +26,7 @@ class Wire(BaseModel):
     """Base of what comes in."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
     )
 
 
@@ -48,11 +49,11 @@ class ImagePart(Wire):
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 Parts = Annotated[list[Part], Field(min_length=1)]
+Stops = Annotated[list[str], Field(max_length=4)]
 # by hand, so that an error speaks of what was sent, and not of both
-Content = Annotated[
-    Annotated[str, Tag("(text)")] | Annotated[Parts, Tag("(parts)")],
-    Discriminator(lambda value: "(parts)" if isinstance(value, list) else "(text)"),
-]
+_kind = Discriminator(lambda value: "(list)" if isinstance(value, list) else "(text)")
+Content = Annotated[Annotated[str, Tag("(text)")] | Annotated[Parts, Tag("(list)")], _kind]
+Stop = Annotated[Annotated[str, Tag("(text)")] | Annotated[Stops, Tag("(list)")], _kind]
 
 
 class Message(Wire):
@@ -92,7 +93,7 @@ class ChatRequest(Prompted):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: Stop | None = None
     n: Annotated[int, Field(ge=1)] = 1
     logprobs: bool = False
     top_logprobs: Literal[0] | None = None
@@ -163,7 +164,9 @@ W = TypeVar("W", bound=Wire)
 def parse(kind: type[W], body: bytes) -> W:
     """A body as `kind`. Raises BadRequest E1701 that names the field and never what it holds."""
     try:
-        return kind.model_validate_json(body)
+        value = kind.model_validate_json(body)
+        json.loads(body, object_pairs_hook=_once)
+        return value
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     path = _path(first["loc"])
@@ -179,13 +182,26 @@ def parse(kind: type[W], body: bytes) -> W:
     raise BadRequest("E1701", f"{path}: {rule}." if path else f"{rule}.", path or None)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    """Of two values of one name, a reader before us may have taken the other one."""
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise BadRequest("E1701", "a field stands twice in one object of the body.")
+
+
 def _path(loc: tuple[int | str, ...]) -> str:
     """Where an error lies, without the names of union members, which stand behind an index or in
-    brackets. A field's name comes from the client, so it is cut and made printable."""
+    brackets."""
     parts = [str(part) for part in loc]
+    if parts[:1] == ["metadata"]:  # the client's own names follow
+        return parts[0]
     kept = [
         part
         for before, part in zip(["", *parts], parts, strict=False)
         if not part.startswith("(") and not (before.isdigit() and part in ("text", "image_url"))
     ]
-    return "".join(mark if mark.isprintable() else "?" for mark in ".".join(kept))[:80]
+    return shown(".".join(kept))
+
+
+def shown(name: str) -> str:
+    """A field's name that a client sent, cut and made printable."""
+    return "".join(mark if mark.isprintable() else "?" for mark in name[:80])

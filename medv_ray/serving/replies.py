@@ -34,6 +34,11 @@ TYPES = {
 """OpenAI's word for a status; `invalid_request_error` for those that are not named."""
 
 
+def is_plain(request_id: str) -> bool:
+    """Whether an id that a client gave its request is taken."""
+    return request_id.isascii() and request_id.replace("-", "").isalnum() and len(request_id) <= 64
+
+
 def status_of(code: str) -> int:
     """HTTP status of a catalogue code."""
     return STATUS.get(code, 400)

@@ -22,6 +22,7 @@ from medv_ray.serving.meters import Meters
 from medv_ray.serving.options import ServeSettings
 from medv_ray.serving.protocol import BadRequest
 from medv_ray.serving.stepper import Event, Job, Stepper, sink_to
+from medv_ray.settings import SamplerSettings
 
 
 class Service:
@@ -33,7 +34,7 @@ class Service:
         """`engines`: by the name that clients call them."""
         self.settings = settings
         self.meters = meters or Meters()
-        self.texts = {name: texts_of(engine, settings) for name, engine in engines.items()}
+        self.texts = {name: texts_of(engine) for name, engine in engines.items()}
         self.stepper = Stepper(engines)
         self._engines = dict(engines)  # for what any thread may call
 
@@ -164,9 +165,17 @@ def _put(events: asyncio.Queue[tuple[int, Event]], number: int, event: Event) ->
     events.put_nowait((number, event))
 
 
-def texts_of(engine: Engine, settings: ServeSettings) -> Texts:
+def texts_of(engine: Engine) -> Texts:
     """How ids of an engine's answers read."""
-    return Texts(engine.text, engine.token_text, engine.spec(settings.sampler).stop_ids)
+
+    def stops(sampler: SamplerSettings) -> tuple[tuple[int, ...], ...]:
+        try:
+            return engine.stop_ids(sampler)
+        except SettingsError as error:  # its words hold the name
+            rule = "diffusion: forbidden names no special token of this model, or stop is empty."
+            raise BadRequest(error.code, rule, "diffusion") from None
+
+    return Texts(engine.text, engine.token_text, stops)
 
 
 def models_list(service: Service) -> dict[str, Any]:

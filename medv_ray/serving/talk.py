@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -37,27 +36,11 @@ class Talk:
         self._service, self._said = service, said
         self._requests, self._started_s = list(requests), started_s
 
-    async def whole(self, receive: Receive) -> dict[str, Any] | None:
-        """The body; None when the client has left, which takes its request out. Raises MedvError.
-
-        `receive`: of the request, whose body has been read.
-        """
-        answering = asyncio.ensure_future(self._to_the_end())
-        leaving = asyncio.ensure_future(_left(receive))
-        try:
-            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not answering.done():
-                return None
-            answering.result()
-            return self._said.whole()
-        finally:
-            for task in (answering, leaving):
-                task.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
-
-    async def _to_the_end(self) -> None:
+    async def whole(self) -> dict[str, Any]:
+        """The body. Raises MedvError."""
         async for _ in self._chunks(watched=False):
             pass
+        return self._said.whole()
 
     async def streamed(self, held: AsyncExitStack) -> Response:
         """A stream that has begun; `held` is closed when it ends, however it does.
@@ -116,11 +99,6 @@ class Stream(StreamingResponse):
         # the client may be gone before the first event, and then the events never begin
         async with self._held:
             await super().__call__(scope, receive, send)
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _joined(chunks: Chunks) -> bytes:

@@ -8,16 +8,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from medv_ray.data.images import Prepared, inspect
-from medv_ray.data.prompts import Turn
+from medv_ray.data.prompts import Turn, check_storable
 from medv_ray.engine.request import Request
-from medv_ray.errors import MedvError, SettingsError
+from medv_ray.errors import DataError, MedvError, SettingsError
 from medv_ray.serving.fetch import Fetch
 from medv_ray.serving.options import LimitSettings
-from medv_ray.serving.protocol import BadRequest, ChatRequest, ImagePart, Message, Prompted
+from medv_ray.serving.protocol import (
+    BadRequest,
+    ChatRequest,
+    ImagePart,
+    Message,
+    Prompted,
+    shown,
+)
 from medv_ray.settings import ImageSettings, SamplerSettings
 
 Decode = Callable[[bytes, bool], bytes | Prepared]
 """See `Engine.decode`."""
+MAX_STRENGTH = 100.0
+"""Of temperature, guidance and factor: far beyond use, and far from what overflows."""
+MAX_NAMES = 16
+"""Stop sequences, and forbidden tokens, that a request may name."""
+MAX_NAMES_BYTES = 4096
 
 
 def sampler_of(base: SamplerSettings, asked: Prompted, limits: LimitSettings) -> SamplerSettings:
@@ -28,6 +40,10 @@ def sampler_of(base: SamplerSettings, asked: Prompted, limits: LimitSettings) ->
     code of the setting's rule.
     """
     given = dict(asked.diffusion)
+    for name in given.keys() - SamplerSettings.model_fields.keys():
+        known = ", ".join(SamplerSettings.model_fields)
+        rule = f"there is no such setting; there are: {known}."
+        raise BadRequest("E1001", f"diffusion.{shown(name)}: {rule}", "diffusion")
     if isinstance(asked, ChatRequest):
         wanted = asked.max_completion_tokens or asked.max_tokens
         if wanted is not None:
@@ -43,11 +59,22 @@ def sampler_of(base: SamplerSettings, asked: Prompted, limits: LimitSettings) ->
         if warm is not None and given.setdefault("temperature", warm) != warm:
             raise BadRequest("E1701", "temperature is given twice, and differs.", "temperature")
     try:
-        sampler = base.changed(given)
+        sampler = base.changed(given, quote=False)
     except SettingsError as error:
         raise BadRequest(error.code, f"diffusion.{error.detail}", "diffusion") from None
     _check(limits.max_gen_length, sampler.gen_length, "diffusion.gen_length")
     _check(limits.max_steps, sampler.steps, "diffusion.steps")
+    _check(MAX_STRENGTH, sampler.temperature, "diffusion.temperature")
+    _check(MAX_STRENGTH, sampler.cfg_scale, "diffusion.cfg_scale")
+    _check(MAX_STRENGTH, sampler.factor, "diffusion.factor")
+    for name in ("stop", "forbidden"):
+        _check(MAX_NAMES, len(getattr(sampler, name)), f"diffusion.{name}", "the entries of ")
+    texts = (sampler.suffix, *sampler.stop, *sampler.forbidden)
+    try:
+        size = sum(map(check_storable, texts))
+    except DataError as error:
+        raise BadRequest(error.code, f"diffusion: {error.detail}", "diffusion") from None
+    _check(MAX_NAMES_BYTES, size, "diffusion", "the bytes of suffix, stop and forbidden in ")
     return sampler
 
 
@@ -61,9 +88,10 @@ def _lengths(base: SamplerSettings, wanted: int) -> dict[str, int]:
     return {"gen_length": gen_length, "block_length": block, "steps": steps}
 
 
-def _check(limit: int, value: int, name: str) -> None:
+def _check(limit: float, value: float, name: str, what: str = "") -> None:
     if value > limit:
-        raise BadRequest("E1701", f"{name}={value}: the limit is {limit}.", name)
+        given = value if value < 10**15 else "(over 15 digits)"
+        raise BadRequest("E1701", f"{what}{name}={given}: the limit is {limit:g}.", name)
 
 
 def request_of(
@@ -82,8 +110,13 @@ def request_of(
     """
     messages = asked.messages
     _check(limits.max_messages, len(messages), "messages")
+    # before anything of it goes through the tokenizer, which is slow on megabytes
+    size = sum(len(_text(message).encode()) for message in messages)
+    _check(limits.max_text_bytes, size, "messages", "the bytes of text in ")
     system: str | None = None
     if messages[0].role in ("system", "developer"):
+        if _images(messages[0]):
+            raise _misplaced("messages.0.content")
         system, messages = _text(messages[0]), messages[1:]
     turns, pictures = [], []
     first = len(asked.messages) - len(messages)
@@ -97,14 +130,9 @@ def request_of(
                 f"here {expected} is expected.",
                 f"{where}.role",
             )
-        parts = message.content if isinstance(message.content, list) else []
-        found = [(i, part) for i, part in enumerate(parts) if isinstance(part, ImagePart)]
+        found = _images(message)
         if found and number != first:
-            raise BadRequest(
-                "E1701",
-                f"{where}.content: images belong in the first user message.",
-                f"{where}.content",
-            )
+            raise _misplaced(f"{where}.content")
         _check(limits.max_images, len(found), f"{where}.images")
         for i, part in found:
             place = f"{where}.content.{i}.image_url.url"
@@ -124,6 +152,15 @@ def request_of(
         sampler=sampler,
         system=system,
     )
+
+
+def _images(message: Message) -> list[tuple[int, ImagePart]]:
+    parts = message.content if isinstance(message.content, list) else []
+    return [(i, part) for i, part in enumerate(parts) if isinstance(part, ImagePart)]
+
+
+def _misplaced(where: str) -> BadRequest:
+    return BadRequest("E1701", f"{where}: images belong in the first user message.", where)
 
 
 def _text(message: Message) -> str:
