@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-MOCK = Path(os.environ.get("MEDV_PAGE_MOCK", "/tmp/wt/mock_server.py"))
+from medv_ray.serving.app import make_app
+from medv_ray.serving.auth import Keys
+from medv_ray.serving.service import Service
+from tests.unit.serving.conftest import serving, settings_of
+
 CHROMIUM = [
     "--headless",
     "--no-sandbox",
@@ -30,33 +29,15 @@ CHROMIUM = [
 
 @pytest.fixture(scope="session")
 def page_url() -> Iterator[str]:
-    """Where the page is: MEDV_PAGE_URL, or a mock of the endpoint."""
+    """Where the page is: at MEDV_PAGE_URL, or at an endpoint of the toy in this process."""
     given = os.environ.get("MEDV_PAGE_URL")
     if given:
         yield given
         return
-    if not MOCK.exists():
-        pytest.skip("MEDV_PAGE_URL is not set, and there is no mock of the endpoint")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    built = Path(__file__).parents[2] / "medv_ray" / "serving" / "page"
-    settings = {**os.environ, "MOCK_DELAY": "0.03"}
-    server = subprocess.Popen([sys.executable, str(MOCK), str(port), str(built)], env=settings)
-    _wait_for(port)
-    yield f"http://127.0.0.1:{port}/"
-    server.terminate()
-    server.wait(10)
-
-
-def _wait_for(port: int) -> None:
-    for _ in range(100):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise AssertionError("the mock server did not start")
+    service = Service.load(settings_of())
+    with serving(make_app(service, Keys({}))) as url:
+        yield url + "/"
+    service.close()
 
 
 @pytest.fixture(scope="session")
