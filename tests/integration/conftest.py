@@ -12,6 +12,8 @@ for name, value in (
     ("RAY_AUTH_MODE", "disabled"),
     ("RAY_USAGE_STATS_ENABLED", "0"),
     ("RAY_DEDUP_LOGS_SKIP_REGEX", "^"),
+    # Serve's proxies take their environment from Ray's
+    ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "medv_ray.on_ray.front:middlewares"),
 ):
     os.environ.setdefault(name, value)
 

@@ -1,0 +1,132 @@
+"""The endpoint on Ray Serve: the toy behind Serve's own proxy, with our front in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from ray import serve
+
+from medv_ray.engine import Predictor, Request
+from medv_ray.on_ray.options import serve_settings
+from medv_ray.on_ray.serve import build
+from tests.chaos.serve_runs import Clients, Endpoint, Seen, free_port
+from tests.unit.serving.client import body_of, tiles
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def endpoint(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    port = free_port()
+    audit = tmp_path_factory.mktemp("audit") / "audit.jsonl"
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": "127.0.0.1", "port": port},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+    settings = {"model": "toy", "audit_log": str(audit), "limits": {"queue": 200}}
+    serve.run(build(settings), name="medv", route_prefix="/")
+    yield Endpoint(port)
+    serve.shutdown()
+
+
+@pytest.fixture
+def http(endpoint: Endpoint) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=endpoint.url, timeout=60, trust_env=False) as client:
+        yield client
+
+
+def test_answers_are_the_predictors(http: httpx2.Client) -> None:
+    settings = serve_settings({"model": "toy"})
+    requests = [Request(row.question, (row.image,), seed=3) for row in tiles()]
+    with Predictor.load(settings.model, settings.answer) as predictor:
+        expected = predictor.answer(requests)
+    for row, answer in zip(tiles(), expected, strict=True):
+        whole = http.post(CHAT, json=body_of(row, seed=3))
+        assert whole.json()["choices"][0]["message"]["content"] == answer.text
+        assert whole.json()["usage"]["prompt_tokens"] == answer.prompt_tokens
+        stream = http.post(CHAT, json=body_of(row, seed=3, stream=True))
+        events = [e.removeprefix("data: ") for e in stream.text.split("\n\n") if e]
+        assert events.pop() == "[DONE]"
+        deltas = [choice["delta"] for e in events for choice in json.loads(e)["choices"]]
+        assert "".join(delta.get("content", "") for delta in deltas) == answer.text
+
+
+def test_the_front_stands_in_the_proxy(http: httpx2.Client) -> None:
+    """What a replica would not see: paths of Serve's own, and a body that is refused unread."""
+    assert http.get("/-/healthz").status_code == 200
+    assert http.get("/-/routes").status_code == 404
+    asked = http.build_request("POST", CHAT, content=b"{}")
+    asked.headers |= {"content-type": "application/json", "content-length": str(2**40)}
+    refused = http.send(asked)
+    assert refused.status_code == 413
+    assert refused.json()["error"]["code"] == "E1703"
+    other = http.post(CHAT, json=body_of(), headers={"host": "attacker.example"})
+    assert (other.status_code, other.json()["error"]["code"]) == (403, "E1705")
+
+
+def test_page_and_health(http: httpx2.Client) -> None:
+    page = http.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert http.get("/health").json()["status"] == "ok"
+
+
+def test_lost_replicas_cost_no_request(endpoint: Endpoint) -> None:
+    seen = Seen()
+
+    async def run() -> None:
+        clients = Clients(endpoint, seen)
+        await clients.ask()
+
+        async def kill() -> None:
+            await asyncio.sleep(1.5)
+            for pid in endpoint.pids("ServeReplica"):
+                os.kill(pid, signal.SIGKILL)
+
+        await asyncio.gather(kill(), clients.many(6, 4.0))
+
+    asyncio.run(run())
+    assert seen.problems == []
+    assert set(seen.statuses) == {200}
+    assert seen.statuses[200] > 6  # it was answered after the kill, too
+
+
+def test_metrics_go_through_ray(http: httpx2.Client) -> None:
+    import ray
+
+    http.post(CHAT, json=body_of())
+    assert (
+        'medv_requests_total{route="/v1/chat/completions",status="200"}'
+        in http.get("/metrics").text
+    )
+    [node] = ray.nodes()
+    address = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+    found = ""
+    deadline = time.monotonic() + 30
+    while "ray_medv_requests_total{" not in found and time.monotonic() < deadline:
+        found = httpx2.get(address, trust_env=False).text
+        time.sleep(0.5)
+    assert "ray_medv_requests_total{" in found
+    assert "ray_medv_denoise_seconds_bucket{" in found
+
+
+def test_audit_holds_digests_only(
+    http: httpx2.Client, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    row = tiles()[0]
+    http.post(CHAT, json=body_of(row), headers={"x-request-id": "audited"})
+    [folder] = tmp_path_factory.getbasetemp().glob("audit*")
+    text = "".join(file.read_text() for file in Path(folder).iterdir())
+    line = next(json.loads(one) for one in text.splitlines() if "audited" in one)
+    assert line["outcome"] == "answered"
+    assert len(line["prompt_sha256"][0]) == len(line["image_sha256"][0]) == 64
+    assert row.question not in text
