@@ -159,7 +159,7 @@ class Routes:
         """200 while denoising goes on, 503 when it is stuck."""
         wrong = self.service.health()
         if wrong is not None:
-            raise RunError("E1708", wrong)
+            raise RunError("E1708", f"{wrong}.")
         return self._json({"status": "ok", "ongoing": self.service.stepper.ongoing})
 
     async def metrics(self) -> Response:
