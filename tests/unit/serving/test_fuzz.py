@@ -7,9 +7,9 @@ from tests.unit.serving.conftest import KEYS
 
 
 def test_made_up_requests_are_answered_or_refused(service: Service) -> None:
-    counts = fuzz(make_app(service, KEYS), 500)
-    assert counts.total() >= 450
+    counts = fuzz(make_app(service, KEYS), 300)
+    assert counts.total() >= 280
     answered = sum(n for (path, _, status), n in counts.items() if (path, status) == (CHAT, 200))
-    assert answered > 20, "some are valid"
+    assert answered > 10, "some are valid"
     assert service.stepper.ongoing == 0
     assert service.health() is None
