@@ -3,7 +3,7 @@
     python benchmarks/bench_serve.py [--rows 200] [--repeats 5]
 
 Starts `medv serve` with the toy. Checked first: every answer over HTTP is the one of
-`Predictor.answer`. Then, request by request in turns, the same question in process and over HTTP, on
+`Predictor.answer`. Then, request by request in turns, one question in process and over HTTP, on
 a machine that is idle but for this, and with a busy process on each core; and blocks of one client
 and of 20 by turns. One JSON line.
 """

@@ -62,6 +62,25 @@ ANSWERS = {
     431: "The headers are too large.",
     503: "No replica can answer now; Retry-After says when to come back.",
 }
+ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "additionalProperties": False,
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "additionalProperties": False,
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string", "pattern": "^E[0-9]{4}$"},
+            },
+        }
+    },
+}
+"""JSON schema of every error answer."""
 LEFT = 499
 """Status that is counted for a client that has left."""
 ROUTES = ("/", "/v1/models", "/v1/chat/completions", "/v1/inspect", "/health", "/metrics")
@@ -120,16 +139,20 @@ class Routes:
             docs_url=None,
             redoc_url=None,
         )
-        self.schemas: dict[str, Any] = {}
+        self.schemas: dict[str, Any] = {"Error": ERROR}
         self.app.openapi = self.openapi  # type: ignore[method-assign]
         self.app.add_exception_handler(MedvError, self._medv_error)
         self.app.add_exception_handler(HTTPException, self._http_error)
         self.app.add_exception_handler(Exception, self._defect)
         self._add("GET", "/v1/models", self.models)
-        self._add("POST", "/v1/chat/completions", self.chat, ChatRequest)
+        streams: dict[int | str, Any] = {200: {"content": {"text/event-stream": {}}}}
+        self._add("POST", "/v1/chat/completions", self.chat, ChatRequest, streams)
         self._add("POST", "/v1/inspect", self.inspect, InspectRequest)
         self._add("GET", "/health", self.health)
-        self._add("GET", "/metrics", self.metrics)
+        plain: dict[int | str, Any] = {
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
+        }
+        self._add("GET", "/metrics", self.metrics, None, plain)
         self.app.add_api_route("/", self.page, include_in_schema=False)
         self.app.add_api_route("/assets/{name}", self.asset, include_in_schema=False)
 
@@ -139,6 +162,7 @@ class Routes:
         path: str,
         route: Callable[..., Awaitable[Response]],
         body: type[Wire] | None = None,
+        answers: dict[int | str, dict[str, Any]] | None = None,
     ) -> None:
         """A route in the OpenAPI file. Bodies are read by `parse`, whose errors hold no content."""
         extra: dict[str, Any] = {}
@@ -147,14 +171,18 @@ class Routes:
             self.schemas |= schema.pop("$defs", {}) | {body.__name__: schema}
             named = {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}
             extra["requestBody"] = {"required": True, "content": {"application/json": named}}
-        answers = ANSWERS if body is not None else {k: ANSWERS[k] for k in (401, 403, 429, 503)}
+        refusals = ANSWERS if body is not None else {k: ANSWERS[k] for k in (401, 403, 429, 503)}
+        told = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+        errors: dict[int | str, dict[str, Any]] = {
+            k: {"description": v, "content": told} for k, v in refusals.items()
+        }
         self.app.add_api_route(
             path,
             route,
             methods=[method],
             response_model=None,
             openapi_extra=extra,
-            responses={code: {"description": text} for code, text in answers.items()},
+            responses={**errors, **(answers or {})},
         )
 
     def openapi(self) -> dict[str, Any]:
@@ -180,7 +208,7 @@ class Routes:
         """200 while denoising goes on, 503 when it is stuck."""
         wrong = self.service.health()
         if wrong is not None:
-            raise RunError("E1708", wrong)
+            raise RunError("E1708", f"{wrong}.")
         return self._json({"status": "ok", "ongoing": self.service.stepper.ongoing})
 
     async def metrics(self) -> Response:
@@ -230,18 +258,23 @@ class Routes:
 
     def _note(self, said: Completion, owner: str, one: Asked, started_s: float) -> None:
         assert self._audit is not None
-        self._audit.write(
-            key=owner,
-            request=said.id,
-            model=said.request.model,
-            outcome=said.outcome,
-            seconds=round(time.monotonic() - started_s, 3),
-            prompt_sha256=sorted({answer.prompt_sha256 for answer in said.answers.values()}),
-            image_sha256=[
-                hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.sha256
-                for data in one.images
-            ],
-        )
+        prompts = {answer.prompt_sha256 for answer in said.answers.values()}
+        images = [
+            hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.sha256
+            for data in one.images
+        ]
+        try:
+            self._audit.write(
+                key=owner,
+                request=said.id,
+                model=said.request.model,
+                outcome=said.outcome,
+                seconds=round(time.monotonic() - started_s, 3),
+                prompt_sha256=sorted(prompts),
+                image_sha256=images,
+            )
+        except OSError as error:  # the answer is not to blame
+            log.error("the audit log could not be written: %s", type(error).__name__)
 
     async def inspect(self, request: Request) -> Response:
         """What could stand at a position of a state of an answer, and where it looks."""

@@ -43,11 +43,12 @@ class Keys:
             words = line.partition("#")[0].split()
             if not words:
                 continue
-            if len(words) != 2 or len(words[1]) < MIN_KEY_CHARS or words[0] in found:
+            fit = len(words) == 2 and len(words[1]) >= MIN_KEY_CHARS and words[1].isascii()
+            if not fit or words[0] in found:
                 raise SettingsError(
                     "E1702",
                     f"the file of API keys, line {number}: expected a name of its own and a key "
-                    f"of {MIN_KEY_CHARS} characters or more.",
+                    f"of {MIN_KEY_CHARS} ASCII characters or more.",
                 )
             found[words[0]] = _digest(words[1])
         if not found:

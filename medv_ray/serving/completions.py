@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -191,16 +192,24 @@ class Completion:
             "warnings": list(answer.warnings),
         }
 
+    def _told(self, answer: Answer) -> Sequence[int]:
+        """Tokens of an answer up to the one in which its text was cut."""
+        ids, size = answer.token_ids, len(self.text(answer))
+        if size == len(answer.text):
+            return ids
+
+        def reached(place: int) -> bool:
+            return len(self._texts.decode(ids[:place]).strip()) >= size
+
+        return ids[: bisect_left(range(len(ids)), True, key=reached)]
+
     def _logprobs(self, answer: Answer) -> dict[str, Any] | None:
         """From the confidence at which each token was committed."""
         if not self.request.logprobs:
             return None
-        size, content = len(self.text(answer)), []
-        for place, token in enumerate(answer.token_ids):
-            if len(self._texts.decode(answer.token_ids[:place]).strip()) >= size:
-                break
+        content = []
+        for token, confidence in zip(self._told(answer), answer.token_confidence, strict=False):
             text = self._texts.token(token)
-            confidence = answer.token_confidence[place]
             content.append(
                 {
                     "token": text,

@@ -30,6 +30,8 @@ our answer with the connection."""
 BODIES_BYTES = 256 * 2**20
 """Bodies that are held at the same time, those that are still arriving included; further requests
 get 429."""
+BODY = "medv_body"
+"""Key of a scope in which a front that has read the body hands it on."""
 MAX_STRUCTURE = 2**16
 """Braces, brackets and commas in a body: JSON of more is refused unparsed, as each costs memory."""
 
@@ -60,7 +62,7 @@ class Guard:
         try:
             headers = self._headers(scope)
             scope.setdefault("state", {})["key"] = self._owner(scope, headers)
-            await self._read(headers, receive, body)
+            await self._read(headers, _at_hand(scope, receive), body)
             await self._app(scope, _replay(bytes(body), receive), send)
         except Refusal as refused:
             await self._refuse(refused, receive, send)
@@ -149,6 +151,12 @@ def _is_local(scope: Scope) -> bool:
 def _names_this_machine(host: str) -> bool:
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
     return name.strip("[]") in ("localhost", "127.0.0.1", "::1")
+
+
+def _at_hand(scope: Scope, receive: Receive) -> Receive:
+    """The body as the front has sent it along, or as it comes."""
+    body = scope.pop(BODY, None)
+    return receive if body is None else _replay(body, receive)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -50,6 +50,8 @@ class Stepper:
         self._jobs: dict[tuple[str, int], Job] = {}
         self._busy_since: float | None = None
         self._running = True
+        self._over = False
+        """The thread admits nobody any more."""
         self.failed: str | None = None
         """The kind of error that ended the thread."""
         self._thread = threading.Thread(target=self._run, name="medv-stepper", daemon=True)
@@ -61,8 +63,8 @@ class Stepper:
         """Queue a request; `sink` gets its events."""
         job = Job(model, request, sink, watched)
         self._inbox.put(lambda: self._admit(job))
-        if self.failed:  # the thread may not look again
-            sink(_broken(self.failed))
+        if self._over:  # the thread may not look again
+            sink(_over(self.failed))
         return job
 
     def cancel(self, job: Job) -> None:
@@ -82,7 +84,7 @@ class Stepper:
                 future.set_exception(error)
 
         self._inbox.put(run)
-        if self.failed:
+        if self._over:
             future.cancel()
         return future
 
@@ -123,10 +125,10 @@ class Stepper:
             # the text of an error may hold what was asked
             log.critical("the stepping thread ended: %s", type(error).__name__)
             self.failed = type(error).__name__
-            self._busy_since = None
-            self._take_all()  # who has asked meanwhile is told, too
-            for job in list(self._jobs.values()):
-                self._end(job, _broken(self.failed))
+        self._over, self._busy_since = True, None
+        self._take_all()  # who has asked meanwhile is told, too
+        for job in list(self._jobs.values()):
+            self._end(job, _over(self.failed))
 
     def _take(self) -> None:
         """Do what others have asked for; wait for it while there is nothing to step."""
@@ -141,10 +143,16 @@ class Stepper:
             self._inbox.get()()
 
     def _admit(self, job: Job) -> None:
+        if self._over:
+            job.sink(_over(self.failed))
+            return
         try:
             job.ticket = self._engines[job.model].admit(job.request)
         except MedvError as error:
             job.sink(error)
+        except Exception as error:
+            log.error("a request could not be admitted: %s", type(error).__name__)
+            job.sink(RunError("E1509", f"{type(error).__name__}."))
         else:
             self._jobs[job.model, job.ticket] = job
 
@@ -180,8 +188,9 @@ class Stepper:
                 job.sink(view)
 
 
-def _broken(kind: str) -> RunError:
-    return RunError("E1708", f"this replica has stopped ({kind}) and is being replaced.")
+def _over(failed: str | None) -> RunError:
+    why = "is ending" if failed is None else f"has stopped ({failed}) and is being replaced"
+    return RunError("E1708", f"this replica {why}.")
 
 
 def sink_to(loop: Any, put: Callable[[Event], None]) -> Callable[[Event], None]:

@@ -27,6 +27,7 @@ Decode = Callable[[bytes, bool], bytes | Prepared]
 """See `Engine.decode`."""
 MAX_STRENGTH = 100.0
 """Of temperature, guidance and factor: far beyond use, and far from what overflows."""
+MAX_INTEGER = 10**15
 MAX_NAMES = 16
 """Stop sequences, and forbidden tokens, that a request may name."""
 MAX_NAMES_BYTES = 4096
@@ -44,6 +45,9 @@ def sampler_of(base: SamplerSettings, asked: Prompted, limits: LimitSettings) ->
         known = ", ".join(SamplerSettings.model_fields)
         rule = f"there is no such setting; there are: {known}."
         raise BadRequest("E1001", f"diffusion.{shown(name)}: {rule}", "diffusion")
+    for name, value in given.items():
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:  # its digits would stand in errors
+            raise BadRequest("E1701", f"diffusion.{name}: over {MAX_INTEGER}.", "diffusion")
     if isinstance(asked, ChatRequest):
         wanted = asked.max_completion_tokens or asked.max_tokens
         if wanted is not None:
@@ -61,7 +65,8 @@ def sampler_of(base: SamplerSettings, asked: Prompted, limits: LimitSettings) ->
     try:
         sampler = base.changed(given, quote=False)
     except SettingsError as error:
-        raise BadRequest(error.code, f"diffusion.{error.detail}", "diffusion") from None
+        told = error.detail.removeprefix("SamplerSettings: ")
+        raise BadRequest(error.code, f"diffusion.{told}", "diffusion") from None
     _check(limits.max_gen_length, sampler.gen_length, "diffusion.gen_length")
     _check(limits.max_steps, sampler.steps, "diffusion.steps")
     _check(MAX_STRENGTH, sampler.temperature, "diffusion.temperature")
@@ -90,7 +95,7 @@ def _lengths(base: SamplerSettings, wanted: int) -> dict[str, int]:
 
 def _check(limit: float, value: float, name: str, what: str = "") -> None:
     if value > limit:
-        given = value if value < 10**15 else "(over 15 digits)"
+        given = value if value <= MAX_INTEGER else "(over 15 digits)"
         raise BadRequest("E1701", f"{what}{name}={given}: the limit is {limit:g}.", name)
 
 

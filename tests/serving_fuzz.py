@@ -1,0 +1,177 @@
+"""Requests made up from the OpenAPI file, and valid ones with something wrong in them, against the
+endpoint in this process: no answer may be a 5xx, break the file's schemas, or take over 5 s.
+
+    python -m tests.serving_fuzz --cases 10000
+
+300 cases are part of the tests (tests/unit/serving/test_fuzz.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from medv_ray.serving.app import make_app
+from medv_ray.serving.guard import App
+from medv_ray.serving.protocol import ChatRequest
+from medv_ray.serving.service import Service
+from medv_ray.settings import SamplerSettings
+from tests.unit.serving.client import KEY, MODEL, ask, body_of, tiles
+from tests.unit.serving.conftest import KEYS, settings_of
+
+HEADERS = {"authorization": f"Bearer {KEY}", "host": "localhost"}
+CHAT = "/v1/chat/completions"
+MOST_S = 5.0
+SHORT = {"gen_length": 8, "block_length": 8, "steps": 8}
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-2, 9)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["", "user", "system", "assistant", "text", "image_url", "exact", "fast"])
+    | st.sampled_from(["data:image/png;base64,", "<|mdm_mask|>", "<|eot_id|>", "\0", "\u202e"])
+)
+names = st.sampled_from(
+    [*ChatRequest.model_fields, *SamplerSettings.model_fields, "role", "content", "type", "text"]
+    + ["image_url", "url", "detail", "include_usage", "include_denoise"]
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@st.composite
+def nearly_valid(draw: st.DrawFn) -> dict[str, Any]:
+    """A request about a tile, some of whose parts were changed, taken out or put in."""
+    fields: dict[str, Any] = {
+        "diffusion": draw(st.sampled_from([{}, SHORT, {**SHORT, "preset": "turbo"}])),
+        "stream": draw(st.booleans()),
+        "seed": draw(st.integers(0, 9)),
+    }
+    body = body_of(tiles()[draw(st.integers(0, 7))], **fields)
+    body = json.loads(json.dumps(body))
+    for _ in range(draw(st.integers(0, 3))):
+        node: Any = body
+        while True:
+            inner = [key for key, value in _items(node) if isinstance(value, dict | list)]
+            if not inner or draw(st.booleans()):
+                break
+            node = node[draw(st.sampled_from(inner))]
+        keys = [key for key, _ in _items(node)]
+        what = draw(st.sampled_from(["change", "take", "put"]))
+        if what != "put" and keys:
+            key = draw(st.sampled_from(keys))
+            if what == "take":
+                del node[key]
+            else:
+                node[key] = draw(values)
+        elif isinstance(node, dict):
+            node[draw(names)] = draw(values)
+        else:
+            node.insert(0, draw(values))
+    return body
+
+
+def _items(node: Any) -> list[tuple[Any, Any]]:
+    return list(node.items()) if isinstance(node, dict) else list(enumerate(node))
+
+
+def fuzz(app: App, cases: int) -> Counter[tuple[str, str, int]]:
+    """How many answers had which status, by path and way. Raises for an answer that must not be."""
+    counts: Counter[tuple[str, str, int]] = Counter()
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=HEADERS)
+    operations = [found.ok() for found in schema.get_all_operations()]
+    slowest_s = 0.0
+
+    def check(path: str, way: str, send: Callable[[], int]) -> None:
+        nonlocal slowest_s
+        started_s = time.monotonic()
+        status = send()
+        slowest_s = max(slowest_s, time.monotonic() - started_s)
+        assert slowest_s < MOST_S, f"{slowest_s:.1f} s"
+        assert status < 500, status
+        counts[path, way, status] += 1
+
+    def made_up(operation: Any, mode: GenerationMode, number: int) -> None:
+        @_settings(number)
+        @given(operation.as_strategy(generation_mode=mode))
+        def run(case: Any) -> None:
+            if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+                case.body["model"] = MODEL
+
+            def send() -> int:
+                response = case.call(headers=HEADERS)
+                # limits that hold for several fields together are in no schema
+                unfit = [positive_data_acceptance]
+                case.validate_response(response, headers=HEADERS, excluded_checks=unfit)
+                return int(response.status_code)
+
+            check(operation.path, mode.value, send)
+
+        run()
+
+    for operation in operations:
+        number = cases // 4 if operation.path == CHAT else cases // (12 * len(operations))
+        for mode in GenerationMode:
+            made_up(operation, mode, number)
+
+    @_settings(cases - counts.total())
+    @given(nearly_valid())
+    def mutated(body: dict[str, Any]) -> None:
+        def send() -> int:
+            reply = ask(app, json.dumps(body), headers=HEADERS)
+            assert reply.ended
+            if reply.status != 200:
+                assert reply.error
+            elif reply.body.startswith(b"data:"):
+                assert reply.events
+            else:
+                assert reply.json()["choices"]
+            return reply.status
+
+        check(CHAT, "mutated", send)
+
+    mutated()
+    return counts
+
+
+def _settings(number: int) -> Any:
+    return settings(
+        max_examples=max(1, number),
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],  # the first find is enough
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--cases", type=int, default=10_000)
+    cases = parser.parse_args().cases
+    service = Service.load(settings_of(per_key=64))
+    started_s = time.monotonic()
+    counts = fuzz(make_app(service, KEYS), cases)
+    for (path, way, status), number in sorted(counts.items()):
+        print(f"{number:7d}  {status}  {way:9s} {path}")
+    print(f"{counts.total()} cases in {time.monotonic() - started_s:.0f} s, nothing found")
+    service.close()
+
+
+if __name__ == "__main__":
+    main()
