@@ -21,7 +21,7 @@ test: $(VENV)/.installed  ## tests that need no GPU, in two halves side by side
 	$(MAKE) --jobs 2 --output-sync=target --keep-going test-fast test-ray
 
 test-fast: $(VENV)/.installed  ## no Ray; then ZeRO-3 against the formulas, with processes of its own
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not integration"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m "not integration"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ZERO)
 
 test-ray: $(VENV)/.installed  ## with Ray and object stores
@@ -33,6 +33,7 @@ test-kills: $(VENV)/.installed  ## jobs whose Ray is killed, SIGTERM, Ctrl-C
 chaos: $(VENV)/.installed  ## the kill runs in full: scoring (20 of the driver, 10 of actors, 5,000 rows), training (20)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_train
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.serve_runs
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -39,9 +39,10 @@ MAX_STRUCTURE = 2**16
 class Refusal(Exception):
     """Ends a request before the application saw it."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, unread: bool = True) -> None:
+        """`unread`: more of the body may be on its way."""
         super().__init__(code)
-        self.code, self.message = code, message
+        self.code, self.message, self.unread = code, message, unread
 
 
 class Guard:
@@ -104,9 +105,10 @@ class Guard:
                 message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
             except TimeoutError:
                 seconds = self._limits.body_seconds
-                raise Refusal("E1709", f"the body took over {seconds:g} s to arrive.") from None
+                told = f"the body took over {seconds:g} s to arrive."
+                raise Refusal("E1709", told, unread=False) from None
             if message["type"] != "http.request":  # the client is gone
-                raise Refusal("E1709", "the body ended early.")
+                raise Refusal("E1709", "the body ended early.", unread=False)
             piece = message.get("body", b"")
             body += piece
             self._held_bytes += len(piece)
@@ -117,7 +119,8 @@ class Guard:
             if not message.get("more_body", False):
                 break
         if sum(body.count(mark) for mark in b"{[,") > MAX_STRUCTURE:
-            raise Refusal("E1701", f"the body has more than {MAX_STRUCTURE} values.")
+            told = f"the body has more than {MAX_STRUCTURE} values."
+            raise Refusal("E1701", told, unread=False)
 
     async def _refuse(self, refused: Refusal, receive: Receive, send: Send) -> None:
         body = body_of(error_object(refused.code, refused.message))
@@ -128,7 +131,7 @@ class Guard:
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body, "more_body": True})
-        if refused.code != "E1709":
+        if refused.unread:
             await _throw_away(receive)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -359,14 +359,14 @@ async def attacks(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list
         for _ in range(3):
             head_all = b"" if b"host:" in head else b"host: localhost\r\n"
             head_all += head + f"content-length: {len(body)}\r\n".encode()
-            status, seconds = await _raw(endpoint, head_all, body)
+            status, seconds = await raw(endpoint, head_all, body)
             times.append(seconds)
             if not 400 <= status < 500:
                 seen.problems.append(f"{name}: status {status}")
         slowest[name] = min(times)
         most = max(most, endpoint.rss_bytes())
     length = f"content-length: {300 * MIB}\r\n".encode()
-    status, seconds = await _raw(endpoint, LOCAL_JSON + length, bytes(300 * MIB))
+    status, seconds = await raw(endpoint, LOCAL_JSON + length, bytes(300 * MIB))
     slowest["300 MiB"] = seconds
     if status != 413:
         seen.problems.append(f"300 MiB: status {status}")
@@ -381,7 +381,7 @@ async def attacks(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list
     return {**told, "rss_growth_mib": round(growth, 1)}, seen.problems
 
 
-async def _raw(endpoint: Endpoint, head: bytes, body: bytes) -> tuple[int, float]:
+async def raw(endpoint: Endpoint, head: bytes, body: bytes) -> tuple[int, float]:
     """Status, and seconds from the end of the headers to the first byte of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
     writer.write(REQUEST_LINE + head + b"\r\n")

@@ -17,16 +17,20 @@ from ray import serve
 from medv_ray.engine import Predictor, Request
 from medv_ray.on_ray.options import serve_settings
 from medv_ray.on_ray.serve import build
-from tests.chaos.serve_runs import Clients, Endpoint, Seen, free_port
+from tests.chaos.serve_runs import LOCAL_JSON, Clients, Endpoint, Seen, free_port, raw
 from tests.unit.serving.client import body_of, tiles
 
 CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
-def endpoint(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+def audit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("audit") / "audit.jsonl"
+
+
+@pytest.fixture(scope="module")
+def endpoint(local_ray: None, audit: Path) -> Iterator[Endpoint]:
     port = free_port()
-    audit = tmp_path_factory.mktemp("audit") / "audit.jsonl"
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": "127.0.0.1", "port": port},
@@ -60,15 +64,12 @@ def test_answers_are_the_predictors(http: httpx2.Client) -> None:
         assert "".join(delta.get("content", "") for delta in deltas) == answer.text
 
 
-def test_the_front_stands_in_the_proxy(http: httpx2.Client) -> None:
+def test_the_front_stands_in_the_proxy(endpoint: Endpoint, http: httpx2.Client) -> None:
     """What a replica would not see: paths of Serve's own, and a body that is refused unread."""
     assert http.get("/-/healthz").status_code == 200
     assert http.get("/-/routes").status_code == 404
-    asked = http.build_request("POST", CHAT, content=b"{}")
-    asked.headers |= {"content-type": "application/json", "content-length": str(2**40)}
-    refused = http.send(asked)
-    assert refused.status_code == 413
-    assert refused.json()["error"]["code"] == "E1703"
+    head = LOCAL_JSON + f"content-length: {2**40}\r\n".encode()
+    assert asyncio.run(raw(endpoint, head, b"{}"))[0] == 413
     other = http.post(CHAT, json=body_of(), headers={"host": "attacker.example"})
     assert (other.status_code, other.json()["error"]["code"]) == (403, "E1705")
 
@@ -119,13 +120,10 @@ def test_metrics_go_through_ray(http: httpx2.Client) -> None:
     assert "ray_medv_denoise_seconds_bucket{" in found
 
 
-def test_audit_holds_digests_only(
-    http: httpx2.Client, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_audit_holds_digests_only(http: httpx2.Client, audit: Path) -> None:
     row = tiles()[0]
     http.post(CHAT, json=body_of(row), headers={"x-request-id": "audited"})
-    [folder] = tmp_path_factory.getbasetemp().glob("audit*")
-    text = "".join(file.read_text() for file in Path(folder).iterdir())
+    text = "".join(file.read_text() for file in audit.parent.iterdir())
     line = next(json.loads(one) for one in text.splitlines() if "audited" in one)
     assert line["outcome"] == "answered"
     assert len(line["prompt_sha256"][0]) == len(line["image_sha256"][0]) == 64
