@@ -47,7 +47,9 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
+    "MEDV_CHAOS": str(os.getpid()),
 }
+MARK = f"MEDV_CHAOS={os.getpid()}\0".encode()
 
 
 @dataclass
@@ -55,7 +57,8 @@ class Endpoint:
     """A running one."""
 
     port: int
-    process: subprocess.Popen[str] | None = None
+    mark: bytes = b""
+    """In the environment of its processes, so that those of another Ray are left alone."""
 
     @property
     def url(self) -> str:
@@ -67,10 +70,11 @@ class Endpoint:
         for entry in Path("/proc").iterdir():
             try:
                 line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+                if line.startswith(f"ray::{name}".encode()):
+                    if self.mark in (entry / "environ").read_bytes():
+                        found.append(int(entry.name))
             except OSError:
                 continue
-            if line.startswith(f"ray::{name}".encode()):
-                found.append(int(entry.name))
         return found
 
     def rss_bytes(self) -> int:
@@ -462,7 +466,7 @@ def medv_serve() -> Iterator[Endpoint]:
     if "answers as" not in line:
         process.kill()
         raise RuntimeError("medv serve did not start")
-    yield Endpoint(port, process)
+    yield Endpoint(port, MARK)
     process.send_signal(signal.SIGTERM)
     process.wait(60)
 
@@ -488,7 +492,7 @@ def head() -> Iterator[Endpoint]:
             except httpx2.HTTPError:
                 pass
             time.sleep(0.5)
-        yield Endpoint(port)
+        yield Endpoint(port, MARK)
     finally:
         subprocess.run([ray, "stop", "--force"], capture_output=True, env=environment)
 
