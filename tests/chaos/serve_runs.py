@@ -70,9 +70,9 @@ class Endpoint:
         for entry in Path("/proc").iterdir():
             try:
                 line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
-                if line.startswith(f"ray::{name}".encode()):
-                    if self.mark in (entry / "environ").read_bytes():
-                        found.append(int(entry.name))
+                ours = line.startswith(f"ray::{name}".encode())
+                if ours and self.mark in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
             except OSError:
                 continue
         return found
