@@ -32,6 +32,7 @@ IMPLICIT, EXPLICIT, DEFLATED, BIG = (
     *("1.2.840.10008.1.2", "1.2.840.10008.1.2.1"),
     *("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"),
 )
+RLE = "1.2.840.10008.1.2.5"
 _META, _SYNTAX = 2, 0x10  # group of the file meta information, element of the transfer syntax
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT")
 _BURNED_IN = 0x00280301  # the last tag of the header part
@@ -147,8 +148,8 @@ class DicomFile:
         called_for = get_expected_length(ds)
         # zeros behind the last row are padding, anything else are rows of a header that lies
         if len(held) < called_for or any(held[called_for:]):
-            count = "more" if len(held) > called_for else f"{len(held)}"
-            detail = f"{called_for} bytes of pixels, there are {count}."
+            there = "more" if len(held) > called_for else f"{len(held)}"
+            detail = f"{called_for} bytes of pixels, there are {there}."
             raise DataError("E1207", f"the header calls for {detail}")
 
 
@@ -204,9 +205,25 @@ def _pixel_array(ds: Dataset) -> NDArray[Any]:
     """[H, W] or [H, W, 3] of the first frame; YBR is RGB already, unused bits are gone."""
     from pydicom.pixels.decoders.base import get_decoder
 
-    syntax = ds.file_meta.TransferSyntaxUID
-    array, _ = get_decoder(syntax).as_array(ds, index=0)
+    decoder = get_decoder(ds.file_meta.TransferSyntaxUID)
+    array, _ = decoder.as_array(ds, index=0)
+    if decoder.UID == RLE and _has_another_row(ds):
+        raise DataError("E1207", "the RLE data hold more rows than the header announces.")
     return array
+
+
+def _has_another_row(ds: Dataset) -> bool:
+    """Decoders leave surplus RLE data out in silence; JPEG and JPEG 2000 know their size."""
+    from pydicom.pixels.decoders.base import get_decoder
+
+    ds.Rows += 1
+    try:
+        get_decoder(ds.file_meta.TransferSyntaxUID).as_array(ds, index=0)
+    except Exception:  # RuntimeError of pydicom, for whatever its plugins raised
+        return False
+    finally:
+        ds.Rows -= 1
+    return True
 
 
 def _to_bytes(array: NDArray[Any], ds: Dataset) -> tuple[NDArray[np.uint8], list[str]]:
