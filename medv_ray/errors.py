@@ -147,7 +147,8 @@ CATALOGUE: dict[str, Entry] = {
     "E1202": Entry(
         "not_an_image",
         "The bytes are none of the allowed formats, whatever the name says (an HTML page, say).",
-        "Allowed: JPEG, PNG, TIFF, BMP, GIF, WebP; change with --set image.formats=[...].",
+        "Allowed: JPEG, PNG, TIFF, BMP, GIF, WebP and, with medv-ray[dicom] installed, DICOM; "
+        "change with --set image.formats=[...].",
     ),
     "E1203": Entry(
         "corrupt_image",
@@ -171,7 +172,7 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1207": Entry(
         "header_lies",
-        "The decoded picture does not have the size that its header announced.",
+        "The header does not fit the pixels, or cannot be true.",
         "Export the image again with another program.",
     ),
     "E1208": Entry(
@@ -192,8 +193,13 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1211": Entry(
         "no_decode_rule",
-        "The image's pixel mode has no stated conversion to RGB.",
+        "The image's pixel mode or compression has no stated conversion to RGB.",
         "Convert it to 8-bit grey or RGB first.",
+    ),
+    "E1212": Entry(
+        "phi_burned_in",
+        "The DICOM header says that annotation, a name perhaps, is burned into the pixels.",
+        "Clean the pixels and their BurnedInAnnotation first, or leave the image out.",
     ),
     # questions and prompts
     "E1301": Entry(

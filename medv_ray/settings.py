@@ -195,8 +195,9 @@ class ImageSettings(Settings):
     """`square` squashes to one tile, `pad` pads to a square first, `anyres_max` adds tiles as
     LLaDA-V's
     anyres_max_4; `checkpoint` takes what the checkpoint's config says."""
-    formats: tuple[str, ...] = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")
-    """Pillow's names of the formats that may be decoded."""
+    formats: tuple[str, ...] = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "DICOM")
+    """Pillow's names of the formats that may be decoded, and DICOM, which needs the extra
+    `medv-ray[dicom]`."""
     max_bytes: PositiveInt = 256 * 2**20
     """Encoded size limit."""
     max_pixels: PositiveInt = 89_478_485

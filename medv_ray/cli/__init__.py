@@ -173,7 +173,7 @@ def demo_command(
 @app.command("ask")
 @told_cleanly
 def ask_command(
-    image: Annotated[Path, typer.Argument(help="JPEG, PNG, TIFF, BMP, GIF or WebP.")],
+    image: Annotated[Path, typer.Argument(help="JPEG, PNG, TIFF, BMP, GIF, WebP or DICOM.")],
     question: Annotated[str, typer.Argument(help="In plain words.")],
     model: Annotated[str, Option(help="Checkpoint folder; default: the embedded toy.")] = "toy",
     watch: Annotated[bool, Option("--watch", help="Show the answer coming out.")] = False,

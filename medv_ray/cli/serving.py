@@ -152,7 +152,7 @@ def _show(told: dict[str, Any]) -> None:
 
 
 def chat_command(
-    image: Annotated[Path, typer.Argument(help="JPEG, PNG, TIFF, BMP, GIF or WebP.")],
+    image: Annotated[Path, typer.Argument(help="JPEG, PNG, TIFF, BMP, GIF, WebP or DICOM.")],
     model: Annotated[Text, Option(help="Checkpoint folder; default: the embedded toy. With --url "
                                   "a name there; default: the first.")] = None,
     url: Annotated[Text, Option(help="Ask this endpoint. A key comes from the environment's "

@@ -77,7 +77,7 @@ class Decoder:
     def prepare(self, data: bytes) -> Prepared:
         """As `images.prepare`.
 
-        Raises DataError E1112, E1201 .. E1211 (E1209 when the child passed a limit or died), and
+        Raises DataError E1112, E1201 .. E1212 (E1209 when the child passed a limit or died), and
         RunError E1509 when the child does not start.
         """
         check_bytes(data, self._image)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medv_ray.data.dicom import DicomFile, is_dicom
 from medv_ray.data.encoded import end_of_image, open_header, png_bytes
 from medv_ray.data.pixels import (
     check_tiff_strips,
@@ -58,7 +59,7 @@ class Prepared:
 def prepare(data: bytes, image: ImageSettings, tiles: TileSettings) -> Prepared:
     """Tiles of an encoded image.
 
-    Nothing is decoded before the header passed all limits. Raises DataError E1112, E1201 .. E1211.
+    Nothing is decoded before the header passed all limits. Raises DataError E1112, E1201 .. E1212.
     """
     check_bytes(data, image)
     picture, warnings = decode(data, image)
@@ -80,28 +81,33 @@ def check_bytes(data: bytes, image: ImageSettings) -> None:
 def inspect(data: bytes, image: ImageSettings) -> Prepared:
     """What the header tells, without tiles: nothing is decoded.
 
-    Raises DataError E1112, E1201 .. E1206, E1210.
+    Raises DataError E1112, E1201 .. E1212.
     """
     check_bytes(data, image)
-    with _own_words(len(data), None):
-        source = open_header(data, image.formats)
+    source = _open(data, image)
     check_header(source.size, image)
     with _own_words(len(data), source.format):
         warnings = frame_words(source, image)
         # a PNG may carry its orientation behind the pixels, and Pillow's size of a TIFF has it
-        turned = source.format in ("JPEG", "MPO") and (orientation(source) or 1) > 4
+        turned = (
+            isinstance(source, Image.Image)
+            and source.format in ("JPEG", "MPO")
+            and (orientation(source) or 1) > 4
+        )
     none = np.empty((0, 1, 1, 3), np.uint8)
     size_wh = source.size[::-1] if turned else source.size
     return Prepared(none, size_wh, tuple(warnings), hashlib.sha256(data).hexdigest())
 
 
 def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:
-    """Upright RGB picture and warnings. Raises DataError E1202 .. E1211."""
-    with _own_words(len(data), None):
-        source = open_header(data, image.formats)
+    """Upright RGB picture and warnings. Raises DataError E1202 .. E1212."""
+    source = _open(data, image)
     check_header(source.size, image)
     with _own_words(len(data), source.format):
         warnings = frame_words(source, image)
+        if isinstance(source, DicomFile):
+            picture, words = source.picture()
+            return picture.convert("RGB"), warnings + words
         announced, transposed = source.size, tiff_orientation(source)
         check_tiff_strips(source)
         warnings += header_words(source)
@@ -121,6 +127,14 @@ def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:
         return upright(rgb, turn or 1), warnings
 
 
+def _open(data: bytes, image: ImageSettings) -> Image.Image | DicomFile:
+    """Header read, no pixel decoded."""
+    with _own_words(len(data), None):
+        if is_dicom(data, image.formats):
+            return DicomFile(data, image.max_bytes)
+        return open_header(data, image.formats)
+
+
 def check_header(size: tuple[int, int], image: ImageSettings) -> None:
     """Raises DataError E1205 (a side too short), E1204 (too many pixels) or E1206 (elongated)."""
     short, long = sorted(size)
@@ -135,7 +149,7 @@ def check_header(size: tuple[int, int], image: ImageSettings) -> None:
         raise DataError(code, f"the header announces {_by(size)} pixels; the {rule}.")
 
 
-def frame_words(source: Image.Image, image: ImageSettings) -> list[str]:
+def frame_words(source: Image.Image | DicomFile, image: ImageSettings) -> list[str]:
     """Raises DataError E1210 for several frames under the policy `refuse`."""
     frames = getattr(source, "n_frames", 1)
     if frames > 1 and image.frames == "refuse":

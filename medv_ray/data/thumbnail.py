@@ -27,7 +27,7 @@ class Thumbnails:
         self._decoder.close()
 
     def make(self, data: bytes) -> str:
-        """Raises DataError E1112, E1201 .. E1211."""
+        """Raises DataError E1112, E1201 .. E1212."""
         prepared = self._decoder.prepare(data)
         return data_uri(without_padding(prepared.tiles[0], prepared.size_wh))
 

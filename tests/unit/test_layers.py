@@ -24,7 +24,7 @@ THIRD_PARTY = {
     "medv_ray.errors": set(),
     "medv_ray.settings": {"pydantic", "pydantic_core"},
     "medv_ray.schema": {"pyarrow"},
-    "medv_ray.data": {"numpy", "PIL", "transformers", "tokenizers", "pyarrow"},
+    "medv_ray.data": {"numpy", "PIL", "transformers", "tokenizers", "pyarrow", "pydicom"},
     "medv_ray.model": {"torch", "safetensors", "peft"},
     "medv_ray.diffusion": {"torch", "numpy"},
     "medv_ray.archive": {"pyarrow", "pydantic", "numpy"},

@@ -182,7 +182,7 @@ class Pictures:
         self._load = lru_cache(maxsize=4)(self._load_file)
 
     def read(self, image: bytes | str) -> bytes:
-        """Raises DataError E1108, E1111, E1112, E1201 .. E1211."""
+        """Raises DataError E1108, E1111, E1112, E1201 .. E1212."""
         data = image if isinstance(image, bytes) else self._load(image)
         key = hashlib.sha256(data).digest()
         if key not in self._verdicts:

@@ -1,0 +1,563 @@
+"""DICOM: the file's window, refusals by code, real files against dcmtk where they are there."""
+
+import io
+import json
+import subprocess
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medv_ray.data.decode_child import Decoder
+from medv_ray.data.dicom_grey import Look, to_grey
+from medv_ray.data.images import TileSettings, inspect, prepare
+from medv_ray.errors import DataError
+from medv_ray.settings import ImageSettings
+
+pydicom = pytest.importorskip("pydicom")
+
+from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from pydicom.encaps import encapsulate  # noqa: E402
+from pydicom.pixels.processing import convert_color_space  # noqa: E402
+
+RNG = np.random.default_rng(0)
+AS_IS = TileSettings("square", 64)
+REAL = Path("/work/shared/data/dicom")
+EXPLICIT, DEFLATED, BIG = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
+JPEG, JPEG_2000, JPEG_LS = (f"1.2.840.10008.1.2.4.{n}" for n in (50, 90, 80))
+RLE = "1.2.840.10008.1.2.5"
+SECRET = "Canary^Patient"
+GREY = RNG.integers(0, 256, (64, 64), dtype=np.uint8)
+SIGNED = np.linspace(-1200, 3000, 64 * 64).astype(np.int16).reshape(64, 64)
+COLOUR = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def dataset(array: np.ndarray, colours: str = "MONOCHROME2", **elements: object) -> Dataset:
+    """A secondary capture of `array` [H, W], [H, W, 3] or [frames, H, W]."""
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = EXPLICIT
+    ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    ds.SOPInstanceUID = "1.2.3.4"
+    ds.PatientName = SECRET
+    ds.PatientID = SECRET
+    rgb = array.ndim == 3 and array.shape[-1] == 3
+    ds.Rows, ds.Columns = array.shape[:2] if rgb else array.shape[-2:]
+    if array.ndim == 3 and not rgb:
+        ds.NumberOfFrames = len(array)
+    ds.SamplesPerPixel = 3 if rgb else 1
+    if rgb:
+        ds.PlanarConfiguration = 0
+    ds.PhotometricInterpretation = colours
+    ds.BitsAllocated = ds.BitsStored = 8 * array.dtype.itemsize
+    ds.HighBit = ds.BitsStored - 1
+    ds.PixelRepresentation = int(array.dtype.kind == "i")
+    ds.PixelData = array.tobytes()
+    ds["PixelData"].VR = "OB" if array.dtype.itemsize == 1 else "OW"
+    for name, value in elements.items():
+        setattr(ds, name, value)
+    return ds
+
+
+def encode(ds: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pydicom.dcmwrite(buffer, ds, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def dicom(array: np.ndarray, colours: str = "MONOCHROME2", **elements: object) -> bytes:
+    return encode(dataset(array, colours, **elements))
+
+
+def encapsulated(array: np.ndarray, syntax: str, frames: list[bytes], **elements: object) -> bytes:
+    ds = dataset(array, "RGB" if array.shape[-1] == 3 else "MONOCHROME2", **elements)
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.PixelData = encapsulate(frames)
+    ds["PixelData"].VR = "OB"
+    ds["PixelData"].is_undefined_length = True
+    return encode(ds)
+
+
+def picture(array: np.ndarray, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def look(data: bytes, **settings: object) -> tuple[np.ndarray, tuple[str, ...]]:
+    got = prepare(data, ImageSettings(**settings), AS_IS)
+    assert got.size_wh == inspect(data, ImageSettings(**settings)).size_wh == (64, 64)
+    return got.tiles[0], got.warnings
+
+
+def grey(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
+    got, words = look(data)
+    assert (got == got[..., :1]).all()
+    return got[..., 0].astype(int), words
+
+
+def scaled(array: np.ndarray) -> np.ndarray:
+    low, high = float(array.min()), float(array.max())
+    return np.rint((array.astype(float) - low) * 255 / (high - low)).astype(int)
+
+
+def raised(data: bytes, **settings: object) -> DataError:
+    with pytest.raises(DataError) as caught:
+        prepare(data, ImageSettings(**settings), AS_IS)
+    text = str(caught.value)
+    assert SECRET not in text
+    assert "Canary" not in text
+    assert " at 0x" not in text
+    assert len(text) < 250
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    return caught.value
+
+
+def test_range_without_a_window() -> None:
+    got, words = grey(dicom(GREY))
+    assert np.array_equal(got, scaled(GREY))
+    assert words == (f"dicom_range:{GREY.min()}..{GREY.max()}",)
+    got, words = grey(dicom(SIGNED))
+    assert np.array_equal(got, scaled(SIGNED))
+    assert words == ("dicom_range:-1200..3000",)
+    assert (grey(dicom(np.full((64, 64), 7, np.uint16)))[0] == 0).all()
+
+
+def test_padding_is_left_out_of_the_range() -> None:
+    values = SIGNED.copy()
+    values[:8] = -2000
+    got, words = grey(dicom(values, PixelPaddingValue=-2000))
+    low = values[8:].min()
+    assert words == (f"dicom_range:{low}..3000",)
+    assert (got[:8] == 0).all()
+    assert np.abs(got[8:] - scaled(values[8:])).max() <= 1  # ties of the rounding
+
+
+def test_the_first_window_after_slope_and_intercept() -> None:
+    data = dicom(
+        SIGNED,
+        RescaleSlope="2",
+        RescaleIntercept="-1024",
+        WindowCenter=["40", "300"],
+        WindowWidth=["400", "1500"],
+    )
+    x = SIGNED.astype(float) * 2 - 1024
+    want = np.where(
+        x <= 39.5 - 199.5,
+        0,
+        np.where(x > 39.5 + 199.5, 255, ((x - 39.5) / 399 + 0.5) * 255),
+    )
+    got, words = grey(data)
+    assert np.abs(got - want).max() <= 0.5 + 1e-9
+    assert words == ("dicom_window:1:40:400",)
+
+
+@pytest.mark.parametrize("function", ["SIGMOID", "LINEAR_EXACT"])
+def test_other_window_functions(function: str) -> None:
+    data = dicom(SIGNED, WindowCenter="40", WindowWidth="400", VOILUTFunction=function)
+    x = (SIGNED - 40) / 400
+    want = 255 / (1 + np.exp(-4 * x)) if function == "SIGMOID" else np.clip((x + 0.5), 0, 1) * 255
+    got, words = grey(data)
+    assert np.abs(got - want).max() <= 0.5 + 1e-9
+    assert words == (f"dicom_window:1:40:400:{function.lower()}",)
+
+
+def test_monochrome1_is_inverted_after_the_window() -> None:
+    window = {"WindowCenter": "40", "WindowWidth": "400"}
+    plain, _ = grey(dicom(SIGNED, **window))
+    got, words = grey(dicom(SIGNED, "MONOCHROME1", **window))
+    assert np.array_equal(got, 255 - plain)
+    assert words == ("dicom_window:1:40:400", "monochrome1_inverted")
+    # an inverse presentation says the same again
+    both, _ = grey(dicom(SIGNED, "MONOCHROME1", PresentationLUTShape="INVERSE", **window))
+    assert np.array_equal(both, got)
+    got, words = grey(dicom(SIGNED, PresentationLUTShape="INVERSE", **window))
+    assert np.array_equal(got, 255 - plain)
+    assert words[-1] == "presentation_inverted"
+
+
+def table(entries: int, first: int, bits: int, values: np.ndarray) -> Dataset:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [entries, first, bits])
+    item.add_new("LUTData", "OW", values.astype("<u2").tobytes())
+    return item
+
+
+def test_lookup_tables() -> None:
+    values = np.linspace(0, 4095, 256).astype(int)[::-1]
+    modality = table(256, 0, 16, values)
+    got, words = grey(dicom(GREY, ModalityLUTSequence=[modality]))
+    assert np.array_equal(got, scaled(values[GREY]))
+    assert words == (
+        "modality_lut",
+        f"dicom_range:{values[GREY].min()}..{values[GREY].max()}",
+    )
+    voi = table(256, 0, 12, values)
+    got, words = grey(dicom(GREY, VOILUTSequence=[voi], WindowCenter="1", WindowWidth="2"))
+    assert np.array_equal(got, np.rint(values[GREY] * (255 / 4095)).astype(int))
+    assert words == ("dicom_voi_lut:1",)
+    short = table(256, 0, 12, values[:100])
+    assert raised(dicom(GREY, VOILUTSequence=[short])).code == "E1207"
+
+
+def test_enhanced_objects_keep_the_window_in_groups() -> None:
+    shared, macro, rescale = Dataset(), Dataset(), Dataset()
+    macro.WindowCenter, macro.WindowWidth = "40", "400"
+    rescale.RescaleSlope, rescale.RescaleIntercept = "1", "-100"
+    shared.FrameVOILUTSequence = [macro]
+    shared.PixelValueTransformationSequence = [rescale]
+    got, words = grey(dicom(SIGNED, SharedFunctionalGroupsSequence=[shared]))
+    top = {"RescaleSlope": "1", "RescaleIntercept": "-100"}
+    want, _ = grey(dicom(SIGNED, WindowCenter="40", WindowWidth="400", **top))
+    assert np.array_equal(got, want)
+    assert words == ("dicom_window:1:40:400",)
+
+
+def test_unused_bits_are_not_values() -> None:
+    dirty = dataset(GREY.astype(np.uint16) | 0xF000)
+    dirty.BitsStored, dirty.HighBit = 12, 11
+    assert np.array_equal(grey(encode(dirty))[0], scaled(GREY))
+
+
+def test_colours() -> None:
+    got, words = look(dicom(COLOUR, "RGB"))
+    assert np.array_equal(got, COLOUR)
+    assert words == ()
+    ybr = convert_color_space(COLOUR, "RGB", "YBR_FULL")
+    got, words = look(dicom(ybr, "YBR_FULL"))
+    assert np.abs(got.astype(int) - COLOUR).max() <= 2
+    assert words == ("ycbcr",)
+    planar = dataset(COLOUR, "RGB", PlanarConfiguration=1)
+    planar.PixelData = COLOUR.transpose(2, 0, 1).tobytes()
+    assert np.array_equal(look(encode(planar))[0], COLOUR)
+    got, words = look(dicom(COLOUR.astype(np.uint16) << 8, "RGB"))
+    assert np.array_equal(got, COLOUR)
+    assert words == ("depth_reduced:16",)
+
+
+def palette(depth: int) -> dict[str, object]:
+    names = [f"{c}PaletteColorLookupTable" for c in ("Red", "Green", "Blue")]
+    entries = RNG.integers(0, 256, (3, 256)).astype(np.uint16)
+    found: dict[str, object] = {"entries": entries}
+    for name, values in zip(names, entries, strict=True):
+        found[name + "Descriptor"] = [256, 0, depth]
+        data = values << 8 if depth == 16 else values
+        found[name + "Data"] = data.astype("<u2" if depth == 16 else "u1").tobytes()
+    return found
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_palettes(depth: int) -> None:
+    elements = palette(depth)
+    entries = elements.pop("entries")
+    got, words = look(dicom(GREY, "PALETTE COLOR", **elements))
+    assert np.array_equal(got, entries.T[GREY])  # type: ignore[attr-defined]
+    assert words == ("palette",)
+    assert raised(dicom(GREY, "PALETTE COLOR")).code == "E1207"
+
+
+def test_several_frames() -> None:
+    frames = np.stack([GREY, 255 - GREY, GREY // 2])
+    got, words = grey(dicom(frames))
+    assert np.array_equal(got, scaled(GREY))
+    assert words[0] == "first_of_frames:3"
+    assert inspect(dicom(frames), ImageSettings()).warnings == ("first_of_frames:3",)
+    assert raised(dicom(frames), frames="refuse").code == "E1210"
+
+
+def rle(ds: Dataset) -> bytes:
+    ds.compress(RLE)
+    return encode(ds)
+
+
+def test_compressed_and_other_syntaxes() -> None:
+    big = dataset(SIGNED)
+    big.file_meta.TransferSyntaxUID = BIG
+    big.PixelData = SIGNED.astype(">i2").tobytes()
+    deflated = dataset(SIGNED)
+    deflated.file_meta.TransferSyntaxUID = DEFLATED
+    for data in (rle(dataset(SIGNED)), encode(big), encode(deflated)):
+        got, words = grey(data)
+        assert np.array_equal(got, scaled(SIGNED))
+        assert words == ("dicom_range:-1200..3000",)
+    assert np.array_equal(look(rle(dataset(COLOUR, "RGB")))[0], COLOUR)
+    lossless = picture(GREY, "JPEG2000", no_jp2=True)
+    assert np.array_equal(grey(encapsulated(GREY, JPEG_2000, [lossless]))[0], scaled(GREY))
+    smooth = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+    jpeg = encapsulated(smooth, JPEG, [picture(smooth, "JPEG", quality=95)] * 2, NumberOfFrames=2)
+    got, words = grey(jpeg)
+    assert np.abs(got - scaled(smooth)).max() <= 8
+    assert words[0] == "first_of_frames:2"
+
+
+def without(name: str) -> bytes:
+    ds = dataset(GREY)
+    delattr(ds, name)
+    return encode(ds)
+
+
+def bomb() -> bytes:
+    ds = dataset(GREY)
+    ds.file_meta.TransferSyntaxUID = DEFLATED
+    data = encode(ds)
+    start = data.index(DEFLATED.encode()) + len(DEFLATED)
+    end = start + 8 + int.from_bytes(data[start + 6 : start + 8], "little")
+    while data[end : end + 2] == b"\2\0":  # the rest of the file meta information
+        end += 8 + int.from_bytes(data[end + 6 : end + 8], "little")
+    body = zlib.decompress(data[end:], -15)
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return data[:end] + squeeze.compress(body) + squeeze.compress(bytes(2**26)) + squeeze.flush()
+
+
+def deep_sequence() -> bytes:
+    data = dicom(GREY)
+    start = data.index(b"\x28\0\x02\0US")
+    nested = (b"\x18\0\x10\x90SQ\0\0" + b"\xff" * 4 + b"\xfe\xff\0\xe0" + b"\xff" * 4) * 20000
+    return data[:start] + nested + data[start:]
+
+
+def tiny_elements() -> bytes:
+    data = dicom(GREY)
+    start = data.index(b"\x28\0\x02\0US")
+    return data[:start] + b"\x19\0\x10\x10LO\0\0" * 200_000 + data[start:]
+
+
+def random_frame(syntax: str) -> Callable[[], bytes]:
+    return lambda: encapsulated(GREY, syntax, [RNG.bytes(400)])
+
+
+def unknown_syntax(uid: str) -> Callable[[], bytes]:
+    """pydicom writes none."""
+    assert len(uid) == len(JPEG_LS)
+    return lambda: random_frame(JPEG_LS)().replace(JPEG_LS.encode(), uid.encode())
+
+
+def resized(rows: int, syntax: str, frame: bytes) -> Callable[[], bytes]:
+    return lambda: encapsulated(GREY, syntax, [frame], Rows=rows)
+
+
+def rle_resized(rows: int) -> bytes:
+    ds = dataset(GREY)
+    ds.compress(RLE)
+    ds.Rows = rows
+    return encode(ds)
+
+
+WHOLE = dicom(GREY)
+J2K_FRAME, JPEG_FRAME = picture(GREY, "JPEG2000", no_jp2=True), picture(GREY, "JPEG")
+BAD: dict[str, tuple[Callable[[], bytes], str]] = {
+    "31 cut at 50 %": (lambda: WHOLE[: len(WHOLE) // 2], "E1203 E1207"),
+    "32 cut in the header": (lambda: WHOLE[:300], "E1203 E1207"),
+    "33 preamble only": (lambda: WHOLE[:132], "E1203"),
+    "33 preamble and zeros": (lambda: WHOLE[:132] + bytes(100), "E1203"),
+    "34 no DICM": (lambda: WHOLE[:128] + b"MCID" + WHOLE[132:], "E1202"),
+    "37 rows doubled": (lambda: dicom(GREY, Rows=128), "E1207"),
+    "37 rows doubled, RLE": (lambda: rle_resized(128), "E1203 E1207"),
+    "37 rows doubled, JPEG 2000": (resized(128, JPEG_2000, J2K_FRAME), "E1203 E1207"),
+    "37 rows doubled, JPEG": (resized(128, JPEG, JPEG_FRAME), "E1203 E1207"),
+    "38 rows halved": (lambda: dicom(GREY, Rows=32), "E1207"),
+    "38 rows halved, RLE": (lambda: rle_resized(32), "E1203 E1207"),
+    "38 rows halved, JPEG 2000": (resized(32, JPEG_2000, J2K_FRAME), "E1203 E1207"),
+    "38 rows halved, JPEG": (resized(32, JPEG, JPEG_FRAME), "E1203 E1207"),
+    "39 no rows": (lambda: dicom(GREY, Rows=0), "E1207"),
+    "40 65535 x 65535": (lambda: dicom(GREY, Rows=65535, Columns=65535), "E1204"),
+    "41 a thousand million frames": (lambda: dicom(GREY, NumberOfFrames=10**9), "E1207"),
+    "41 the same, encapsulated": (
+        lambda: encapsulated(GREY, JPEG, [JPEG_FRAME], NumberOfFrames=10**9),
+        "E1207",
+    ),
+    "42 minus one frame": (lambda: dicom(GREY, NumberOfFrames=-1), "E1207"),
+    "43 no PixelData": (lambda: without("PixelData"), "E1203"),
+    "43 float pixels": (
+        lambda: encode(
+            (lambda ds: (delattr(ds, "PixelData"), ds)[1])(
+                dataset(GREY, FloatPixelData=bytes(4 * 64 * 64))
+            )
+        ),
+        "E1211",
+    ),
+    "44 empty PixelData": (lambda: dicom(GREY, PixelData=b""), "E1203"),
+    "45 no PhotometricInterpretation": (lambda: without("PhotometricInterpretation"), "E1207"),
+    "45 no Columns": (lambda: without("Columns"), "E1207"),
+    "45 no BitsAllocated": (lambda: without("BitsAllocated"), "E1207"),
+    "47 palette without a table": (lambda: dicom(GREY, "PALETTE COLOR"), "E1207"),
+    "48 colours without a rule": (lambda: dicom(COLOUR, "CMYK"), "E1211"),
+    "48 one sample of RGB": (lambda: dicom(GREY, "RGB"), "E1207"),
+    "49 more bits stored than allocated": (lambda: dicom(GREY, BitsStored=12), "E1207"),
+    "50 slope 0": (lambda: dicom(GREY, RescaleSlope="0"), "E1207"),
+    "51 slope NaN": (lambda: dicom(GREY, RescaleSlope="nan"), "E1207"),
+    "51 slope 1e308": (lambda: dicom(SIGNED, RescaleSlope="1e308"), "E1208"),
+    "52 window width 0": (lambda: dicom(GREY, WindowCenter="1", WindowWidth="0"), "E1207"),
+    "52 window width -1": (lambda: dicom(GREY, WindowCenter="1", WindowWidth="-1"), "E1207"),
+    "52 window width NaN": (lambda: dicom(GREY, WindowCenter="1", WindowWidth="nan"), "E1207"),
+    "54 deflated bomb": (bomb, "E1209"),
+    "55 20,000 sequences deep": (deep_sequence, "E1203"),
+    "55 200,000 elements": (tiny_elements, "E1209"),
+    "56 random JPEG": (random_frame(JPEG), "E1203"),
+    "56 random JPEG 2000": (random_frame(JPEG_2000), "E1203"),
+    "56 random JPEG-LS": (random_frame(JPEG_LS), "E1203 E1211"),
+    "56 random RLE": (random_frame(RLE), "E1203"),
+    "56 unknown transfer syntax": (unknown_syntax("1.2.840.10008.1.2.4.99"), "E1211"),
+    "56 burned-in annotation": (lambda: dicom(GREY, BurnedInAnnotation="YES"), "E1212"),
+    "too small": (lambda: dicom(GREY[:4]), "E1205"),
+}
+
+
+@pytest.mark.parametrize(("make", "codes"), BAD.values(), ids=BAD)
+def test_bad_files_are_refused_by_code(make: Callable[[], bytes], codes: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's writer has something to say
+        data = make()
+    found = raised(data, max_bytes=2**24)
+    assert found.code in codes.split(), str(found)
+
+
+def test_messages_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = raised(unknown_syntax("1.2.840.10008.1.2.4.99")()).detail
+    assert "1.2.840.10008.1.2.4.99;" in message
+    assert "medv-ray[dicom]" in message
+    assert "private" in raised(unknown_syntax("1.2.276.0.99.123456789")()).detail
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    found = raised(WHOLE)
+    assert found.code == "E1202"
+    assert "pip install 'medv-ray[dicom]'" in found.detail
+    assert raised(WHOLE, formats=("PNG",)).code == "E1202"
+
+
+def test_a_program_in_the_preamble_leaves_a_word() -> None:
+    for start in (b"MZ\x90\0", b"\x7fELF"):
+        _, words = grey(start + WHOLE[len(start) :])
+        assert words[0] == "executable_preamble"
+    assert inspect(b"II*\0" + WHOLE[4:], ImageSettings()).size_wh == (64, 64)
+
+
+def test_a_missing_transfer_syntax_is_assumed() -> None:
+    element = (
+        b"\2\0\x10\0UI" + len(EXPLICIT + "\0").to_bytes(2, "little") + EXPLICIT.encode() + b"\0"
+    )
+    assert element in WHOLE
+    got, words = grey(WHOLE.replace(element, b""))
+    assert np.array_equal(got, scaled(GREY))
+    assert words[0] == "transfer_syntax_assumed"
+
+
+def test_overlays_and_zero_padding_are_stated() -> None:
+    ds = dataset(GREY, PixelData=GREY.tobytes() + bytes(128))
+    ds.add_new(0x60003000, "OW", bytes(512))
+    got, words = grey(encode(ds))
+    assert np.array_equal(got, scaled(GREY))
+    assert words[-1] == "overlays_ignored"
+
+
+def test_nothing_of_the_header_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    ds = dataset(GREY, WindowCenter="40", WindowWidth="400", ImageComments=SECRET)
+    data = encode(ds).replace(b"1.2.3.4\0", b"1.2/../x")  # pydicom would warn
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        got = prepare(data, ImageSettings(), AS_IS)
+    assert not said
+    assert got.warnings == ("dicom_window:1:40:400",)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_child_decodes_within_its_limits() -> None:
+    data = dicom(SIGNED, WindowCenter="40", WindowWidth="400")
+    with Decoder(ImageSettings(max_bytes=2**24), AS_IS) as decoder:
+        got = decoder.prepare(data)
+        here = prepare(data, ImageSettings(), AS_IS)
+        assert np.array_equal(got.tiles, here.tiles)
+        assert got.warnings == here.warnings
+        for make, codes in BAD.values():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                bad = make()
+            with pytest.raises(DataError) as caught:
+                decoder.prepare(bad)
+            assert caught.value.code in codes.split()
+    with Decoder(ImageSettings(), None) as decoder:
+        assert decoder.prepare(data).size_wh == (64, 64)
+
+
+def test_pydicom_is_imported_for_dicom_alone() -> None:
+    code = (
+        "import sys; from medv_ray.data.images import *; from medv_ray.settings import *\n"
+        "data = sys.stdin.buffer.read()\n"
+        "prepare(data, ImageSettings(), TileSettings('square', 32))\n"
+        "print('pydicom' in sys.modules)"
+    )
+    for data, want in ((picture(GREY, "PNG"), b"False"), (WHOLE, b"True")):
+        run = subprocess.run(
+            [sys.executable, "-c", code], input=data, capture_output=True, check=True
+        )
+        assert run.stdout.strip() == want
+
+
+def test_flipped_bytes_raise_nothing_else() -> None:
+    elements = palette(16)
+    elements.pop("entries")
+    small = GREY[:16, :16]
+    files = [
+        dicom(small, WindowCenter="40", WindowWidth="400", RescaleSlope="2"),
+        rle(dataset(small)),
+        encapsulated(small, JPEG, [picture(small, "JPEG")]),
+        dicom(small, "PALETTE COLOR", **elements),
+    ]
+    rng = np.random.default_rng(1)
+    refused = 0
+    for turn in range(400):
+        data = bytearray(files[turn % len(files)])
+        for place in rng.integers(132, len(data), 1 + turn % 3):
+            data[place] = rng.integers(256)
+        try:
+            prepare(bytes(data), ImageSettings(max_pixels=2**20), AS_IS)
+        except DataError:
+            refused += 1
+    assert 0 < refused < 400
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real files")
+def test_real_files_equal_dcmtk() -> None:
+    compared = 0
+    for entry in json.loads((REAL / "manifest.json").read_text()):
+        name = entry["file"]
+        render = REAL / "expected_dcmtk" / f"{name}.png"
+        if not render.exists() or name == "eCT_Supplemental.dcm":
+            continue
+        try:
+            got = prepare((REAL / "files" / name).read_bytes(), ImageSettings(min_side=1), AS_IS)
+            size = TileSettings("pad", max(got.size_wh))
+            got = prepare((REAL / "files" / name).read_bytes(), ImageSettings(min_side=1), size)
+        except DataError as error:
+            assert error.code in ("E1202", "E1203", "E1207", "E1211")  # noqa: PT017
+            continue
+        want = np.asarray(Image.open(render).convert("RGB")).astype(int)
+        top, left = ((size.tile - side) // 2 for side in want.shape[:2])
+        shown = got.tiles[0][top : top + want.shape[0], left : left + want.shape[1]]
+        apart = np.abs(shown.astype(int) - want)
+        if "overlays_ignored" in got.warnings:  # dcmtk draws them
+            assert (apart > 1).any(-1).mean() < 0.005
+        else:
+            assert apart.max() <= 1, name
+        compared += 1
+    assert compared >= 27
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real files")
+def test_an_enhanced_ct_by_its_range_equals_dcmtk() -> None:
+    """dcmtk does not look for the window in functional groups, so it took the range."""
+    name = "eCT_Supplemental.dcm"
+    ds = pydicom.dcmread(REAL / "files" / name)
+    own = Look.of(ds)
+    assert (own.window, own.slope, own.intercept) == ((49, 102), 1, -1024)
+    got, words = to_grey(ds.pixel_array[0], replace(own, window=None))
+    want = np.asarray(Image.open(REAL / "expected_dcmtk" / f"{name}.png")).astype(int)
+    assert np.abs(got - want).max() <= 1
+    assert words == ["dicom_range:-1024..172"]
