@@ -77,6 +77,8 @@ class Engine:
         """The next request, when there is a slot for it and no memory yet."""
         self._ended: list[tuple[int, Answer | DataError]] = []
         """What `step` returns next; kept here, as a step may raise after a request has ended."""
+        self._at_work: list[int] = []
+        """Tickets of what the step is doing now: where it raises, those are to blame."""
         self._tickets = self._last_waited = 0
         self.spec(answer.sampler)  # an unknown token name is an error now, not at the first row
 
@@ -91,13 +93,14 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Nothing waits and no slot is taken."""
-        return not self._waiting and not self._slots and self._ready is None
+        """Nothing waits, no slot is taken, and `step` has nothing to return."""
+        return not (self._waiting or self._slots or self._ready or self._ended)
 
     def cancel(self, ticket: int) -> None:
         """End a request before its next step; `step` returns what it has, marked `cancelled`."""
         self._waiting = deque(entry for entry in self._waiting if entry[0] != ticket)
         self._admitted_s.pop(ticket, None)
+        self._no_lane.discard(ticket)
         if self._ready is not None and self._ready.ticket == ticket:
             self._ready = None
         for slot in self._slots:
@@ -106,16 +109,13 @@ class Engine:
     def give_up(self) -> int | None:
         """End the request for which alone `step` has raised; its ticket. None: there are several,
         or none."""
-        tickets = [slot.ticket for slot in self._slots]
-        if not tickets:  # it has no slot yet, or has lost it
-            first = self._ready.ticket if self._ready else next(iter(self._waiting), (None,))[0]
-            tickets = [first] if first is not None else []
-        if len(tickets) != 1:
+        if len(self._at_work) != 1:
             return None
-        for slot in list(self._slots):
+        [ticket] = self._at_work
+        for slot in [slot for slot in self._slots if slot.ticket == ticket]:
             self._leave(slot)
-        self.cancel(tickets[0])
-        return tickets[0]
+        self.cancel(ticket)
+        return ticket
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Answer | DataError]]:
@@ -125,8 +125,10 @@ class Engine:
         """
         self._fill()
         fitted = True
+        steps = [slot for slot in self._slots if slot.steps]
+        self._at_work = [slot.ticket for slot in steps]
         try:
-            self._advance([slot for slot in self._slots if slot.steps])
+            self._advance(steps)
         except torch.OutOfMemoryError:
             if len(self._slots) == 1:
                 self._start_over()
@@ -136,6 +138,7 @@ class Engine:
             self._reduce(len(self._slots) // 2)
             self._start_over()
         for slot in [s for s in self._slots if not s.steps]:
+            self._at_work = [slot.ticket]
             self._ended.append((slot.ticket, slot.error or self._finish(slot)))
             self._leave(slot)
         self.counters.prompt_hits, self.counters.prompt_evictions = self._doors.told()
@@ -149,6 +152,7 @@ class Engine:
             if slot is None:
                 continue
             self._ready = slot  # so that it is not lost where entering raises
+            self._at_work = [slot.ticket]
             if not self._enter(slot):
                 # a request that begins again has been counted
                 self.counters.memory_waits += slot.ticket > self._last_waited
@@ -160,17 +164,21 @@ class Engine:
     def _next(self) -> Slot | None:
         """The first waiting request, ready to enter; None when it ended as an error, or when memory
         is for those that have a slot."""
-        ticket, request = self._waiting.popleft()
+        ticket, request = self._waiting[0]  # it stays where starting raises
+        self._at_work = [ticket]
         try:
-            return self._start(ticket, request)
+            slot = self._start(ticket, request)
         except DataError as error:
+            self._waiting.popleft()
             self._admitted_s.pop(ticket, None)
             self._ended.append((ticket, error))
         except torch.OutOfMemoryError:
-            self._waiting.appendleft((ticket, request))
             if not self._slots:
                 raise
             self._reduce(len(self._slots))
+        else:
+            self._waiting.popleft()
+            return slot
         return None
 
     def _enter(self, slot: Slot) -> bool:

@@ -74,7 +74,7 @@ def inspect_position(
     logits = (model.head @ hidden).double()  # [V]
     if not bool(logits.isfinite().all()):
         raise DataError("E1305", "NaN or infinity in the state that was asked about.")
-    logits[list(spec.forbidden_ids)] = -torch.inf
+    logits[list(spec.excluded)] = -torch.inf
     best = logits.softmax(0).topk(min(ALTERNATIVES, len(logits)))
     images = []
     for start, one_image in zip(_starts(prompt_ids, features), features, strict=True):

@@ -17,6 +17,7 @@ import httpx2
 from medv_ray.errors import DataError
 from medv_ray.serving.options import FetchSettings
 
+_UNICAST = ipaddress.ip_network("2000::/3")
 Fetch = Callable[[str], bytes]
 """An image by its URL. Raises DataError E1704."""
 
@@ -59,10 +60,18 @@ def _address(host: str) -> str:
         raise DataError("E1704", "the host's name has no address.") from None
     found = [str(address[0]) for *_, address in answers]
     for text in found:
-        address = ipaddress.ip_address(text.partition("%")[0])
-        if not (getattr(address, "ipv4_mapped", None) or address).is_global:
+        if not _is_public(ipaddress.ip_address(text.partition("%")[0])):
             raise DataError("E1704", "the host's address is no public one.")
     return found[0]
+
+
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return _is_public(address.ipv4_mapped)
+        # 64:ff9b::/96 and 2002::/16, which count as global, lead to any IPv4 address
+        return address in _UNICAST and address.sixtofour is None and address.is_global
+    return address.is_global and not address.is_multicast
 
 
 def _get(url: str, host: str, address: str, settings: FetchSettings) -> bytes:
@@ -74,7 +83,11 @@ def _get(url: str, host: str, address: str, settings: FetchSettings) -> bytes:
         with (
             httpx2.Client(timeout=settings.seconds, trust_env=False) as client,
             client.stream(
-                "GET", pinned, headers={"host": host}, extensions={"sni_hostname": host}
+                "GET",
+                pinned,
+                # what comes is taken as it is
+                headers={"host": host, "accept-encoding": "identity"},
+                extensions={"sni_hostname": host},
             ) as reply,
         ):
             if reply.status_code != 200:
@@ -87,6 +100,6 @@ def _get(url: str, host: str, address: str, settings: FetchSettings) -> bytes:
                     raise DataError("E1704", f"the picture has over {limit} bytes, the limit.")
                 if time.monotonic() > deadline:
                     raise DataError("E1704", f"the picture took over {settings.seconds:g} s.")
-    except httpx2.HTTPError as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise DataError("E1704", f"the picture did not come ({type(error).__name__}).") from None
     return b"".join(pieces)

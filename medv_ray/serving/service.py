@@ -141,8 +141,8 @@ class Service:
 def load_engines(settings: ServeSettings) -> dict[str, Engine]:
     """An engine for the model and one for each adapter, by the names that clients call them.
 
-    The model's weights are held once. Keys and values of all engines together stay within
-    `engine.kv_cache_bytes`. Raises CheckpointError, SettingsError.
+    The model's weights are held once. All engines together stay within `engine.kv_cache_bytes` and
+    `engine.image_cache_bytes`. Raises CheckpointError, SettingsError.
     """
     if settings.served_name in settings.adapters:
         name = settings.served_name
@@ -157,7 +157,8 @@ def load_engines(settings: ServeSettings) -> dict[str, Engine]:
     share = settings.engine
     if len(models) > 1:
         whole = share.kv_cache_bytes or default_budget(model)
-        share = share.model_copy(update={"kv_cache_bytes": whole // len(models)})
+        shares = {"kv_cache_bytes": whole, "image_cache_bytes": share.image_cache_bytes}
+        share = share.model_copy(update={name: n // len(models) for name, n in shares.items()})
     return {name: Engine(one, tokenizer, settings.answer, share) for name, one in models.items()}
 
 

@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Stepper:
         """`engines`: by the name of the model. They belong to the stepper's thread from now on."""
         self._engines = dict(engines)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._calls: deque[tuple[Future[Any], Callable[[], None]]] = deque()
         self._jobs: dict[tuple[str, int], Job] = {}
         self._busy_since: float | None = None
         self._running = True
@@ -72,7 +74,11 @@ class Stepper:
         self._inbox.put(lambda: self._drop(job))
 
     def call(self, model: str, work: Callable[[Engine], T]) -> Future[T]:
-        """Run something between two steps, with the engine of a model."""
+        """Run something between two steps, with the engine of a model.
+
+        The future is cancelled when the thread ends before, and has RunError E1306 where memory is
+        short.
+        """
         future: Future[T] = Future()
 
         def run() -> None:
@@ -81,9 +87,20 @@ class Stepper:
             try:
                 future.set_result(work(self._engines[model]))
             except Exception as error:
-                future.set_exception(error)
+                short = is_out_of_memory(error)
+                future.set_exception(
+                    RunError("E1306", f"{type(error).__name__}.") if short else error
+                )
+                if isinstance(error, torch.AcceleratorError):
+                    raise  # the GPU's context is lost
 
-        self._inbox.put(run)
+        def queue_up() -> None:
+            if self._over:
+                future.cancel()
+            else:
+                self._calls.append((future, run))
+
+        self._inbox.put(queue_up)
         if self._over:
             future.cancel()
         return future
@@ -127,16 +144,21 @@ class Stepper:
             self.failed = type(error).__name__
         self._over, self._busy_since = True, None
         self._take_all()  # who has asked meanwhile is told, too
+        for future, _ in self._calls:
+            future.cancel()
         for job in list(self._jobs.values()):
             self._end(job, _over(self.failed))
 
     def _take(self) -> None:
         """Do what others have asked for; wait for it while there is nothing to step."""
         self._busy_since = None
-        if all(engine.idle for engine in self._engines.values()):
+        if not self._calls and all(engine.idle for engine in self._engines.values()):
             self._inbox.get()()
         self._busy_since = time.monotonic()
         self._take_all()
+        if self._calls:  # one a step: those who ask again and again would hold up all answers
+            _, run = self._calls.popleft()
+            run()
 
     def _take_all(self) -> None:
         while not self._inbox.empty():  # nobody else takes from it

@@ -229,6 +229,77 @@ def test_cancelling_returns_what_there_is(predictor: Predictor) -> None:
     assert engine.idle
 
 
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_who_makes_a_step_fail_is_given_up_and_nobody_else(
+    folder: Path, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load(folder, EngineSettings(slots=slots)) as predictor:
+        engine, start = predictor.engine, predictor.engine._start
+
+        def fails(ticket: int, request: Request) -> object:
+            if request.question == "defect":
+                raise RuntimeError
+            return start(ticket, request)
+
+        monkeypatch.setattr(engine, "_start", fails)
+        asked = ["one", "defect", "two", "", "defect", "three"]
+        tickets = [engine.admit(Request(question)) for question in asked]
+        ended: dict[int, object] = {}
+        given_up = []
+        while not engine.idle:
+            try:
+                ended |= dict(engine.step())
+            except RuntimeError:
+                given_up.append(engine.give_up())
+        assert given_up == [tickets[1], tickets[4]]
+        assert set(ended) == set(tickets) - set(given_up)
+        assert isinstance(ended[tickets[3]], DataError)
+        assert not engine._admitted_s
+
+
+def test_an_error_before_a_failing_step_is_not_lost(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, start = predictor.engine, predictor.engine._start
+
+    def fails(ticket: int, request: Request) -> object:
+        if request.question == "defect":
+            raise RuntimeError
+        return start(ticket, request)
+
+    monkeypatch.setattr(engine, "_start", fails)
+    bad, defect = engine.admit(Request("")), engine.admit(Request("defect"))
+    with pytest.raises(RuntimeError):
+        engine.step()
+    assert engine.give_up() == defect
+    assert not engine.idle
+    ((ticket, error),) = engine.step()
+    assert ticket == bad
+    assert isinstance(error, DataError)
+    assert engine.idle
+    assert engine.give_up() is None
+
+
+def test_of_several_that_step_together_none_is_given_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    with load(folder, EngineSettings(slots=2)) as predictor:
+        engine = predictor.engine
+        tickets = [engine.admit(Request("one")), engine.admit(Request("two"))]
+        assert engine.step() == []
+        monkeypatch.setattr(engine, "_advance", fail)
+        with pytest.raises(RuntimeError):
+            engine.step()
+        assert engine.give_up() is None
+        engine.cancel(tickets[0])
+        with pytest.raises(RuntimeError):
+            engine.step()
+        assert engine.give_up() == tickets[1]
+
+
 def test_several_turns_change_the_answer_and_keep_the_image_first(predictor: Predictor) -> None:
     history = (prompts.Turn("user", "what is shown?"), prompts.Turn("assistant", "a cell"))
     follow = Request("what colour?", (png(1),), history=history)

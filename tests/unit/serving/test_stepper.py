@@ -300,6 +300,48 @@ def test_work_between_two_steps(stepper: Stepper, asking: Asking, engine: FakeEn
     assert text_of(slow) == "slow"
 
 
+def test_calls_that_never_end_hold_up_no_answer(
+    stepper: Stepper, asking: Asking, engine: FakeEngine
+) -> None:
+    """Several clients who move over an answer's tokens: there is always another call."""
+    ended = threading.Event()
+
+    def again(given: Any) -> None:
+        if not ended.wait(0.001):
+            stepper.call("m", again)
+
+    for _ in range(3):
+        stepper.call("m", again)
+    assert text_of(asking("a")) == "a"
+    assert stepper.stuck_s() < 1
+    ended.set()
+
+
+def test_a_call_without_memory(stepper: Stepper, asking: Asking) -> None:
+    def fails(given: Any) -> None:
+        raise torch.OutOfMemoryError(SECRET)
+
+    with pytest.raises(RunError, match="E1306") as told:
+        stepper.call("m", fails).result(5)
+    assert SECRET not in str(told.value)
+    assert text_of(asking("a")) == "a"
+
+
+def test_calls_end_with_the_thread(stepper: Stepper, asking: Asking, engine: FakeEngine) -> None:
+    def lost(given: Any) -> None:
+        raise torch.AcceleratorError(SECRET)
+
+    slow = asking("slow")
+    calls = [stepper.call("m", work) for work in (lost, print)]
+    engine.goes_on.set()
+    with pytest.raises(torch.AcceleratorError):
+        calls[0].result(5)
+    until(lambda: calls[1].cancelled())
+    assert stepper.call("m", print).cancelled()
+    assert code_of(slow) == "E1708"
+    assert stepper.failed == "AcceleratorError"
+
+
 def test_several_engines_take_turns() -> None:
     engines = {name: FakeEngine() for name in "ab"}
     stepper = Stepper(engines)  # type: ignore[arg-type]
