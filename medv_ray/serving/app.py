@@ -281,20 +281,33 @@ class Routes:
         asked = parse(InspectRequest, await json_body(request))
         texts = self.service.model(asked.model)
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
-        with self._places.taken(str(request.scope["state"]["key"])):
-            one = await self._read(asked, sampler, self._settings.seed)
-            found = await self.service.inspect(asked.model, one, asked.tokens, asked.position)
-        return self._json(inspection_body(found, asked.position, texts))
+        owner = str(request.scope["state"]["key"])
+
+        async def answer() -> Response:
+            with self._places.taken(owner):
+                one = await self._read(asked, sampler, self._settings.seed)
+                found = await self.service.inspect(asked.model, one, asked.tokens, asked.position)
+            return self._json(inspection_body(found, asked.position, texts))
+
+        return await unless_left(request, answer()) or Response(status_code=LEFT)
 
     async def _read(self, asked: Prompted, sampler: SamplerSettings, seed: int) -> Asked:
         """Raises BadRequest."""
         decode = partial(self.service.decode, asked.model)
         # in a thread: base64 and pictures of a large body take time that others would wait for
-        return await asyncio.to_thread(
-            request_of,
-            *(asked, sampler, seed, self._limits, self._settings.image),
-            *(self._fetch, decode),
+        reading = asyncio.ensure_future(
+            asyncio.to_thread(
+                request_of,
+                *(asked, sampler, seed, self._limits, self._settings.image),
+                *(self._fetch, decode),
+            )
         )
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            # the thread goes on without its client: what it holds stays counted until it ends
+            await asyncio.gather(reading, return_exceptions=True)
+            raise
 
     def _json(self, value: dict[str, Any]) -> JSONResponse:
         return JSONResponse(value, headers=HEADERS)
