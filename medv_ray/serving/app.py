@@ -45,7 +45,7 @@ from medv_ray.serving.translate import request_of, sampler_of
 from medv_ray.settings import SamplerSettings
 
 log = logging.getLogger(__name__)
-PAGE = Path(__file__).with_name("page")
+PAGE = Path(__file__).resolve().with_name("page")
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
