@@ -244,25 +244,24 @@ class Routes:
     ) -> Response:
         """Raises MedvError."""
         async with AsyncExitStack() as held:
-            held.enter_context(self._places.taken(owner))
-            seeds = [choice.seed for choice in said.choices]
-            first = await self._read(said.request, sampler, seeds[0])
-            requests = [replace(first, seed=seed) for seed in seeds]
             if self._audit is not None:
-                held.callback(self._note, said, owner, first, started_s)
+                held.callback(self._note, said, owner, started_s)
+            seeds = [choice.seed for choice in said.choices]
+            with said.noting():
+                held.enter_context(self._places.taken(owner))
+                first = await self._read(said.request, sampler, seeds[0])
+            if self._audit is not None:
+                said.image_sha256 = digests(first)
+            requests = [replace(first, seed=seed) for seed in seeds]
             talk = Talk(self.service, said, requests, started_s)
             if said.request.stream:  # which holds it until it ends
                 return await talk.streamed(held.pop_all())
             return self._json(await talk.whole())
         raise AssertionError("it has returned")
 
-    def _note(self, said: Completion, owner: str, one: Asked, started_s: float) -> None:
+    def _note(self, said: Completion, owner: str, started_s: float) -> None:
         assert self._audit is not None
         prompts = {answer.prompt_sha256 for answer in said.answers.values()}
-        images = [
-            hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.sha256
-            for data in one.images
-        ]
         try:
             self._audit.write(
                 key=owner,
@@ -271,7 +270,7 @@ class Routes:
                 outcome=said.outcome,
                 seconds=round(time.monotonic() - started_s, 3),
                 prompt_sha256=sorted(prompts),
-                image_sha256=images,
+                image_sha256=said.image_sha256,
             )
         except OSError as error:  # the answer is not to blame
             log.error("the audit log could not be written: %s", type(error).__name__)
@@ -343,6 +342,14 @@ class Routes:
 
     async def _defect(self, request: Request, error: Exception) -> Response:
         return self._error("E1509", f"{type(error).__name__}: a defect of the endpoint.")
+
+
+def digests(asked: Asked) -> list[str]:
+    """sha256 of the pictures as they came."""
+    return [
+        hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.sha256
+        for data in asked.images
+    ]
 
 
 async def unless_left(
