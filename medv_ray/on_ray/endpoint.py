@@ -55,6 +55,7 @@ def run_endpoint(
             checked.result()
             _deploy(settings, host, port)
             shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+            shown = f"[{shown}]" if ":" in shown else shown
             seconds = time.monotonic() - started_s
             say(f"http://{shown}:{port}/ answers as {settings.served_name!r} ({seconds:.1f} s)")
             _wait(cluster)

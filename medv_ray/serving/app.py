@@ -45,7 +45,7 @@ from medv_ray.serving.translate import request_of, sampler_of
 from medv_ray.settings import SamplerSettings
 
 log = logging.getLogger(__name__)
-PAGE = Path(__file__).with_name("page")
+PAGE = Path(__file__).resolve().with_name("page")
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -244,25 +244,24 @@ class Routes:
     ) -> Response:
         """Raises MedvError."""
         async with AsyncExitStack() as held:
-            held.enter_context(self._places.taken(owner))
-            seeds = [choice.seed for choice in said.choices]
-            first = await self._read(said.request, sampler, seeds[0])
-            requests = [replace(first, seed=seed) for seed in seeds]
             if self._audit is not None:
-                held.callback(self._note, said, owner, first, started_s)
+                held.callback(self._note, said, owner, started_s)
+            seeds = [choice.seed for choice in said.choices]
+            with said.noting():
+                held.enter_context(self._places.taken(owner))
+                first = await self._read(said.request, sampler, seeds[0])
+            if self._audit is not None:
+                said.image_sha256 = digests(first)
+            requests = [replace(first, seed=seed) for seed in seeds]
             talk = Talk(self.service, said, requests, started_s)
             if said.request.stream:  # which holds it until it ends
                 return await talk.streamed(held.pop_all())
             return self._json(await talk.whole())
         raise AssertionError("it has returned")
 
-    def _note(self, said: Completion, owner: str, one: Asked, started_s: float) -> None:
+    def _note(self, said: Completion, owner: str, started_s: float) -> None:
         assert self._audit is not None
         prompts = {answer.prompt_sha256 for answer in said.answers.values()}
-        images = [
-            hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.sha256
-            for data in one.images
-        ]
         try:
             self._audit.write(
                 key=owner,
@@ -271,7 +270,7 @@ class Routes:
                 outcome=said.outcome,
                 seconds=round(time.monotonic() - started_s, 3),
                 prompt_sha256=sorted(prompts),
-                image_sha256=images,
+                image_sha256=said.image_sha256,
             )
         except OSError as error:  # the answer is not to blame
             log.error("the audit log could not be written: %s", type(error).__name__)
@@ -281,20 +280,33 @@ class Routes:
         asked = parse(InspectRequest, await json_body(request))
         texts = self.service.model(asked.model)
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
-        with self._places.taken(str(request.scope["state"]["key"])):
-            one = await self._read(asked, sampler, self._settings.seed)
-            found = await self.service.inspect(asked.model, one, asked.tokens, asked.position)
-        return self._json(inspection_body(found, asked.position, texts))
+        owner = str(request.scope["state"]["key"])
+
+        async def answer() -> Response:
+            with self._places.taken(owner):
+                one = await self._read(asked, sampler, self._settings.seed)
+                found = await self.service.inspect(asked.model, one, asked.tokens, asked.position)
+            return self._json(inspection_body(found, asked.position, texts))
+
+        return await unless_left(request, answer()) or Response(status_code=LEFT)
 
     async def _read(self, asked: Prompted, sampler: SamplerSettings, seed: int) -> Asked:
         """Raises BadRequest."""
         decode = partial(self.service.decode, asked.model)
         # in a thread: base64 and pictures of a large body take time that others would wait for
-        return await asyncio.to_thread(
-            request_of,
-            *(asked, sampler, seed, self._limits, self._settings.image),
-            *(self._fetch, decode),
+        reading = asyncio.ensure_future(
+            asyncio.to_thread(
+                request_of,
+                *(asked, sampler, seed, self._limits, self._settings.image),
+                *(self._fetch, decode),
+            )
         )
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            # the thread goes on without its client: what it holds stays counted until it ends
+            await asyncio.gather(reading, return_exceptions=True)
+            raise
 
     def _json(self, value: dict[str, Any]) -> JSONResponse:
         return JSONResponse(value, headers=HEADERS)
@@ -330,6 +342,14 @@ class Routes:
 
     async def _defect(self, request: Request, error: Exception) -> Response:
         return self._error("E1509", f"{type(error).__name__}: a defect of the endpoint.")
+
+
+def digests(asked: Asked) -> list[str]:
+    """sha256 of the pictures as they came."""
+    return [
+        hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.sha256
+        for data in asked.images
+    ]
 
 
 async def unless_left(

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from medv_ray.engine.inspection import Inspection
 from medv_ray.engine.request import Answer, View
+from medv_ray.errors import MedvError
 from medv_ray.serving.protocol import ChatRequest
 from medv_ray.serving.text import GrowingText, cut
 from medv_ray.settings import SamplerSettings
@@ -67,11 +69,21 @@ class Completion:
         """By the number of the choice; those that have come."""
         self.error: str | None = None
         """The code of what ended it."""
+        self.image_sha256: list[str] = []
         stop_ids = texts.stops(sampler)
         self.choices = [
             Choice(i, seed, GrowingText(texts.decode, stop_ids, request.stops))
             for i, seed in enumerate(seeds)
         ]
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Remember what it ends with."""
+        try:
+            yield
+        except Exception as error:
+            self.error = error.code if isinstance(error, MedvError) else "E1509"
+            raise
 
     @property
     def outcome(self) -> str:

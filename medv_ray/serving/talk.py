@@ -75,7 +75,7 @@ class Talk:
         """What each event brings; empty ones only for a request that is not watched."""
         model, said = self._said.request.model, self._said
         asked = self._service.asked(model, self._requests, watched, self._started_s)
-        try:
+        with said.noting():
             async with asked as events:
                 async for number, one in events:
                     if isinstance(one, Answer):
@@ -83,9 +83,6 @@ class Talk:
                     made = said.chunks(number, one) if watched else []
                     if made or not watched:
                         yield made
-        except MedvError as error:
-            said.error = error.code
-            raise
 
 
 class Stream(StreamingResponse):

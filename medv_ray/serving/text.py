@@ -53,8 +53,10 @@ class GrowingText:
 
     def _settled(self, known: list[int]) -> int:
         """Tokens that surely belong to the answer: up to what is or may become a stop sequence."""
-        for place in range(len(known)):
+        for place, token in enumerate(known):
             for stop in self._stop_ids:
+                if stop[0] != token:  # clients may send long ones
+                    continue
                 part = known[place : place + len(stop)]
                 if list(stop[: len(part)]) == part:
                     return place

@@ -109,13 +109,14 @@ def test_requests_are_written_down_without_what_they_say(
     log.close()
     assert verify(str(path)) is None
     found = lines(path)
-    assert sorted(line["status"] for line in found[3:]) == sorted(r.status for r in full)
-    assert {200, 429} == {line["status"] for line in found[3:]}
-    for line, status in zip(found, (200, 200, 400), strict=False):
+    told = sorted("answered" if r.status == 200 else r.error["code"] for r in full)
+    assert sorted(line["outcome"] for line in found[3:]) == told
+    assert {"answered", "E1707"} == set(told)
+    for line, outcome in zip(found, ("answered", "answered", "E1301"), strict=False):
         assert line["key"] == "alice"
         assert line["request"] == "chatcmpl-mine"
         assert line["model"] == "medv-tiny"
-        assert line["status"] == status
+        assert line["outcome"] == outcome
         assert 0 <= line["seconds"] < 30
     digests = [hashlib.sha256(data).hexdigest() for data in (one, two)]
     assert found[0]["image_sha256"] == found[1]["image_sha256"] == digests
@@ -124,5 +125,5 @@ def test_requests_are_written_down_without_what_they_say(
     text = path.read_text()
     for secret in (SECRET, base64.b64encode(one).decode()[:40], KEY, "tile"):
         assert secret not in text
-    known = {"time", "key", "request", "model", "status", "seconds", "before"}
+    known = {"time", "key", "request", "model", "outcome", "seconds", "before"}
     assert all(set(line) == known | {"prompt_sha256", "image_sha256"} for line in found)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from medv_ray.engine import Engine
 from medv_ray.serving.guard import App
 from medv_ray.serving.service import Service
 from tests.unit.serving.client import KEY, Connection, Reply, ask, ask_all, body_of, encoded, tiles
@@ -129,6 +131,65 @@ def test_of_a_crowd_some_are_answered_and_the_others_told_to_come_back(
     assert found.count(200) >= 5
     assert all(reply.error["code"] == "E1707" for reply in replies if reply.status == 429)
     assert [r.status for r in ask_all(app, [body_of() for _ in range(5)])] == [200] * 5
+
+
+def test_who_leaves_while_a_picture_is_decoded_keeps_the_place_until_it_is(
+    service: Service, limited: Limited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else those who come and leave would pile up pictures that nobody counts."""
+    app, begun, goes_on = limited(ongoing=1), threading.Event(), threading.Event()
+    decode = service.decode
+
+    def slow(model: str, data: bytes, several: bool) -> Any:
+        begun.set()
+        goes_on.wait(10)
+        return decode(model, data, several)
+
+    monkeypatch.setattr(service, "decode", slow)
+
+    async def run() -> list[int]:
+        leaving = Connection(encoded(body_of()))
+        task = asyncio.ensure_future(leaving.run(app))
+        while not begun.is_set():
+            await asyncio.sleep(0.005)
+        leaving.left.set()
+        await asyncio.sleep(0.02)
+        during = await Connection(encoded(body_of())).run(app)
+        goes_on.set()
+        gone = await task
+        after = await Connection(encoded(body_of())).run(app)
+        return [during.status, gone.status, after.status]
+
+    assert asyncio.run(run()) == [429, 499, 200]
+    assert service.stepper.ongoing == 0
+
+
+def test_who_leaves_is_not_inspected_for(
+    service: Service, limited: Limited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, done, goes_on = limited(ongoing=1), [], threading.Event()
+
+    def noting(*given: Any, **named: Any) -> Any:
+        done.append(named["position"])
+        return inspect(*given, **named)
+
+    inspect = Engine.inspect
+    monkeypatch.setattr(Engine, "inspect", noting)
+    state = {"tokens": [None] * 8, "position": 3}
+
+    async def run() -> list[int]:
+        service.stepper.call("medv-tiny", lambda _: goes_on.wait(10))
+        leaving = Connection(encoded(body_of(**state)), path="/v1/inspect")
+        task = asyncio.ensure_future(leaving.run(app))
+        await asyncio.sleep(0.2)
+        leaving.left.set()
+        gone = await task
+        goes_on.set()
+        after = await Connection(encoded(body_of(**state)), path="/v1/inspect").run(app)
+        return [gone.status, after.status]
+
+    assert asyncio.run(run()) == [499, 200]
+    assert done == [3]
 
 
 @pytest.mark.parametrize(
