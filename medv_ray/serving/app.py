@@ -8,19 +8,17 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.openapi.utils import get_openapi
+from fastapi import Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from medv_ray import __version__
 from medv_ray.engine.request import Request as Asked
 from medv_ray.errors import MedvError, RunError
 from medv_ray.serving.audit import AuditLog
@@ -29,13 +27,13 @@ from medv_ray.serving.completions import Completion, inspection_body
 from medv_ray.serving.fetch import fetcher
 from medv_ray.serving.guard import App, Guard, Message, Receive, Scope, Send
 from medv_ray.serving.meters import Meters
+from medv_ray.serving.openapi import Api
 from medv_ray.serving.places import Places
 from medv_ray.serving.protocol import (
     BadRequest,
     ChatRequest,
     InspectRequest,
     Prompted,
-    Wire,
     parse,
 )
 from medv_ray.serving.replies import body_of, error_object, headers_of, is_plain, status_of
@@ -50,37 +48,6 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-ANSWERS = {
-    400: "The request is wrong; the error names the field, the rule and the way out.",
-    401: "No valid API key.",
-    403: "Without API keys, only clients on the same machine are answered.",
-    404: "No such model.",
-    408: "The body took too long to arrive.",
-    413: "The body or a picture is too large.",
-    415: "The body is no application/json, or compressed.",
-    429: "Too many requests; Retry-After says when to come back.",
-    431: "The headers are too large.",
-    503: "No replica can answer now; Retry-After says when to come back.",
-}
-ERROR: dict[str, Any] = {
-    "type": "object",
-    "required": ["error"],
-    "additionalProperties": False,
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "additionalProperties": False,
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": "string", "pattern": "^E[0-9]{4}$"},
-            },
-        }
-    },
-}
-"""JSON schema of every error answer."""
 LEFT = 499
 """Status that is counted for a client that has left."""
 ROUTES = ("/", "/v1/models", "/v1/chat/completions", "/v1/inspect", "/health", "/metrics")
@@ -132,73 +99,17 @@ class Routes:
         self._settings, self._limits = service.settings, service.settings.limits
         self._places = Places(self._limits)
         self._fetch = fetcher(self._settings.fetch)
-        self.app = FastAPI(
-            title="medv_ray",
-            version=__version__,
-            description="Answers about biomedical images by masked diffusion. Research use only.",
-            docs_url=None,
-            redoc_url=None,
-        )
-        self.schemas: dict[str, Any] = {"Error": ERROR}
-        self.app.openapi = self.openapi  # type: ignore[method-assign]
+        self.app = Api()
         self.app.add_exception_handler(MedvError, self._medv_error)
         self.app.add_exception_handler(HTTPException, self._http_error)
         self.app.add_exception_handler(Exception, self._defect)
-        self._add("GET", "/v1/models", self.models)
-        streams: dict[int | str, Any] = {200: {"content": {"text/event-stream": {}}}}
-        self._add("POST", "/v1/chat/completions", self.chat, ChatRequest, streams)
-        self._add("POST", "/v1/inspect", self.inspect, InspectRequest)
-        self._add("GET", "/health", self.health)
-        plain: dict[int | str, Any] = {
-            200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
-        }
-        self._add("GET", "/metrics", self.metrics, None, plain)
+        self.app.serve("GET", "/v1/models", self.models)
+        self.app.serve("POST", "/v1/chat/completions", self.chat, ChatRequest, "text/event-stream")
+        self.app.serve("POST", "/v1/inspect", self.inspect, InspectRequest)
+        self.app.serve("GET", "/health", self.health)
+        self.app.serve("GET", "/metrics", self.metrics, also="text/plain")
         self.app.add_api_route("/", self.page, include_in_schema=False)
         self.app.add_api_route("/assets/{name}", self.asset, include_in_schema=False)
-
-    def _add(
-        self,
-        method: str,
-        path: str,
-        route: Callable[..., Awaitable[Response]],
-        body: type[Wire] | None = None,
-        answers: dict[int | str, dict[str, Any]] | None = None,
-    ) -> None:
-        """A route in the OpenAPI file. Bodies are read by `parse`, whose errors hold no content."""
-        extra: dict[str, Any] = {}
-        if body is not None:
-            schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
-            self.schemas |= schema.pop("$defs", {}) | {body.__name__: schema}
-            named = {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}
-            extra["requestBody"] = {"required": True, "content": {"application/json": named}}
-        refusals = ANSWERS if body is not None else {k: ANSWERS[k] for k in (401, 403, 429, 503)}
-        told = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-        errors: dict[int | str, dict[str, Any]] = {
-            k: {"description": v, "content": told} for k, v in refusals.items()
-        }
-        self.app.add_api_route(
-            path,
-            route,
-            methods=[method],
-            response_model=None,
-            openapi_extra=extra,
-            responses={**errors, **(answers or {})},
-        )
-
-    def openapi(self) -> dict[str, Any]:
-        """The OpenAPI file."""
-        if self.app.openapi_schema is None:
-            made = get_openapi(
-                title=self.app.title,
-                version=self.app.version,
-                description=self.app.description,
-                routes=self.app.routes,
-            )
-            made.setdefault("components", {}).setdefault("schemas", {}).update(self.schemas)
-            made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            made["security"] = [{"key": []}]
-            self.app.openapi_schema = made
-        return self.app.openapi_schema
 
     async def models(self) -> JSONResponse:
         """Models and adapters by the names that requests call them."""

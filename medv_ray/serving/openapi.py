@@ -1,0 +1,105 @@
+"""The application that routes are put into, and the OpenAPI file that describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import Response
+
+from medv_ray import __version__
+from medv_ray.serving.protocol import Wire
+
+ANSWERS = {
+    400: "The request is wrong; the error names the field, the rule and the way out.",
+    401: "No valid API key.",
+    403: "Without API keys, only clients on the same machine are answered.",
+    404: "No such model.",
+    408: "The body took too long to arrive.",
+    413: "The body or a picture is too large.",
+    415: "The body is no application/json, or compressed.",
+    429: "Too many requests; Retry-After says when to come back.",
+    431: "The headers are too large.",
+    503: "No replica can answer now; Retry-After says when to come back.",
+}
+ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "additionalProperties": False,
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "additionalProperties": False,
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string", "pattern": "^E[0-9]{4}$"},
+            },
+        }
+    },
+}
+"""JSON schema of every error answer."""
+
+
+class Api(FastAPI):
+    """Routes that read their bodies themselves: FastAPI's own errors would repeat what was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            title="medv_ray",
+            version=__version__,
+            description="Answers about biomedical images by masked diffusion. Research use only.",
+            docs_url=None,
+            redoc_url=None,
+        )
+        self._schemas: dict[str, Any] = {"Error": ERROR}
+
+    def serve(
+        self,
+        method: str,
+        path: str,
+        route: Callable[..., Awaitable[Response]],
+        body: type[Wire] | None = None,
+        also: str | None = None,
+    ) -> None:
+        """A route. `body`: what it takes; `also`: a media type that it answers in beside JSON."""
+        extra: dict[str, Any] = {}
+        if body is not None:
+            schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+            self._schemas |= schema.pop("$defs", {}) | {body.__name__: schema}
+            named = {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}
+            extra["requestBody"] = {"required": True, "content": {"application/json": named}}
+        refusals = ANSWERS if body is not None else {k: ANSWERS[k] for k in (401, 403, 429, 503)}
+        told = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+        answers: dict[int | str, dict[str, Any]] = {
+            k: {"description": v, "content": told} for k, v in refusals.items()
+        }
+        if also is not None:
+            answers[200] = {"content": {also: {"schema": {"type": "string"}}}}
+        self.add_api_route(
+            path,
+            route,
+            methods=[method],
+            response_model=None,
+            openapi_extra=extra,
+            responses=answers,
+        )
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI file."""
+        if self.openapi_schema is None:
+            made = get_openapi(
+                title=self.title,
+                version=self.version,
+                description=self.description,
+                routes=self.routes,
+            )
+            made.setdefault("components", {}).setdefault("schemas", {}).update(self._schemas)
+            made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            made["security"] = [{"key": []}]
+            self.openapi_schema = made
+        return self.openapi_schema
