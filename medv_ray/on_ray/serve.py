@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from typing import Any
 
 import torch
@@ -28,8 +29,10 @@ from medv_ray.serving.service import Service
 from medv_ray.settings import build as settings_of
 
 log = logging.getLogger(__name__)
-HEALTH_SECONDS = 5.0
-"""Between two looks at a replica. A stuck one is found after `limits.stuck_seconds` and this."""
+HEALTH_SECONDS = 3.0
+"""Between two looks at a replica. A stuck one is replaced after `limits.stuck_seconds` and three of
+these, as Serve wants three bad looks in a row."""
+CRASH_CODE = 70  # EX_SOFTWARE
 
 
 class RayMeters:
@@ -61,7 +64,11 @@ class Replica:
         settings = settings_of(ServeSettings, values)
         if settings.scaling.cpus_per_replica >= 1:
             torch.set_num_threads(int(settings.scaling.cpus_per_replica))
-        self._service = Service.load(settings, Meters([RayMeters()]))
+        # a replica that can not step any more would refuse quickly and so draw requests: its end
+        # lets the front ask another one
+        self._service = Service.load(
+            settings, Meters([RayMeters()]), on_failure=lambda: os._exit(CRASH_CODE)
+        )
         audit = settings.audit_log
         if audit is not None:  # two replicas can not chain lines in one file
             audit = f"{audit}.{serve.get_replica_context().replica_id.unique_id}"

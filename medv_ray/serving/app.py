@@ -147,11 +147,17 @@ class Routes:
         seed = self._settings.seed if asked.seed is None else asked.seed
         seeds = [(seed + i) % 2**63 for i in range(asked.n)]
         said = Completion(asked, texts, seeds, sampler, *identity(request))
-        answering = self._answer(said, sampler, str(request.scope["state"]["key"]), started_s)
+        owner = str(request.scope["state"]["key"])
+        answering = self._answer(asked, said, sampler, owner, started_s)
         return await unless_left(request, answering) or Response(status_code=LEFT)
 
     async def _answer(
-        self, said: Completion, sampler: SamplerSettings, owner: str, started_s: float
+        self,
+        asked: ChatRequest,
+        said: Completion,
+        sampler: SamplerSettings,
+        owner: str,
+        started_s: float,
     ) -> Response:
         """Raises MedvError."""
         async with AsyncExitStack() as held:
@@ -160,7 +166,7 @@ class Routes:
             seeds = [choice.seed for choice in said.choices]
             with said.noting():
                 held.enter_context(self._places.taken(owner))
-                first = await self._read(said.request, sampler, seeds[0])
+                first = await self._read(asked, sampler, seeds[0])
             if self._audit is not None:
                 said.image_sha256 = digests(first)
             requests = [replace(first, seed=seed) for seed in seeds]

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Self
 
@@ -25,7 +26,7 @@ class Keys:
 
     @classmethod
     def load(cls, path: str | None) -> Self:
-        """From a file of `name key` lines; '#' begins a comment. None: the file that the
+        """From a file of `name key` lines; a word that begins with '#' begins a comment. None: the file that the
         environment's MEDV_API_KEYS_FILE names, or no keys.
 
         Raises SettingsError E1702 for a file that cannot be read, holds no key, or a short one.
@@ -40,15 +41,16 @@ class Keys:
             raise SettingsError("E1702", f"the file of API keys cannot be read ({kind}).") from None
         found: dict[str, bytes] = {}
         for number, line in enumerate(lines, 1):
-            words = line.partition("#")[0].split()
+            words = list(takewhile(lambda word: not word.startswith("#"), line.split()))
             if not words:
                 continue
             fit = len(words) == 2 and len(words[1]) >= MIN_KEY_CHARS and words[1].isascii()
+            fit = fit and "#" not in words[1]
             if not fit or words[0] in found:
                 raise SettingsError(
                     "E1702",
                     f"the file of API keys, line {number}: expected a name of its own and a key "
-                    f"of {MIN_KEY_CHARS} ASCII characters or more.",
+                    f"of {MIN_KEY_CHARS} ASCII characters or more, none of them '#'.",
                 )
             found[words[0]] = _digest(words[1])
         if not found:

@@ -62,7 +62,9 @@ class Completion:
         request_id: str,
         created: int,
     ) -> None:
-        self.request, self._texts, self._gen_length = request, texts, sampler.gen_length
+        # without the pictures, which would be held until the answer's end
+        self.request = request.model_copy(update={"messages": []})
+        self._texts, self._gen_length = texts, sampler.gen_length
         self.id = f"chatcmpl-{request_id}"
         self._about = {"id": self.id, "created": created, "model": request.model}
         self.answers: dict[int, Answer] = {}

@@ -45,7 +45,7 @@ class LimitSettings(Settings):
     """From a request's arrival at the replica to its last token; then 503, or an error event."""
     retry_after_s: PositiveInt = 1
     """What 429 and 503 tell the client to wait."""
-    stuck_seconds: PositiveFloat = 45.0
+    stuck_seconds: PositiveFloat = 40.0
     """A denoising step that takes longer makes the replica unhealthy; it is replaced."""
 
 

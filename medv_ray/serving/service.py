@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -29,19 +29,28 @@ class Service:
     """Answers requests of many clients at the same time."""
 
     def __init__(
-        self, settings: ServeSettings, engines: Mapping[str, Engine], meters: Meters | None = None
+        self,
+        settings: ServeSettings,
+        engines: Mapping[str, Engine],
+        meters: Meters | None = None,
+        on_failure: Callable[[], None] | None = None,
     ) -> None:
-        """`engines`: by the name that clients call them."""
+        """`engines`: by the name that clients call them. `on_failure`: see Stepper."""
         self.settings = settings
         self.meters = meters or Meters()
         self.texts = {name: texts_of(engine) for name, engine in engines.items()}
-        self.stepper = Stepper(engines)
+        self.stepper = Stepper(engines, on_failure)
         self._engines = dict(engines)  # for what any thread may call
 
     @classmethod
-    def load(cls, settings: ServeSettings, meters: Meters | None = None) -> Service:
+    def load(
+        cls,
+        settings: ServeSettings,
+        meters: Meters | None = None,
+        on_failure: Callable[[], None] | None = None,
+    ) -> Service:
         """From checkpoint folders. Raises CheckpointError, SettingsError."""
-        return cls(settings, load_engines(settings), meters)
+        return cls(settings, load_engines(settings), meters, on_failure)
 
     def model(self, name: str) -> Texts:
         """How a model's tokens read. Raises BadRequest E1706 when there is none of that name."""

@@ -44,9 +44,13 @@ class Job:
 class Stepper:
     """Steps engines, by turns, while any of them has work."""
 
-    def __init__(self, engines: Mapping[str, Engine]) -> None:
-        """`engines`: by the name of the model. They belong to the stepper's thread from now on."""
+    def __init__(
+        self, engines: Mapping[str, Engine], on_failure: Callable[[], None] | None = None
+    ) -> None:
+        """`engines`: by the name of the model. They belong to the stepper's thread from now on.
+        `on_failure` is called when the thread ends by an error, before anybody is told of it."""
         self._engines = dict(engines)
+        self._on_failure = on_failure
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._calls: deque[tuple[Future[Any], Callable[[], None]]] = deque()
         self._jobs: dict[tuple[str, int], Job] = {}
@@ -142,6 +146,8 @@ class Stepper:
             # the text of an error may hold what was asked
             log.critical("the stepping thread ended: %s", type(error).__name__)
             self.failed = type(error).__name__
+            if self._on_failure is not None:
+                self._on_failure()
         self._over, self._busy_since = True, None
         self._take_all()  # who has asked meanwhile is told, too
         for future, _ in self._calls:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -23,6 +24,8 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
+WRITE_S = 30.0
+"""For a stream's last bytes, beyond `limits.request_seconds`."""
 Chunks = list[dict[str, Any]]
 
 
@@ -54,7 +57,8 @@ class Talk:
         except BaseException:
             await held.aclose()
             raise
-        return Stream(self._events(first, chunks), held)
+        seconds = self._service.settings.limits.request_seconds + WRITE_S
+        return Stream(self._events(first, chunks), held, seconds)
 
     async def _events(self, first: Chunks, chunks: AsyncIterator[Chunks]) -> AsyncIterator[bytes]:
         yield _joined(first)
@@ -88,13 +92,14 @@ class Talk:
 class Stream(StreamingResponse):
     """Server-sent events, and what is held for them."""
 
-    def __init__(self, events: AsyncIterator[bytes], held: AsyncExitStack) -> None:
+    def __init__(self, events: AsyncIterator[bytes], held: AsyncExitStack, seconds: float) -> None:
+        """`seconds`: after which it is cut; a client that reads nothing would hold it for ever."""
         super().__init__(events, media_type="text/event-stream", headers=HEADERS)
-        self._held = held
+        self._held, self._seconds = held, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # the client may be gone before the first event, and then the events never begin
-        async with self._held:
+        async with self._held, asyncio.timeout(self._seconds):
             await super().__call__(scope, receive, send)
 
 
