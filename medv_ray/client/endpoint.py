@@ -100,9 +100,7 @@ class Endpoint:
         """`timeout_s`: between two pieces of an answer. Raises SettingsError."""
         self.url = address(url)
         timeout = httpx2.Timeout(timeout_s, connect=CONNECT_S)
-        self._client = httpx2.Client(
-            base_url=self.url, headers=headers(), timeout=timeout, trust_env=False
-        )
+        self._client = httpx2.Client(base_url=self.url, headers=headers(), timeout=timeout)
 
     def models(self) -> list[dict[str, Any]]:
         """What /v1/models lists, with a text `id` each. Raises MedvError."""

@@ -26,8 +26,9 @@ class Keys:
 
     @classmethod
     def load(cls, path: str | None) -> Self:
-        """From a file of `name key` lines; a word that begins with '#' begins a comment. None: the file that the
-        environment's MEDV_API_KEYS_FILE names, or no keys.
+        """From a file of `name key` lines; a word that begins with '#' begins a comment.
+
+        None: the file that the environment's MEDV_API_KEYS_FILE names, or no keys.
 
         Raises SettingsError E1702 for a file that cannot be read, holds no key, or a short one.
         """
