@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -13,10 +14,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from medv_ray.errors import MedvError, RunError, SettingsError
-from medv_ray.on_ray.cluster import Cluster, running_ray
+from medv_ray.on_ray.cluster import Cluster, cluster_address, running_ray
 from medv_ray.on_ray.front import CALLBACK, LIMITS
+from medv_ray.on_ray.options import PoolSettings
+from medv_ray.on_ray.preflight import Capacity
 from medv_ray.serving.auth import KEYS_FILE, Keys
-from medv_ray.serving.options import ServeSettings
+from medv_ray.serving.options import ScalingSettings, ServeSettings
 
 APPLICATION = "medv"
 SOONER = {
@@ -37,7 +40,8 @@ def run_endpoint(
     """Deploy, say where, and wait for Ctrl-C or SIGTERM; then let requests end and leave.
 
     Raises SettingsError E1702 for a host that others can reach, without keys, E1001 for a port that
-    is taken, CheckpointError E14xx, and RunError E1512 when Ray ends, E1708 when no replica starts.
+    is taken, CheckpointError E14xx, and RunError E1505 for replicas that do not fit, E1512 when Ray
+    ends, E1708 when no replica starts.
     """
     check_host(host, settings)
     check_port(host, port)
@@ -48,11 +52,15 @@ def run_endpoint(
         os.environ[KEYS_FILE] = os.path.abspath(settings.keys_file)
     for name, value in SOONER.items():
         os.environ.setdefault(name, value)
+    if cluster_address(address) is None:  # its ports listen beyond this machine, whatever `host` is
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     started_s = time.monotonic()
     with ThreadPoolExecutor(1) as beside:
         checked = beside.submit(_check_model, settings)  # while Ray starts
         with running_ray(address) as cluster:
             checked.result()
+            check_room(settings.scaling, cluster.capacity)
             _deploy(settings, host, port)
             shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
             shown = f"[{shown}]" if ":" in shown else shown
@@ -65,10 +73,18 @@ def run_endpoint(
 
 
 def _check_model(settings: ServeSettings) -> None:
-    """What is wrong with a checkpoint's headers is told here, and not by a replica's log."""
-    from medv_ray.model import weights
+    """What is wrong with a checkpoint's headers, its tokenizer or an adapter is told here, and not
+    by a replica's log."""
+    from medv_ray.data.prompts import load_tokenizer
+    from medv_ray.model import lora, weights
 
     weights.check(settings.model.path)
+    load_tokenizer(settings.model.path)
+    if settings.adapters:
+        digest = weights.digest(settings.model.path)
+        for folder in settings.adapters.values():
+            lora.check_base(folder, digest)
+            lora.adapter_digest(folder)
 
 
 def _deploy(settings: ServeSettings, host: str, port: int) -> None:
@@ -110,16 +126,26 @@ def _end() -> None:
 
 
 def check_host(host: str, settings: ServeSettings) -> None:
-    """Raises SettingsError E1702 where others could ask without a key."""
+    """Raises SettingsError E1702 for keys that cannot be used, or where others could ask without
+    one."""
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = host == "localhost"
-    if not loopback and not Keys.load(settings.keys_file):
+    if not Keys.load(settings.keys_file) and not loopback:
         raise SettingsError(
             "E1702",
             f"--host {host}: other machines can reach it, so it needs --keys-file; or 127.0.0.1.",
         )
+
+
+def check_room(scaling: ScalingSettings, capacity: Capacity) -> None:
+    """Raises RunError E1505 where the first replicas would wait for ever."""
+    pool = PoolSettings(num_gpus=scaling.num_gpus, cpus_per_actor=scaling.cpus_per_replica)
+    room, wanted = sum(node.room(pool) for node in capacity.nodes), max(1, scaling.min_replicas)
+    if room < wanted and not capacity.elastic:
+        told = f"{wanted} replicas of {scaling.cpus_per_replica:g} CPUs and {scaling.num_gpus:g} "
+        raise RunError("E1505", f"{told}GPUs do not fit this machine, which has room for {room}.")
 
 
 def check_port(host: str, port: int) -> None:

@@ -105,7 +105,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         autoscaling_config=AutoscalingConfig(
             min_replicas=scaling.min_replicas,
             initial_replicas=max(1, scaling.min_replicas),
-            max_replicas=max(scaling.max_replicas, scaling.min_replicas, 1),
+            max_replicas=scaling.max_replicas,
             target_ongoing_requests=scaling.target_ongoing or limits.ongoing / 2,
             downscale_delay_s=scaling.downscale_seconds,
         ),
@@ -114,6 +114,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=HEALTH_SECONDS,
         health_check_timeout_s=10,
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
         ray_actor_options={
             "num_cpus": scaling.cpus_per_replica,
             "num_gpus": scaling.num_gpus,

@@ -36,7 +36,7 @@ from medv_ray.serving.protocol import (
     Prompted,
     parse,
 )
-from medv_ray.serving.replies import body_of, error_object, headers_of, is_plain, status_of
+from medv_ray.serving.replies import OURS, body_of, error_object, headers_of, is_plain, status_of
 from medv_ray.serving.service import Service, models_list
 from medv_ray.serving.talk import HEADERS, Talk
 from medv_ray.serving.translate import request_of, sampler_of
@@ -76,6 +76,10 @@ class Counted:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = str(message["status"])
+                headers = list(message.get("headers", []))
+                if OURS not in {name for name, _ in headers}:  # FastAPI's own routes
+                    headers.append((OURS, b"1"))
+                message = {**message, "headers": headers}
             await send(message)
 
         try:

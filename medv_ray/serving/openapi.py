@@ -55,6 +55,7 @@ class Api(FastAPI):
             description="Answers about biomedical images by masked diffusion. Research use only.",
             docs_url=None,
             redoc_url=None,
+            redirect_slashes=False,
         )
         self._schemas: dict[str, Any] = {"Error": ERROR}
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from medv_ray.settings import (
     AnswerSettings,
@@ -72,6 +79,12 @@ class ScalingSettings(Settings):
     cpus_per_replica: Annotated[float, Field(ge=0)] = 1
     """CPU cores and torch threads of each replica."""
 
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas={self.min_replicas} > max_replicas={self.max_replicas}")
+        return self
+
 
 class ServeSettings(AnswerSettings):
     """An endpoint. The fields of AnswerSettings stand at the top: `--set sampler.steps=32`."""
@@ -96,6 +109,12 @@ class ServeSettings(AnswerSettings):
     audit_log: str | None = None
     """File that gets one line a chat request: time, key's name, digests of prompt and images,
     outcome. Never what was asked or answered. None: none is written."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        if self.served_name in self.adapters:
+            raise ValueError(f"adapters: {self.served_name!r} is the name of the model itself")
+        return self
 
     @property
     def answer(self) -> AnswerSettings:

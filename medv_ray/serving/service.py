@@ -153,9 +153,6 @@ def load_engines(settings: ServeSettings) -> dict[str, Engine]:
     The model's weights are held once. All engines together stay within `engine.kv_cache_bytes` and
     `engine.image_cache_bytes`. Raises CheckpointError, SettingsError.
     """
-    if settings.served_name in settings.adapters:
-        name = settings.served_name
-        raise SettingsError("E1001", f"adapters: {name!r} is the name of the model itself.")
     model, tokenizer = load_model(settings.model)
     models = {settings.served_name: model}
     if settings.adapters:

@@ -44,11 +44,12 @@ LOCAL_JSON = b"host: localhost\r\ncontent-type: application/json\r\n"
 MEDV = [sys.executable, "-c", "from medv_ray.cli import main; main()"]
 ENVIRONMENT = {
     **os.environ,
-    "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
     "MEDV_CHAOS": str(os.getpid()),
 }
+OPEN = ENVIRONMENT | {"RAY_AUTH_MODE": "disabled"}
+"""For a head of its own, whose token would lie in the home folder."""
 MARK = f"MEDV_CHAOS={os.getpid()}\0".encode()
 
 
@@ -448,7 +449,7 @@ def deploy(settings: dict[str, Any]) -> None:
     file = Path(f"/tmp/medv-serve-{os.getpid()}.yaml")
     file.write_text(yaml.safe_dump(settings))
     command = [str(Path(sys.executable).with_name("serve")), "deploy", str(file)]
-    subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
+    subprocess.run(command, check=True, capture_output=True, env=OPEN)
     file.unlink()
 
 
@@ -477,7 +478,10 @@ def head() -> Iterator[Endpoint]:
     from medv_ray.on_ray.front import CALLBACK
 
     port, ray = free_port(), str(Path(sys.executable).with_name("ray"))
-    environment = ENVIRONMENT | {CALLBACK: "medv_ray.on_ray.front:middlewares"}
+    environment = ENVIRONMENT | {
+        "RAY_AUTH_MODE": "disabled",
+        CALLBACK: "medv_ray.on_ray.front:middlewares",
+    }
     start = [ray, "start", "--head", "--num-cpus", "2", "--port", str(free_port())]
     subprocess.run(start, check=True, capture_output=True, env=environment)
     try:

@@ -68,6 +68,9 @@ def test_the_front_stands_in_the_proxy(endpoint: Endpoint, http: httpx2.Client) 
     """What a replica would not see: paths of Serve's own, and a body that is refused unread."""
     assert http.get("/-/healthz").status_code == 200
     assert http.get("/-/routes").status_code == 404
+    # FastAPI's own route, and what it would answer by a redirect
+    assert "/v1/inspect" in http.get("/openapi.json").json()["paths"]
+    assert http.get("/v1/models/").status_code == 404
     head = LOCAL_JSON + f"content-length: {2**40}\r\n".encode()
     assert asyncio.run(raw(endpoint, head, b"{}"))[0] == 413
     other = http.post(CHAT, json=body_of(), headers={"host": "attacker.example"})

@@ -137,9 +137,9 @@ class Session {
   }
 
   curl(): string | null {
-    const question = this.draft.trim() || this.conversation?.turns.at(-1)?.question;
     const picture = this.conversation?.picture;
-    const turn = question ? this.next(question) : null;
+    // with nothing written it is what was asked last, as it was asked
+    const turn = this.draft.trim() ? this.next(this.draft.trim()) : this.conversation?.turns.at(-1);
     return turn && picture ? curl(turn.request(IMAGE), typeOf(picture.file), picture.name) : null;
   }
 
