@@ -27,7 +27,7 @@ CHROMIUM = [
 ]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def page_url() -> Iterator[str]:
     """Where the page is: at MEDV_PAGE_URL, or at an endpoint of the toy in this process."""
     given = os.environ.get("MEDV_PAGE_URL")
@@ -40,7 +40,7 @@ def page_url() -> Iterator[str]:
     service.close()
 
 
-@pytest.fixture(scope="package")  # its event loop would be in the way of other tests
+@pytest.fixture(scope="module")  # its event loop would be in the way of other tests
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium")
