@@ -15,7 +15,11 @@ import asyncio
 import json
 import multiprocessing
 import os
+import signal
+import socket
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,11 +29,10 @@ import httpx2
 import torch
 
 from circumstances import circumstances
-from medv_ray.client.endpoint import messages_of
+from medv_ray.client.endpoint import CHAT, messages_of
 from medv_ray.data import synthetic
 from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.on_ray.options import serve_settings
-from tests.chaos.serve_runs import CHAT, Endpoint, medv_serve
 
 CLIENTS = 20
 
@@ -43,15 +46,15 @@ def main() -> None:
     rows = list(synthetic.rows(args.rows, seed=11, per_image=1))
     settings = serve_settings({"model": "toy"})
     with (
-        medv_serve() as endpoint,
-        httpx2.Client(base_url=endpoint.url, timeout=120, trust_env=False) as http,
+        medv_serve() as url,
+        httpx2.Client(base_url=url, timeout=120, trust_env=False) as http,
         Predictor.load(settings.model, settings.answer) as predictor,
     ):
         told: dict[str, Any] = {"bench": "serve", "rows": args.rows, "repeats": args.repeats}
         told["idle"] = overhead(rows, predictor, http)
         with busy_cores():
             told["loaded"] = overhead(rows, predictor, http)
-        told["clients"] = asyncio.run(many(rows, endpoint, args.repeats))
+        told["clients"] = asyncio.run(many(rows, url, args.repeats))
     print(json.dumps(told | circumstances()))
 
 
@@ -83,13 +86,13 @@ def overhead(
     }
 
 
-async def many(rows: list[synthetic.Row], endpoint: Endpoint, repeats: int) -> dict[str, Any]:
+async def many(rows: list[synthetic.Row], url: str, repeats: int) -> dict[str, Any]:
     """Answers per second of one client and of 20, in blocks by turns."""
     bodies = [
         {"model": "medv-tiny", "messages": messages_of(row.question, [row.image])} for row in rows
     ]
     rates: dict[int, list[float]] = {1: [], CLIENTS: []}
-    async with httpx2.AsyncClient(base_url=endpoint.url, timeout=120, trust_env=False) as http:
+    async with httpx2.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
 
         async def block(clients: int) -> float:
             waiting = iter(bodies)
@@ -112,6 +115,23 @@ async def many(rows: list[synthetic.Row], endpoint: Endpoint, repeats: int) -> d
         "ratio": round(statistics.median(ratios), 3),
         "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
     }
+
+
+@contextmanager
+def medv_serve() -> Iterator[str]:
+    """The address of an endpoint of the toy."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-c", "from medv_ray.cli import main; main()"]
+    process = subprocess.Popen(
+        [*command, "serve", "--port", port], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout is not None
+    assert b"answers as" in process.stdout.readline(), "medv serve did not start"
+    yield f"http://127.0.0.1:{port}"
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
 
 
 @contextmanager
