@@ -11,6 +11,7 @@ import torch
 from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.errors import CheckpointError, SettingsError
 from medv_ray.model import lora, weights
+from medv_ray.on_ray.options import serve_settings
 from medv_ray.serving.app import make_app
 from medv_ray.serving.guard import App
 from medv_ray.serving.options import ServeSettings
@@ -140,7 +141,7 @@ def test_budgets_are_shared(folders: dict[str, str]) -> None:
 def test_a_name_twice_and_an_adapter_of_another_model(
     folders: dict[str, str], tmp_path: Path
 ) -> None:
-    with pytest.raises(SettingsError, match="E1001"):
-        load_engines(served({MODEL: folders["colour"]}))
+    with pytest.raises(SettingsError, match="E1001.*is the name of the model itself"):
+        serve_settings({"model": "toy", "adapters": {MODEL: folders["colour"]}})
     with pytest.raises(CheckpointError, match="E1401"):
         load_engines(served({"none": str(tmp_path)}))
