@@ -28,7 +28,7 @@ from pydicom.pixels.processing import convert_color_space  # noqa: E402
 
 RNG = np.random.default_rng(0)
 AS_IS = TileSettings("square", 64)
-REAL = Path("/work/shared/data/dicom")
+REAL = Path(__file__).parents[4] / "shared" / "data" / "dicom"
 EXPLICIT, DEFLATED, BIG = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
 JPEG, JPEG_2000, JPEG_LS = (f"1.2.840.10008.1.2.4.{n}" for n in (50, 90, 80))
 RLE = "1.2.840.10008.1.2.5"
