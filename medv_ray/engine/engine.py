@@ -24,7 +24,7 @@ from medv_ray.diffusion.blocks import fits
 from medv_ray.diffusion.sampler import Denoising, SampleSpec
 from medv_ray.engine.doors import Doors
 from medv_ray.engine.images import Features, ImageStore
-from medv_ray.engine.inspection import Inspection, inspect_position
+from medv_ray.engine.inspection import Inspection, inspect_position, state_of
 from medv_ray.engine.lane import LaneRow, Lanes
 from medv_ray.engine.request import Answer, Counters, Request, View
 from medv_ray.engine.resolve import resolve
@@ -329,9 +329,7 @@ class Engine:
     def view(self, ticket: int) -> View | None:
         """The response of a request that holds a slot; None when it holds none."""
         slot = next((s for s in self._slots if s.ticket == ticket), None)
-        if slot is None:
-            return None
-        return self._view(slot)
+        return None if slot is None else self._view(slot)
 
     def _view(self, slot: Slot) -> View:
         now = slot.row
@@ -355,19 +353,12 @@ class Engine:
         settings = request.sampler or self._settings.sampler
         spec = self.spec(settings)
         prompt, embeds, features = self._prompt(request, spec)
-        vocabulary = self._model.config.language.vocab_size
-        known = [spec.mask_id if token is None else token for token in ids]
-        if len(known) != spec.gen_length or max(known) >= vocabulary or ids[position] is not None:
-            raise DataError(
-                "E1001",
-                f"a state has gen_length={spec.gen_length} tokens, ids below {vocabulary}, and the "
-                "mask at the position that is asked about.",
-            )
+        x = state_of(ids, position, spec, self._model.config.language.vocab_size)
         door = FullRecompute(self._model, [prompt if prompt.ends else embeds], spec.suffix_ids)
         return inspect_position(
             self._model,
             door,
-            torch.tensor([known]),
+            x,
             position,
             spec,
             prompt.ids.tolist(),

@@ -46,6 +46,18 @@ class Inspection:
     images: tuple[ImageAttention, ...]
 
 
+def state_of(ids: Sequence[int | None], position: int, spec: SampleSpec, vocab_size: int) -> Tensor:
+    """int64[1, L] of a state, None as the mask's id. Raises DataError E1001 where it is none."""
+    known = [spec.mask_id if token is None else token for token in ids]
+    if len(known) != spec.gen_length or max(known) >= vocab_size or ids[position] is not None:
+        raise DataError(
+            "E1001",
+            f"a state has gen_length={spec.gen_length} tokens, ids below {vocab_size}, and the "
+            "mask at the position that is asked about.",
+        )
+    return torch.tensor([known])
+
+
 def inspect_position(
     model: Medv,
     door: FullRecompute,
