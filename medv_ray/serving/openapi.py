@@ -43,6 +43,12 @@ ERROR: dict[str, Any] = {
     },
 }
 """JSON schema of every error answer."""
+EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string"}},
+}
+"""JSON schema of one event of a stream (`itemSchema` of OpenAPI 3.2, known to tools before it)."""
 
 
 class Api(FastAPI):
@@ -80,7 +86,7 @@ class Api(FastAPI):
             k: {"description": v, "content": told} for k, v in refusals.items()
         }
         if also is not None:
-            answers[200] = {"content": {also: {"schema": {"type": "string"}}}}
+            answers[200] = {"content": {also: {"itemSchema": EVENT}}}
         self.add_api_route(
             path,
             route,
