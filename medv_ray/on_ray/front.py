@@ -28,7 +28,7 @@ LIMITS = "MEDV_SERVE_LIMITS"
 QUEUE_S = 30.0
 """Beyond `limits.request_seconds`, which begin in the replica: for a way there, and a restart."""
 LAST_WORDS_S = 5.0
-INLINE_BYTES = 64 * 2**10
+INLINE_BYTES = 2**20
 """Bodies up to this size go to the replica with the request; it asks the proxy for larger ones,
 which takes Serve two milliseconds more."""
 SERVES_OWN = (

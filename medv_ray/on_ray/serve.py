@@ -7,6 +7,7 @@ Each replica steps its own engine; the requests of all clients meet there.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -22,7 +23,7 @@ from medv_ray.on_ray.options import serve_settings
 from medv_ray.serving.app import make_app
 from medv_ray.serving.audit import AuditLog
 from medv_ray.serving.auth import Keys
-from medv_ray.serving.guard import App
+from medv_ray.serving.guard import BODY, App, Receive, Scope, Send
 from medv_ray.serving.meters import METERS, Meters
 from medv_ray.serving.options import ServeSettings
 from medv_ray.serving.service import Service
@@ -55,6 +56,29 @@ class RayMeters:
         getattr(self._made[name], verb)(value, tags=labels)
 
 
+class Alone:
+    """A request that came with its body is answered without the proxy's help.
+
+    Serve asks its proxy, by two actor calls a request, for the body and whether the client is gone.
+    Here the front has sent the body along (`BODY`), and the proxy cancels the request of a client
+    that leaves: the calls would bring nothing, and take 2 ms from the answer on two cores.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # a private name of Serve's: where a later one has another, its calls are made as before
+        if BODY in scope and hasattr(receive, "_receive_asgi_messages"):
+            receive._receive_asgi_messages = _never
+        await self._app(scope, receive, send)
+
+
+async def _never(_: Any) -> bytes:
+    await asyncio.Event().wait()
+    raise AssertionError("an event that nobody sets")
+
+
 @serve.ingress()
 class Replica:
     """One process that holds the model."""
@@ -78,7 +102,7 @@ class Replica:
         gc.freeze()  # what was imported is not looked at again: 0.4 s a collection
 
     def __serve_build_asgi_app__(self) -> App:
-        return make_app(self._service, self._keys, self._audit)
+        return Alone(make_app(self._service, self._keys, self._audit))
 
     def check_health(self) -> None:
         """Raises RunError E1708 when the stepping thread is stuck or gone."""

@@ -37,6 +37,8 @@ from medv_ray.data import synthetic
 ROOT = Path(__file__).parents[2]
 START_S = 120.0
 ALLOWED = {200, 429, 503}
+LONG = {"gen_length": 448, "block_length": 448, "steps": 448, "forbidden": ["<|eot_id|>"]}
+"""Settings by which the toy goes on for seconds: as many steps as fit, and no end of text."""
 MIB = 2**20
 CHAT = "/v1/chat/completions"
 REQUEST_LINE = f"POST {CHAT} HTTP/1.1\r\n".encode()
@@ -145,6 +147,10 @@ class Clients:
         elif "error" not in reply.json():
             self.seen.problems.append("an error without our words")
         return reply
+
+    async def ongoing(self) -> int:
+        """Requests that the replica has not answered yet."""
+        return int((await self.http.get("/health")).json()["ongoing"])
 
     async def again_and_again(self, until_s: float, stream: bool) -> None:
         while time.monotonic() < until_s:
@@ -283,23 +289,27 @@ async def soak(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[st
 
 
 async def leave(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:
-    """Clients that do not wait: what they asked for is not computed any more."""
+    """Clients that do not wait: what they asked for, 20 times 6 s, is not computed any more."""
     seen = Seen()
     clients = Clients(endpoint, seen)
-    long = {"gen_length": 512, "block_length": 512, "steps": 512}
-    payload = json.dumps({**clients.body, "stream": True, "diffusion": long}).encode()
-    head = LOCAL_JSON + f"content-length: {len(payload)}\r\n\r\n".encode()
-    for _ in range(20):
-        _, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
+    for number in range(20):
+        stream = number % 2 == 0
+        payload = json.dumps({**clients.body, "stream": stream, "diffusion": LONG}).encode()
+        head = LOCAL_JSON + f"content-length: {len(payload)}\r\n\r\n".encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
         writer.write(REQUEST_LINE + head + payload)
-        await writer.drain()
-        await asyncio.sleep(0.1)
+        if stream:
+            begun = b" 200 " in await reader.readline()
+        else:
+            await asyncio.sleep(0.3)
+            begun = await clients.ongoing() > 0
+        if not begun:
+            seen.problems.append("it was not being answered when its client left")
         writer.close()
-    await asyncio.sleep(1.0)
     begun_s = time.monotonic()
     await clients.ask()
     seconds = time.monotonic() - begun_s
-    ongoing = (await clients.http.get("/health")).json()["ongoing"]
+    ongoing = await clients.ongoing()
     if seconds > 3 or ongoing:
         seen.problems.append(f"{ongoing} ongoing; the next answer took {seconds:.1f} s")
     return {"next_answer_s": round(seconds, 2), **seen.told()}, seen.problems

@@ -17,7 +17,7 @@ from ray import serve
 from medv_ray.engine import Predictor, Request
 from medv_ray.on_ray.options import serve_settings
 from medv_ray.on_ray.serve import build
-from tests.chaos.serve_runs import LOCAL_JSON, Clients, Endpoint, Seen, free_port, raw
+from tests.chaos.serve_runs import LOCAL_JSON, LONG, Clients, Endpoint, Seen, free_port, raw
 from tests.unit.serving.client import body_of, tiles
 
 CHAT = "/v1/chat/completions"
@@ -102,6 +102,21 @@ def test_lost_replicas_cost_no_request(endpoint: Endpoint) -> None:
     assert seen.problems == []
     assert set(seen.statuses) == {200}
     assert seen.statuses[200] > 6  # it was answered after the kill, too
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_is_not_computed_for(http: httpx2.Client, stream: bool) -> None:
+    client = http.stream("POST", CHAT, json=body_of(stream=stream, diffusion=LONG), timeout=1.0)
+    if stream:  # it begins at once
+        with client as reply:
+            assert reply.status_code == 200
+    else:
+        with pytest.raises(httpx2.ReadTimeout), client:
+            pass
+    begun_s = time.monotonic()
+    while http.get("/health").json()["ongoing"]:
+        assert time.monotonic() - begun_s < 2, "it would go on for six"
+        time.sleep(0.05)
 
 
 def test_metrics_go_through_ray(http: httpx2.Client) -> None:
