@@ -37,7 +37,7 @@ from medv_ray.serving.protocol import (
     parse,
 )
 from medv_ray.serving.replies import OURS, body_of, error_object, headers_of, is_plain, status_of
-from medv_ray.serving.service import Service, models_list
+from medv_ray.serving.service import Service, model_object, models_list
 from medv_ray.serving.talk import HEADERS, Talk
 from medv_ray.serving.translate import request_of, sampler_of
 from medv_ray.settings import SamplerSettings
@@ -108,6 +108,7 @@ class Routes:
         self.app.add_exception_handler(HTTPException, self._http_error)
         self.app.add_exception_handler(Exception, self._defect)
         self.app.serve("GET", "/v1/models", self.models)
+        self.app.serve("GET", "/v1/models/{name:path}", self.one_model)
         self.app.serve("POST", "/v1/chat/completions", self.chat, ChatRequest, "text/event-stream")
         self.app.serve("POST", "/v1/inspect", self.inspect, InspectRequest)
         self.app.serve("GET", "/health", self.health)
@@ -118,6 +119,10 @@ class Routes:
     async def models(self) -> JSONResponse:
         """Models and adapters by the names that requests call them."""
         return self._json(models_list(self.service))
+
+    async def one_model(self, name: str) -> JSONResponse:
+        """A model or an adapter by its name."""
+        return self._json(model_object(self.service, name))
 
     async def health(self) -> JSONResponse:
         """200 while denoising goes on, 503 when it is stuck."""

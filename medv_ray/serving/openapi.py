@@ -80,7 +80,8 @@ class Api(FastAPI):
             self._schemas |= schema.pop("$defs", {}) | {body.__name__: schema}
             named = {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}
             extra["requestBody"] = {"required": True, "content": {"application/json": named}}
-        refusals = ANSWERS if body is not None else {k: ANSWERS[k] for k in (401, 403, 429, 503)}
+        few = (401, 403, 404, 429, 503) if "{" in path else (401, 403, 429, 503)
+        refusals = ANSWERS if body is not None else {k: ANSWERS[k] for k in few}
         told = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
         answers: dict[int | str, dict[str, Any]] = {
             k: {"description": v, "content": told} for k, v in refusals.items()

@@ -187,6 +187,12 @@ def texts_of(engine: Engine) -> Texts:
 
 def models_list(service: Service) -> dict[str, Any]:
     """The body of /v1/models."""
+    return {"object": "list", "data": [model_object(service, name) for name in service.texts]}
+
+
+def model_object(service: Service, name: str) -> dict[str, Any]:
+    """The body of /v1/models/NAME. Raises BadRequest E1706 when there is none of that name."""
+    service.model(name)
     settings = service.settings
     limits = settings.limits.model_dump(
         include={"max_images", "max_body_bytes", "max_gen_length", "max_steps", "max_n"}
@@ -196,10 +202,4 @@ def models_list(service: Service) -> dict[str, Any]:
         "limits": limits,
         "presets": ["exact", "fast", "turbo"],
     }
-    return {
-        "object": "list",
-        "data": [
-            {"id": name, "object": "model", "created": 0, "owned_by": "medv_ray", "medv": ours}
-            for name in service.texts
-        ],
-    }
+    return {"id": name, "object": "model", "created": 0, "owned_by": "medv_ray", "medv": ours}

@@ -16,6 +16,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -315,8 +316,8 @@ async def leave(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[s
     return {"next_answer_s": round(seconds, 2), **seen.told()}, seen.problems
 
 
-def hostile() -> dict[str, tuple[bytes, bytes]]:
-    """Header lines and bodies of requests that must be refused at once."""
+def hostile() -> dict[str, tuple[str, bytes, bytes]]:
+    """Requests that must be refused at once: the code for it, header lines, body."""
     json_head = b"content-type: application/json\r\n"
 
     def chat(content: Any = "a question", **more: Any) -> tuple[bytes, bytes]:
@@ -338,53 +339,62 @@ def hostile() -> dict[str, tuple[bytes, bytes]]:
     )
     steps = lambda value: chat(diffusion={"steps": value})  # noqa: E731
     return {
-        "144 megapixels": picture(data_url(png)),
-        "pickle": picture(data_url(b"\x80\x04\x95" + bytes(100))),
-        "file URL": picture("file:///etc/passwd"),
-        "link-local URL": picture("http://169.254.169.254/latest/meta-data"),
-        "mapped URL": picture("http://[::ffff:127.0.0.1]/"),
-        "no base64": picture("data:image/png;base64,!!!"),
-        "64 images": chat([{"type": "image_url", "image_url": {"url": data_url(b"x")}}] * 64),
-        "steps 0": steps(0),
-        "steps NaN": steps(float("nan")),
-        "steps 1e9": steps(10**9),
-        "steps text": steps("many"),
-        "n": chat(n=10**9),
-        "max_tokens -1": chat(max_tokens=-1),
-        "max_tokens 1e12": chat(max_tokens=10**12),
-        "a million messages": (json_head, b'{"model":"m","messages":[' + b"{}," * 10**6 + b"{}]}"),
-        "deep": (json_head, b"[" * 10**5),
-        "unknown field": chat(stepps=3),
-        "no JSON": (json_head, b"\xff\xfe"),
-        "form": (b"content-type: application/x-www-form-urlencoded\r\n", b"a=b"),
-        "gzip": (json_head + b"content-encoding: gzip\r\n", b"\x1f\x8b" + bytes(100)),
-        "large header": (json_head + b"x-a: " + b"a" * MIB + b"\r\n", b"{}"),
-        "other host": (json_head + b"host: attacker.example\r\n", b"{}"),
+        "144 megapixels": ("E1204", *picture(data_url(png))),
+        "pickle": ("E1202", *picture(data_url(b"\x80\x04\x95" + bytes(100)))),
+        "file URL": ("E1704", *picture("file:///etc/passwd")),
+        "link-local URL": ("E1704", *picture("http://169.254.169.254/latest/meta-data")),
+        "mapped URL": ("E1704", *picture("http://[::ffff:127.0.0.1]/")),
+        "no base64": ("E1701", *picture("data:image/png;base64,!!!")),
+        "64 images": (
+            "E1701",
+            *chat([{"type": "image_url", "image_url": {"url": data_url(b"x")}}] * 64),
+        ),
+        "steps 0": ("E1001", *steps(0)),
+        "steps NaN": ("E1001", *steps(float("nan"))),
+        "steps 1e9": ("E1701", *steps(10**9)),
+        "steps text": ("E1001", *steps("many")),
+        "n": ("E1701", *chat(n=10**9)),
+        "max_tokens -1": ("E1701", *chat(max_tokens=-1)),
+        "max_tokens 1e12": ("E1701", *chat(max_tokens=10**12)),
+        "a million messages": (
+            "E1701",
+            json_head,
+            b'{"model":"m","messages":[' + b"{}," * 10**6 + b"{}]}",
+        ),
+        "deep": ("E1701", json_head, b"[" * 10**5),
+        "unknown field": ("E1701", *chat(stepps=3)),
+        "no JSON": ("E1701", json_head, b"\xff\xfe"),
+        "form": ("E1710", b"content-type: application/x-www-form-urlencoded\r\n", b"a=b"),
+        "gzip": ("E1710", json_head + b"content-encoding: gzip\r\n", b"\x1f\x8b" + bytes(100)),
+        "large header": ("E1711", json_head + b"x-a: " + b"a" * MIB + b"\r\n", b"{}"),
+        "other host": ("E1705", json_head + b"host: attacker.example\r\n", b"{}"),
     }
 
 
 async def attacks(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:
-    """Hostile requests: 4xx within 100 ms, and hardly any memory."""
+    """Hostile requests: the refusal that is meant, within 100 ms, and hardly any memory."""
     seen, slowest = Seen(), {}
     clients = Clients(endpoint, seen)
     await clients.many(4, 3)
     before, most = endpoint.rss_bytes(), 0
-    for name, (head, body) in hostile().items():
+    hundred = LOCAL_JSON + b"content-length: 100\r\n"
+    slow_sender = asyncio.create_task(raw(endpoint, hundred, b"{"))
+    for name, (meant, head, body) in hostile().items():
         times = []
         for _ in range(3):
             head_all = b"" if b"host:" in head else b"host: localhost\r\n"
             head_all += head + f"content-length: {len(body)}\r\n".encode()
-            status, seconds = await raw(endpoint, head_all, body)
+            status, code, seconds = await raw(endpoint, head_all, body)
             times.append(seconds)
-            if not 400 <= status < 500:
-                seen.problems.append(f"{name}: status {status}")
+            if not 400 <= status < 500 or code != meant:
+                seen.problems.append(f"{name}: status {status}, {code or 'no code'}, not {meant}")
         slowest[name] = min(times)
         most = max(most, endpoint.rss_bytes())
     length = f"content-length: {300 * MIB}\r\n".encode()
     tries = [await raw(endpoint, LOCAL_JSON + length, bytes(300 * MIB)) for _ in range(3)]
-    slowest["300 MiB"] = min(seconds for _, seconds in tries)
-    if {status for status, _ in tries} != {413}:
-        seen.problems.append("300 MiB: another status than 413")
+    slowest["300 MiB"] = min(seconds for *_, seconds in tries)
+    if {(status, code) for status, code, _ in tries} != {(413, "E1703")}:
+        seen.problems.append("300 MiB: another answer than 413")
     most = max(most, endpoint.rss_bytes())
     growth = (most - before) / MIB
     limit_s = 1.0 if short else 0.1  # a short run is for machines that do other things, too
@@ -393,14 +403,19 @@ async def attacks(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list
         seen.problems.append(f"slower than {limit_s:g} s: {late}")
     if growth > 32:
         seen.problems.append(f"memory grew by {growth:.0f} MiB")
+    status, code, seconds = await slow_sender
+    if (status, code) != (408, "E1709"):
+        seen.problems.append(f"slow sender: status {status}, {code or 'no code'}")
     told = {"requests": len(slowest), "slowest_s": round(max(slowest.values()), 3)}
+    told["slow_sender_s"] = round(seconds, 1)
     return {**told, "rss_growth_mib": round(growth, 1)}, seen.problems
 
 
-async def raw(endpoint: Endpoint, head: bytes, body: bytes) -> tuple[int, float]:
-    """Status, and seconds from the end of the headers to the first byte of the answer."""
+async def raw(endpoint: Endpoint, head: bytes, body: bytes) -> tuple[int, str, float]:
+    """Status, error code, and seconds from the end of the headers to the first byte of the
+    answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
-    writer.write(REQUEST_LINE + head + b"\r\n")
+    writer.write(REQUEST_LINE + b"connection: close\r\n" + head + b"\r\n")
     begun_s = time.monotonic()
 
     async def send() -> None:
@@ -408,18 +423,22 @@ async def raw(endpoint: Endpoint, head: bytes, body: bytes) -> tuple[int, float]
             for start in range(0, len(body), MIB):
                 writer.write(body[start : start + MIB])
                 await writer.drain()
+                await asyncio.sleep(0)  # drain alone need not let the answer be seen
         except ConnectionError:
             return
 
     sending = asyncio.create_task(send())
+    line, rest = b"", b""
     try:
-        line = await asyncio.wait_for(reader.readline(), 30)
+        line = await asyncio.wait_for(reader.readline(), 60)
+        seconds = time.monotonic() - begun_s
+        rest = await asyncio.wait_for(reader.read(), 60)
     except ConnectionError:
-        line = b""
-    seconds = time.monotonic() - begun_s
+        seconds = time.monotonic() - begun_s
     await sending
     writer.close()
-    return int(line.split()[1]) if line else 0, seconds
+    code = re.search(rb'"code": ?"(E\d{4})"', rest)
+    return int(line.split()[1]) if line else 0, code[1].decode() if code else "", seconds
 
 
 async def redeploy(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:

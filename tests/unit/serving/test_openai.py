@@ -68,6 +68,13 @@ def test_answers_are_the_predictors(client: OpenAI, predictor: Predictor, number
     assert (ours["seed"], tuple(ours["warnings"])) == (0, want.warnings)
 
 
+def test_models_by_their_names(client: OpenAI) -> None:
+    (listed,) = client.models.list().data
+    assert client.models.retrieve(MODEL).to_dict() == listed.to_dict()
+    with pytest.raises(openai.NotFoundError, match="E1706"):
+        client.models.retrieve("another/one")
+
+
 @pytest.mark.parametrize("sampler", [SHORT, CAPTION, WARM])
 def test_a_stream_tells_the_same_text(
     client: OpenAI, predictor: Predictor, sampler: SamplerSettings
