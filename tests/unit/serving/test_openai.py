@@ -71,8 +71,9 @@ def test_answers_are_the_predictors(client: OpenAI, predictor: Predictor, number
 def test_models_by_their_names(client: OpenAI) -> None:
     (listed,) = client.models.list().data
     assert client.models.retrieve(MODEL).to_dict() == listed.to_dict()
-    with pytest.raises(openai.NotFoundError, match="E1706"):
+    with pytest.raises(openai.NotFoundError, match="there are: medv-tiny") as refused:
         client.models.retrieve("another/one")
+    assert refused.value.code == "E1706"
 
 
 @pytest.mark.parametrize("sampler", [SHORT, CAPTION, WARM])
