@@ -171,7 +171,7 @@ class Routes:
         """Raises MedvError."""
         async with AsyncExitStack() as held:
             if self._audit is not None:
-                held.callback(self._note, said, owner, started_s)
+                held.callback(self._note_chat, said, owner, started_s)
             seeds = [choice.seed for choice in said.choices]
             with said.noting():
                 held.enter_context(self._places.taken(owner))
@@ -185,33 +185,45 @@ class Routes:
             return self._json(await talk.whole())
         raise AssertionError("it has returned")
 
-    def _note(self, said: Completion, owner: str, started_s: float) -> None:
-        assert self._audit is not None
-        prompts = {answer.prompt_sha256 for answer in said.answers.values()}
+    def _note_chat(self, said: Completion, owner: str, started_s: float) -> None:
+        prompts = sorted({answer.prompt_sha256 for answer in said.answers.values()})
+        about = {"request": said.id, "model": said.request.model, "outcome": said.outcome}
+        self._note(owner, started_s, **about, prompt_sha256=prompts, image_sha256=said.image_sha256)
+
+    def _note(self, owner: str, started_s: float, **fields: Any) -> None:
+        if self._audit is None:
+            return
         try:
-            self._audit.write(
-                key=owner,
-                request=said.id,
-                model=said.request.model,
-                outcome=said.outcome,
-                seconds=round(time.monotonic() - started_s, 3),
-                prompt_sha256=sorted(prompts),
-                image_sha256=said.image_sha256,
-            )
+            seconds = round(time.monotonic() - started_s, 3)
+            self._audit.write(key=owner, seconds=seconds, **fields)
         except OSError as error:  # the answer is not to blame
             log.error("the audit log could not be written: %s", type(error).__name__)
 
     async def inspect(self, request: Request) -> Response:
         """What could stand at a position of a state of an answer, and where it looks."""
+        started_s = time.monotonic()
         asked = parse(InspectRequest, await json_body(request))
         texts = self.service.model(asked.model)
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
         owner = str(request.scope["state"]["key"])
+        about = {"request": f"inspect-{identity(request)[0]}", "model": asked.model}
 
         async def answer() -> Response:
-            with self._places.taken(owner):
-                one = await self._read(asked, sampler, self._settings.seed)
-                found = await self.service.inspect(asked.model, one, asked.tokens, asked.position)
+            outcome, pictures = "left", list[str]()
+            try:
+                with self._places.taken(owner):
+                    one = await self._read(asked, sampler, self._settings.seed)
+                    pictures = digests(one) if self._audit is not None else []
+                    found = await self.service.inspect(
+                        asked.model, one, asked.tokens, asked.position
+                    )
+                outcome = "answered"
+            except Exception as error:
+                outcome = error.code if isinstance(error, MedvError) else "E1509"
+                raise
+            finally:
+                about["outcome"] = outcome
+                self._note(owner, started_s, **about, image_sha256=pictures)
             return self._json(inspection_body(found, asked.position, texts))
 
         return await unless_left(request, answer()) or Response(status_code=LEFT)

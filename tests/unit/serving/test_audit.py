@@ -127,3 +127,25 @@ def test_requests_are_written_down_without_what_they_say(
         assert secret not in text
     known = {"time", "key", "request", "model", "outcome", "seconds", "before"}
     assert all(set(line) == known | {"prompt_sha256", "image_sha256"} for line in found)
+
+
+def test_inspections_are_written_down_too(service: Service, tmp_path: Path) -> None:
+    path = tmp_path / "audit"
+    log = AuditLog(str(path))
+    app = make_app(service, KEYS, log)
+    headers = {"authorization": f"Bearer {KEY}", "x-request-id": "mine"}
+    image = tiles()[0].image
+    state: Any = {"tokens": [None] * 8, "position": 2}
+    body = body_of(messages=[message(SECRET, image)], **state)
+    assert ask(app, body, path="/v1/inspect", headers=headers).status == 200
+    body["tokens"] = [10**9, *[None] * 7]
+    refused = ask(app, body, path="/v1/inspect", headers=headers)
+    assert refused.status == 400
+    log.close()
+    assert verify(str(path)) is None
+    found = lines(path)
+    assert [line["outcome"] for line in found] == ["answered", refused.error["code"]]
+    for line in found:
+        assert (line["key"], line["request"]) == ("alice", "inspect-mine")
+        assert line["image_sha256"] == [hashlib.sha256(image).hexdigest()]
+    assert SECRET not in path.read_text()
