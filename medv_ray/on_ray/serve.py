@@ -61,7 +61,7 @@ class Alone:
 
     Serve asks its proxy, by two actor calls a request, for the body and whether the client is gone.
     Here the front has sent the body along (`BODY`), and the proxy cancels the request of a client
-    that leaves: the calls would bring nothing, and take 2 ms from the answer on two cores.
+    that leaves: the calls would only tell of a lost proxy, and cost 2 ms an answer on two cores.
     """
 
     def __init__(self, app: App) -> None:

@@ -27,7 +27,7 @@ from medv_ray.serving.completions import Completion, inspection_body
 from medv_ray.serving.fetch import fetcher
 from medv_ray.serving.guard import App, Guard, Message, Receive, Scope, Send
 from medv_ray.serving.meters import Meters
-from medv_ray.serving.openapi import Api
+from medv_ray.serving.openapi import ANSWER, EVENT, Api
 from medv_ray.serving.places import Places
 from medv_ray.serving.protocol import (
     BadRequest,
@@ -48,6 +48,10 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+CHAT_ANSWERS = {
+    "application/json": {"schema": ANSWER},
+    "text/event-stream": {"itemSchema": EVENT},
+}
 LEFT = 499
 """Status that is counted for a client that has left."""
 ROUTES = ("/", "/v1/models", "/v1/chat/completions", "/v1/inspect", "/health", "/metrics")
@@ -91,6 +95,8 @@ class Counted:
                 raise
         finally:
             route = scope["path"] if scope["path"] in ROUTES else "other"
+            if scope["path"].startswith("/v1/models/"):
+                route = "/v1/models"
             self._meters.add("medv_requests", route=route, status=status)
             self._meters.add("medv_request_seconds", time.monotonic() - started_s, route=route)
 
@@ -109,10 +115,10 @@ class Routes:
         self.app.add_exception_handler(Exception, self._defect)
         self.app.serve("GET", "/v1/models", self.models)
         self.app.serve("GET", "/v1/models/{name:path}", self.one_model)
-        self.app.serve("POST", "/v1/chat/completions", self.chat, ChatRequest, "text/event-stream")
+        self.app.serve("POST", "/v1/chat/completions", self.chat, ChatRequest, CHAT_ANSWERS)
         self.app.serve("POST", "/v1/inspect", self.inspect, InspectRequest)
         self.app.serve("GET", "/health", self.health)
-        self.app.serve("GET", "/metrics", self.metrics, also="text/plain")
+        self.app.serve("GET", "/metrics", self.metrics, answers={"text/plain": {}})
         self.app.add_api_route("/", self.page, include_in_schema=False)
         self.app.add_api_route("/assets/{name}", self.asset, include_in_schema=False)
 

@@ -43,6 +43,57 @@ ERROR: dict[str, Any] = {
     },
 }
 """JSON schema of every error answer."""
+ANSWER: dict[str, Any] = {
+    "type": "object",
+    "required": ["id", "object", "created", "model", "choices", "usage", "medv"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"const": "chat.completion"},
+        "created": {"type": "integer"},
+        "model": {"type": "string"},
+        "choices": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["index", "message", "logprobs", "finish_reason"],
+                "properties": {
+                    "index": {"type": "integer"},
+                    "message": {
+                        "type": "object",
+                        "required": ["role", "content"],
+                        "properties": {
+                            "role": {"const": "assistant"},
+                            "content": {"type": "string"},
+                        },
+                    },
+                    "logprobs": {"type": ["object", "null"]},
+                    "finish_reason": {"enum": ["stop", "length"]},
+                },
+            },
+        },
+        "usage": {
+            "type": "object",
+            "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
+            "additionalProperties": {"type": "integer"},
+        },
+        "medv": {
+            "type": "array",
+            "description": "One for each choice.",
+            "items": {
+                "type": "object",
+                "required": ["confidence", "forward_passes", "seed", "warnings"],
+                "properties": {
+                    "confidence": {"type": "number", "minimum": 0, "maximum": 1},
+                    "forward_passes": {"type": "integer"},
+                    "seed": {"type": "integer"},
+                    "warnings": {"type": "array", "items": {"type": "string"}},
+                },
+            },
+        },
+    },
+}
+"""JSON schema of an answer that is not streamed."""
 EVENT: dict[str, Any] = {
     "type": "object",
     "required": ["data"],
@@ -71,9 +122,9 @@ class Api(FastAPI):
         path: str,
         route: Callable[..., Awaitable[Response]],
         body: type[Wire] | None = None,
-        also: str | None = None,
+        answers: dict[str, dict[str, Any]] | None = None,
     ) -> None:
-        """A route. `body`: what it takes; `also`: a media type that it answers in beside JSON."""
+        """A route. `body`: what it takes; `answers`: its media types, as OpenAPI describes them."""
         extra: dict[str, Any] = {}
         if body is not None:
             schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -83,18 +134,18 @@ class Api(FastAPI):
         few = (401, 403, 404, 429, 503) if "{" in path else (401, 403, 429, 503)
         refusals = ANSWERS if body is not None else {k: ANSWERS[k] for k in few}
         told = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-        answers: dict[int | str, dict[str, Any]] = {
+        responses: dict[int | str, dict[str, Any]] = {
             k: {"description": v, "content": told} for k, v in refusals.items()
         }
-        if also is not None:
-            answers[200] = {"content": {also: {"itemSchema": EVENT}}}
+        if answers is not None:
+            responses[200] = {"content": answers}
         self.add_api_route(
             path,
             route,
             methods=[method],
             response_model=None,
             openapi_extra=extra,
-            responses=answers,
+            responses=responses,
         )
 
     def openapi(self) -> dict[str, Any]:

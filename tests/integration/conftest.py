@@ -29,6 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def local_ray() -> Iterator[None]:
     import ray
 
+    os.environ["MEDV_CHAOS"] = str(os.getpid())  # a mark, by which a test finds what it may kill
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
         logging_level="error", object_store_memory=200 * 2**20,

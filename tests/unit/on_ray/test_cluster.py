@@ -1,9 +1,14 @@
 """What is left of an own Ray."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
-from medv_ray.on_ray.cluster import end_workers
+import pytest
+import ray
+
+from medv_ray.on_ray.cluster import _start_local, end_workers
 
 NAMED = """
 import ctypes, sys
@@ -31,3 +36,18 @@ def test_a_worker_that_does_not_end_is_ended_and_nobody_else() -> None:
         assert other.poll() is None
     finally:
         other.kill()
+
+
+def test_a_clone_in_the_working_directory_hides_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray's workers look there before they ask the finder of an editable install."""
+    home = str(Path(__file__).parents[3])
+    started: list[str] = []
+    monkeypatch.setattr(ray, "init", lambda **_: started.append(os.environ["PYTHONPATH"]))
+    monkeypatch.setenv("PYTHONPATH", "before")
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one not in ("", home)])
+    _start_local()
+    assert started == [f"{home}{os.pathsep}before"]
+    monkeypatch.setenv("PYTHONPATH", "before")
+    sys.path.append(home)
+    _start_local()
+    assert started[1] == "before"
