@@ -104,11 +104,9 @@ def running_ray(address: str | None = None) -> Iterator[Cluster]:
 def _start_local() -> None:
     import ray
 
-    import medv_ray
-
     # Ray's processes look into the working directory first: a clone of this repository that lies
     # there would hide a package that was installed as editable
-    home = str(Path(medv_ray.__file__).parents[1])
+    home = str(Path(__file__).parents[2])
     if home not in sys.path:
         before = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = home + (os.pathsep + before if before else "")
