@@ -133,6 +133,7 @@ def build(args: dict[str, Any]) -> serve.Application:
             target_ongoing_requests=scaling.target_ongoing or limits.ongoing / 2,
             downscale_delay_s=scaling.downscale_seconds,
         ),
+        max_surge_percent=scaling.surge_percent,
         # a request that was taken is answered
         graceful_shutdown_timeout_s=limits.request_seconds + 10,
         graceful_shutdown_wait_loop_s=0.5,

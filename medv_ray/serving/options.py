@@ -75,6 +75,9 @@ class ScalingSettings(Settings):
     target_ongoing: PositiveFloat | None = None
     """Requests a replica should hold; more start another one. None: half of `limits.ongoing`."""
     downscale_seconds: NonNegativeFloat = 600.0
+    surge_percent: Annotated[int, Field(ge=0, le=100)] = 0
+    """Replicas that a changed deployment may start beside the old ones, in percent of those; they
+    need room. 0: the old ones end first, and requests wait (`limits.queue`) while models load."""
     num_gpus: Annotated[float, Field(ge=0)] = 0
     cpus_per_replica: Annotated[float, Field(ge=0)] = 1
     """CPU cores and torch threads of each replica."""

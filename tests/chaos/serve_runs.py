@@ -493,7 +493,8 @@ async def redeploy(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], lis
             settings["applications"][0]["args"]["seed"] = number + 1
             await asyncio.to_thread(deploy, settings)
             for _ in range(600):
-                if not old & set(endpoint.pids("ServeReplica")):
+                now = set(endpoint.pids("ServeReplica"))  # by a name they get when they are ready
+                if now and not old & now:
                     deployed += 1
                     break
                 await asyncio.sleep(0.1)

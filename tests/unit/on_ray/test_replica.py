@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.serve._private.http_util import ASGIReceiveProxy
 
-from medv_ray.on_ray.serve import Alone
+from medv_ray.on_ray.serve import Alone, build
 from medv_ray.serving.guard import BODY, Receive, Scope, Send
 
 
@@ -37,6 +37,17 @@ def test_a_proxy_is_asked_only_for_a_body_that_did_not_come_along(inline: bool) 
 
     asyncio.run(run())
     assert asked == ([] if inline else ["of the request"])
+
+
+def test_settings_reach_the_deployment() -> None:
+    scaling = {"max_replicas": 3, "surge_percent": 50, "num_gpus": 0.5}
+    application = build({"model": "toy", "scaling": scaling, "limits": {"ongoing": 7, "queue": 9}})
+    made = application._bound_deployment
+    told = made._deployment_config
+    assert (told.max_surge_percent, told.autoscaling_config.max_replicas) == (50, 3)
+    assert (told.max_ongoing_requests, told.max_queued_requests) == (7, 9)
+    assert told.graceful_shutdown_timeout_s > 120
+    assert made.ray_actor_options["num_gpus"] == 0.5
 
 
 async def _nothing(message: Any) -> None:
