@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from ray import serve
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 from ray.util import metrics as ray_metrics
 
 from medv_ray.errors import RunError
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 HEALTH_SECONDS = 3.0
 """Between two looks at a replica. A stuck one is replaced after `limits.stuck_seconds` and three of
 these, as Serve wants three bad looks in a row."""
+BACKOFF_S = 0.05
+"""At most between two looks of a waiting request for room in a replica. Serve's own 0.5 s left
+replicas half empty: 20 instead of 36 answers a second where 100 clients ask one of 64 places."""
 CRASH_CODE = 70  # EX_SOFTWARE
 
 
@@ -133,6 +136,7 @@ def build(args: dict[str, Any]) -> serve.Application:
             target_ongoing_requests=scaling.target_ongoing or limits.ongoing / 2,
             downscale_delay_s=scaling.downscale_seconds,
         ),
+        request_router_config=RequestRouterConfig(max_backoff_s=BACKOFF_S),  # type: ignore[arg-type]
         max_surge_percent=scaling.surge_percent,
         # a request that was taken is answered
         graceful_shutdown_timeout_s=limits.request_seconds + 10,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.serve._private.http_util import ASGIReceiveProxy
 
-from medv_ray.on_ray.serve import Alone, build
+from medv_ray.on_ray.serve import BACKOFF_S, Alone, build
 from medv_ray.serving.guard import BODY, Receive, Scope, Send
 
 
@@ -45,6 +45,7 @@ def test_settings_reach_the_deployment() -> None:
     made = application._bound_deployment
     told = made._deployment_config
     assert (told.max_surge_percent, told.autoscaling_config.max_replicas) == (50, 3)
+    assert told.request_router_config.max_backoff_s == BACKOFF_S
     assert (told.max_ongoing_requests, told.max_queued_requests) == (7, 9)
     assert told.graceful_shutdown_timeout_s > 120
     assert made.ray_actor_options["num_gpus"] == 0.5
