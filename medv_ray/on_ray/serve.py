@@ -59,7 +59,7 @@ class RayMeters:
         getattr(self._made[name], verb)(value, tags=labels)
 
 
-class Alone:
+class InlineBody:
     """A request that came with its body is answered without the proxy's help.
 
     Serve asks its proxy, by two actor calls a request, for the body and whether the client is gone.
@@ -105,7 +105,7 @@ class Replica:
         gc.freeze()  # what was imported is not looked at again: 0.4 s a collection
 
     def __serve_build_asgi_app__(self) -> App:
-        return Alone(make_app(self._service, self._keys, self._audit))
+        return InlineBody(make_app(self._service, self._keys, self._audit))
 
     def check_health(self) -> None:
         """Raises RunError E1708 when the stepping thread is stuck or gone."""

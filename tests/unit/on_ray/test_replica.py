@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.serve._private.http_util import ASGIReceiveProxy
 
-from medv_ray.on_ray.serve import BACKOFF_S, Alone, build
+from medv_ray.on_ray.serve import BACKOFF_S, InlineBody, build
 from medv_ray.serving.guard import BODY, Receive, Scope, Send
 
 
@@ -31,7 +31,7 @@ def test_a_proxy_is_asked_only_for_a_body_that_did_not_come_along(inline: bool) 
         scope: Scope = {"type": "http"} | ({BODY: b"{}"} if inline else {})
         receive = ASGIReceiveProxy(scope, "of the request", ask)  # type: ignore[arg-type]
         fetching = asyncio.ensure_future(receive.fetch_until_disconnect())  # as Serve begins
-        await Alone(app)(scope, receive, _nothing)  # type: ignore[arg-type]
+        await InlineBody(app)(scope, receive, _nothing)  # type: ignore[arg-type]
         assert fetching.done() != inline
         fetching.cancel()
 

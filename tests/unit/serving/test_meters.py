@@ -87,11 +87,13 @@ def test_no_label_comes_from_a_client(app: App) -> None:
         ask(app, body_of(**fields), headers={"x-request-id": "Erika", "user-agent": SECRET})
     ask(app, b"", path=f"/{SECRET}", method="GET")
     ask(app, b"", method="PATCH", path=f"/v1/{SECRET}")
+    ask(app, b"", path=f"/v1/models/{SECRET}", method="GET")
     text = get(app, "/metrics").body.decode()
     assert "Erika" not in text
     labels = {key for _, pairs in values(app) for key in pairs}
     assert {name for name, _ in labels} == {"route", "status", "le"}
-    assert {value for name, value in labels if name == "route"} == {CHAT, "/metrics", "other"}
+    routes = {value for name, value in labels if name == "route"}
+    assert routes == {CHAT, "/metrics", "/v1/models", "other"}
     assert {value for name, value in labels if name == "status"} <= {"200", "400", "404", "405"}
 
 
