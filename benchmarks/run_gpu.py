@@ -7,7 +7,7 @@ Needs torch, triton, numpy, pillow, pydantic, safetensors and this repository; n
 deepspeed. Model: LLaDA-8B's shape in bfloat16 with random weights, prompts of 779 random embeddings
 (729 of an image, 50 of text). So tokens per forward pass are forced by the number of steps, and
 speak of speed alone.
-First every kernel is compared with its plain reference, and the lanes of the engine with the
+First every kernel is compared with its plain reference, and running batches of the engine with the
 sampler; a part that needs what is wrong is not timed. Then each part is timed until the minutes are
 over: parts left out stand under `left_out`, those that ended with an error under `failed`. Arms of
 a comparison alternate.
@@ -36,13 +36,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
-from medv_ray.engine.lane import Lane
-
 import bench_select
 import bench_train_loss
 from circumstances import circumstances
 from medv_kernels import ops, reference
 from medv_ray.diffusion.sampler import Denoising, SampleSpec, sample
+from medv_ray.engine.denoisers import SideBySide
+from medv_ray.engine.running import RunningBatch
 from medv_ray.model.config import LanguageConfig, ModelConfig
 from medv_ray.model.denoise import FullRecompute
 from medv_ray.model.medv import Medv
@@ -231,8 +231,8 @@ def check_commit(size: Size, device: torch.device) -> dict[str, Any]:
     return {"right": wrong == 0, "runs": runs, "wrong": wrong}
 
 
-def check_lane(size: Size, device: torch.device) -> dict[str, Any]:
-    """Answers of lanes, in float32 on a small tower, against the sampler on the CPU: exact, early
+def check_batch(size: Size, device: torch.device) -> dict[str, Any]:
+    """Answers of batches, in float32 on a small tower, against the sampler on the CPU: exact, early
     ends, dual cache with a refresh, thresholds; as CUDA graphs where there is a GPU."""
     small = replace(TOY.language, vocab_size=min(size.language.vocab_size, 2048))
     model = random_model(small, torch.float32, torch.device("cpu"))
@@ -249,15 +249,14 @@ def check_lane(size: Size, device: torch.device) -> dict[str, Any]:
     ):
         spec = SampleSpec(32, block, 32, mask, forbidden_ids=(mask, 1, 2), **more)
         want = [run_alone(model, spec, prompt) for prompt in prompts]
-        dual = refresh is not None
-        lane = Lane(there, spec, len(prompts), 64, refresh, dual)
-        got = run_lane(lane, [prompt.to(device) for prompt in prompts])
+        batch = make_batch(there, spec, len(prompts), 64, refresh)
+        got = run_batch(there.head, batch, spec, [prompt.to(device) for prompt in prompts])
         runs += len(prompts)
         wrong += [name] * sum(a != b for a, b in zip(want, got, strict=True))
     # with kept keys: the same numbers whether replayed as a graph or not
     spec = SampleSpec(32, 16, 32, mask, forbidden_ids=(mask,))
     on_host, on_device = (
-        run_lane(Lane(m, spec, 5, 64, 4, True), [p.to(m.device) for p in prompts])
+        run_batch(m.head, make_batch(m, spec, 5, 64, 4), spec, [p.to(m.device) for p in prompts])
         for m in (model, there)
     )
     wrong += ["dual"] * sum(a != b for a, b in zip(on_host, on_device, strict=True))
@@ -273,15 +272,29 @@ def run_alone(model: Medv, spec: SampleSpec, prompt: Tensor) -> list[int]:
 
 
 @torch.inference_mode()
-def run_lane(lane: Lane, prompts: list[Tensor]) -> list[list[int]]:
-    """Responses of all prompts, which enter at once; the lane is empty again behind."""
-    for prompt in prompts:
-        lane.enter(prompt)
-    while lane.blocks.running:
-        lane.step()
-    x: list[list[int]] = lane.blocks.state.x.tolist()
-    for slot in range(len(prompts)):
-        lane.blocks.leave(slot)
+def make_batch(
+    model: Medv, spec: SampleSpec, num_rows: int, room: int, refresh: int | None
+) -> RunningBatch:
+    """With the dual cache where there is a `refresh`."""
+    dual = refresh is not None
+    return RunningBatch(
+        spec, num_rows, model.device, SideBySide(model, spec, num_rows, room, dual, refresh)
+    )
+
+
+@torch.inference_mode()
+def run_batch(
+    head: Tensor, batch: RunningBatch, spec: SampleSpec, prompts: list[Tensor]
+) -> list[list[int]]:
+    """Responses of all prompts, which enter at once; the batch is empty again behind."""
+    for row, prompt in enumerate(prompts):
+        batch.denoiser.enter(row, prompt)
+        batch.denoising.enter(row, spec)
+    while batch.denoising.running:
+        batch.step(head)
+    x: list[list[int]] = batch.denoising.x.tolist()
+    for row in range(len(prompts)):
+        batch.leave(row)
     return x[: len(prompts)]
 
 
@@ -354,11 +367,11 @@ def time_exact(clock: Clock, size: Size, model: Medv, gemm_tflops: float) -> dic
     language, places = size.language, size.prompt + size.length
     prompt = random_prompt(language, size.prompt, 0, model.dtype).to(clock.device)
     spec = plain_spec(size, size.length)
-    lane = Lane(model, spec, 1, size.prompt, None, False)
+    batch = make_batch(model, spec, 1, size.prompt, None)
     tokens: dict[str, list[int]] = {}
 
     def ours() -> None:
-        tokens["ours"] = run_lane(lane, [prompt])[0]
+        tokens["ours"] = run_batch(model.head, batch, spec, [prompt])[0]
 
     def theirs(name: str, autocast: bool) -> None:
         on = torch.autocast("cuda", torch.float16, enabled=autocast and clock.device.type == "cuda")
@@ -411,7 +424,7 @@ def plain_spec(size: Size, length: int, steps: int | None = None) -> SampleSpec:
     )
 
 
-def time_lane(
+def time_batch(
     clock: Clock,
     size: Size,
     model: Medv,
@@ -421,7 +434,7 @@ def time_lane(
     steps: int,
     refresh: int | None,
 ) -> dict[str, Any]:
-    """Answers a second of a full lane, and seconds an answer."""
+    """Answers a second of a full batch, and seconds an answer."""
     prompts = [
         random_prompt(size.language, size.prompt, n, model.dtype).to(clock.device)
         for n in range(batch)
@@ -429,8 +442,10 @@ def time_lane(
     spec = plain_spec(size, length, steps)
     if clock.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    lane = Lane(model, spec, batch, size.prompt, refresh, refresh is not None)
-    took = clock.arms({"lane": partial(run_lane, lane, prompts)}, repeats=5)["lane"]
+    made = make_batch(model, spec, batch, size.prompt, refresh)
+    took = clock.arms({"batch": partial(run_batch, model.head, made, spec, prompts)}, repeats=5)[
+        "batch"
+    ]
     peak = torch.cuda.max_memory_allocated() if clock.device.type == "cuda" else None
     return {
         "batch": batch,
@@ -471,20 +486,20 @@ def timings(
     yield "select", partial(time_select, size, dtype, clock.device.type)
     model = random_model(size.language, dtype, clock.device)
     yield "exact_batch_1", partial(time_exact, clock, size, model, peak["gemm_tflops"])
-    lane = partial(time_lane, clock, size, model)
+    batch = partial(time_batch, clock, size, model)
     one, many = {"batch": 1}, {"batch": size.batch}
     short, long = {"length": size.length}, {"length": size.long}
     every, r = size.length, size.length // 2
-    yield "dual_batch", partial(lane, **many, **short, steps=every, refresh=r)
-    yield "dual_batch_4_tokens", partial(lane, **many, **short, steps=every // 4, refresh=r)
-    yield "dual_1", partial(lane, **one, **short, steps=every, refresh=every)
-    yield "dual_1_long", partial(lane, **one, **long, steps=size.long, refresh=every)
+    yield "dual_batch", partial(batch, **many, **short, steps=every, refresh=r)
+    yield "dual_batch_4_tokens", partial(batch, **many, **short, steps=every // 4, refresh=r)
+    yield "dual_1", partial(batch, **one, **short, steps=every, refresh=every)
+    yield "dual_1_long", partial(batch, **one, **long, steps=size.long, refresh=every)
     yield "scratch_64", partial(scratch, clock, size, model, 64)
     yield "fused_head", partial(time_fused, size, clock.device.type)
     yield "loss", partial(time_loss, size, clock.device.type)
     yield (
         "full_batch_8_steps",
-        partial(lane, batch=min(8, size.batch), **short, steps=every // 4, refresh=None),
+        partial(batch, batch=min(8, size.batch), **short, steps=every // 4, refresh=None),
     )
 
 
@@ -512,7 +527,7 @@ def main() -> None:
         "left_out": [],
         "failed": {},
     }
-    checks = {"select": check_select, "commit": check_commit, "lane": check_lane}
+    checks = {"select": check_select, "commit": check_commit, "batch": check_batch}
     for name, check in checks.items():
         found = tried(partial(check, size, device), name, result["failed"])
         result["checks"][name] = found or {"right": False}

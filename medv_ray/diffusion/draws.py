@@ -16,29 +16,37 @@ import torch
 from torch import Tensor
 
 from medv_kernels.reference import PIECE
+from medv_ray.diffusion.spec import SampleSpec
 
 
 @dataclass(frozen=True)
 class Draws:
     """Uniform numbers in [0, 1) for one row."""
 
-    generator: torch.Generator
-    """On the CPU. Rows of a seeded reference batch share one."""
-    reference: bool
-    """Draw for the whole sequence."""
+    generator: torch.Generator | None
+    """On the CPU. Rows of a seeded reference batch share one. None where nothing is drawn."""
+    spec: SampleSpec
     before: int
     """Prompt positions in front of x."""
     length: int
     """L."""
-    after: int
-    """Suffix positions behind x."""
+
+    @property
+    def after(self) -> int:
+        """Suffix positions behind x."""
+        return len(self.spec.suffix_ids)
+
+    @property
+    def seed(self) -> int:
+        """For noise="keyed"."""
+        return 0 if self.generator is None else self.generator.initial_seed()
 
     def tokens(self, need: Sequence[int], vocabulary: int) -> Iterator[Tensor]:
         """float64[n, V] for needed positions of x, ascending, at most PIECE at a time.
 
         Exhaust it: the reference's draws behind the last needed position happen at the end.
         """
-        if not self.reference:
+        if self.spec.noise != "reference":
             for start in range(0, len(need), PIECE):
                 yield self._rand(min(PIECE, len(need) - start), vocabulary)
             return
@@ -55,7 +63,7 @@ class Draws:
 
     def positions(self, need: Sequence[int]) -> Tensor:
         """float64[n], one for each needed position of x."""
-        if not self.reference:
+        if self.spec.noise != "reference":
             return self._rand(len(need))
         kept = self._whole(need)
         # float32 draws, as the reference's

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medv_kernels.reference import accepted_by_factor, accepted_by_threshold
 from medv_ray.diffusion.draws import Draws
 from medv_ray.diffusion.schedule import remain_probability, transfer_schedule
 from medv_ray.diffusion.spec import Canvas, SampleSpec
@@ -33,9 +34,7 @@ class Row:
     """First position of the first block."""
     masks: list[int]
     """Positions that are masked, ascending."""
-    draws: Draws | None = None
-    seed: int = 0
-    """For noise="keyed"."""
+    draws: Draws
     stop: int | None = None
     """Where the first stop sequence begins."""
     canvas: Canvas | None = None
@@ -89,6 +88,16 @@ class Row:
         if not self.running or not (always or self.k > 0):
             return []
         return self.masks[: bisect_left(self.masks, self.limit)]
+
+    def accepted(self, rest: Tensor) -> int:
+        """How many tokens a step commits by a threshold or a factor, given odds float64[L]."""
+        eligible = torch.zeros(1, len(rest), dtype=torch.bool)
+        eligible[0, self.need()] = True
+        if self.spec.rule == "threshold":
+            return int(accepted_by_threshold(rest[None], eligible, self.spec.threshold))
+        later = self.spec.rule == "factor_llada_v"
+        num_masks = torch.tensor([len(self.masks)]) if later else None
+        return int(accepted_by_factor(rest[None], eligible, self.spec.factor, num_masks))
 
     def advance(self, masks: list[int], stop: int | None, failed: bool, passed: bool) -> None:
         """What a step has come to; `passed`: it needed the model. A failed one does not count."""

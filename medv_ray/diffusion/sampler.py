@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -21,13 +21,7 @@ from torch import Tensor
 from medv_kernels.linear import PackedWeight, pack
 from medv_kernels.noise import row_keys
 from medv_kernels.ops import commit_step, select
-from medv_kernels.reference import (
-    ResponseState,
-    accepted_by_factor,
-    accepted_by_threshold,
-    find_stop,
-    join,
-)
+from medv_kernels.reference import ResponseState, find_stop, join
 from medv_ray.diffusion.draws import Draws
 from medv_ray.diffusion.rules import Row, topk_order
 from medv_ray.diffusion.spec import Canvas, SampleSpec
@@ -65,21 +59,6 @@ class State:
     done: bool
 
 
-class _Piece(NamedTuple):
-    """Needed positions that are chosen for together."""
-
-    size: int
-    """How many."""
-    k: int | None = None
-    """How many of them are committed, where no other odds are looked at."""
-    uniform: Tensor | None = None
-    """float64[n, V], their draws."""
-    keys: Tensor | None = None
-    """int64[n], what their draws are made of."""
-    allowed: Tensor | None = None
-    """bool[n, V], tokens that each may take."""
-
-
 class Denoising:
     """Responses being denoised side by side. A row enters, takes steps, and leaves.
 
@@ -88,8 +67,11 @@ class Denoising:
     threshold, random numbers and pinned positions are a row's own.
 
     Attributes:
-        state: the responses, on the device.
         rows: what the host knows of each; None where there is none.
+        x: int64[B, L].  masked: bool[B, L].
+        token_confidence: float32[B, L], probability of each token when it was committed, 0 where
+            none was.
+        token_step: int32[B, L], step of the row at which it was committed, -1 where none was.
     """
 
     def __init__(
@@ -113,7 +95,12 @@ class Denoising:
         self.length = begin + spec.gen_length
         shape = (num_rows, self.length)
         x = torch.full(shape, spec.mask_id, device=device)
-        self.state = ResponseState.begin(x, torch.zeros(shape, dtype=torch.bool, device=device))
+        self._state = ResponseState.begin(x, torch.zeros(shape, dtype=torch.bool, device=device))
+        self.x, self.masked = self._state.x, self._state.masked  # they change in place
+        self.token_confidence, self.token_step = (
+            self._state.token_confidence,
+            self._state.token_step,
+        )
         self.rows: list[Row | None] = [None] * num_rows
         self.together = x.device.type != "cpu" if together is None else together
         self._token = torch.zeros_like(x)
@@ -155,27 +142,22 @@ class Denoising:
 
         Raises ValueError for arguments that do not fit each other.
         """
-        rows = len(x)
+        rows, count = len(x), len(generators)
         if x.shape[1] != begin + spec.gen_length or maskable.shape != x.shape:
             raise ValueError(
                 f"x {tuple(x.shape)} and maskable {tuple(maskable.shape)} must both have "
                 f"{begin} + {spec.gen_length} positions"
             )
-        if len(generators) not in (0, 1, rows):
-            raise ValueError(
-                f"{len(generators)} generators for {rows} rows: give one, or one per row"
-            )
-        if spec.noise == "keyed" and 0 < len(generators) < rows:
-            raise ValueError(
-                'noise="keyed" draws from the seed of each row: give one generator per row'
-            )
+        if count not in (0, 1, rows) or spec.noise == "keyed" and 0 < count < rows:
+            raise ValueError(f"{count} generators for {rows} rows: give one generator per row")
         if prompt_lengths is None and spec.noise == "reference":
             raise ValueError('noise="reference" counts prompt positions too: give prompt_lengths')
         made = cls(spec, rows, x.device, begin=begin)
-        each = list(generators) * (rows if len(generators) == 1 else 1)
         for b in range(rows):
+            generator = generators[b % count] if count else None
+            row, masks = torch.where(maskable[b], spec.mask_id, x[b]), maskable[b].nonzero()[:, 0]
             prompt = 0 if prompt_lengths is None else prompt_lengths[b]
-            made._enter(b, spec, x[b], maskable[b], each[b] if each else None, prompt)
+            made._enter(b, spec, row, masks.tolist(), generator, prompt)
         return made
 
     def enter(
@@ -194,50 +176,48 @@ class Denoising:
             prompt_length: positions in front of x; for noise="reference".
         """
         x = torch.full((self.length,), self.spec.mask_id)
-        maskable = torch.ones(self.length, dtype=torch.bool)
-        for i, token in {} if canvas is None else canvas.pinned.items():
-            x[self.begin + i], maskable[self.begin + i] = token, False
-        self._enter(b, spec or self.spec, x, maskable, generator, prompt_length, canvas)
+        pinned = {} if canvas is None else canvas.pinned
+        for i, token in pinned.items():
+            x[self.begin + i] = token
+        masks = [i for i in range(self.length) if i - self.begin not in pinned]
+        self._enter(b, spec or self.spec, x, masks, generator, prompt_length, canvas)
 
     def _enter(
         self,
         b: int,
         spec: SampleSpec,
         x: Tensor,
-        maskable: Tensor,
+        masks: list[int],
         generator: torch.Generator | None,
         prompt_length: int,
         canvas: Canvas | None = None,
     ) -> None:
         if generator is None and (spec.temperature > 0 or spec.remasking != "low_confidence"):
             raise ValueError("temperature and random remasking draw numbers: give generators")
-        state, draws = self.state, None
-        if generator is not None:
-            reference, after = spec.noise == "reference", len(spec.suffix_ids)
-            draws = Draws(generator, reference, prompt_length, self.length, after)
-        x, maskable = torch.where(maskable, spec.mask_id, x), maskable.clone()
-        stop = torch.tensor([self.length])
-        if canvas is not None:  # a stop sequence may be pinned
-            find_stop(x[None], spec.stop_ids, stop, self.begin)
+        state, stop = self._state, self.length
+        state.x[b] = x
+        state.stop[b] = stop
+        if canvas is not None and canvas.pinned:  # a stop sequence, too
+            find_stop(state.x[b : b + 1], spec.stop_ids, state.stop[b : b + 1], self.begin)
+            stop = int(state.stop[b])
+        state.masked[b] = len(masks) == self.length
+        if len(masks) < self.length:
+            state.masked[b, masks] = True
+        state.failed[b], state.token_step[b], state.token_confidence[b] = False, -1, 0.0
+        self._number[b] = spec.threshold if spec.rule == "threshold" else spec.factor
+        self._allowed.pop(b, None)
         self.rows[b] = Row(
             spec,
             self.begin,
-            maskable.nonzero().flatten().tolist(),
-            draws,
-            0 if generator is None else generator.initial_seed(),
-            None if int(stop) == self.length else int(stop),
-            None if canvas is None or not canvas.allowed else canvas,
+            masks,
+            Draws(generator, spec, prompt_length, self.length),
+            None if stop == self.length else stop,
+            canvas if canvas is not None and canvas.allowed else None,
         )
-        self._allowed.pop(b, None)
-        state.x[b], state.masked[b] = x, maskable
-        state.stop[b] = stop[0]
-        state.failed[b], state.token_step[b] = False, -1
-        state.token_confidence[b] = 0.0
-        self._number[b] = spec.threshold if spec.rule == "threshold" else spec.factor
 
     def leave(self, b: int) -> None:
         """Free row b."""
-        self.state.masked[b] = False
+        self.masked[b] = False
         self.rows[b] = None
 
     def halt(self, b: int) -> None:
@@ -259,26 +239,6 @@ class Denoising:
     def done(self) -> bool:
         """No row has steps to take."""
         return not self.running
-
-    @property
-    def x(self) -> Tensor:
-        """int64[B, L], tokens now."""
-        return self.state.x
-
-    @property
-    def masked(self) -> Tensor:
-        """bool[B, L]."""
-        return self.state.masked
-
-    @property
-    def token_confidence(self) -> Tensor:
-        """float32[B, L], probability of each token when it was committed, 0 where none was."""
-        return self.state.token_confidence
-
-    @property
-    def token_step(self) -> Tensor:
-        """int32[B, L], the row's step at which it was committed, -1 where none was."""
-        return self.state.token_step
 
     @property
     def step(self) -> int:
@@ -349,9 +309,9 @@ class Denoising:
         width = hidden.shape[1] if head is None else len(head)
         vocabulary = width if spec.logit_size is None else min(width, spec.logit_size)
         parts, start = [], 0
-        for part in self._pieces(places, sizes, vocabulary):
-            piece = slice(start, start + part.size)
-            start += part.size
+        for size, options in self._pieces(places, sizes, vocabulary):
+            piece = slice(start, start + size)
+            start += size
             parts.append(
                 select(
                     hidden[piece],
@@ -359,14 +319,11 @@ class Denoising:
                     forbidden=spec.excluded,
                     unranked=spec.unranked,
                     temperature=spec.temperature,
-                    uniform=part.uniform,
-                    keys=part.keys,
                     logit_size=spec.logit_size,
                     unconditional=None if unconditional is None else unconditional[piece],
                     cfg_scale=spec.cfg_scale,
-                    k=part.k,
-                    allowed=part.allowed,
                     check=False,
+                    **options,
                 )
             )
         found = join(parts, hidden.device)
@@ -375,48 +332,49 @@ class Denoising:
 
     def _pieces(
         self, places: Tensor, sizes: dict[int, int] | None, vocabulary: int
-    ) -> Iterator[_Piece]:
-        """The positions in their order, those of one row or of all together."""
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """How many of the positions are chosen for together, in their order, and what `select` is
+        told of them: those of one row, or of all."""
         spec = self.spec
-        if sizes is None or (
-            self.together
-            and spec.temperature == 0
-            and all(self.row(b).canvas is None for b in sizes)
-        ):
-            yield _Piece(len(places))
+        plain = sizes is None or all(self.row(b).canvas is None for b in sizes)
+        if sizes is None or self.together and plain and spec.temperature == 0:
+            yield len(places), {}
             return
-        ranked = spec.remasking == "low_confidence" and spec.noise != "reference"
-        ranked = ranked and spec.rule == "schedule"
+        # no other odds are looked at than those of the k best
+        ranked = spec.remasking == "low_confidence" and spec.rule == "schedule"
+        ranked = ranked and spec.noise != "reference"
         start = 0
         for b, size in sizes.items():
             row, mine = self.row(b), places[start : start + size] - b * self.length
             start += size
-            allowed = None
-            if row.canvas is not None:
-                if b not in self._allowed:
-                    sets = row.canvas.sets(self.length, self.begin, vocabulary)
-                    self._allowed[b] = sets[0].to(places.device), sets[1].to(places.device)
-                allowed = self._allowed[b][0][self._allowed[b][1][mine]]
+            allowed = self._allowed_at(b, mine, vocabulary)
             if spec.temperature == 0:
-                yield _Piece(size, row.k if ranked and size else None, allowed=allowed)
+                yield size, {"k": row.k if ranked and size else None, "allowed": allowed}
             elif spec.noise == "keyed":
-                yield _Piece(size, keys=row_keys(row.seed, row.total, mine), allowed=allowed)
+                keys = row_keys(row.draws.seed, row.total, mine)
+                yield size, {"keys": keys, "allowed": allowed}
             else:
-                assert row.draws is not None
                 done = 0
                 for uniform in row.draws.tokens(row.need(), vocabulary):
-                    some = slice(done, done + len(uniform))
-                    yield _Piece(
-                        len(uniform),
-                        uniform=uniform.to(places.device),
-                        allowed=None if allowed is None else allowed[some],
-                    )
+                    some = None if allowed is None else allowed[done : done + len(uniform)]
                     done += len(uniform)
+                    yield len(uniform), {"uniform": uniform.to(places.device), "allowed": some}
+
+    def _allowed_at(self, b: int, positions: Tensor, vocabulary: int) -> Tensor | None:
+        """bool[n, V], tokens that int64[n] positions of row b may take; None: every one."""
+        canvas = self.row(b).canvas
+        if canvas is None:
+            return None
+        if b not in self._allowed:
+            sets, which = canvas.sets(self.length, self.begin, vocabulary)
+            self._allowed[b] = sets.to(positions.device), which.to(positions.device)
+        sets, which = self._allowed[b]
+        return sets[which[positions]]
 
     @torch.no_grad()
     def commit(self) -> None:
         """Let the positions that the rules choose take their proposed tokens."""
-        spec, state = self.spec, self.state
+        spec = self.spec
         needs = self.needs()
         plan = [[0] * len(self.rows) for _ in range(4)]
         for b, need in needs.items():
@@ -429,7 +387,7 @@ class Denoising:
         limit, step, k, num_masks = torch.tensor(plan).to(self.x.device, non_blocking=True)
         rule = "schedule" if counts else spec.rule
         commit_step(
-            state,
+            self._state,
             self._token,
             self._rest,
             limit,
@@ -453,37 +411,24 @@ class Denoising:
         drawn, as_topk = spec.remasking != "low_confidence", spec.noise == "reference"
         if not drawn and not as_topk:
             return None, False
-        key = torch.zeros(self.x.shape, dtype=torch.float64)
-        rest = self._rest.cpu() if as_topk else key
+        key = self._rest.cpu() if as_topk else torch.zeros(self.x.shape, dtype=torch.float64)
         for b, need in needs.items():
-            row, mine = self.row(b), rest[b]
+            row = self.row(b)
             if drawn:
-                assert row.draws is not None
                 draws = row.draws.positions(need)
-                mine = torch.zeros_like(mine).index_copy_(0, torch.tensor(need).long(), -draws)
+                key[b, need] = -draws
                 if spec.remasking == "independent":
                     k[b] = int((draws >= row.remain).sum())
+                    continue
             elif spec.rule != "schedule":
-                k[b] = self._accepted(b, mine, need)
-            if as_topk and spec.remasking != "independent":
-                before, after = 0 if row.draws is None else row.draws.before, len(spec.suffix_ids)
-                mine = topk_order(mine, need, k[b], before, after)
-            key[b] = mine
+                k[b] = row.accepted(key[b])
+            if as_topk:
+                key[b] = topk_order(key[b], need, k[b], row.draws.before, row.draws.after)
         return key.to(self.x.device), True
-
-    def _accepted(self, b: int, rest: Tensor, need: list[int]) -> int:
-        """How many tokens row b commits by a threshold or a factor, given float64[L]."""
-        spec, row = self.row(b).spec, self.row(b)
-        eligible = torch.zeros(1, self.length, dtype=torch.bool)
-        eligible[0, need] = True
-        if spec.rule == "threshold":
-            return int(accepted_by_threshold(rest[None], eligible, spec.threshold))
-        num_masks = torch.tensor([len(row.masks)]) if spec.rule == "factor_llada_v" else None
-        return int(accepted_by_factor(rest[None], eligible, spec.factor, num_masks))
 
     def read(self) -> None:
         """Tell the rows what the step has come to: the one read from the device."""
-        state, passed = self.state, self.needs()
+        state, passed = self._state, self.needs()
         told = torch.cat((state.masked, state.failed[:, None], state.stop[:, None]), 1).tolist()
         for b, need in passed.items():
             *masked, failed, stop = told[b]

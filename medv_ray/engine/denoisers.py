@@ -48,14 +48,14 @@ class RowByRow:
         now = (*self.rows.values(), *self._blind.values())
         return sum(row.kept_bytes(length) for row in now)
 
-    def enter(self, b: int, embeds: Tensor, prompt: Prompt) -> None:
-        """A prompt for row b, and its embeddings float[P, D].
+    def enter(self, b: int, embeds: Tensor, prompt: Prompt | None = None) -> None:
+        """The embeddings float[P, D] of a prompt for row b, and the prompt where it cuts attention.
 
-        Of one that cuts attention, what lies before the last cut is kept in any case.
+        What lies before the last cut is kept in any case.
         """
         spec, settings = self._spec, self._settings
-        given = prompt if prompt.ends else embeds
-        if settings.cache == "none" and not prompt.ends:
+        given = embeds if prompt is None else prompt
+        if settings.cache == "none" and prompt is None:
             self.rows[b] = FullRecompute(self._model, [given], spec.suffix_ids)
         else:
             self.rows[b] = Cached(
@@ -105,13 +105,18 @@ class SideBySide:
         self,
         model: Medv,
         spec: SampleSpec,
-        settings: SamplerSettings,
         num_rows: int,
         prompt_room: int,
+        dual: bool = False,
+        refresh_interval: int | None = None,
     ) -> None:
-        """`prompt_room`: positions for the longest prompt."""
-        self._spec, self._dual = spec, settings.cache == "dual"
-        self._interval = settings.refresh_interval
+        """
+        Args:
+            prompt_room: positions for the longest prompt.
+            dual: with the dual cache, which computes everything at every `refresh_interval`-th pass
+                of a block.
+        """
+        self._spec, self._dual, self._interval = spec, dual, refresh_interval
         sizes = (num_rows, prompt_room, spec.gen_length, spec.suffix_ids, self._dual)
         self._batches = [Batched(model, *sizes)]
         if spec.cfg_scale > 0:
@@ -131,8 +136,8 @@ class SideBySide:
         """Bytes of the keys and values of all rows, free ones too."""
         return sum(batch.nbytes for batch in self._batches)
 
-    def enter(self, b: int, embeds: Tensor, prompt: Prompt) -> None:
-        """A prompt's embeddings float[P, D] for row b; one that does not cut attention."""
+    def enter(self, b: int, embeds: Tensor, prompt: None = None) -> None:
+        """The embeddings float[P, D] of a prompt for row b; of one that does not cut attention."""
         for batch in self._batches:
             batch.enter(b, embeds)
         self._refresh[b] = Refresh(self._interval if self._dual else 1)
@@ -151,32 +156,29 @@ class SideBySide:
         spans = {b: self._span(need) for b, need in needs.items() if need}
         whole = [b for b, (start, _) in spans.items() if self._refresh[b].due(start)]
         rest = {b: span for b, span in spans.items() if b not in whole}
-        # numbers are drawn, and sets of allowed tokens kept, for exactly what is needed
-        exact = self._spec.temperature > 0 or any(denoising.row(b).canvas for b in spans)
-        found = _Found(self._batches[0].model.head)
-        if rest and not exact and len(spans) == len(needs) and self._plain(rest):
-            starts = [0] * len(self._starts)
-            for b, (start, _) in rest.items():
-                starts[b] = start
-            self._starts.copy_(torch.tensor(starts), non_blocking=True)
-            if self._graph is None:
-                self._propose_blocks(denoising, head)
-            else:
-                self._graph.run(lambda: self._propose_blocks(denoising, head))
-            self._count(len(rest) * self._spec.block_length)
+        # a pass of all rows would change what those that rest have kept
+        if rest and len(spans) == len(needs) and self._is_plain(denoising, rest):
+            self._propose_blocks(denoising, head, {b: start for b, (start, _) in rest.items()})
             rest = {}
+        # hidden states float[m, D] from a position on, with the prompt and, for guidance, without
+        states: dict[int, tuple[int, list[Tensor]]] = {}
         if whole:
             x = denoising.x[torch.tensor(whole, device=self._starts.device)]
-            states = [batch.full(whole, x) for batch in self._batches]
-            for i, b in enumerate(whole):
-                found.add(b, 0, [state[i] for state in states])
-        # a pass of all rows would change what those that rest have kept
+            made = [batch.full(whole, x) for batch in self._batches]
+            states = {b: (0, [state[i] for state in made]) for i, b in enumerate(whole)}
         for b, (start, end) in rest.items():
             at = torch.arange(start, end, device=self._starts.device)[None]
             x = denoising.x[b, start:end][None]
-            found.add(b, start, [batch.window(x, at, [b])[0] for batch in self._batches])
+            states[b] = start, [batch.window(x, at, [b])[0] for batch in self._batches]
             self._count(end - start)
-        found.propose(denoising, head, spans, needs if exact else None)
+        left = {b: need for b, need in needs.items() if b in states or not need}
+        kinds: list[list[Tensor]] = [[batch.model.head[:0]] for batch in self._batches]
+        for b, (start, made) in sorted(states.items()):
+            for kind, state in zip(kinds, made, strict=True):
+                kind.append(state[[i - start for i in needs[b]]])
+        hidden, *free = [torch.cat(kind) for kind in kinds]
+        sizes = {b: len(need) for b, need in left.items()}
+        denoising.propose(hidden, head, denoising.places(left), sizes, *free)
 
     def _span(self, need: list[int]) -> tuple[int, int]:
         """(start, end) of the window that holds needed positions: a block, or more of them where
@@ -185,61 +187,36 @@ class SideBySide:
         start = need[0] // width * width
         return start, max(start + width, need[-1] + 1)
 
-    def _plain(self, spans: dict[int, tuple[int, int]]) -> bool:
-        """Whether each is one block."""
-        return all(end - start == self._spec.block_length for start, end in spans.values())
+    def _is_plain(self, denoising: Denoising, spans: dict[int, tuple[int, int]]) -> bool:
+        """Whether each is one block, and no row draws numbers or has tokens of its own to take."""
+        one_block = all(end - start == self._spec.block_length for start, end in spans.values())
+        free = all(denoising.row(b).canvas is None for b in spans)
+        return one_block and free and self._spec.temperature == 0
 
-    def _propose_blocks(self, denoising: Denoising, head: Tensor | PackedWeight) -> None:
-        """Of every row, free ones too, the block at its start. One shape, nothing is read."""
-        at = self._starts[:, None] + self._inside  # [B, W]
-        x = denoising.x.gather(1, at)
-        hidden, *free = [batch.window(x, at).flatten(0, 1) for batch in self._batches]
-        rows = torch.arange(len(at), device=at.device)[:, None]
-        places = (rows * denoising.length + at).flatten()
-        denoising.propose(hidden, head, places, None, *free)
+    def _propose_blocks(
+        self, denoising: Denoising, head: Tensor | PackedWeight, starts: dict[int, int]
+    ) -> None:
+        """Tokens for the block of each row that is in `starts`; of the others nothing is used."""
+        begin = [starts.get(b, 0) for b in range(len(self._starts))]
+        self._starts.copy_(torch.tensor(begin), non_blocking=True)
+
+        def blocks() -> None:  # one shape, and nothing is read
+            at = self._starts[:, None] + self._inside  # [B, W]
+            x = denoising.x.gather(1, at)
+            hidden, *free = [batch.window(x, at).flatten(0, 1) for batch in self._batches]
+            rows = torch.arange(len(at), device=at.device)[:, None]
+            places = (rows * denoising.length + at).flatten()
+            denoising.propose(hidden, head, places, None, *free)
+
+        if self._graph is None:
+            blocks()
+        else:
+            self._graph.run(blocks)
+        self._count(len(starts) * self._spec.block_length)
 
     def _count(self, positions: int) -> None:
         for batch in self._batches:
             batch.computed += positions
-
-
-class _Found:
-    """Hidden states of a step, from several passes, until tokens are chosen for them."""
-
-    def __init__(self, head: Tensor) -> None:
-        self._none = head.new_empty((0, head.shape[1]))
-        self._states: dict[int, tuple[int, list[Tensor]]] = {}
-
-    def add(self, b: int, start: int, states: list[Tensor]) -> None:
-        """Hidden states float[m, D] of positions from `start` on of row b, with the prompt and, for
-        guidance, without."""
-        self._states[b] = start, states
-
-    def propose(
-        self,
-        denoising: Denoising,
-        head: Tensor | PackedWeight,
-        spans: dict[int, tuple[int, int]],
-        exact: dict[int, list[int]] | None,
-    ) -> None:
-        """Choose a token for each position.
-
-        Args:
-            spans: positions of each row.
-            exact: its needed ones, where tokens are chosen for these alone.
-        """
-        at = exact or {b: list(range(*spans[b])) for b in self._states}
-        kinds: list[list[Tensor]] = []
-        for b, positions in at.items():
-            if positions:
-                start, states = self._states[b]
-                kinds.append([state[[i - start for i in positions]] for state in states])
-        if not kinds and exact is None:
-            return
-        hidden, *free = [torch.cat(kind) for kind in zip(*kinds, strict=True)] or [self._none] * 2
-        sizes = {b: len(positions) for b, positions in exact.items()} if exact else None
-        guide = free[0] if free and denoising.spec.cfg_scale > 0 else None
-        denoising.propose(hidden, head, denoising.places(at), sizes, guide)
 
 
 class Captured:

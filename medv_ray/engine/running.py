@@ -127,7 +127,10 @@ class RunningBatch:
         row = next((b for b, taken in enumerate(rows) if taken is None), None)
         if row is None:
             return False
-        self.denoiser.enter(row, state.embeds, state.prompt)
+        if isinstance(self.denoiser, RowByRow):
+            self.denoiser.enter(row, state.embeds, state.prompt if state.prompt.ends else None)
+        else:
+            self.denoiser.enter(row, state.embeds)
         request = state.request
         generator = torch.Generator().manual_seed(request.seed)
         length = len(state.embeds)
@@ -251,7 +254,8 @@ class RunningBatches:
                 return None
         while True:
             try:
-                denoiser = SideBySide(self._model, spec, state.settings, num_rows, room)
+                dual, interval = each > 0, state.settings.refresh_interval
+                denoiser = SideBySide(self._model, spec, num_rows, room, dual, interval)
                 return RunningBatch(spec, num_rows, device, denoiser)
             except Exception as error:
                 if num_rows == 1 or not is_out_of_memory(error):
