@@ -1,4 +1,4 @@
-"""`medv serve`: Ray, Serve and the endpoint on this machine, until it is told to end."""
+"""`medv serve`: Ray, Serve and the endpoint on this machine, until it is asked to end."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def run_endpoint(
 
 
 def _check_model(settings: ServeSettings) -> None:
-    """What is wrong with a checkpoint's headers, its tokenizer or an adapter is told here, and not
+    """What is wrong with a checkpoint's headers, its tokenizer or an adapter is said here, and not
     by a replica's log."""
     from medv_ray.data.prompts import load_tokenizer
     from medv_ray.model import lora, weights
@@ -103,8 +103,8 @@ def _deploy(settings: ServeSettings, host: str, port: int) -> None:
     except MedvError:
         raise
     except RuntimeError:  # its text is the replica's stack
-        told = "no replica could start; `medv ask` with the same --model says why."
-        raise RunError("E1708", told) from None
+        rule = "no replica could start; `medv ask` with the same --model says why."
+        raise RunError("E1708", rule) from None
 
 
 def _wait(cluster: Cluster) -> None:
@@ -144,8 +144,8 @@ def check_room(scaling: ScalingSettings, capacity: Capacity) -> None:
     pool = PoolSettings(num_gpus=scaling.num_gpus, cpus_per_actor=scaling.cpus_per_replica)
     room, wanted = sum(node.room(pool) for node in capacity.nodes), max(1, scaling.min_replicas)
     if room < wanted and not capacity.elastic:
-        told = f"{wanted} replicas of {scaling.cpus_per_replica:g} CPUs and {scaling.num_gpus:g} "
-        raise RunError("E1505", f"{told}GPUs do not fit this machine, which has room for {room}.")
+        wish = f"{wanted} replicas of {scaling.cpus_per_replica:g} CPUs and {scaling.num_gpus:g} "
+        raise RunError("E1505", f"{wish}GPUs do not fit this machine, which has room for {room}.")
 
 
 def check_port(host: str, port: int) -> None:

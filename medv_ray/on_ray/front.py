@@ -41,8 +41,8 @@ with any mixture of hyphens and underscores."""
 
 def middlewares() -> list[Middleware]:
     """For Serve's proxy. The environment tells limits and keys."""
-    told = os.environ.get(LIMITS)
-    limits = LimitSettings.model_validate_json(told) if told else LimitSettings()
+    given = os.environ.get(LIMITS)
+    limits = LimitSettings.model_validate_json(given) if given else LimitSettings()
     return [Middleware(Front, limits=limits, keys=Keys.load(None))]
 
 
@@ -127,7 +127,7 @@ class Relay:
         self.ended = False
         self._start: Message | None = None  # kept until there is something to send after it
         self._status = 0  # of what was sent to the client; 0: nothing yet
-        self._length_told = False
+        self._length_sent = False
         self._sent_bytes, self._sent = 0, hashlib.sha256()
 
     def attempt(self) -> Send:
@@ -178,7 +178,7 @@ class Relay:
             start, self._start = self._start, None
             self._status = start["status"]
             names = {bytes(name).lower() for name, _ in start["headers"]}
-            self._length_told = b"content-length" in names
+            self._length_sent = b"content-length" in names
             await self._send(start)
         if data or not more:
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
@@ -204,10 +204,10 @@ class Relay:
 
     async def _break_off(self) -> None:
         """End a response that cannot be gone on with: by an error event, or, where its length was
-        told, with the connection."""
+        announced, with the connection."""
         self.ended = True
-        if self._length_told:
+        if self._length_sent:
             return
-        told = body_of(error_object("E1708", "the replica was lost; ask again."))
-        event = b"\n\ndata: " + told + b"\n\n"
+        error = body_of(error_object("E1708", "the replica was lost; ask again."))
+        event = b"\n\ndata: " + error + b"\n\n"
         await self._send({"type": "http.response.body", "body": event, "more_body": False})

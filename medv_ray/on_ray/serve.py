@@ -35,7 +35,7 @@ HEALTH_SECONDS = 3.0
 these, as Serve wants three bad looks in a row."""
 BACKOFF_S = 0.05
 """At most between two looks of a waiting request for room in a replica. Serve's own 0.5 s left
-replicas half empty: 20 instead of 36 answers a second where 100 clients ask one of 64 places."""
+replicas half empty: 20 instead of 36 answers a second where 100 clients ask one of 64 permits."""
 CRASH_CODE = 70  # EX_SOFTWARE
 
 
@@ -48,10 +48,10 @@ class RayMeters:
         for name, meter in METERS.items():
             if meter.kind == "histogram":
                 self._made[name] = ray_metrics.Histogram(
-                    name, meter.told, list(meter.buckets), meter.labels
+                    name, meter.help, list(meter.buckets), meter.labels
                 )
             else:
-                self._made[name] = kinds[meter.kind](name, meter.told, meter.labels)
+                self._made[name] = kinds[meter.kind](name, meter.help, meter.labels)
 
     def add(self, name: str, value: float, labels: dict[str, str]) -> None:
         """See serving.meters.Backend."""
@@ -108,7 +108,7 @@ class Replica:
         return InlineBody(make_app(self._service, self._keys, self._audit))
 
     def check_health(self) -> None:
-        """Raises RunError E1708 when the stepping thread is stuck or gone."""
+        """Raises RunError E1708 when the scheduler's thread is stuck or gone."""
         self._service.sample()
         wrong = self._service.health()
         if wrong is not None:

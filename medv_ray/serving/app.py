@@ -24,11 +24,12 @@ from medv_ray.errors import MedvError, RunError
 from medv_ray.serving.audit import AuditLog
 from medv_ray.serving.auth import Keys
 from medv_ray.serving.completions import Completion, inspection_body
+from medv_ray.serving.exchange import HEADERS, Exchange
 from medv_ray.serving.fetch import fetcher
 from medv_ray.serving.guard import App, Guard, Message, Receive, Scope, Send
 from medv_ray.serving.meters import Meters
 from medv_ray.serving.openapi import ANSWER, EVENT, Api
-from medv_ray.serving.places import Places
+from medv_ray.serving.permits import Permits
 from medv_ray.serving.protocol import (
     BadRequest,
     ChatRequest,
@@ -38,7 +39,6 @@ from medv_ray.serving.protocol import (
 )
 from medv_ray.serving.replies import OURS, body_of, error_object, headers_of, is_plain, status_of
 from medv_ray.serving.service import Service, model_object, models_list
-from medv_ray.serving.talk import HEADERS, Talk
 from medv_ray.serving.translate import request_of, sampler_of
 from medv_ray.settings import SamplerSettings
 
@@ -107,7 +107,7 @@ class Routes:
     def __init__(self, service: Service, audit: AuditLog | None) -> None:
         self.service, self._audit = service, audit
         self._settings, self._limits = service.settings, service.settings.limits
-        self._places = Places(self._limits)
+        self._permits = Permits(self._limits)
         self._fetch = fetcher(self._settings.fetch)
         self.app = Api()
         self.app.add_exception_handler(MedvError, self._medv_error)
@@ -135,7 +135,7 @@ class Routes:
         wrong = self.service.health()
         if wrong is not None:
             raise RunError("E1708", f"{wrong}.")
-        return self._json({"status": "ok", "ongoing": self.service.stepper.ongoing})
+        return self._json({"status": "ok", "ongoing": self.service.scheduler.ongoing})
 
     async def metrics(self) -> Response:
         """Prometheus text of this replica."""
@@ -180,15 +180,15 @@ class Routes:
                 held.callback(self._note_chat, said, owner, started_s)
             seeds = [choice.seed for choice in said.choices]
             with said.noting():
-                held.enter_context(self._places.taken(owner))
+                held.enter_context(self._permits.taken(owner))
                 first = await self._read(asked, sampler, seeds[0])
             if self._audit is not None:
                 said.image_sha256 = digests(first)
             requests = [replace(first, seed=seed) for seed in seeds]
-            talk = Talk(self.service, said, requests, started_s)
+            exchange = Exchange(self.service, said, requests, started_s)
             if said.request.stream:  # which holds it until it ends
-                return await talk.streamed(held.pop_all())
-            return self._json(await talk.whole())
+                return await exchange.streamed(held.pop_all())
+            return self._json(await exchange.whole())
         raise AssertionError("it has returned")
 
     def _note_chat(self, said: Completion, owner: str, started_s: float) -> None:
@@ -217,7 +217,7 @@ class Routes:
         async def answer() -> Response:
             outcome, pictures = "left", list[str]()
             try:
-                with self._places.taken(owner):
+                with self._permits.taken(owner):
                     one = await self._read(asked, sampler, self._settings.seed)
                     pictures = digests(one) if self._audit is not None else []
                     found = await self.service.inspect(

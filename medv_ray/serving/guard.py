@@ -105,8 +105,8 @@ class Guard:
                 message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
             except TimeoutError:
                 seconds = self._limits.body_seconds
-                told = f"the body took over {seconds:g} s to arrive."
-                raise Refusal("E1709", told, unread=False) from None
+                rule = f"the body took over {seconds:g} s to arrive."
+                raise Refusal("E1709", rule, unread=False) from None
             if message["type"] != "http.request":  # the client is gone
                 raise Refusal("E1709", "the body ended early.", unread=False)
             piece = message.get("body", b"")
@@ -119,8 +119,8 @@ class Guard:
             if not message.get("more_body", False):
                 break
         if sum(body.count(mark) for mark in b"{[,") > MAX_STRUCTURE:
-            told = f"the body has more than {MAX_STRUCTURE} values."
-            raise Refusal("E1701", told, unread=False)
+            rule = f"the body has more than {MAX_STRUCTURE} values."
+            raise Refusal("E1701", rule, unread=False)
 
     async def _refuse(self, refused: Refusal, receive: Receive, send: Send) -> None:
         body = body_of(error_object(refused.code, refused.message))

@@ -12,7 +12,7 @@ class Meter(NamedTuple):
     """One line of the table. `labels` never hold what a client chose freely."""
 
     kind: Literal["counter", "gauge", "histogram"]
-    told: str
+    help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
 
@@ -61,10 +61,10 @@ class Prometheus:
     def _make(self, name: str, meter: Meter) -> Any:
         if meter.kind == "histogram":
             return Histogram(
-                name, meter.told, meter.labels, buckets=meter.buckets, registry=self._registry
+                name, meter.help, meter.labels, buckets=meter.buckets, registry=self._registry
             )
         kind = Counter if meter.kind == "counter" else Gauge
-        return kind(name, meter.told, meter.labels, registry=self._registry)
+        return kind(name, meter.help, meter.labels, registry=self._registry)
 
     def add(self, name: str, value: float, labels: dict[str, str]) -> None:
         """See Backend."""

@@ -133,9 +133,9 @@ class Api(FastAPI):
             extra["requestBody"] = {"required": True, "content": {"application/json": named}}
         few = (401, 403, 404, 429, 503) if "{" in path else (401, 403, 429, 503)
         refusals = ANSWERS if body is not None else {k: ANSWERS[k] for k in few}
-        told = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+        error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
         responses: dict[int | str, dict[str, Any]] = {
-            k: {"description": v, "content": told} for k, v in refusals.items()
+            k: {"description": v, "content": error} for k, v in refusals.items()
         }
         if answers is not None:
             responses[200] = {"content": answers}

@@ -65,8 +65,8 @@ def sampler_of(base: SamplerSettings, asked: Prompted, limits: LimitSettings) ->
     try:
         sampler = base.changed(given, quote=False)
     except SettingsError as error:
-        told = error.detail.removeprefix("SamplerSettings: ")
-        raise BadRequest(error.code, f"diffusion.{told}", "diffusion") from None
+        rule = error.detail.removeprefix("SamplerSettings: ")
+        raise BadRequest(error.code, f"diffusion.{rule}", "diffusion") from None
     _check(limits.max_gen_length, sampler.gen_length, "diffusion.gen_length")
     _check(limits.max_steps, sampler.steps, "diffusion.steps")
     _check(MAX_STRENGTH, sampler.temperature, "diffusion.temperature")
@@ -140,8 +140,8 @@ def request_of(
             raise _misplaced(f"{where}.content")
         _check(limits.max_images, len(found), f"{where}.images")
         for i, part in found:
-            place = f"{where}.content.{i}.image_url.url"
-            pictures.append((place, _picture(part, place, image, fetch)))
+            at = f"{where}.content.{i}.image_url.url"
+            pictures.append((at, _picture(part, at, image, fetch)))
         turns.append(Turn(message.role, _text(message)))  # type: ignore[arg-type]
     if len(turns) % 2 == 0:
         raise BadRequest("E1701", "messages: the last one must be the user's.", "messages")
@@ -184,7 +184,7 @@ def _picture(part: ImagePart, where: str, image: ImageSettings, fetch: Fetch) ->
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Let what a picture is refused for name its place in the request."""
+    """Let what a picture is refused for name the field it stands in."""
     try:
         yield
     except BadRequest:

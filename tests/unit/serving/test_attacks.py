@@ -41,7 +41,7 @@ def _as_before(service: Service) -> Iterator[None]:
     want = ask(app, body_of(), headers={"x-request-id": "a", "x-medv-created": "1"}).body
     yield
     assert ask(app, body_of(), headers={"x-request-id": "a", "x-medv-created": "1"}).body == want
-    assert service.stepper.ongoing == 0
+    assert service.scheduler.ongoing == 0
     assert service.health() is None
 
 

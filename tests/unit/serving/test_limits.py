@@ -30,10 +30,10 @@ def test_no_answer_in_time(service: Service, limited: Limited) -> None:
     assert reply.headers["retry-after"] == "7"
     assert "0.15 s" in reply.error["message"]
     assert time.monotonic() - started_s < 2
-    until(lambda: service.stepper.ongoing == 0, 2)
-    passes = service.stepper.counters()["forward_passes"]
+    until(lambda: service.scheduler.ongoing == 0, 2)
+    passes = service.scheduler.counters()["forward_passes"]
     assert ask(limited(), body_of()).status == 200
-    assert service.stepper.counters()["forward_passes"] - passes <= 9
+    assert service.scheduler.counters()["forward_passes"] - passes <= 9
 
 
 def test_a_stream_that_takes_too_long_ends_with_an_error_event(
@@ -46,7 +46,7 @@ def test_a_stream_that_takes_too_long_ends_with_an_error_event(
     *_, last = reply.body.decode().strip().split("\n\n")
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "E1708"
     assert b"[DONE]" not in reply.body
-    until(lambda: service.stepper.ongoing == 0, 2)
+    until(lambda: service.scheduler.ongoing == 0, 2)
 
 
 def test_one_that_waits_too_long_for_a_slot(service: Service, limited: Limited) -> None:
@@ -55,7 +55,7 @@ def test_one_that_waits_too_long_for_a_slot(service: Service, limited: Limited) 
     replies = ask_all(app, [body_of(stream=True, diffusion=LONG) for _ in range(3)])
     assert [reply.status for reply in replies] == [200, 503, 503]
     assert [reply.error["code"] for reply in replies[1:]] == ["E1708"] * 2
-    until(lambda: service.stepper.ongoing == 0, 2)
+    until(lambda: service.scheduler.ongoing == 0, 2)
 
 
 def held(app: App, key: str = "", number: int = 1, **asked: Any) -> tuple[list[Reply], list[Reply]]:
@@ -161,7 +161,7 @@ def test_who_leaves_while_a_picture_is_decoded_keeps_the_place_until_it_is(
         return [during.status, gone.status, after.status]
 
     assert asyncio.run(run()) == [429, 499, 200]
-    assert service.stepper.ongoing == 0
+    assert service.scheduler.ongoing == 0
 
 
 def test_who_leaves_is_not_inspected_for(
@@ -178,7 +178,7 @@ def test_who_leaves_is_not_inspected_for(
     state = {"tokens": [None] * 8, "position": 3}
 
     async def run() -> list[int]:
-        service.stepper.call("medv-tiny", lambda _: goes_on.wait(10))
+        service.scheduler.call("medv-tiny", lambda _: goes_on.wait(10))
         leaving = Connection(encoded(body_of(**state)), path="/v1/inspect")
         task = asyncio.ensure_future(leaving.run(app))
         await asyncio.sleep(0.2)

@@ -132,7 +132,7 @@ def test_ids_are_new_and_odd_ones_are_not_taken(app: App) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("when", ["at once", "soon"])
 def test_who_leaves_frees_the_engine(app: App, service: Service, stream: bool, when: str) -> None:
-    before = service.stepper.counters()["forward_passes"]
+    before = service.scheduler.counters()["forward_passes"]
 
     async def leave() -> None:
         body = encoded(body_of(stream=stream, n=4, diffusion=LONG))
@@ -140,15 +140,15 @@ def test_who_leaves_frees_the_engine(app: App, service: Service, stream: bool, w
         task = asyncio.ensure_future(connection.run(app))
         while connection.taken < len(body):
             await asyncio.sleep(0.001)
-        while when == "soon" and service.stepper.counters()["forward_passes"] < before + 3:
+        while when == "soon" and service.scheduler.counters()["forward_passes"] < before + 3:
             await asyncio.sleep(0.001)
         connection.left.set()
         await asyncio.wait_for(task, 5)
         assert b"DONE" not in connection.reply.body
 
     asyncio.run(leave())
-    until(lambda: service.stepper.ongoing == 0, 3)
-    spent = service.stepper.counters()["forward_passes"] - before
+    until(lambda: service.scheduler.ongoing == 0, 3)
+    spent = service.scheduler.counters()["forward_passes"] - before
     assert spent < 200, "of 1024"
     assert ask(app, body_of()).status == 200
 
@@ -168,7 +168,7 @@ def test_many_leave_and_no_place_is_lost(service: Service, limited: Any) -> None
             await asyncio.gather(*(leave(0.003 * (round_ + i)) for i in range(4)))
 
     asyncio.run(everybody())
-    until(lambda: service.stepper.ongoing == 0, 3)
+    until(lambda: service.scheduler.ongoing == 0, 3)
     replies = ask_all(app, [body_of() for _ in range(4)])
     assert [reply.status for reply in replies] == [200] * 4
 
@@ -190,7 +190,7 @@ def test_a_stream_that_nobody_reads_is_not_held_in_the_way(app: App, service: Se
         task = asyncio.ensure_future(slow.run(app))
         other = await Connection(encoded(body_of())).run(app)
         assert other.status == 200
-        while service.stepper.ongoing:
+        while service.scheduler.ongoing:
             await asyncio.sleep(0.005)
         goes_on.set()
         reply = await task

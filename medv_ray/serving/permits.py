@@ -10,7 +10,7 @@ from medv_ray.serving.options import LimitSettings
 from medv_ray.serving.protocol import BadRequest
 
 
-class Places:
+class Permits:
     """Room for requests, counted by the API key that they came with."""
 
     def __init__(self, limits: LimitSettings) -> None:

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from medv_ray.engine.request import Answer, Request
 from medv_ray.errors import MedvError, RunError
 from medv_ray.serving.completions import DONE, Completion, event
-from medv_ray.serving.replies import OURS, told
+from medv_ray.serving.replies import OURS, error_of
 from medv_ray.serving.service import Service
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ WRITE_S = 30.0
 Chunks = list[dict[str, Any]]
 
 
-class Talk:
+class Exchange:
     """A request, until it is answered, refused or left."""
 
     def __init__(
@@ -69,7 +69,7 @@ class Talk:
             if not isinstance(error, MedvError):
                 log.error("a stream ended with %s", type(error).__name__)
                 error = RunError("E1509", f"{type(error).__name__}: a defect of the endpoint.")
-            yield event({"error": told(error)})
+            yield event({"error": error_of(error)})
             return
         if self._said.request.wants_usage:
             yield event(self._said.usage_chunk())
