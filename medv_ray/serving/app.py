@@ -24,6 +24,7 @@ from medv_ray.errors import MedvError, RunError
 from medv_ray.serving.audit import AuditLog
 from medv_ray.serving.auth import Keys
 from medv_ray.serving.completions import Completion, inspection_body
+from medv_ray.serving.dialogue import Dialogue, dialogue_of
 from medv_ray.serving.exchange import HEADERS, Exchange
 from medv_ray.serving.fetch import fetcher
 from medv_ray.serving.guard import App, Guard, Message, Receive, Scope, Send
@@ -34,7 +35,6 @@ from medv_ray.serving.protocol import (
     BadRequest,
     ChatRequest,
     InspectRequest,
-    Prompted,
     parse,
 )
 from medv_ray.serving.replies import OURS, body_of, error_object, headers_of, is_plain, status_of
@@ -156,13 +156,12 @@ class Routes:
         started_s = time.monotonic()
         asked = parse(ChatRequest, await json_body(request))
         texts = self.service.model(asked.model)
-        if asked.n > self._limits.max_n:
-            raise BadRequest("E1701", f"n: the limit is {self._limits.max_n}.", "n")
+        owner = str(request.scope["state"]["key"])
+        self._permits.check(owner, asked.num_choices)
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
         seed = self._settings.seed if asked.seed is None else asked.seed
-        seeds = [(seed + i) % 2**63 for i in range(asked.n)]
+        seeds = [(seed + i) % 2**63 for i in range(asked.num_choices)]
         said = Completion(asked, texts, seeds, sampler, *identity(request))
-        owner = str(request.scope["state"]["key"])
         answering = self._answer(asked, said, sampler, owner, started_s)
         return await unless_left(request, answering) or Response(status_code=LEFT)
 
@@ -180,8 +179,10 @@ class Routes:
                 held.callback(self._note_chat, said, owner, started_s)
             seeds = [choice.seed for choice in said.choices]
             with said.noting():
-                held.enter_context(self._permits.taken(owner))
-                first = await self._read(asked, sampler, seeds[0])
+                held.enter_context(self._permits.taken(owner, len(seeds)))
+                dialogue = dialogue_of(asked.messages, self._limits)
+                said.warnings = dialogue.warnings
+                first = await self._read(asked.model, dialogue, sampler, seeds[0])
             if self._audit is not None:
                 said.image_sha256 = digests(first)
             requests = [replace(first, seed=seed) for seed in seeds]
@@ -218,7 +219,8 @@ class Routes:
             outcome, pictures = "left", list[str]()
             try:
                 with self._permits.taken(owner):
-                    one = await self._read(asked, sampler, self._settings.seed)
+                    dialogue = dialogue_of(asked.messages, self._limits)
+                    one = await self._read(asked.model, dialogue, sampler, self._settings.seed)
                     pictures = digests(one) if self._audit is not None else []
                     found = await self.service.inspect(
                         asked.model, one, asked.tokens, asked.position
@@ -234,15 +236,16 @@ class Routes:
 
         return await unless_left(request, answer()) or Response(status_code=LEFT)
 
-    async def _read(self, asked: Prompted, sampler: SamplerSettings, seed: int) -> Asked:
+    async def _read(
+        self, model: str, dialogue: Dialogue, sampler: SamplerSettings, seed: int
+    ) -> Asked:
         """Raises BadRequest."""
-        decode = partial(self.service.decode, asked.model)
+        decode = partial(self.service.decode, model)
         # in a thread: base64 and pictures of a large body take time that others would wait for
         reading = asyncio.ensure_future(
             asyncio.to_thread(
                 request_of,
-                *(asked, sampler, seed, self._limits, self._settings.image),
-                *(self._fetch, decode),
+                *(dialogue, sampler, seed, self._settings.image, self._fetch, decode),
             )
         )
         try:

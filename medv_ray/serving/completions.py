@@ -72,6 +72,8 @@ class Completion:
         self.error: str | None = None
         """The code of what ended it."""
         self.image_sha256: list[str] = []
+        self.warnings: Sequence[str] = ()
+        """Of the dialogue; an answer's own stand behind them."""
         stop_ids = texts.stops(sampler)
         self.choices = [
             Choice(i, seed, GrowingText(texts.decode, stop_ids, request.stops))
@@ -203,7 +205,7 @@ class Completion:
             "confidence": round(answer.confidence, 6),
             "forward_passes": answer.forward_passes,
             "seed": choice.seed,
-            "warnings": list(answer.warnings),
+            "warnings": [*self.warnings, *answer.warnings],
         }
 
     def _kept(self, answer: Answer) -> Sequence[int]:

@@ -1,4 +1,4 @@
-"""How many requests are answered at the same time."""
+"""How many answers are made at the same time."""
 
 from __future__ import annotations
 
@@ -11,25 +11,35 @@ from medv_ray.serving.protocol import BadRequest
 
 
 class Permits:
-    """Room for requests, counted by the API key that they came with."""
+    """Rights to enter, one for each answer (`n` of a request), counted by API key."""
 
     def __init__(self, limits: LimitSettings) -> None:
         self._limits = limits
         self._by_key: Counter[str] = Counter()
 
-    @contextmanager
-    def taken(self, key: str) -> Iterator[None]:
-        """Room for one more; an empty key has no limit of its own.
+    def check(self, key: str, number: int) -> None:
+        """Raises BadRequest E1701 for more answers than a request can ever get here."""
+        most = min(self._limits.max_n, self._limits.ongoing)
+        if key:
+            most = min(most, self._limits.per_key)
+        if number > most:
+            raise BadRequest("E1701", f"n: the limit is {most}.", "n")
 
-        Raises BadRequest E1707 when there is none.
+    @contextmanager
+    def taken(self, key: str, number: int = 1) -> Iterator[None]:
+        """Hold some; an empty key has no limit of its own.
+
+        Raises BadRequest E1707 when there are not so many.
         """
-        if self._by_key.total() >= self._limits.ongoing:
-            raise BadRequest("E1707", f"{self._limits.ongoing} requests are being answered.")
-        if key and self._by_key[key] >= self._limits.per_key:
-            limit = self._limits.per_key
-            raise BadRequest("E1707", f"{limit} requests of this API key are being answered.")
-        self._by_key[key] += 1
+        limits = self._limits
+        if self._by_key.total() + number > limits.ongoing:
+            rule = f"of {limits.ongoing} answers at the same time, too few are free."
+            raise BadRequest("E1707", rule)
+        if key and self._by_key[key] + number > limits.per_key:
+            rule = f"of this API key's {limits.per_key} answers at the same time, too few are free."
+            raise BadRequest("E1707", rule)
+        self._by_key[key] += number
         try:
             yield
         finally:
-            self._by_key[key] -= 1
+            self._by_key[key] -= number
