@@ -19,6 +19,7 @@ from fastapi import Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from medv_ray import __version__
 from medv_ray.engine.request import Request as Asked
 from medv_ray.errors import MedvError, RunError
 from medv_ray.serving.audit import AuditLog
@@ -54,7 +55,10 @@ CHAT_ANSWERS = {
 }
 LEFT = 499
 """Status that is counted for a client that has left."""
-ROUTES = ("/", "/v1/models", "/v1/chat/completions", "/v1/inspect", "/health", "/metrics")
+ROUTES = (
+    "/", "/v1/models", "/v1/chat/completions", "/v1/inspect", "/health", "/ping", "/version",
+    "/metrics",
+)  # fmt: skip
 """Paths that are counted by name."""
 
 
@@ -65,7 +69,8 @@ def make_app(service: Service, keys: Keys, audit: AuditLog | None = None) -> App
 
 
 class Counted:
-    """Counts requests by route and status, and keeps what a defect says out of the logs."""
+    """Counts requests by route and status, answers HEAD as GET without its body, and keeps what a
+    defect says out of the logs."""
 
     def __init__(self, app: App, meters: Meters) -> None:
         self._app, self._meters = app, meters
@@ -75,6 +80,9 @@ class Counted:
             await self._app(scope, receive, send)
             return
         started_s, status = time.monotonic(), "none"  # none: the client left before
+        head = scope["method"] == "HEAD"
+        if head:
+            scope = {**scope, "method": "GET"}
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -84,6 +92,8 @@ class Counted:
                 if OURS not in {name for name, _ in headers}:  # FastAPI's own routes
                     headers.append((OURS, b"1"))
                 message = {**message, "headers": headers}
+            elif head:
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -118,6 +128,8 @@ class Routes:
         self.app.serve("POST", "/v1/chat/completions", self.chat, ChatRequest, CHAT_ANSWERS)
         self.app.serve("POST", "/v1/inspect", self.inspect, InspectRequest)
         self.app.serve("GET", "/health", self.health)
+        self.app.serve("GET", "/ping", self.health)
+        self.app.serve("GET", "/version", self.version)
         self.app.serve("GET", "/metrics", self.metrics, answers={"text/plain": {}})
         self.app.add_api_route("/", self.page, include_in_schema=False)
         self.app.add_api_route("/assets/{name}", self.asset, include_in_schema=False)
@@ -136,6 +148,10 @@ class Routes:
         if wrong is not None:
             raise RunError("E1708", f"{wrong}.")
         return self._json({"status": "ok", "ongoing": self.service.scheduler.ongoing})
+
+    async def version(self) -> JSONResponse:
+        """The endpoint's version."""
+        return self._json({"version": __version__})
 
     async def metrics(self) -> Response:
         """Prometheus text of this replica."""
@@ -284,7 +300,10 @@ class Routes:
     async def _http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
-            return self._error("E1712", "this path does not take this method.")
+            allowed = (error.headers or {}).get("Allow", "").replace("GET", "GET, HEAD")
+            refused = self._error("E1712", f"this path takes {allowed}.")
+            refused.headers["allow"] = allowed
+            return refused
         return self._error("E1706", "there is nothing at this path.")
 
     async def _defect(self, request: Request, error: Exception) -> Response:

@@ -153,7 +153,7 @@ def _is_local(scope: Scope) -> bool:
 
 def _names_this_machine(host: str) -> bool:
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-    return name.strip("[]") in ("localhost", "127.0.0.1", "::1")
+    return name.lower().strip("[]").removesuffix(".") in ("localhost", "127.0.0.1", "::1")
 
 
 def _at_hand(scope: Scope, receive: Receive) -> Receive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -39,6 +40,8 @@ class Service:
         self.settings = settings
         self.meters = meters or Meters()
         self.texts = {name: texts_of(engine) for name, engine in engines.items()}
+        self.created = {name: _created(settings, name) for name in engines}
+        """When the folder of each model or adapter was written, in seconds since 1970."""
         self.scheduler = Scheduler(engines, on_failure)
         self._engines = dict(engines)  # for what any thread may call
 
@@ -168,6 +171,15 @@ def load_engines(settings: ServeSettings) -> dict[str, Engine]:
     return {name: Engine(one, tokenizer, settings.answer, share) for name, one in models.items()}
 
 
+def _created(settings: ServeSettings, name: str) -> int:
+    folder = settings.adapters.get(name)
+    file = "config.json" if folder is None else "adapter_config.json"
+    try:
+        return int(os.stat(os.path.join(folder or settings.model.path, file)).st_mtime)
+    except OSError:
+        return 0
+
+
 def _put(events: asyncio.Queue[tuple[int, Event]], number: int, event: Event) -> None:
     events.put_nowait((number, event))
 
@@ -202,4 +214,5 @@ def model_object(service: Service, name: str) -> dict[str, Any]:
         "limits": limits,
         "presets": ["exact", "fast", "turbo"],
     }
-    return {"id": name, "object": "model", "created": 0, "owned_by": "medv_ray", "medv": ours}
+    created = service.created[name]
+    return {"id": name, "object": "model", "created": created, "owned_by": "medv_ray", "medv": ours}

@@ -100,27 +100,28 @@ def test_an_answer_is_taken_back_as_it_came(app: App) -> None:
 
 
 SYSTEM = say("system")
+ASKED, SAID = say("user"), say("assistant")
 OUT_OF_ORDER: list[tuple[list[dict[str, Any]], str, str]] = [
-    ([say("assistant")], "messages.0.role", "E1701"),
-    ([say("user"), say("assistant")], "messages", "E1701"),
+    ([SAID], "messages.0.role", "E1701"),
+    ([ASKED, SAID], "messages", "E1701"),
     ([SYSTEM], "messages", "E1701"),
-    ([say("user"), SYSTEM, say("user")], "messages.1.role", "E1701"),
-    ([say("user"), say("assistant"), say("developer"), say("user")], "messages.2.role", "E1701"),
-    ([SYSTEM, say("assistant"), say("user")], "messages.1.role", "E1701"),
-    ([say("system", ONE), say("user")], "messages.0.content", "E1701"),
+    ([ASKED, SYSTEM, ASKED], "messages.1.role", "E1701"),
+    ([ASKED, SAID, say("developer"), ASKED], "messages.2.role", "E1701"),
+    ([SYSTEM, SAID, ASKED], "messages.1.role", "E1701"),
+    ([say("system", ONE), ASKED], "messages.0.content", "E1701"),
     ([SYSTEM, say("developer", ONE), say("user", ONE)], "messages.1.content", "E1701"),
-    ([say("user", ONE), say("assistant", ONE), say("user")], "messages.1.content", "E1701"),
+    ([say("user", ONE), say("assistant", ONE), ASKED], "messages.1.content", "E1701"),
     ([say("user", *[ONE] * 5)], "messages.0.images", "E1701"),
-    ([say("user", *[ONE] * 3), say("assistant"), say("user", ONE, ONE)], "messages.2.images", "E1701"),
-    ([say("user"), say("assistant")] * 32 + [say("user")], "messages", "E1701"),
+    ([say("user", *[ONE] * 3), SAID, say("user", ONE, ONE)], "messages.2.images", "E1701"),
+    ([ASKED, SAID] * 32 + [ASKED], "messages", "E1701"),
     ([picture(ONE)], "messages.0.content", "E1301"),
     ([SYSTEM, picture(ONE), picture(TWO)], "messages.2.content", "E1301"),
-    ([say("user"), say("assistant"), picture(ONE)], "messages.2.content", "E1301"),
-    ([say("user"), say("assistant"), picture(ONE), say("assistant"), say("user")],
+    ([ASKED, SAID, picture(ONE)], "messages.2.content", "E1301"),
+    ([ASKED, SAID, picture(ONE), SAID, ASKED],
      "messages.2.content", "E1301"),
-    ([{"role": "user", "content": " "}, say("assistant"), say("user")], "messages.0.content", "E1301"),
-    ([say("user"), {"role": "user", "content": None}], "messages.1.content", "E1701"),
-    ([{"role": "system"}, say("user")], "messages.0.content", "E1701"),
+    ([{"role": "user", "content": " "}, SAID, ASKED], "messages.0.content", "E1301"),
+    ([ASKED, {"role": "user", "content": None}], "messages.1.content", "E1701"),
+    ([{"role": "system"}, ASKED], "messages.0.content", "E1701"),
 ]  # fmt: skip
 
 
