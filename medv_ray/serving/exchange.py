@@ -76,16 +76,30 @@ class Exchange:
         yield DONE
 
     async def _chunks(self, watched: bool) -> AsyncGenerator[Chunks]:
-        """What each event brings; empty ones only for a request that is not watched."""
+        """What each event brings; empty ones only for a request that is not watched.
+
+        One choice after the other, whichever are answered side by side: another replica, whose
+        slots are taken otherwise, gives the same bytes.
+        """
         model, said = self._said.request.model, self._said
         asked = self._service.asked(model, self._requests, watched, self._started_s)
+        current, later = 0, dict[int, Chunks]()
         with said.noting():
             async with asked as events:
                 async for number, one in events:
                     if isinstance(one, Answer):
                         said.answers[number] = one
-                    made = said.chunks(number, one) if watched else []
-                    if made or not watched:
+                    if not watched:
+                        yield []
+                        continue
+                    made = said.chunks(number, one)
+                    if number > current:
+                        later.setdefault(number, []).extend(made)
+                        continue
+                    while current in said.answers:
+                        current += 1
+                        made += later.pop(current, [])
+                    if made:
                         yield made
 
 

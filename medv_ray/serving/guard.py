@@ -48,8 +48,15 @@ class Refusal(Exception):
 class Guard:
     """Around an ASGI application. Requests reach it with a body that is whole and small enough."""
 
-    def __init__(self, app: App, limits: LimitSettings, keys: Keys) -> None:
-        self._app, self._limits, self._keys = app, limits, keys
+    def __init__(
+        self,
+        app: App,
+        limits: LimitSettings,
+        keys: Keys,
+        note: Callable[[str], None] = lambda code: None,
+    ) -> None:
+        """`note` is called with the code of each refusal."""
+        self._app, self._limits, self._keys, self._note = app, limits, keys, note
         self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,6 +73,7 @@ class Guard:
             await self._read(headers, _at_hand(scope, receive), body)
             await self._app(scope, _replay(bytes(body), receive), send)
         except Refusal as refused:
+            self._note(refused.code)
             await self._refuse(refused, receive, send)
         finally:
             self._held_bytes -= len(body)

@@ -20,6 +20,9 @@ class Meter(NamedTuple):
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 METERS: dict[str, Meter] = {
     "medv_requests": Meter("counter", "Requests by route and status.", ("route", "status")),
+    "medv_front_refusals": Meter(
+        "counter", "Refused or broken off by a proxy, by code.", ("code",)
+    ),
     "medv_ongoing": Meter("gauge", "Answers being made or waiting for a slot."),
     "medv_request_seconds": Meter("histogram", "Whole requests.", ("route",), SECONDS),
     "medv_queue_seconds": Meter("histogram", "Waiting for a slot.", (), SECONDS),

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from medv_ray.engine import Answer, Predictor, Request
+from medv_ray.serving.completions import Completion
+from medv_ray.serving.exchange import Exchange
 from medv_ray.serving.guard import App
+from medv_ray.serving.protocol import ChatRequest, parse
 from medv_ray.serving.service import Service
 from medv_ray.settings import SamplerSettings
 from tests.unit.serving.client import (
@@ -35,6 +43,7 @@ SAMPLERS: list[dict[str, Any]] = [
     {**CAPTION, "stop": []},
     {"gen_length": 16, "block_length": 8, "steps": 16, "remasking": "random", "suffix": " end"},
 ]
+WARM = {**CAPTION, "temperature": 0.8}
 LONG = {"gen_length": 256, "block_length": 256, "steps": 256, "stop": []}
 IDENTITY = {"x-request-id": "r-1", "x-medv-created": "1700000000"}
 
@@ -197,3 +206,50 @@ def test_a_stream_that_nobody_reads_is_not_held_in_the_way(app: App, service: Se
         assert json.loads(encoded(reply.events[-1]))["choices"][0]["finish_reason"]
 
     asyncio.run(run())
+
+
+def test_choices_come_one_after_the_other_however_they_were_stepped(
+    service: Service, predictor: Predictor
+) -> None:
+    """Side by side on one replica, one by one on the next: a stream goes on with the same bytes."""
+    sampler = SamplerSettings(gen_length=8, block_length=8, steps=8).changed(WARM)
+    row = tiles()[1]
+    requests = [Request(row.question, (row.image,), seed=i, sampler=sampler) for i in range(3)]
+    asked = parse(ChatRequest, encoded(body_of(row, n=3, **DENOISE)))
+
+    async def seen() -> list[list[Any]]:
+        found: list[list[Any]] = [[], [], []]
+        async with service.asked("medv-tiny", requests, True, time.monotonic()) as events:
+            async for number, one in events:
+                found[number].append(one)
+        return found
+
+    by_choice = asyncio.run(seen())
+    assert all(len(one) > 5 for one in by_choice)
+
+    def streamed(order: list[int]) -> bytes:
+        left = [iter(one) for one in by_choice]
+
+        @asynccontextmanager
+        async def replayed(*_: Any) -> AsyncIterator[AsyncIterator[Any]]:
+            async def events() -> AsyncIterator[Any]:
+                for number in order:
+                    yield number, next(left[number])
+
+            yield events()
+
+        async def run() -> bytes:
+            fake: Any = SimpleNamespace(asked=replayed, settings=service.settings)
+            said = Completion(asked, service.model("medv-tiny"), [0, 1, 2], sampler, "r", 1)
+            response: Any = await Exchange(fake, said, requests, 0.0).streamed(AsyncExitStack())
+            return b"".join([part async for part in response.body_iterator])
+
+        return asyncio.run(run())
+
+    one_by_one = [number for number in range(3) for _ in by_choice[number]]
+    want = streamed(one_by_one)
+    assert want.endswith(b"[DONE]\n\n")
+    assert want.rindex(b'"index":0') < want.index(b'"index":1')
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(one_by_one, len(one_by_one))
+        assert streamed(shuffled) == want
