@@ -42,10 +42,10 @@ class LimitSettings(Settings):
     max_n: PositiveInt = 8
     """Answers to one request."""
     per_key: PositiveInt = 8
-    """Requests of one API key that a replica answers at the same time; further ones get 429.
-    Without keys there is no such limit."""
+    """Answers to requests of one API key that a replica makes at the same time (a request takes as
+    many as its `n`); further ones get 429. Without keys there is no such limit."""
     ongoing: PositiveInt = 64
-    """Requests that a replica holds, those that wait for a slot included."""
+    """Answers that a replica makes, those that wait for a slot included."""
     queue: NonNegativeInt = 64
     """Requests that wait for a replica, in each proxy; further ones get 429."""
     request_seconds: PositiveFloat = 120.0
