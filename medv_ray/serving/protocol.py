@@ -28,6 +28,7 @@ from medv_ray.serving.neutral import (
     asks_for_nothing,
     what_is_taken,
 )
+from medv_ray.serving.options import MAX_MESSAGES
 
 
 def _describe(schema: dict[str, Any], kind: type[Wire]) -> None:
@@ -48,18 +49,7 @@ class Wire(BaseModel):
         json_schema_extra=_describe,
     )
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Fields that are taken, and left out, with these values; with others they are unknown."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_neutral(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or cls.neutral.keys().isdisjoint(value):
-            return value
-        return {
-            name: one
-            for name, one in value.items()
-            if name not in cls.neutral or not asks_for_nothing(one, cls.neutral[name])
-        }
+    """Fields that `parse` leaves out where they have these values; with others they are unknown."""
 
 
 class TextPart(Wire):
@@ -81,6 +71,8 @@ class ImagePart(Wire):
     image_url: ImageUrl
 
 
+MAX_FIELDS = 1000
+"""Of an object in a body."""
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 Parts = Annotated[list[Part], Field(min_length=1)]
 Stops = Annotated[list[str], Field(max_length=4)]
@@ -115,7 +107,7 @@ class Prompted(Wire):
     """What both kinds of request say of model, dialogue and denoising."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     diffusion: dict[str, Any] | None = None
     """Sampler settings by their names (docs/sampler.md), over the endpoint's own."""
 
@@ -201,7 +193,9 @@ W = TypeVar("W", bound=Wire)
 def parse(kind: type[W], body: bytes) -> W:
     """A body as `kind`. Raises BadRequest E1701 that names the field and never what it holds."""
     try:
-        return kind.model_validate(_json(body))
+        value = _json(body)
+        _leave_out_neutral(value, kind)
+        return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     path = _path(first["loc"])
@@ -215,6 +209,28 @@ def parse(kind: type[W], body: bytes) -> W:
     elif first["type"] in ("model_type", "dict_type"):
         rule = "an object is expected"
     raise BadRequest("E1701", f"{path}: {rule}." if path else f"{rule}.", path or None)
+
+
+def _leave_out_neutral(value: Any, kind: type[Wire]) -> None:
+    for one in _asking_for_nothing(value, kind.neutral):
+        del value[one]
+    for message in _list(value, "messages")[:MAX_MESSAGES]:
+        for one in _asking_for_nothing(message, OF_MESSAGE):
+            del message[one]
+        for part in _list(message, "content"):
+            for one in _asking_for_nothing(part, OF_PART):
+                del part[one]
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    found = value.get(name) if isinstance(value, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def _asking_for_nothing(value: Any, table: dict[str, tuple[Any, ...]]) -> list[str]:
+    if not isinstance(value, dict) or table.keys().isdisjoint(value):
+        return []
+    return [n for n in table.keys() & value.keys() if asks_for_nothing(value[n], table[n])]
 
 
 def _json(body: bytes) -> Any:
@@ -244,7 +260,9 @@ def _json(body: bytes) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of two values of one name, a reader before us may have taken the other one."""
+    """An object. Of two values of one name, a reader before us may have taken the other one."""
+    if len(pairs) > MAX_FIELDS:  # each would become an error of its own
+        raise BadRequest("E1701", f"an object of the body has over {MAX_FIELDS} fields.")
     found = dict(pairs)
     if len(found) < len(pairs):
         raise BadRequest("E1701", "a field stands twice in one object of the body.")
