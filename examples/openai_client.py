@@ -37,16 +37,16 @@ def main() -> None:
 
     # whole; beside OpenAI's fields the endpoint says how sure it is
     answer = client.chat.completions.create(model=model, messages=messages)
-    told = answer.model_extra["medv"][0]
+    ours = answer.model_extra["medv"][0]
     print(f"answer: {answer.choices[0].message.content}")
-    print(f"confidence {told['confidence']:.3f}, {told['forward_passes']} forward passes")
+    print(f"confidence {ours['confidence']:.3f}, {ours['forward_passes']} forward passes")
 
     # sampler settings of this request alone
     answer = client.chat.completions.create(
         model=model, messages=messages, extra_body={"diffusion": {"preset": "turbo"}}
     )
-    told = answer.model_extra["medv"][0]
-    print(f"turbo: {answer.choices[0].message.content} ({told['forward_passes']} forward passes)")
+    ours = answer.model_extra["medv"][0]
+    print(f"turbo: {answer.choices[0].message.content} ({ours['forward_passes']} forward passes)")
 
     print("stream: ", end="")
     stream = client.chat.completions.create(

@@ -106,18 +106,18 @@ def bench_serve_command(
     values = override(merged(read_yaml(config) if config else {}, given), assignments or [])
     from medv_ray.client.questions import LoadSettings
 
-    told = _bench(build(LoadSettings, values))
+    figures = _bench(build(LoadSettings, values))
     if out is not None:
         try:
-            out.write_text(json.dumps(told, indent=1) + "\n")
+            out.write_text(json.dumps(figures, indent=1) + "\n")
         except OSError as error:
             kind = type(error).__name__
             raise RunError("E1511", f"{out.name} could not be written ({kind}).") from None
     if sys.stdout.isatty():
-        _show(told)
+        _show(figures)
     else:
-        print_json(told)
-    return int(not told["answers"])
+        print_json(figures)
+    return int(not figures["answers"])
 
 
 def _bench(settings: Any) -> dict[str, Any]:
@@ -136,13 +136,14 @@ def _bench(settings: Any) -> dict[str, Any]:
     return report(settings, load, asked, model)
 
 
-def _show(told: dict[str, Any]) -> None:
+def _show(figures: dict[str, Any]) -> None:
     """A table for a person."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("what", "figure", title=f"{told['endpoint']['model']}, {told['seconds']:.1f} s")
-    for name, value in told.items():
+    title = f"{figures['endpoint']['model']}, {figures['seconds']:.1f} s"
+    table = Table("what", "figure", title=title)
+    for name, value in figures.items():
         if name in ("bench", "date", "endpoint", "versions", "seconds"):
             continue
         if isinstance(value, dict):

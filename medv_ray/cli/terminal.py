@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -17,12 +18,14 @@ from medv_ray.errors import MedvError, SettingsError
 
 P = ParamSpec("P")
 MAX_CONFIG_BYTES = 2**20
+AGAIN_S = 0.02
 
 
 def exit_code_of(call: Callable[[], int | None]) -> int:
     """Run; errors become one line on stderr. MEDV_DEBUG=1 shows where they come from."""
     # so does Ray's own handler while it runs; a lock in an object store is let go of on the way
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    sys.unraisablehook = _send_again
     try:
         return call() or 0
     except KeyboardInterrupt:
@@ -41,6 +44,17 @@ def exit_code_of(call: Callable[[], int | None]) -> int:
 
     leave(code)
     return code
+
+
+def _send_again(dropped: sys.UnraisableHookArgs) -> None:
+    """A signal that came while a destructor or an import's callback ran: Python drops what its
+    handler raises there, and would only print it."""
+    kinds = {SystemExit: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+    number = kinds.get(dropped.exc_type)
+    if number is None:
+        sys.__unraisablehook__(dropped)
+    else:  # once the destructor has returned
+        threading.Timer(AGAIN_S, os.kill, (os.getpid(), number)).start()
 
 
 def told_cleanly(command: Callable[P, int | None]) -> Callable[P, None]:

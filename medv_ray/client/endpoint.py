@@ -68,12 +68,12 @@ def data_url(image: bytes) -> str:
 def refusal(status: int, body: bytes) -> MedvError:
     """What an answer other than 200 says, made fit for a terminal."""
     try:
-        return told(json.loads(body)["error"], status)
+        return error_of(json.loads(body)["error"], status)
     except (ValueError, KeyError, TypeError):
-        return told({}, status)
+        return error_of({}, status)
 
 
-def told(error: Any, status: int = 503) -> MedvError:
+def error_of(error: Any, status: int = 503) -> MedvError:
     """An error object of an answer or a stream."""
     said = error if isinstance(error, dict) else {}
     given = said.get("code")
@@ -151,7 +151,7 @@ class Endpoint:
         if not isinstance(chunk, dict):
             raise RunError("E1708", f"{self.url} sent something that is no JSON object.")
         if "error" in chunk:
-            raise told(chunk["error"])
+            raise error_of(chunk["error"])
         return chunk
 
     def close(self) -> None:

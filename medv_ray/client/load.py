@@ -98,12 +98,12 @@ class Load:
             outcome = await self._ask(client, body, time.monotonic())
             if outcome.answered:
                 continue
-            told, left_s = outcome.retry_after_s, self._end_s - time.monotonic()
-            wait_s = ERROR_WAIT_S if told is None else told
+            asked_s, left_s = outcome.retry_after_s, self._end_s - time.monotonic()
+            wait_s = ERROR_WAIT_S if asked_s is None else asked_s
             await asyncio.sleep(max(0.0, min(wait_s, left_s)))
-            if told is not None and told <= left_s:
+            if asked_s is not None and asked_s <= left_s:
                 self.obeyed += 1
-                self.waited_s += told
+                self.waited_s += asked_s
 
     async def _open(self, client: httpx2.AsyncClient) -> None:
         draw, due_s = random.Random(self._settings.seed), self.started_s

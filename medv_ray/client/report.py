@@ -76,12 +76,12 @@ def _counted(words: Iterable[str]) -> dict[str, int]:
 
 def _settings(settings: LoadSettings) -> dict[str, Any]:
     """As they were taken; of the archive its name alone."""
-    told = settings.model_dump(mode="json", exclude={"archive"})
+    given = settings.model_dump(mode="json", exclude={"archive"})
     name = "synthetic"
     if settings.archive is not None:
         name = settings.archive.archive.rstrip("/").rpartition("/")[2]
     clients = None if settings.rate is not None else settings.clients or 20
-    return told | {"archive": name, "clients": clients}
+    return given | {"archive": name, "clients": clients}
 
 
 def _endpoint(model: dict[str, Any]) -> dict[str, Any]:

@@ -183,8 +183,8 @@ def build(
         num_images: one slot each, joined by blanks, and a newline before the text. 0: text alone.
         system: a sentence in place of the one that settings name; empty: none.
 
-    Texts are trimmed, as by the chat template. Raises DataError E1301, E1302, E1304 as
-    `check_question`, and E1109 for messages out of turn.
+    Texts are trimmed, as by the chat template; the first of several turns may be images alone.
+    Raises DataError E1301, E1302, E1304 as `check_question`, and E1109 for messages out of turn.
     """
     dialogue = [Turn("user", turns)] if isinstance(turns, str) else list(turns)
     expected = [("user", "assistant")[index % 2] for index in range(len(dialogue))]
@@ -200,7 +200,9 @@ def build(
     slots: list[int | str] = [" "] * max(2 * num_images - 1, 0)
     slots[::2] = [IMAGE_SLOT] * num_images
     for index, turn in enumerate(dialogue):
-        if turn.role == "user":
+        # what was shown before anything was asked of it
+        alone = index == 0 < min(num_images, len(dialogue) - 1) and not turn.text.strip()
+        if turn.role == "user" and not alone:
             check_question(turn.text, settings)
             text = (turn.text.strip() + settings.question_suffix).strip()
         else:

@@ -113,22 +113,22 @@ def _events(chunks: Iterator[dict[str, Any]]) -> Iterator[View | Said]:
 
 
 def chat(asked: Local | Remote, image: Path) -> int:
-    """Talk until the end of the input; 1 if a question of a script came to nothing.
+    """Ask line by line until the end of the input; 1 if a question of a script came to nothing.
 
     Raises MedvError when the first image is none.
     """
-    talk = Talk(asked)
-    talk.begin(image)
+    dialogue = Dialogue(asked)
+    dialogue.begin(image)
     if sys.stdin.isatty():
-        talk.note(HELP)
+        dialogue.note(HELP)
         with suppress(ImportError):
             import readline  # noqa: F401  # input() has a history then
     with suppress(KeyboardInterrupt):
         for line in _lines():
             if line.split() == ["/quit"]:
                 break
-            talk.take(line)
-    return int(talk.failed and not sys.stdin.isatty())
+            dialogue.take(line)
+    return int(dialogue.failed and not sys.stdin.isatty())
 
 
 def _lines() -> Iterator[str]:
@@ -139,7 +139,7 @@ def _lines() -> Iterator[str]:
                 yield line
 
 
-class Talk:
+class Dialogue:
     """A dialogue about a picture."""
 
     def __init__(self, asked: Local | Remote) -> None:
@@ -155,13 +155,13 @@ class Talk:
         self._notes.print(Text(printable(text), style))
 
     def begin(self, path: Path) -> None:
-        """Talk about another picture. Raises MedvError; the one before is kept then."""
+        """Begin with another picture. Raises MedvError; the one before is kept then."""
         data = read_image(path.expanduser())
         inspect(data, self._asked.image)
         self._image, self._history = data, []
 
     def take(self, line: str) -> None:
-        """Answer a line, or do what it says. What goes wrong is told."""
+        """Answer a line, or do what it says. What goes wrong is said."""
         word, _, rest = line.partition(" ")
         try:
             if word == "/image":
@@ -186,8 +186,8 @@ class Talk:
         seconds = time.monotonic() - started_s
         self._history += [Turn("user", question), Turn("assistant", said.text)]
         self._console.print(Text(printable(said.text) or "(no answer)", style="bold"))
-        told = f"confidence {said.confidence:.3f}, {said.forward_passes} forward passes"
-        self.note(f"{told}, {seconds:.2f} s")
+        figures = f"confidence {said.confidence:.3f}, {said.forward_passes} forward passes"
+        self.note(f"{figures}, {seconds:.2f} s")
         for word in said.warnings:
             self.note(f"picture: {word}", "yellow")
 

@@ -1,10 +1,11 @@
-"""`medv serve`: Ray, Serve and the endpoint on this machine, until it is told to end."""
+"""`medv serve`: Ray, Serve and the endpoint on this machine, until it is asked to end."""
 
 from __future__ import annotations
 
 import ipaddress
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from medv_ray import errors
 from medv_ray.errors import MedvError, RunError, SettingsError
 from medv_ray.on_ray.cluster import Cluster, cluster_address, running_ray
 from medv_ray.on_ray.front import CALLBACK, LIMITS
@@ -30,6 +32,9 @@ SOONER = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
 }
 """Environment of Ray that brings a request through Serve in 2 ms instead of 4.5."""
+OURS = re.compile(r"^medv_ray\.errors\.(\w+): \w+ (E\d{4}): (.*?)(?: `medv explain.*)?$", re.M)
+KINDS = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception))\b", re.M)
+"""Errors at the end of a stack."""
 LOOK_SECONDS = 2.0
 """Between two looks at Ray's servers."""
 
@@ -73,7 +78,7 @@ def run_endpoint(
 
 
 def _check_model(settings: ServeSettings) -> None:
-    """What is wrong with a checkpoint's headers, its tokenizer or an adapter is told here, and not
+    """What is wrong with a checkpoint's headers, its tokenizer or an adapter is said here, and not
     by a replica's log."""
     from medv_ray.data.prompts import load_tokenizer
     from medv_ray.model import lora, weights
@@ -102,9 +107,28 @@ def _deploy(settings: ServeSettings, host: str, port: int) -> None:
         serve.run(build(settings.model_dump(mode="json")), name=APPLICATION, route_prefix="/")
     except MedvError:
         raise
-    except RuntimeError:  # its text is the replica's stack
-        told = "no replica could start; `medv ask` with the same --model says why."
-        raise RunError("E1708", told) from None
+    except RuntimeError:
+        found = serve.status().applications[APPLICATION].deployments.values()
+        raise start_error("\n".join(one.message for one in found)) from None
+
+
+def start_error(stack: str) -> MedvError:
+    """Why no replica started, given what Serve keeps of it: a stack, of which a user sees only our
+    own error, or the kind of another one."""
+    from medv_ray.engine.memory import is_out_of_memory  # torch, which is not to delay Ray's start
+
+    said = OURS.findall(stack)
+    if said and said[-1][1] in errors.CATALOGUE:
+        kind, code, detail = said[-1]
+        made: MedvError = getattr(errors, kind, RunError)(code, detail)
+        return made
+    kinds = [name.rpartition(".")[2] for name in KINDS.findall(stack)]
+    kind = kinds[-1] if kinds else "its process ended"
+    if kind in ("MemoryError", "OutOfMemoryError") or is_out_of_memory(RuntimeError(stack)):
+        rule = f"a replica ran out of memory ({kind}) while it loaded the model."
+        return RunError("E1508", rule)
+    rule = f"no replica could start ({kind}); `medv ask` with the same --model says more."
+    return RunError("E1708", rule)
 
 
 def _wait(cluster: Cluster) -> None:
@@ -144,8 +168,8 @@ def check_room(scaling: ScalingSettings, capacity: Capacity) -> None:
     pool = PoolSettings(num_gpus=scaling.num_gpus, cpus_per_actor=scaling.cpus_per_replica)
     room, wanted = sum(node.room(pool) for node in capacity.nodes), max(1, scaling.min_replicas)
     if room < wanted and not capacity.elastic:
-        told = f"{wanted} replicas of {scaling.cpus_per_replica:g} CPUs and {scaling.num_gpus:g} "
-        raise RunError("E1505", f"{told}GPUs do not fit this machine, which has room for {room}.")
+        wish = f"{wanted} replicas of {scaling.cpus_per_replica:g} CPUs and {scaling.num_gpus:g} "
+        raise RunError("E1505", f"{wish}GPUs do not fit this machine, which has room for {room}.")
 
 
 def check_port(host: str, port: int) -> None:

@@ -13,6 +13,7 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.middleware import Middleware
 
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 LIMITS = "MEDV_SERVE_LIMITS"
 """Environment variable: the settings of `limits` as JSON, for the proxies."""
+REFUSALS = "medv_front_refusals"
+"""Its line in the table of meters."""
 QUEUE_S = 30.0
 """Beyond `limits.request_seconds`, which begin in the replica: for a way there, and a restart."""
 LAST_WORDS_S = 5.0
@@ -41,17 +44,31 @@ with any mixture of hyphens and underscores."""
 
 def middlewares() -> list[Middleware]:
     """For Serve's proxy. The environment tells limits and keys."""
-    told = os.environ.get(LIMITS)
-    limits = LimitSettings.model_validate_json(told) if told else LimitSettings()
-    return [Middleware(Front, limits=limits, keys=Keys.load(None))]
+    given = os.environ.get(LIMITS)
+    limits = LimitSettings.model_validate_json(given) if given else LimitSettings()
+    from medv_ray.on_ray.meters import RayMeters  # not before Ray has its environment
+
+    meters = RayMeters([REFUSALS])
+
+    def note(code: str) -> None:
+        meters.add(REFUSALS, 1.0, {"code": code})
+
+    return [Middleware(Front, limits=limits, keys=Keys.load(None), note=note)]
 
 
 class Front:
     """Guard, request id, one more try where a replica was lost, and errors in our own words."""
 
-    def __init__(self, app: App, limits: LimitSettings, keys: Keys) -> None:
-        self._app, self._limits = app, limits
-        self._guard = Guard(self._pass, limits, keys)
+    def __init__(
+        self,
+        app: App,
+        limits: LimitSettings,
+        keys: Keys,
+        note: Callable[[str], None] = lambda code: None,
+    ) -> None:
+        """`note` is called with the code of what is refused or broken off here."""
+        self._app, self._limits, self._note = app, limits, note
+        self._guard = Guard(self._pass, limits, keys, note)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # a load balancer asks the proxy itself; Serve's other paths of its own are kept back
@@ -73,7 +90,7 @@ class Front:
         body = (await receive()).get("body", b"")
         if len(body) <= INLINE_BYTES:
             scope[BODY] = body
-        relay = Relay(send, self._limits.retry_after_s)
+        relay = Relay(send, self._limits.retry_after_s, self._note)
         deadline = time.monotonic() + self._limits.request_seconds + QUEUE_S
         if scope["path"].startswith("/-/"):
             await relay.refuse("E1706", "there is nothing at this path.")
@@ -122,12 +139,13 @@ class Relay:
     sent, which is compared and dropped, and goes on from there.
     """
 
-    def __init__(self, send: Send, retry_after_s: int) -> None:
-        self._send, self._retry_after_s = send, retry_after_s
+    def __init__(self, send: Send, retry_after_s: int, note: Callable[[str], None]) -> None:
+        """`note`: see Front."""
+        self._send, self._retry_after_s, self._note = send, retry_after_s, note
         self.ended = False
         self._start: Message | None = None  # kept until there is something to send after it
         self._status = 0  # of what was sent to the client; 0: nothing yet
-        self._length_told = False
+        self._length_sent = False
         self._sent_bytes, self._sent = 0, hashlib.sha256()
 
     def attempt(self) -> Send:
@@ -178,7 +196,7 @@ class Relay:
             start, self._start = self._start, None
             self._status = start["status"]
             names = {bytes(name).lower() for name, _ in start["headers"]}
-            self._length_told = b"content-length" in names
+            self._length_sent = b"content-length" in names
             await self._send(start)
         if data or not more:
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
@@ -196,6 +214,7 @@ class Relay:
             await self._break_off()
             return
         self.ended = True
+        self._note(code)
         status, body = status_of(code), body_of(error_object(code, message))
         headers = headers_of(status, self._retry_after_s) | {"content-type": "application/json"}
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -204,10 +223,11 @@ class Relay:
 
     async def _break_off(self) -> None:
         """End a response that cannot be gone on with: by an error event, or, where its length was
-        told, with the connection."""
+        announced, with the connection."""
         self.ended = True
-        if self._length_told:
+        self._note("E1708")
+        if self._length_sent:
             return
-        told = body_of(error_object("E1708", "the replica was lost; ask again."))
-        event = b"\n\ndata: " + told + b"\n\n"
+        error = body_of(error_object("E1708", "the replica was lost; ask again."))
+        event = b"\n\ndata: " + error + b"\n\n"
         await self._send({"type": "http.response.body", "body": event, "more_body": False})

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
-from ray.util import metrics as ray_metrics
 
 from medv_ray.errors import RunError
+from medv_ray.on_ray.meters import RayMeters
 from medv_ray.on_ray.options import serve_settings
 from medv_ray.serving.app import make_app
 from medv_ray.serving.audit import AuditLog
 from medv_ray.serving.auth import Keys
 from medv_ray.serving.guard import BODY, App, Receive, Scope, Send
-from medv_ray.serving.meters import METERS, Meters
+from medv_ray.serving.meters import Meters
 from medv_ray.serving.options import ServeSettings
 from medv_ray.serving.service import Service
 from medv_ray.settings import build as settings_of
@@ -35,28 +35,8 @@ HEALTH_SECONDS = 3.0
 these, as Serve wants three bad looks in a row."""
 BACKOFF_S = 0.05
 """At most between two looks of a waiting request for room in a replica. Serve's own 0.5 s left
-replicas half empty: 20 instead of 36 answers a second where 100 clients ask one of 64 places."""
+replicas half empty: 20 instead of 36 answers a second where 100 clients ask one of 64 permits."""
 CRASH_CODE = 70  # EX_SOFTWARE
-
-
-class RayMeters:
-    """Numbers as Ray's own metrics, which its Prometheus endpoint shows for all replicas."""
-
-    def __init__(self) -> None:
-        kinds = {"counter": ray_metrics.Counter, "gauge": ray_metrics.Gauge}
-        self._made: dict[str, Any] = {}
-        for name, meter in METERS.items():
-            if meter.kind == "histogram":
-                self._made[name] = ray_metrics.Histogram(
-                    name, meter.told, list(meter.buckets), meter.labels
-                )
-            else:
-                self._made[name] = kinds[meter.kind](name, meter.told, meter.labels)
-
-    def add(self, name: str, value: float, labels: dict[str, str]) -> None:
-        """See serving.meters.Backend."""
-        verb = {"counter": "inc", "gauge": "set", "histogram": "observe"}[METERS[name].kind]
-        getattr(self._made[name], verb)(value, tags=labels)
 
 
 class InlineBody:
@@ -108,7 +88,7 @@ class Replica:
         return InlineBody(make_app(self._service, self._keys, self._audit))
 
     def check_health(self) -> None:
-        """Raises RunError E1708 when the stepping thread is stuck or gone."""
+        """Raises RunError E1708 when the scheduler's thread is stuck or gone."""
         self._service.sample()
         wrong = self._service.health()
         if wrong is not None:

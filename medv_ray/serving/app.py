@@ -19,26 +19,27 @@ from fastapi import Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from medv_ray import __version__
 from medv_ray.engine.request import Request as Asked
 from medv_ray.errors import MedvError, RunError
 from medv_ray.serving.audit import AuditLog
 from medv_ray.serving.auth import Keys
 from medv_ray.serving.completions import Completion, inspection_body
+from medv_ray.serving.dialogue import Dialogue, dialogue_of
+from medv_ray.serving.exchange import HEADERS, Exchange
 from medv_ray.serving.fetch import fetcher
 from medv_ray.serving.guard import App, Guard, Message, Receive, Scope, Send
 from medv_ray.serving.meters import Meters
 from medv_ray.serving.openapi import ANSWER, EVENT, Api
-from medv_ray.serving.places import Places
+from medv_ray.serving.permits import Permits
 from medv_ray.serving.protocol import (
     BadRequest,
     ChatRequest,
     InspectRequest,
-    Prompted,
     parse,
 )
 from medv_ray.serving.replies import OURS, body_of, error_object, headers_of, is_plain, status_of
 from medv_ray.serving.service import Service, model_object, models_list
-from medv_ray.serving.talk import HEADERS, Talk
 from medv_ray.serving.translate import request_of, sampler_of
 from medv_ray.settings import SamplerSettings
 
@@ -54,7 +55,10 @@ CHAT_ANSWERS = {
 }
 LEFT = 499
 """Status that is counted for a client that has left."""
-ROUTES = ("/", "/v1/models", "/v1/chat/completions", "/v1/inspect", "/health", "/metrics")
+ROUTES = (
+    "/", "/v1/models", "/v1/chat/completions", "/v1/inspect", "/health", "/ping", "/version",
+    "/metrics",
+)  # fmt: skip
 """Paths that are counted by name."""
 
 
@@ -65,7 +69,8 @@ def make_app(service: Service, keys: Keys, audit: AuditLog | None = None) -> App
 
 
 class Counted:
-    """Counts requests by route and status, and keeps what a defect says out of the logs."""
+    """Counts requests by route and status, answers HEAD as GET without its body, and keeps what a
+    defect says out of the logs."""
 
     def __init__(self, app: App, meters: Meters) -> None:
         self._app, self._meters = app, meters
@@ -75,6 +80,9 @@ class Counted:
             await self._app(scope, receive, send)
             return
         started_s, status = time.monotonic(), "none"  # none: the client left before
+        head = scope["method"] == "HEAD"
+        if head:
+            scope = {**scope, "method": "GET"}
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -84,6 +92,8 @@ class Counted:
                 if OURS not in {name for name, _ in headers}:  # FastAPI's own routes
                     headers.append((OURS, b"1"))
                 message = {**message, "headers": headers}
+            elif head:
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -107,7 +117,7 @@ class Routes:
     def __init__(self, service: Service, audit: AuditLog | None) -> None:
         self.service, self._audit = service, audit
         self._settings, self._limits = service.settings, service.settings.limits
-        self._places = Places(self._limits)
+        self._permits = Permits(self._limits)
         self._fetch = fetcher(self._settings.fetch)
         self.app = Api()
         self.app.add_exception_handler(MedvError, self._medv_error)
@@ -118,6 +128,8 @@ class Routes:
         self.app.serve("POST", "/v1/chat/completions", self.chat, ChatRequest, CHAT_ANSWERS)
         self.app.serve("POST", "/v1/inspect", self.inspect, InspectRequest)
         self.app.serve("GET", "/health", self.health)
+        self.app.serve("GET", "/ping", self.health)
+        self.app.serve("GET", "/version", self.version)
         self.app.serve("GET", "/metrics", self.metrics, answers={"text/plain": {}})
         self.app.add_api_route("/", self.page, include_in_schema=False)
         self.app.add_api_route("/assets/{name}", self.asset, include_in_schema=False)
@@ -135,7 +147,11 @@ class Routes:
         wrong = self.service.health()
         if wrong is not None:
             raise RunError("E1708", f"{wrong}.")
-        return self._json({"status": "ok", "ongoing": self.service.stepper.ongoing})
+        return self._json({"status": "ok", "ongoing": self.service.scheduler.ongoing})
+
+    async def version(self) -> JSONResponse:
+        """The endpoint's version."""
+        return self._json({"version": __version__})
 
     async def metrics(self) -> Response:
         """Prometheus text of this replica."""
@@ -156,13 +172,12 @@ class Routes:
         started_s = time.monotonic()
         asked = parse(ChatRequest, await json_body(request))
         texts = self.service.model(asked.model)
-        if asked.n > self._limits.max_n:
-            raise BadRequest("E1701", f"n: the limit is {self._limits.max_n}.", "n")
+        owner = str(request.scope["state"]["key"])
+        self._permits.check(owner, asked.num_choices)
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
         seed = self._settings.seed if asked.seed is None else asked.seed
-        seeds = [(seed + i) % 2**63 for i in range(asked.n)]
+        seeds = [(seed + i) % 2**63 for i in range(asked.num_choices)]
         said = Completion(asked, texts, seeds, sampler, *identity(request))
-        owner = str(request.scope["state"]["key"])
         answering = self._answer(asked, said, sampler, owner, started_s)
         return await unless_left(request, answering) or Response(status_code=LEFT)
 
@@ -180,15 +195,17 @@ class Routes:
                 held.callback(self._note_chat, said, owner, started_s)
             seeds = [choice.seed for choice in said.choices]
             with said.noting():
-                held.enter_context(self._places.taken(owner))
-                first = await self._read(asked, sampler, seeds[0])
+                held.enter_context(self._permits.taken(owner, len(seeds)))
+                dialogue = dialogue_of(asked.messages, self._limits)
+                said.warnings = dialogue.warnings
+                first = await self._read(asked.model, dialogue, sampler, seeds[0])
             if self._audit is not None:
                 said.image_sha256 = digests(first)
             requests = [replace(first, seed=seed) for seed in seeds]
-            talk = Talk(self.service, said, requests, started_s)
+            exchange = Exchange(self.service, said, requests, started_s)
             if said.request.stream:  # which holds it until it ends
-                return await talk.streamed(held.pop_all())
-            return self._json(await talk.whole())
+                return await exchange.streamed(held.pop_all())
+            return self._json(await exchange.whole())
         raise AssertionError("it has returned")
 
     def _note_chat(self, said: Completion, owner: str, started_s: float) -> None:
@@ -217,8 +234,9 @@ class Routes:
         async def answer() -> Response:
             outcome, pictures = "left", list[str]()
             try:
-                with self._places.taken(owner):
-                    one = await self._read(asked, sampler, self._settings.seed)
+                with self._permits.taken(owner):
+                    dialogue = dialogue_of(asked.messages, self._limits)
+                    one = await self._read(asked.model, dialogue, sampler, self._settings.seed)
                     pictures = digests(one) if self._audit is not None else []
                     found = await self.service.inspect(
                         asked.model, one, asked.tokens, asked.position
@@ -234,15 +252,16 @@ class Routes:
 
         return await unless_left(request, answer()) or Response(status_code=LEFT)
 
-    async def _read(self, asked: Prompted, sampler: SamplerSettings, seed: int) -> Asked:
+    async def _read(
+        self, model: str, dialogue: Dialogue, sampler: SamplerSettings, seed: int
+    ) -> Asked:
         """Raises BadRequest."""
-        decode = partial(self.service.decode, asked.model)
+        decode = partial(self.service.decode, model)
         # in a thread: base64 and pictures of a large body take time that others would wait for
         reading = asyncio.ensure_future(
             asyncio.to_thread(
                 request_of,
-                *(asked, sampler, seed, self._limits, self._settings.image),
-                *(self._fetch, decode),
+                *(dialogue, sampler, seed, self._settings.image, self._fetch, decode),
             )
         )
         try:
@@ -281,7 +300,10 @@ class Routes:
     async def _http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
-            return self._error("E1712", "this path does not take this method.")
+            allowed = (error.headers or {}).get("Allow", "").replace("GET", "GET, HEAD")
+            refused = self._error("E1712", f"this path takes {allowed}.")
+            refused.headers["allow"] = allowed
+            return refused
         return self._error("E1706", "there is nothing at this path.")
 
     async def _defect(self, request: Request, error: Exception) -> Response:

@@ -40,13 +40,13 @@ class Texts:
 
 @dataclass
 class Choice:
-    """One of the answers to a request, as far as it has been told."""
+    """One of the answers to a request, as far as it has been sent."""
 
     index: int
     seed: int
     growing: GrowingText
-    told: set[int] = field(default_factory=set)
-    """Positions whose commit has been told."""
+    sent: set[int] = field(default_factory=set)
+    """Positions whose commit has been sent."""
     begun: bool = False
 
 
@@ -72,6 +72,8 @@ class Completion:
         self.error: str | None = None
         """The code of what ended it."""
         self.image_sha256: list[str] = []
+        self.warnings: Sequence[str] = ()
+        """Of the dialogue; an answer's own stand behind them."""
         stop_ids = texts.stops(sampler)
         self.choices = [
             Choice(i, seed, GrowingText(texts.decode, stop_ids, request.stops))
@@ -167,22 +169,22 @@ class Completion:
         return {**self._about, "object": "chat.completion.chunk", "choices": [said]}
 
     def _steps(self, choice: Choice, view: View) -> list[dict[str, Any]]:
-        """A chunk for each step whose commits have not been told, if they are wanted."""
+        """A chunk for each step whose commits have not been sent, if they are wanted."""
         if not self.request.wants_denoise:
             return []
-        new = [p for p, i in enumerate(view.ids) if i is not None and p not in choice.told]
-        choice.told.update(new)
+        new = [p for p, i in enumerate(view.ids) if i is not None and p not in choice.sent]
+        choice.sent.update(new)
         chunks = []
-        for step in sorted({view.token_step[place] for place in new}):
+        for step in sorted({view.token_step[p] for p in new}):
             committed = [
                 {
-                    "position": place,
-                    "token": view.tokens[place],
-                    "token_id": view.ids[place],
-                    "confidence": round(view.confidence[place], 6),
+                    "position": p,
+                    "token": view.tokens[p],
+                    "token_id": view.ids[p],
+                    "confidence": round(view.confidence[p], 6),
                 }
-                for place in new
-                if view.token_step[place] == step
+                for p in new
+                if view.token_step[p] == step
             ]
             denoise = {
                 "index": choice.index,
@@ -203,17 +205,17 @@ class Completion:
             "confidence": round(answer.confidence, 6),
             "forward_passes": answer.forward_passes,
             "seed": choice.seed,
-            "warnings": list(answer.warnings),
+            "warnings": [*self.warnings, *answer.warnings],
         }
 
-    def _told(self, answer: Answer) -> Sequence[int]:
+    def _kept(self, answer: Answer) -> Sequence[int]:
         """Tokens of an answer up to the one in which its text was cut."""
         ids, size = answer.token_ids, len(self.text(answer))
         if size == len(answer.text):
             return ids
 
-        def reached(place: int) -> bool:
-            return len(self._texts.decode(ids[:place]).strip()) >= size
+        def reached(count: int) -> bool:
+            return len(self._texts.decode(ids[:count]).strip()) >= size
 
         return ids[: bisect_left(range(len(ids)), True, key=reached)]
 
@@ -222,7 +224,7 @@ class Completion:
         if not self.request.logprobs:
             return None
         content = []
-        for token, confidence in zip(self._told(answer), answer.token_confidence, strict=False):
+        for token, confidence in zip(self._kept(answer), answer.token_confidence, strict=False):
             text = self._texts.token(token)
             content.append(
                 {

@@ -1,15 +1,18 @@
 """Pictures by https, from hosts that the settings name and from nowhere else.
 
 A name is resolved once; the connection goes to that address, which must be a public one, so that a
-second answer of a name server can not lead elsewhere. No redirect is followed.
+second answer of a name server can not lead elsewhere. No redirect is followed. One deadline holds
+for name, connection and picture together.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from urllib.parse import urlsplit
 
 import httpx2
@@ -17,6 +20,8 @@ import httpx2
 from medv_ray.errors import DataError
 from medv_ray.serving.options import FetchSettings
 
+FETCHES = threading.BoundedSemaphore(128)
+"""Pictures that are being fetched, those that nobody waits for any more included."""
 _UNICAST = ipaddress.ip_network("2000::/3")
 Fetch = Callable[[str], bytes]
 """An image by its URL. Raises DataError E1704."""
@@ -28,9 +33,37 @@ def fetcher(settings: FetchSettings) -> Fetch:
 
     def fetch(url: str) -> bytes:
         host = _host(url, hosts)
-        return _get(url, host, _address(host), settings)
+        deadline = time.monotonic() + settings.seconds
+        # the system's resolver knows no deadline, and a host may send byte by byte
+        fetching = _beside(lambda: _get(url, host, _address(host), settings, deadline))
+        try:
+            return fetching.result(settings.seconds)
+        except TimeoutError:
+            raise _late(settings) from None
 
     return fetch if hosts else _none
+
+
+def _beside(work: Callable[[], bytes]) -> Future[bytes]:
+    """What some work gives, in a thread that may be left behind."""
+    if not FETCHES.acquire(blocking=False):
+        raise DataError("E1704", "too many pictures are being fetched; send it as a data: URL.")
+    done: Future[bytes] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except Exception as error:
+            done.set_exception(error)
+        finally:
+            FETCHES.release()
+
+    threading.Thread(target=run, name="medv-fetch", daemon=True).start()
+    return done
+
+
+def _late(settings: FetchSettings) -> DataError:
+    return DataError("E1704", f"the picture took over {settings.seconds:g} s.")
 
 
 def _none(url: str) -> bytes:
@@ -74,14 +107,16 @@ def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
-def _get(url: str, host: str, address: str, settings: FetchSettings) -> bytes:
+def _get(url: str, host: str, address: str, settings: FetchSettings, deadline: float) -> bytes:
     literal = f"[{address}]" if ":" in address else address
     pinned = urlsplit(url)._replace(netloc=literal).geturl()
-    deadline = time.monotonic() + settings.seconds
     pieces, size = [], 0
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise _late(settings)
     try:
         with (
-            httpx2.Client(timeout=settings.seconds, trust_env=False) as client,
+            httpx2.Client(timeout=left_s, trust_env=False) as client,
             client.stream(
                 "GET",
                 pinned,
@@ -99,7 +134,7 @@ def _get(url: str, host: str, address: str, settings: FetchSettings) -> bytes:
                     limit = settings.max_bytes
                     raise DataError("E1704", f"the picture has over {limit} bytes, the limit.")
                 if time.monotonic() > deadline:
-                    raise DataError("E1704", f"the picture took over {settings.seconds:g} s.")
+                    raise _late(settings)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise DataError("E1704", f"the picture did not come ({type(error).__name__}).") from None
     return b"".join(pieces)

@@ -48,8 +48,15 @@ class Refusal(Exception):
 class Guard:
     """Around an ASGI application. Requests reach it with a body that is whole and small enough."""
 
-    def __init__(self, app: App, limits: LimitSettings, keys: Keys) -> None:
-        self._app, self._limits, self._keys = app, limits, keys
+    def __init__(
+        self,
+        app: App,
+        limits: LimitSettings,
+        keys: Keys,
+        note: Callable[[str], None] = lambda code: None,
+    ) -> None:
+        """`note` is called with the code of each refusal."""
+        self._app, self._limits, self._keys, self._note = app, limits, keys, note
         self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,6 +73,7 @@ class Guard:
             await self._read(headers, _at_hand(scope, receive), body)
             await self._app(scope, _replay(bytes(body), receive), send)
         except Refusal as refused:
+            self._note(refused.code)
             await self._refuse(refused, receive, send)
         finally:
             self._held_bytes -= len(body)
@@ -105,8 +113,8 @@ class Guard:
                 message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
             except TimeoutError:
                 seconds = self._limits.body_seconds
-                told = f"the body took over {seconds:g} s to arrive."
-                raise Refusal("E1709", told, unread=False) from None
+                rule = f"the body took over {seconds:g} s to arrive."
+                raise Refusal("E1709", rule, unread=False) from None
             if message["type"] != "http.request":  # the client is gone
                 raise Refusal("E1709", "the body ended early.", unread=False)
             piece = message.get("body", b"")
@@ -119,8 +127,8 @@ class Guard:
             if not message.get("more_body", False):
                 break
         if sum(body.count(mark) for mark in b"{[,") > MAX_STRUCTURE:
-            told = f"the body has more than {MAX_STRUCTURE} values."
-            raise Refusal("E1701", told, unread=False)
+            rule = f"the body has more than {MAX_STRUCTURE} values."
+            raise Refusal("E1701", rule, unread=False)
 
     async def _refuse(self, refused: Refusal, receive: Receive, send: Send) -> None:
         body = body_of(error_object(refused.code, refused.message))
@@ -153,7 +161,7 @@ def _is_local(scope: Scope) -> bool:
 
 def _names_this_machine(host: str) -> bool:
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-    return name.strip("[]") in ("localhost", "127.0.0.1", "::1")
+    return name.lower().strip("[]").removesuffix(".") in ("localhost", "127.0.0.1", "::1")
 
 
 def _at_hand(scope: Scope, receive: Receive) -> Receive:

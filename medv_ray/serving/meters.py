@@ -12,7 +12,7 @@ class Meter(NamedTuple):
     """One line of the table. `labels` never hold what a client chose freely."""
 
     kind: Literal["counter", "gauge", "histogram"]
-    told: str
+    help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
 
@@ -20,6 +20,9 @@ class Meter(NamedTuple):
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 METERS: dict[str, Meter] = {
     "medv_requests": Meter("counter", "Requests by route and status.", ("route", "status")),
+    "medv_front_refusals": Meter(
+        "counter", "Refused or broken off by a proxy, by code.", ("code",)
+    ),
     "medv_ongoing": Meter("gauge", "Answers being made or waiting for a slot."),
     "medv_request_seconds": Meter("histogram", "Whole requests.", ("route",), SECONDS),
     "medv_queue_seconds": Meter("histogram", "Waiting for a slot.", (), SECONDS),
@@ -61,10 +64,10 @@ class Prometheus:
     def _make(self, name: str, meter: Meter) -> Any:
         if meter.kind == "histogram":
             return Histogram(
-                name, meter.told, meter.labels, buckets=meter.buckets, registry=self._registry
+                name, meter.help, meter.labels, buckets=meter.buckets, registry=self._registry
             )
         kind = Counter if meter.kind == "counter" else Gauge
-        return kind(name, meter.told, meter.labels, registry=self._registry)
+        return kind(name, meter.help, meter.labels, registry=self._registry)
 
     def add(self, name: str, value: float, labels: dict[str, str]) -> None:
         """See Backend."""

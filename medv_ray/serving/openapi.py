@@ -99,7 +99,7 @@ EVENT: dict[str, Any] = {
     "required": ["data"],
     "properties": {"data": {"type": "string"}},
 }
-"""JSON schema of one event of a stream (`itemSchema` of OpenAPI 3.2, known to tools before it)."""
+"""JSON schema of one event of a stream (`itemSchema` came with OpenAPI 3.2)."""
 
 
 class Api(FastAPI):
@@ -114,6 +114,7 @@ class Api(FastAPI):
             redoc_url=None,
             redirect_slashes=False,
         )
+        self.openapi_version = "3.2.0"  # the first that can describe a stream's events
         self._schemas: dict[str, Any] = {"Error": ERROR}
 
     def serve(
@@ -133,9 +134,9 @@ class Api(FastAPI):
             extra["requestBody"] = {"required": True, "content": {"application/json": named}}
         few = (401, 403, 404, 429, 503) if "{" in path else (401, 403, 429, 503)
         refusals = ANSWERS if body is not None else {k: ANSWERS[k] for k in few}
-        told = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+        error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
         responses: dict[int | str, dict[str, Any]] = {
-            k: {"description": v, "content": told} for k, v in refusals.items()
+            k: {"description": v, "content": error} for k, v in refusals.items()
         }
         if answers is not None:
             responses[200] = {"content": answers}
@@ -153,6 +154,7 @@ class Api(FastAPI):
         if self.openapi_schema is None:
             made = get_openapi(
                 title=self.title,
+                openapi_version=self.openapi_version,
                 version=self.version,
                 description=self.description,
                 routes=self.routes,

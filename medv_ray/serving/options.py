@@ -21,6 +21,9 @@ from medv_ray.settings import (
     Settings,
 )
 
+MAX_MESSAGES = 4096
+"""What `limits.max_messages` may be: no more of them are even looked at."""
+
 
 class LimitSettings(Settings):
     """What a request may ask for, and how many are taken at once."""
@@ -31,7 +34,7 @@ class LimitSettings(Settings):
     """Of all headers together (431)."""
     body_seconds: PositiveFloat = 30.0
     """Time for a whole body to arrive; a slower sender is refused (408)."""
-    max_messages: PositiveInt = 64
+    max_messages: Annotated[PositiveInt, Field(le=MAX_MESSAGES)] = 64
     max_text_bytes: PositiveInt = 64 * 2**10
     """Of all messages together, before they are made into tokens; each of the user's is held to
     `prompt.max_question_bytes` as well."""
@@ -42,10 +45,10 @@ class LimitSettings(Settings):
     max_n: PositiveInt = 8
     """Answers to one request."""
     per_key: PositiveInt = 8
-    """Requests of one API key that a replica answers at the same time; further ones get 429.
-    Without keys there is no such limit."""
+    """Answers to requests of one API key that a replica makes at the same time (a request takes as
+    many as its `n`); further ones get 429. Without keys there is no such limit."""
     ongoing: PositiveInt = 64
-    """Requests that a replica holds, those that wait for a slot included."""
+    """Answers that a replica makes, those that wait for a slot included."""
     queue: NonNegativeInt = 64
     """Requests that wait for a replica, in each proxy; further ones get 429."""
     request_seconds: PositiveFloat = 120.0

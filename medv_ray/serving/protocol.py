@@ -1,13 +1,14 @@
 """OpenAI's chat-completions wire format as far as a diffusion model answers to it.
 
-Unknown fields are refused by name; fields whose neutral value only makes sense here take that value
-and no other. Source of names and shapes: OpenAI's API reference for chat completions.
+Unknown fields are refused by name; those of `neutral` are taken with a value that asks for nothing.
+Source of names and shapes: OpenAI's API reference for chat completions.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, Self, TypeVar
+from codecs import BOM_UTF8
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -20,17 +21,39 @@ from pydantic import (
 )
 
 from medv_ray.errors import DataError
+from medv_ray.serving.neutral import (
+    OF_MESSAGE,
+    OF_PART,
+    OF_REQUEST,
+    asks_for_nothing,
+    what_is_taken,
+)
+from medv_ray.serving.options import MAX_MESSAGES
+
+
+def _describe(schema: dict[str, Any], kind: type[Wire]) -> None:
+    """Add the neutral fields to a JSON schema."""
+    for name, taken in kind.neutral.items():
+        schema["properties"][name] = {"enum": list(taken)}
 
 
 class Wire(BaseModel):
     """Base of what comes in."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        json_schema_extra=_describe,
     )
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Fields that `parse` leaves out where they have these values; with others they are unknown."""
 
 
 class TextPart(Wire):
+    neutral = OF_PART
     type: Literal["text"]
     text: str
 
@@ -38,15 +61,18 @@ class TextPart(Wire):
 class ImageUrl(Wire):
     url: str
     """`data:image/...;base64,...`, or https where the endpoint allows the host."""
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
     """Taken and ignored: the checkpoint says how an image is cut into tiles."""
 
 
 class ImagePart(Wire):
+    neutral = OF_PART
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
+MAX_FIELDS = 1000
+"""Of an object in a body."""
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 Parts = Annotated[list[Part], Field(min_length=1)]
 Stops = Annotated[list[str], Field(max_length=4)]
@@ -57,17 +83,19 @@ Stop = Annotated[Annotated[str, Tag("(text)")] | Annotated[Stops, Tag("(list)")]
 
 
 class Message(Wire):
+    neutral = OF_MESSAGE
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    content: Content | None = None
+    """Only an assistant's may be null: an empty answer."""
     name: str | None = None
     """Taken and ignored."""
 
 
 class StreamOptions(Wire):
-    include_usage: bool = False
-    include_denoise: bool = False
+    include_usage: bool | None = None
+    include_denoise: bool | None = None
     """Beside the text, what each step committed and where."""
-    include_obfuscation: bool = False
+    include_obfuscation: bool | None = None
     """Taken and ignored."""
 
 
@@ -79,41 +107,37 @@ class Prompted(Wire):
     """What both kinds of request say of model, dialogue and denoising."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
-    diffusion: dict[str, Any] = {}
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    diffusion: dict[str, Any] | None = None
     """Sampler settings by their names (docs/sampler.md), over the endpoint's own."""
 
 
 class ChatRequest(Prompted):
     """The body of /v1/chat/completions."""
 
-    stream: bool = False
+    neutral = OF_REQUEST
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stop: Stop | None = None
-    n: Annotated[int, Field(ge=1)] = 1
-    logprobs: bool = False
-    top_logprobs: Literal[0] | None = None
-    """Alternatives come from /v1/inspect."""
-    top_p: Literal[1] | None = None
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
     response_format: ResponseFormat | None = None
-    user: str | None = None
-    """Taken and ignored."""
     metadata: dict[str, str] | None = None
-    """Taken and ignored."""
-    store: Literal[False] | None = None
+    """Taken and ignored, like `user`, `safety_identifier` and `prompt_cache_key`."""
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         given = (self.max_tokens, self.max_completion_tokens)
         if None not in given and given[0] != given[1]:
             raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
-        if self.stream_options is not None and not self.stream:
+        if not self.stream and (self.wants_usage or self.wants_denoise):
             raise ValueError("stream_options need stream=true")
         if any(not text for text in self.stops):
             raise ValueError("stop: an empty text can not end an answer")
@@ -125,12 +149,17 @@ class ChatRequest(Prompted):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
+    def num_choices(self) -> int:
+        """`n`."""
+        return self.n or 1
+
+    @property
     def wants_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def wants_denoise(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_denoise
+        return self.stream_options is not None and bool(self.stream_options.include_denoise)
 
 
 class InspectRequest(Prompted):
@@ -164,28 +193,84 @@ W = TypeVar("W", bound=Wire)
 def parse(kind: type[W], body: bytes) -> W:
     """A body as `kind`. Raises BadRequest E1701 that names the field and never what it holds."""
     try:
-        value = kind.model_validate_json(body)
-        json.loads(body, object_pairs_hook=_once)
-        return value
+        value = _json(body)
+        _leave_out_neutral(value, kind)
+        return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     path = _path(first["loc"])
     rule = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "json_invalid":
-        raise BadRequest("E1701", "the body is no JSON.")
     if first["type"] == "extra_forbidden":
-        rule = "there is no such field"
+        rule = what_is_taken(first["loc"]) or "there is no such field"
     elif first["type"] == "missing":
         rule = "is missing"
     elif first["type"] == "union_tag_invalid":  # pydantic's own text repeats what was sent
         rule = "type must be text or image_url"
+    elif first["type"] in ("model_type", "dict_type"):
+        rule = "an object is expected"
     raise BadRequest("E1701", f"{path}: {rule}." if path else f"{rule}.", path or None)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> None:
-    """Of two values of one name, a reader before us may have taken the other one."""
-    if len({name for name, _ in pairs}) < len(pairs):
+def _leave_out_neutral(value: Any, kind: type[Wire]) -> None:
+    for one in _asking_for_nothing(value, kind.neutral):
+        del value[one]
+    for message in _list(value, "messages")[:MAX_MESSAGES]:
+        for one in _asking_for_nothing(message, OF_MESSAGE):
+            del message[one]
+        for part in _list(message, "content"):
+            for one in _asking_for_nothing(part, OF_PART):
+                del part[one]
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    found = value.get(name) if isinstance(value, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def _asking_for_nothing(value: Any, table: dict[str, tuple[Any, ...]]) -> list[str]:
+    if not isinstance(value, dict) or table.keys().isdisjoint(value):
+        return []
+    return [n for n in table.keys() & value.keys() if asks_for_nothing(value[n], table[n])]
+
+
+def _json(body: bytes) -> Any:
+    """What a body says. Raises BadRequest E1701 that tells what is wrong with it, and where."""
+    try:
+        text = body.removeprefix(BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        rule = f"it is no UTF-8 at byte {error.start}"
+    else:
+        try:
+            found = json.loads(text, object_pairs_hook=_once, parse_constant=_constant)
+            if "\\u" in text:
+                json.dumps(found, ensure_ascii=False).encode()
+            return found
+        except BadRequest:
+            raise
+        except json.JSONDecodeError as error:  # its text holds nothing of the body
+            what = error.msg.removesuffix(" at").removesuffix(" starting")
+            rule = f"{what[:1].lower()}{what[1:]} in line {error.lineno}, column {error.colno}"
+        except RecursionError:
+            rule = "it is nested too deeply"
+        except UnicodeEncodeError:
+            rule = "a text holds half a surrogate pair, which is no character"
+        except ValueError:  # Python's own limit
+            rule = "a whole number has thousands of digits"
+    raise BadRequest("E1701", f"the body is no JSON that can be read: {rule}.")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Of two values of one name, a reader before us may have taken the other one."""
+    if len(pairs) > MAX_FIELDS:  # each would become an error of its own
+        raise BadRequest("E1701", f"an object of the body has over {MAX_FIELDS} fields.")
+    found = dict(pairs)
+    if len(found) < len(pairs):
         raise BadRequest("E1701", "a field stands twice in one object of the body.")
+    return found
+
+
+def _constant(name: str) -> None:
+    raise BadRequest("E1701", f"the body holds {name}, which is no JSON.")
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

@@ -50,7 +50,7 @@ def error_object(code: str, message: str, param: str | None = None) -> dict[str,
     return {"message": message, "type": kind, "param": param, "code": code}
 
 
-def told(error: MedvError) -> dict[str, Any]:
+def error_of(error: MedvError) -> dict[str, Any]:
     """An error as a client sees it."""
     return error_object(error.code, error.detail, getattr(error, "param", None))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ from medv_ray.serving.completions import Texts
 from medv_ray.serving.meters import Meters
 from medv_ray.serving.options import ServeSettings
 from medv_ray.serving.protocol import BadRequest
-from medv_ray.serving.stepper import Event, Job, Stepper, sink_to
+from medv_ray.serving.scheduler import Event, Job, Scheduler, sink_to
 from medv_ray.settings import SamplerSettings
 
 
@@ -35,11 +36,13 @@ class Service:
         meters: Meters | None = None,
         on_failure: Callable[[], None] | None = None,
     ) -> None:
-        """`engines`: by the name that clients call them. `on_failure`: see Stepper."""
+        """`engines`: by the name that clients call them. `on_failure`: see Scheduler."""
         self.settings = settings
         self.meters = meters or Meters()
         self.texts = {name: texts_of(engine) for name, engine in engines.items()}
-        self.stepper = Stepper(engines, on_failure)
+        self.created = {name: _created(settings, name) for name in engines}
+        """When the folder of each model or adapter was written, in seconds since 1970."""
+        self.scheduler = Scheduler(engines, on_failure)
         self._engines = dict(engines)  # for what any thread may call
 
     @classmethod
@@ -71,12 +74,12 @@ class Service:
         work = partial(Engine.inspect, request=request, ids=ids, position=position)
         seconds = self.settings.limits.request_seconds
         try:
-            future = self.stepper.call(model, work)
+            future = self.scheduler.call(model, work)
             return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
         except TimeoutError:
             raise RunError("E1708", f"no answer within {seconds:g} s.") from None
         except asyncio.CancelledError:
-            if self.stepper.failed is None:
+            if self.scheduler.failed is None:
                 raise
             raise RunError("E1708", "this replica is being replaced.") from None
 
@@ -94,13 +97,13 @@ class Service:
         jobs: list[Job] = []
         for number, request in enumerate(requests):
             put = partial(_put, events, number)
-            jobs.append(self.stepper.submit(model, request, sink_to(loop, put), watched))
+            jobs.append(self.scheduler.submit(model, request, sink_to(loop, put), watched))
         try:
             deadline = started_s + self.settings.limits.request_seconds
             yield self._events(events, len(requests), deadline)
         finally:
             for job in jobs:
-                self.stepper.cancel(job)
+                self.scheduler.cancel(job)
 
     async def _events(
         self, events: asyncio.Queue[tuple[int, Event]], left: int, deadline: float
@@ -130,21 +133,21 @@ class Service:
 
     def sample(self) -> None:
         """Take over what changes without a request's end."""
-        self.meters.add("medv_ongoing", self.stepper.ongoing)
-        self.meters.follow(self.stepper.counters())
+        self.meters.add("medv_ongoing", self.scheduler.ongoing)
+        self.meters.follow(self.scheduler.counters())
 
     def health(self) -> str | None:
         """What is wrong; None when nothing is."""
-        if self.stepper.failed is not None:
-            return f"the stepping thread ended ({self.stepper.failed})"
-        stuck_s, limit_s = self.stepper.stuck_s(), self.settings.limits.stuck_seconds
+        if self.scheduler.failed is not None:
+            return f"the scheduler's thread ended ({self.scheduler.failed})"
+        stuck_s, limit_s = self.scheduler.stuck_s(), self.settings.limits.stuck_seconds
         if stuck_s > limit_s:
             return f"one denoising step has taken {stuck_s:.0f} s; the limit is {limit_s:g} s"
         return None
 
     def close(self) -> None:
-        """End the stepping thread."""
-        self.stepper.close()
+        """End the scheduler's thread."""
+        self.scheduler.close()
 
 
 def load_engines(settings: ServeSettings) -> dict[str, Engine]:
@@ -166,6 +169,15 @@ def load_engines(settings: ServeSettings) -> dict[str, Engine]:
         shares = {"kv_cache_bytes": whole, "image_cache_bytes": share.image_cache_bytes}
         share = share.model_copy(update={name: n // len(models) for name, n in shares.items()})
     return {name: Engine(one, tokenizer, settings.answer, share) for name, one in models.items()}
+
+
+def _created(settings: ServeSettings, name: str) -> int:
+    folder = settings.adapters.get(name)
+    file = "config.json" if folder is None else "adapter_config.json"
+    try:
+        return int(os.stat(os.path.join(folder or settings.model.path, file)).st_mtime)
+    except OSError:
+        return 0
 
 
 def _put(events: asyncio.Queue[tuple[int, Event]], number: int, event: Event) -> None:
@@ -202,4 +214,5 @@ def model_object(service: Service, name: str) -> dict[str, Any]:
         "limits": limits,
         "presets": ["exact", "fast", "turbo"],
     }
-    return {"id": name, "object": "model", "created": 0, "owned_by": "medv_ray", "medv": ours}
+    created = service.created[name]
+    return {"id": name, "object": "model", "created": created, "owned_by": "medv_ray", "medv": ours}

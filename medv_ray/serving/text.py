@@ -53,20 +53,20 @@ class GrowingText:
 
     def _settled(self, known: list[int]) -> int:
         """Tokens that surely belong to the answer: up to what is or may become a stop sequence."""
-        for place, token in enumerate(known):
+        for index, token in enumerate(known):
             for stop in self._stop_ids:
                 if stop[0] != token:  # clients may send long ones
                     continue
-                part = known[place : place + len(stop)]
+                part = known[index : index + len(stop)]
                 if list(stop[: len(part)]) == part:
-                    return place
+                    return index
         return len(known)
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
     """Text before the first of some texts, trimmed where one was found."""
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return text[: min(places)].rstrip() if places else text
+    found = [index for stop in stops if (index := text.find(stop)) >= 0]
+    return text[: min(found)].rstrip() if found else text
 
 
 def _overlap(text: str, stop: str) -> int:

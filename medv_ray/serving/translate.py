@@ -1,4 +1,4 @@
-"""From a chat request to requests of the engine: settings, dialogue, pictures."""
+"""From a chat request to requests of the engine: settings, pictures. `dialogue` reads messages."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from medv_ray.data.images import Prepared, inspect
-from medv_ray.data.prompts import Turn, check_storable
+from medv_ray.data.prompts import check_storable
 from medv_ray.engine.request import Request
 from medv_ray.errors import DataError, MedvError, SettingsError
+from medv_ray.serving.dialogue import Dialogue
 from medv_ray.serving.fetch import Fetch
 from medv_ray.serving.options import LimitSettings
 from medv_ray.serving.protocol import (
     BadRequest,
     ChatRequest,
-    ImagePart,
-    Message,
     Prompted,
     shown,
 )
@@ -40,7 +39,7 @@ def sampler_of(base: SamplerSettings, asked: Prompted, limits: LimitSettings) ->
     no whole number of blocks is rounded down. Raises BadRequest E1701 over a limit, or with the
     code of the setting's rule.
     """
-    given = dict(asked.diffusion)
+    given = dict(asked.diffusion or {})
     for name in given.keys() - SamplerSettings.model_fields.keys():
         known = ", ".join(SamplerSettings.model_fields)
         rule = f"there is no such setting; there are: {known}."
@@ -65,8 +64,8 @@ def sampler_of(base: SamplerSettings, asked: Prompted, limits: LimitSettings) ->
     try:
         sampler = base.changed(given, quote=False)
     except SettingsError as error:
-        told = error.detail.removeprefix("SamplerSettings: ")
-        raise BadRequest(error.code, f"diffusion.{told}", "diffusion") from None
+        rule = error.detail.removeprefix("SamplerSettings: ")
+        raise BadRequest(error.code, f"diffusion.{rule}", "diffusion") from None
     _check(limits.max_gen_length, sampler.gen_length, "diffusion.gen_length")
     _check(limits.max_steps, sampler.steps, "diffusion.steps")
     _check(MAX_STRENGTH, sampler.temperature, "diffusion.temperature")
@@ -100,10 +99,9 @@ def _check(limit: float, value: float, name: str, what: str = "") -> None:
 
 
 def request_of(
-    asked: Prompted,
+    dialogue: Dialogue,
     sampler: SamplerSettings,
     seed: int,
-    limits: LimitSettings,
     image: ImageSettings,
     fetch: Fetch,
     decode: Decode,
@@ -113,91 +111,46 @@ def request_of(
     All headers are looked at before the first picture is decoded. Raises BadRequest E1701, E1704,
     E12xx.
     """
-    messages = asked.messages
-    _check(limits.max_messages, len(messages), "messages")
-    # before anything of it goes through the tokenizer, which is slow on megabytes
-    size = sum(len(_text(message).encode()) for message in messages)
-    _check(limits.max_text_bytes, size, "messages", "the bytes of text in ")
-    system: str | None = None
-    if messages[0].role in ("system", "developer"):
-        if _images(messages[0]):
-            raise _misplaced("messages.0.content")
-        system, messages = _text(messages[0]), messages[1:]
-    turns, pictures = [], []
-    first = len(asked.messages) - len(messages)
-    for number, message in enumerate(messages, first):
-        where = f"messages.{number}"
-        expected = ("user", "assistant")[(number - first) % 2]
-        if message.role != expected:
-            raise BadRequest(
-                "E1701",
-                f"{where}.role: after an optional system message, user and assistant take turns; "
-                f"here {expected} is expected.",
-                f"{where}.role",
-            )
-        found = _images(message)
-        if found and number != first:
-            raise _misplaced(f"{where}.content")
-        _check(limits.max_images, len(found), f"{where}.images")
-        for i, part in found:
-            place = f"{where}.content.{i}.image_url.url"
-            pictures.append((place, _picture(part, place, image, fetch)))
-        turns.append(Turn(message.role, _text(message)))  # type: ignore[arg-type]
-    if len(turns) % 2 == 0:
-        raise BadRequest("E1701", "messages: the last one must be the user's.", "messages")
+    pictures = [
+        (one.field, _picture(one.url, one.field, image, fetch)) for one in dialogue.pictures
+    ]
     images = []
-    for where, data in pictures:
-        with _naming(where):
+    for field, data in pictures:
+        with _naming(field):
             images.append(decode(data, len(pictures) > 1))
     return Request(
-        question=turns[-1].text,
+        question=dialogue.turns[-1].text,
         images=tuple(images),
-        history=tuple(turns[:-1]),
+        history=tuple(dialogue.turns[:-1]),
         seed=seed,
         sampler=sampler,
-        system=system,
+        system=dialogue.system,
     )
 
 
-def _images(message: Message) -> list[tuple[int, ImagePart]]:
-    parts = message.content if isinstance(message.content, list) else []
-    return [(i, part) for i, part in enumerate(parts) if isinstance(part, ImagePart)]
-
-
-def _misplaced(where: str) -> BadRequest:
-    return BadRequest("E1701", f"{where}: images belong in the first user message.", where)
-
-
-def _text(message: Message) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    return "\n".join(part.text for part in message.content if not isinstance(part, ImagePart))
-
-
-def _picture(part: ImagePart, where: str, image: ImageSettings, fetch: Fetch) -> bytes:
-    url = part.image_url.url
-    with _naming(where):
-        data = _data_of(url, where) if url[:5].lower() == "data:" else fetch(url)
+def _picture(url: str, field: str, image: ImageSettings, fetch: Fetch) -> bytes:
+    with _naming(field):
+        data = _data_of(url, field) if url[:5].lower() == "data:" else fetch(url)
         inspect(data, image)
     return data
 
 
 @contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Let what a picture is refused for name its place in the request."""
+def _naming(field: str) -> Iterator[None]:
+    """Let what a picture is refused for name the field it stands in."""
     try:
         yield
     except BadRequest:
         raise
     except MedvError as error:
-        raise BadRequest(error.code, error.detail, where) from None
+        raise BadRequest(error.code, error.detail, field) from None
 
 
-def _data_of(url: str, where: str) -> bytes:
+def _data_of(url: str, field: str) -> bytes:
     head, comma, encoded = url.partition(",")
     if not comma or not head.lower().endswith(";base64"):
-        raise BadRequest("E1701", f"{where}: expected data:image/...;base64,... .", where)
+        raise BadRequest("E1701", f"{field}: expected data:image/...;base64,... .", field)
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
-        raise BadRequest("E1701", f"{where}: this is no base64.", where) from None
+        raise BadRequest("E1701", f"{field}: this is no base64.", field) from None

@@ -77,6 +77,15 @@ def test_the_front_stands_in_the_proxy(endpoint: Endpoint, http: httpx2.Client) 
     assert (other.status_code, other.json()["error"]["code"]) == (403, "E1705")
 
 
+def test_head_and_methods_pass_through_serve(http: httpx2.Client) -> None:
+    for _ in range(2):  # on the same connection
+        head = http.head("/health")
+        assert (head.status_code, head.content) == (200, b"")
+        assert http.get("/ping").json()["status"] == "ok"
+    refused = http.get(CHAT)
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+
+
 def test_page_and_health(http: httpx2.Client) -> None:
     page = http.get("/")
     assert page.headers["content-type"].startswith("text/html")
@@ -131,6 +140,7 @@ def test_metrics_go_through_ray(http: httpx2.Client) -> None:
     import ray
 
     http.post(CHAT, json=body_of())
+    http.post(CHAT, json=body_of(), headers={"host": "attacker.example"})
     assert (
         'medv_requests_total{route="/v1/chat/completions",status="200"}'
         in http.get("/metrics").text
@@ -139,10 +149,12 @@ def test_metrics_go_through_ray(http: httpx2.Client) -> None:
     address = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
     found = ""
     deadline = time.monotonic() + 30
-    while "ray_medv_requests_total{" not in found and time.monotonic() < deadline:
+    wanted = ("ray_medv_requests_total{", "ray_medv_front_refusals_total{")
+    while not all(name in found for name in wanted) and time.monotonic() < deadline:
         found = httpx2.get(address, trust_env=False).text
         time.sleep(0.5)
-    assert "ray_medv_requests_total{" in found
+    assert all(name in found for name in wanted)
+    assert 'code="E1705"' in found
     assert "ray_medv_denoise_seconds_bucket{" in found
 
 

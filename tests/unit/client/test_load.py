@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medv_ray.cli import app
-from medv_ray.client.endpoint import address, printable, told
+from medv_ray.client.endpoint import address, error_of, printable
 from medv_ray.client.load import retry_after
 from medv_ray.client.report import spread
 from medv_ray.data import synthetic
@@ -272,5 +272,5 @@ def test_address(url: str) -> None:
 
 def test_an_endpoint_cannot_drive_the_terminal() -> None:
     assert printable("a\x1b[2Jb\r\n") == "a�[2Jb�\n"
-    assert "\x1b" not in str(told({"message": "\x1b[2J", "code": "E1701"}))
-    assert isinstance(told({}, 401), SettingsError)
+    assert "\x1b" not in str(error_of({"message": "\x1b[2J", "code": "E1701"}))
+    assert isinstance(error_of({}, 401), SettingsError)

@@ -79,9 +79,14 @@ class Serve:
         return {k.decode(): v.decode() for k, v in self.scopes[attempt]["headers"]}
 
 
+REFUSED: list[str] = []
+"""Codes that the last front has noted."""
+
+
 def fronted(*attempts: Attempt) -> tuple[Front, Serve]:
     serve = Serve(*attempts)
-    return Front(serve, LimitSettings(retry_after_s=3), NO_KEYS), serve
+    REFUSED.clear()
+    return Front(serve, LimitSettings(retry_after_s=3), NO_KEYS, REFUSED.append), serve
 
 
 def unavailable(reply: Reply, code: str = "E1708") -> None:
@@ -90,6 +95,7 @@ def unavailable(reply: Reply, code: str = "E1708") -> None:
     assert reply.headers["retry-after"] == "3"
     assert "Mustermann" not in str(reply)
     assert reply.ended
+    assert [code] == REFUSED
 
 
 def broken_off(reply: Reply, sent: bytes) -> None:
@@ -100,6 +106,7 @@ def broken_off(reply: Reply, sent: bytes) -> None:
     assert (head.strip(), event) == (b"", b"data: ")
     assert json.loads(rest)["error"]["code"] == "E1708"
     assert reply.ended
+    assert REFUSED == ["E1708"]
 
 
 def test_an_answer_passes_as_it_is() -> None:
@@ -107,6 +114,7 @@ def test_an_answer_passes_as_it_is() -> None:
     reply = ask(front, b"question")
     assert (reply.status, reply.body, reply.ended) == (200, b"".join(EVENTS), True)
     assert reply.pieces[:3] == EVENTS, "event by event"
+    assert not REFUSED
     assert serve.bodies == [b"question"]
 
 
@@ -285,6 +293,7 @@ def test_the_guard_stands_in_front() -> None:
     reply = ask(front, b"x" * 2**20, client=("10.0.0.1", 1))
     assert (reply.status, reply.error["code"]) == (403, "E1705")
     assert not serve.scopes
+    assert REFUSED == ["E1705"]
 
 
 def test_the_environment_tells_limits_and_keys(tmp_path: Any, monkeypatch: Any) -> None:

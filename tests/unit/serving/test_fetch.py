@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,6 +15,7 @@ import pytest
 from medv_ray.errors import DataError
 from medv_ray.serving import fetch
 from medv_ray.serving.options import FetchSettings
+from tests.unit.serving.conftest import until
 
 HOST, PUBLIC = "images.example.org", "93.184.215.14"
 DATA = b"\x89PNG of a patient"
@@ -170,6 +172,51 @@ def test_a_slow_answer_is_left(net: Net) -> None:
     started_s = time.monotonic()
     assert "0.1 s" in refused(seconds=0.1)
     assert time.monotonic() - started_s < 1
+
+
+def test_a_slow_name_server_is_left_and_nothing_is_asked_after_it(net: Net) -> None:
+    goes_on, quick = threading.Event(), net.getaddrinfo
+
+    def slow(*given: Any, **named: Any) -> list[Any]:
+        goes_on.wait(10)
+        return quick(*given, **named)
+
+    socket.getaddrinfo = slow  # undone by `net`
+    started_s = time.monotonic()
+    assert "0.1 s" in refused(seconds=0.1)
+    assert time.monotonic() - started_s < 1
+    goes_on.set()
+    until(lambda: fetch.FETCHES._value == 128)
+    assert net.resolved == [HOST]
+    assert not net.requests
+
+
+def test_a_host_that_says_nothing_after_a_slow_name_has_what_is_left(net: Net) -> None:
+    """0.3 s for the name and 0.3 s for the host are over 0.4 s together."""
+    quick = net.getaddrinfo
+
+    def slow(*given: Any, **named: Any) -> list[Any]:
+        time.sleep(0.3)
+        return quick(*given, **named)
+
+    def silent(_: httpx2.Request) -> httpx2.Response:
+        time.sleep(0.3)
+        return httpx2.Response(200, content=iter([DATA]))
+
+    socket.getaddrinfo, net.handler = slow, silent
+    assert "0.4 s" in refused(seconds=0.4)
+    assert get(seconds=5) == DATA
+
+
+def test_those_that_are_left_behind_are_bounded(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "FETCHES", threading.BoundedSemaphore(1))
+    goes_on = threading.Event()
+    socket.getaddrinfo = lambda *_, **__: goes_on.wait(10) and [(2, 1, 6, "", (PUBLIC, 443))]
+    assert "0.05 s" in refused(seconds=0.05)
+    assert "too many" in refused()
+    goes_on.set()
+    until(lambda: fetch.FETCHES._value == 1)
+    assert get() == DATA
 
 
 @pytest.mark.parametrize("error", [httpx2.ConnectError, httpx2.ReadTimeout, httpx2.ProxyError])

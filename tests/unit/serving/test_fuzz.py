@@ -17,7 +17,7 @@ def test_made_up_requests_are_answered_or_refused(service: Service) -> None:
     assert counts.total() >= 280
     answered = sum(n for (path, _, status), n in counts.items() if (path, status) == (CHAT, 200))
     assert answered > 10, "some are valid"
-    assert service.stepper.ongoing == 0
+    assert service.scheduler.ongoing == 0
     assert service.health() is None
 
 

@@ -241,8 +241,9 @@ def test_every_route_and_method_asks_for_a_key(service: Service) -> None:
         for key in WRONG_KEYS if (path, method) == (CHAT, "POST") else [None, "Bearer nobody"]:
             headers = {} if key is None else {"authorization": key}
             reply = ask(app, encoded(body_of()), path=path, method=method, headers=headers)
-            refused(reply, 401, "E1702")
-            assert reply.headers["www-authenticate"] == "Bearer"
+            assert (reply.status, reply.headers["www-authenticate"]) == (401, "Bearer")
+            if method != "HEAD":
+                refused(reply, 401, "E1702")
         reply = ask(app, encoded(body_of()), path=path, method=method, headers=BEARER)
         assert reply.status not in (401, 403, 500)
     for spelling in (f"bearer {KEY}", f"BEARER  {KEY} "):

@@ -30,10 +30,10 @@ def test_no_answer_in_time(service: Service, limited: Limited) -> None:
     assert reply.headers["retry-after"] == "7"
     assert "0.15 s" in reply.error["message"]
     assert time.monotonic() - started_s < 2
-    until(lambda: service.stepper.ongoing == 0, 2)
-    passes = service.stepper.counters()["forward_passes"]
+    until(lambda: service.scheduler.ongoing == 0, 2)
+    passes = service.scheduler.counters()["forward_passes"]
     assert ask(limited(), body_of()).status == 200
-    assert service.stepper.counters()["forward_passes"] - passes <= 9
+    assert service.scheduler.counters()["forward_passes"] - passes <= 9
 
 
 def test_a_stream_that_takes_too_long_ends_with_an_error_event(
@@ -46,7 +46,7 @@ def test_a_stream_that_takes_too_long_ends_with_an_error_event(
     *_, last = reply.body.decode().strip().split("\n\n")
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "E1708"
     assert b"[DONE]" not in reply.body
-    until(lambda: service.stepper.ongoing == 0, 2)
+    until(lambda: service.scheduler.ongoing == 0, 2)
 
 
 def test_one_that_waits_too_long_for_a_slot(service: Service, limited: Limited) -> None:
@@ -55,7 +55,7 @@ def test_one_that_waits_too_long_for_a_slot(service: Service, limited: Limited) 
     replies = ask_all(app, [body_of(stream=True, diffusion=LONG) for _ in range(3)])
     assert [reply.status for reply in replies] == [200, 503, 503]
     assert [reply.error["code"] for reply in replies[1:]] == ["E1708"] * 2
-    until(lambda: service.stepper.ongoing == 0, 2)
+    until(lambda: service.scheduler.ongoing == 0, 2)
 
 
 def held(app: App, key: str = "", number: int = 1, **asked: Any) -> tuple[list[Reply], list[Reply]]:
@@ -121,6 +121,37 @@ def test_a_replica_holds_so_many_requests(limited: Limited) -> None:
     assert during[0].error["code"] == "E1707"
 
 
+def test_permits_are_counted_by_answers(limited: Limited) -> None:
+    app = limited(KEYS, per_key=3, ongoing=4, max_n=8)
+
+    async def run() -> list[int]:
+        def ask(key: str, n: int, **more: Any) -> Connection:
+            return Connection(encoded(body_of(n=n, **more)), headers={"authorization": key})
+
+        long = ask(ALICE, 2, stream=True, diffusion=LONG)
+        task = asyncio.ensure_future(long.run(app))
+        while not long.reply.pieces:
+            await asyncio.sleep(0.005)
+        found = [await one.run(app) for one in (ask(ALICE, 2), ask(BOB, 3))]
+        long.left.set()
+        await task
+        after = await asyncio.gather(*(one.run(app) for one in (ask(ALICE, 2), ask(BOB, 2))))
+        return [reply.status for reply in (*found, *after)]
+
+    assert asyncio.run(run()) == [429, 429, 200, 200]
+
+
+def test_more_answers_than_there_will_ever_be_are_refused_for_good(limited: Limited) -> None:
+    """429 would let the client come back for ever."""
+    bearer = {"authorization": ALICE}
+    for app, headers in ((limited(ongoing=3), {}), (limited(KEYS, per_key=3), bearer)):
+        error = ask(app, body_of(n=4), headers=headers).error
+        assert (error["code"], error["param"], error["message"]) == (
+            "E1701", "n", "n: the limit is 3.",
+        )  # fmt: skip
+        assert ask(app, body_of(n=3), headers=headers).status == 200
+
+
 def test_of_a_crowd_some_are_answered_and_the_others_told_to_come_back(
     service: Service, limited: Limited
 ) -> None:
@@ -133,7 +164,7 @@ def test_of_a_crowd_some_are_answered_and_the_others_told_to_come_back(
     assert [r.status for r in ask_all(app, [body_of() for _ in range(5)])] == [200] * 5
 
 
-def test_who_leaves_while_a_picture_is_decoded_keeps_the_place_until_it_is(
+def test_who_leaves_while_a_picture_is_decoded_keeps_its_permit_until_it_is(
     service: Service, limited: Limited, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else those who come and leave would pile up pictures that nobody counts."""
@@ -161,7 +192,7 @@ def test_who_leaves_while_a_picture_is_decoded_keeps_the_place_until_it_is(
         return [during.status, gone.status, after.status]
 
     assert asyncio.run(run()) == [429, 499, 200]
-    assert service.stepper.ongoing == 0
+    assert service.scheduler.ongoing == 0
 
 
 def test_who_leaves_is_not_inspected_for(
@@ -178,7 +209,7 @@ def test_who_leaves_is_not_inspected_for(
     state = {"tokens": [None] * 8, "position": 3}
 
     async def run() -> list[int]:
-        service.stepper.call("medv-tiny", lambda _: goes_on.wait(10))
+        service.scheduler.call("medv-tiny", lambda _: goes_on.wait(10))
         leaving = Connection(encoded(body_of(**state)), path="/v1/inspect")
         task = asyncio.ensure_future(leaving.run(app))
         await asyncio.sleep(0.2)
@@ -195,7 +226,7 @@ def test_who_leaves_is_not_inspected_for(
 @pytest.mark.parametrize(
     "wrong", [{"n": 9}, {"model": "x"}, {"diffusion": {"steps": 0}}, {"messages": []}]
 )
-def test_what_is_refused_takes_no_place(limited: Limited, wrong: dict[str, Any]) -> None:
+def test_what_is_refused_takes_no_permit(limited: Limited, wrong: dict[str, Any]) -> None:
     app = limited(ongoing=1)
     for _ in range(3):
         assert ask(app, body_of(**wrong)).status in (400, 404)

@@ -22,7 +22,7 @@ def app(service: Service, monkeypatch: pytest.MonkeyPatch) -> App:
     """With meters of its own."""
     monkeypatch.setattr(service, "settings", settings_of(ongoing=200))
     meters = Meters()
-    meters.follow(service.stepper.counters())
+    meters.follow(service.scheduler.counters())
     monkeypatch.setattr(service, "meters", meters)
     monkeypatch.setattr(meters, "_shown", meters._shown.__class__())
     monkeypatch.setattr(meters, "_backends", [meters._shown])

@@ -246,8 +246,9 @@ def test_errors_arrive_as_the_clients_own(client: OpenAI, address: str) -> None:
             extra_body={"diffusion": {"block_length": 3}},
         )
     assert (bad.value.code, bad.value.param) == ("E1002", "diffusion")
+    tool: Any = {"type": "function", "function": {"name": "f"}}
     with pytest.raises(openai.BadRequestError) as bad:
-        create(model=MODEL, messages=messages, tools=[])
+        create(model=MODEL, messages=messages, tools=[tool])
     assert (bad.value.code, bad.value.param) == ("E1701", "tools")
     with pytest.raises(openai.NotFoundError) as lost:
         create(model="gpt-4", messages=messages)

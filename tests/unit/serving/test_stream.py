@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from medv_ray.engine import Answer, Predictor, Request
+from medv_ray.serving.completions import Completion
+from medv_ray.serving.exchange import Exchange
 from medv_ray.serving.guard import App
+from medv_ray.serving.protocol import ChatRequest, parse
 from medv_ray.serving.service import Service
 from medv_ray.settings import SamplerSettings
 from tests.unit.serving.client import (
@@ -35,6 +43,7 @@ SAMPLERS: list[dict[str, Any]] = [
     {**CAPTION, "stop": []},
     {"gen_length": 16, "block_length": 8, "steps": 16, "remasking": "random", "suffix": " end"},
 ]
+WARM = {**CAPTION, "temperature": 0.8}
 LONG = {"gen_length": 256, "block_length": 256, "steps": 256, "stop": []}
 IDENTITY = {"x-request-id": "r-1", "x-medv-created": "1700000000"}
 
@@ -132,7 +141,7 @@ def test_ids_are_new_and_odd_ones_are_not_taken(app: App) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("when", ["at once", "soon"])
 def test_who_leaves_frees_the_engine(app: App, service: Service, stream: bool, when: str) -> None:
-    before = service.stepper.counters()["forward_passes"]
+    before = service.scheduler.counters()["forward_passes"]
 
     async def leave() -> None:
         body = encoded(body_of(stream=stream, n=4, diffusion=LONG))
@@ -140,15 +149,15 @@ def test_who_leaves_frees_the_engine(app: App, service: Service, stream: bool, w
         task = asyncio.ensure_future(connection.run(app))
         while connection.taken < len(body):
             await asyncio.sleep(0.001)
-        while when == "soon" and service.stepper.counters()["forward_passes"] < before + 3:
+        while when == "soon" and service.scheduler.counters()["forward_passes"] < before + 3:
             await asyncio.sleep(0.001)
         connection.left.set()
         await asyncio.wait_for(task, 5)
         assert b"DONE" not in connection.reply.body
 
     asyncio.run(leave())
-    until(lambda: service.stepper.ongoing == 0, 3)
-    spent = service.stepper.counters()["forward_passes"] - before
+    until(lambda: service.scheduler.ongoing == 0, 3)
+    spent = service.scheduler.counters()["forward_passes"] - before
     assert spent < 200, "of 1024"
     assert ask(app, body_of()).status == 200
 
@@ -168,7 +177,7 @@ def test_many_leave_and_no_place_is_lost(service: Service, limited: Any) -> None
             await asyncio.gather(*(leave(0.003 * (round_ + i)) for i in range(4)))
 
     asyncio.run(everybody())
-    until(lambda: service.stepper.ongoing == 0, 3)
+    until(lambda: service.scheduler.ongoing == 0, 3)
     replies = ask_all(app, [body_of() for _ in range(4)])
     assert [reply.status for reply in replies] == [200] * 4
 
@@ -190,10 +199,57 @@ def test_a_stream_that_nobody_reads_is_not_held_in_the_way(app: App, service: Se
         task = asyncio.ensure_future(slow.run(app))
         other = await Connection(encoded(body_of())).run(app)
         assert other.status == 200
-        while service.stepper.ongoing:
+        while service.scheduler.ongoing:
             await asyncio.sleep(0.005)
         goes_on.set()
         reply = await task
         assert json.loads(encoded(reply.events[-1]))["choices"][0]["finish_reason"]
 
     asyncio.run(run())
+
+
+def test_choices_come_one_after_the_other_however_they_were_stepped(
+    service: Service, predictor: Predictor
+) -> None:
+    """Side by side on one replica, one by one on the next: a stream goes on with the same bytes."""
+    sampler = SamplerSettings(gen_length=8, block_length=8, steps=8).changed(WARM)
+    row = tiles()[1]
+    requests = [Request(row.question, (row.image,), seed=i, sampler=sampler) for i in range(3)]
+    asked = parse(ChatRequest, encoded(body_of(row, n=3, **DENOISE)))
+
+    async def seen() -> list[list[Any]]:
+        found: list[list[Any]] = [[], [], []]
+        async with service.asked("medv-tiny", requests, True, time.monotonic()) as events:
+            async for number, one in events:
+                found[number].append(one)
+        return found
+
+    by_choice = asyncio.run(seen())
+    assert all(len(one) > 5 for one in by_choice)
+
+    def streamed(order: list[int]) -> bytes:
+        left = [iter(one) for one in by_choice]
+
+        @asynccontextmanager
+        async def replayed(*_: Any) -> AsyncIterator[AsyncIterator[Any]]:
+            async def events() -> AsyncIterator[Any]:
+                for number in order:
+                    yield number, next(left[number])
+
+            yield events()
+
+        async def run() -> bytes:
+            fake: Any = SimpleNamespace(asked=replayed, settings=service.settings)
+            said = Completion(asked, service.model("medv-tiny"), [0, 1, 2], sampler, "r", 1)
+            response: Any = await Exchange(fake, said, requests, 0.0).streamed(AsyncExitStack())
+            return b"".join([part async for part in response.body_iterator])
+
+        return asyncio.run(run())
+
+    one_by_one = [number for number in range(3) for _ in by_choice[number]]
+    want = streamed(one_by_one)
+    assert want.endswith(b"[DONE]\n\n")
+    assert want.rindex(b'"index":0') < want.index(b'"index":1')
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(one_by_one, len(one_by_one))
+        assert streamed(shuffled) == want

@@ -40,14 +40,14 @@ class Job:
     seen_step: int = -1
 
 
-class Stepper:
+class Scheduler:
     """Steps engines, by turns, while any of them has work."""
 
     def __init__(
         self, engines: Mapping[str, Engine], on_failure: Callable[[], None] | None = None
     ) -> None:
-        """`engines`: by the name of the model. They belong to the stepper's thread from now on.
-        `on_failure` is called when the thread ends by an error, before anybody is told of it."""
+        """`engines`: by the name of the model. They belong to the scheduler's thread from now on.
+        `on_failure` is called when the thread ends by an error, before anybody hears of it."""
         self._engines = dict(engines)
         self._on_failure = on_failure
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -59,7 +59,7 @@ class Stepper:
         """The thread admits nobody any more."""
         self.failed: str | None = None
         """The kind of error that ended the thread."""
-        self._thread = threading.Thread(target=self._run, name="medv-stepper", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="medv-scheduler", daemon=True)
         self._thread.start()
 
     def submit(
@@ -73,7 +73,7 @@ class Stepper:
         return job
 
     def cancel(self, job: Job) -> None:
-        """Take a request out before its next step. Nothing is told of it any more."""
+        """Take a request out before its next step. Nothing is said of it any more."""
         self._inbox.put(lambda: self._drop(job))
 
     def call(self, model: str, work: Callable[[Engine], T]) -> Future[T]:
@@ -143,12 +143,12 @@ class Stepper:
                         self._step(model, engine)
         except BaseException as error:
             # the text of an error may hold what was asked
-            log.critical("the stepping thread ended: %s", type(error).__name__)
+            log.critical("the scheduler's thread ended: %s", type(error).__name__)
             self.failed = type(error).__name__
             if self._on_failure is not None:
                 self._on_failure()
         self._over, self._busy_since = True, None
-        self._take_all()  # who has asked meanwhile is told, too
+        self._take_all()  # who has asked meanwhile hears of it, too
         for future, _ in self._calls:
             future.cancel()
         for job in list(self._jobs.values()):
@@ -201,9 +201,9 @@ class Stepper:
             ticket = engine.give_up()
             if ticket is None:
                 raise
-            told = RunError("E1306", f"{kind}.") if short else RunError("E1509", f"{kind}.")
-            log.error("a request ended with %s", told)
-            ended = [(ticket, told)]  # type: ignore[list-item]
+            failed = RunError("E1306", f"{kind}.") if short else RunError("E1509", f"{kind}.")
+            log.error("a request ended with %s", failed)
+            ended = [(ticket, failed)]  # type: ignore[list-item]
         for ticket, event in ended:
             job = self._jobs.get((model, ticket))
             if job is not None:

@@ -16,8 +16,8 @@ from medv_ray.engine.request import Counters, View
 from medv_ray.errors import DataError, MedvError, RunError, SettingsError
 from medv_ray.serving.app import make_app
 from medv_ray.serving.guard import App
+from medv_ray.serving.scheduler import Event, Scheduler
 from medv_ray.serving.service import Service
-from medv_ray.serving.stepper import Event, Stepper
 from tests.unit.serving.client import ask, ask_all, get
 from tests.unit.serving.conftest import NO_KEYS, settings_of, until
 
@@ -128,18 +128,18 @@ def engine() -> FakeEngine:
 
 
 @pytest.fixture
-def stepper(engine: FakeEngine) -> Iterator[Stepper]:
-    made = Stepper({"m": engine})  # type: ignore[dict-item]
+def scheduler(engine: FakeEngine) -> Iterator[Scheduler]:
+    made = Scheduler({"m": engine})  # type: ignore[dict-item]
     yield made
     engine.goes_on.set()
     made.close()
 
 
 @pytest.fixture
-def asking(stepper: Stepper) -> Asking:
+def asking(scheduler: Scheduler) -> Asking:
     def ask_(question: str, watched: bool = False) -> Told:
         told = Told()
-        told.job = stepper.submit("m", Request(question), told.append, watched)  # type: ignore[attr-defined]
+        told.job = scheduler.submit("m", Request(question), told.append, watched)  # type: ignore[attr-defined]
         return told
 
     return ask_
@@ -158,13 +158,13 @@ def code_of(told: Told) -> str:
     return told.end.code
 
 
-def test_each_gets_its_own_answer(asking: Asking, engine: FakeEngine, stepper: Stepper) -> None:
+def test_each_gets_its_own_answer(asking: Asking, engine: FakeEngine, scheduler: Scheduler) -> None:
     told = [asking(str(i)) for i in range(50)]
     assert [text_of(one) for one in told] == [str(i) for i in range(50)]
     assert [len(one) for one in told] == [1] * 50
-    assert stepper.ongoing == 0
-    assert engine.threads == {stepper._thread.ident}
-    assert stepper.counters()["forward_passes"] == 150
+    assert scheduler.ongoing == 0
+    assert engine.threads == {scheduler._thread.ident}
+    assert scheduler.counters()["forward_passes"] == 150
 
 
 def test_who_watches_gets_every_step_once(asking: Asking) -> None:
@@ -174,15 +174,15 @@ def test_who_watches_gets_every_step_once(asking: Asking) -> None:
     assert isinstance(told[-1], Answer)
 
 
-def test_many_threads_at_once(stepper: Stepper) -> None:
+def test_many_threads_at_once(scheduler: Scheduler) -> None:
     answers: dict[int, str] = {}
 
     def client(number: int) -> None:
         for i in range(20):
             told = Told()
-            job = stepper.submit("m", Request(f"{number}-{i}"), told.append, i % 2 == 0)
+            job = scheduler.submit("m", Request(f"{number}-{i}"), told.append, i % 2 == 0)
             if i % 5 == 4:
-                stepper.cancel(job)
+                scheduler.cancel(job)
                 continue
             assert text_of(told) == f"{number}-{i}"
         answers[number] = "done"
@@ -193,29 +193,29 @@ def test_many_threads_at_once(stepper: Stepper) -> None:
     for thread in threads:
         thread.join(20)
     assert len(answers) == 12
-    until(lambda: stepper.ongoing == 0)
+    until(lambda: scheduler.ongoing == 0)
 
 
 def test_cancelling_frees_the_engine_at_the_next_step(
-    asking: Asking, engine: FakeEngine, stepper: Stepper
+    asking: Asking, engine: FakeEngine, scheduler: Scheduler
 ) -> None:
     slow, waiting, third = asking("slow"), asking("b"), asking("c")
     until(lambda: engine.counters.forward_passes == 1)
     for one in (slow, waiting):
-        stepper.cancel(one.job)  # type: ignore[attr-defined]
-        stepper.cancel(one.job)  # type: ignore[attr-defined]
+        scheduler.cancel(one.job)  # type: ignore[attr-defined]
+        scheduler.cancel(one.job)  # type: ignore[attr-defined]
     engine.goes_on.set()
     assert text_of(third) == "c"
     assert engine.counters.forward_passes == 4
     assert engine.cancelled == [1, 2], "once each"
     assert slow == waiting == [], "nothing is told any more"
-    stepper.cancel(third.job)  # type: ignore[attr-defined]
+    scheduler.cancel(third.job)  # type: ignore[attr-defined]
     assert text_of(asking("d")) == "d"
     assert engine.cancelled == [1, 2]
 
 
 def test_a_request_that_fails_alone_costs_only_itself(
-    asking: Asking, stepper: Stepper, caplog: pytest.LogCaptureFixture
+    asking: Asking, scheduler: Scheduler, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG):
         told = [asking(q) for q in ("a", "raise", "b", "memory", "c", "bad", "admit", "d")]
@@ -225,18 +225,18 @@ def test_a_request_that_fails_alone_costs_only_itself(
         assert code_of(told[6]) == "E1001"
         assert [text_of(told[i]) for i in (0, 2, 4, 7)] == ["a", "b", "c", "d"]
     assert [sum(not isinstance(e, View) for e in one) for one in told] == [1] * 8
-    assert stepper.failed is None
-    assert stepper.ongoing == 0
+    assert scheduler.failed is None
+    assert scheduler.ongoing == 0
     assert SECRET not in caplog.text
 
 
 def test_a_defect_while_a_request_comes_costs_only_that_one(
-    asking: Asking, stepper: Stepper, caplog: pytest.LogCaptureFixture
+    asking: Asking, scheduler: Scheduler, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = [asking("a"), asking("defect"), asking("b")]
     assert code_of(told[1]) == "E1509"
     assert [text_of(told[0]), text_of(told[2])] == ["a", "b"]
-    assert stepper.failed is None
+    assert scheduler.failed is None
     assert SECRET not in caplog.text
 
 
@@ -244,23 +244,23 @@ def test_a_defect_while_a_request_comes_costs_only_that_one(
 def test_when_all_is_lost_everybody_is_told(fatal: str, caplog: pytest.LogCaptureFixture) -> None:
     engine = FakeEngine(slots=2)
     service = Service(settings_of(), {"m": engine})  # type: ignore[dict-item]
-    stepper = service.stepper
+    scheduler = service.scheduler
     assert service.health() is None
     told = []
     for question in ("slow", "gpu" if fatal == "gpu" else "raise", "c", "d"):
         told.append(Told())
-        stepper.submit("m", Request(question), told[-1].append, False)
-    until(lambda: engine.counters.forward_passes == 1 or stepper.failed is not None)
+        scheduler.submit("m", Request(question), told[-1].append, False)
+    until(lambda: engine.counters.forward_passes == 1 or scheduler.failed is not None)
     engine.goes_on.set()
     assert [code_of(one) for one in told] == ["E1708"] * 4
-    until(lambda: not stepper._thread.is_alive())
-    assert stepper.failed in ("AcceleratorError", "ValueError")
-    assert stepper.failed in str(service.health())
+    until(lambda: not scheduler._thread.is_alive())
+    assert scheduler.failed in ("AcceleratorError", "ValueError")
+    assert scheduler.failed in str(service.health())
     assert SECRET not in caplog.text + str(service.health())
     late = Told()
-    stepper.submit("m", Request("late"), late.append, False)
+    scheduler.submit("m", Request("late"), late.append, False)
     assert code_of(late) == "E1708"
-    future = stepper.call("m", lambda engine: 1)
+    future = scheduler.call("m", lambda engine: 1)
     assert future.cancelled()
     reply = get(make_app(service, NO_KEYS), "/health")
     assert (reply.status, reply.error["code"]) == (503, "E1708")
@@ -270,7 +270,7 @@ def test_when_all_is_lost_everybody_is_told(fatal: str, caplog: pytest.LogCaptur
 def test_a_step_that_is_stuck_is_seen(engine: FakeEngine) -> None:
     service = Service(settings_of(stuck_seconds=0.1), {"m": engine})  # type: ignore[dict-item]
     told = Told()
-    service.stepper.submit("m", Request("slow"), told.append, False)
+    service.scheduler.submit("m", Request("slow"), told.append, False)
     assert service.health() is None
     until(lambda: service.health() is not None)
     assert "denoising step" in str(service.health())
@@ -282,96 +282,98 @@ def test_a_step_that_is_stuck_is_seen(engine: FakeEngine) -> None:
     service.close()
 
 
-def test_work_between_two_steps(stepper: Stepper, asking: Asking, engine: FakeEngine) -> None:
+def test_work_between_two_steps(scheduler: Scheduler, asking: Asking, engine: FakeEngine) -> None:
     slow = asking("slow")
-    future = stepper.call("m", lambda given: (given is engine, threading.get_ident()))
+    future = scheduler.call("m", lambda given: (given is engine, threading.get_ident()))
     assert not future.done()
     engine.goes_on.set()
-    assert future.result(5) == (True, stepper._thread.ident)
+    assert future.result(5) == (True, scheduler._thread.ident)
 
     def fails(given: Any) -> None:
         raise RunError("E1708", "no.")
 
     with pytest.raises(RunError):
-        stepper.call("m", fails).result(5)
-    left = stepper.call("m", lambda given: 1 / 0)
+        scheduler.call("m", fails).result(5)
+    left = scheduler.call("m", lambda given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         left.result(5)
     assert text_of(slow) == "slow"
 
 
 def test_calls_that_never_end_hold_up_no_answer(
-    stepper: Stepper, asking: Asking, engine: FakeEngine
+    scheduler: Scheduler, asking: Asking, engine: FakeEngine
 ) -> None:
     """Several clients who move over an answer's tokens: there is always another call."""
     ended = threading.Event()
 
     def again(given: Any) -> None:
         if not ended.wait(0.001):
-            stepper.call("m", again)
+            scheduler.call("m", again)
 
     for _ in range(3):
-        stepper.call("m", again)
+        scheduler.call("m", again)
     assert text_of(asking("a")) == "a"
-    assert stepper.stuck_s() < 1
+    assert scheduler.stuck_s() < 1
     ended.set()
 
 
-def test_a_call_without_memory(stepper: Stepper, asking: Asking) -> None:
+def test_a_call_without_memory(scheduler: Scheduler, asking: Asking) -> None:
     def fails(given: Any) -> None:
         raise torch.OutOfMemoryError(SECRET)
 
     with pytest.raises(RunError, match="E1306") as told:
-        stepper.call("m", fails).result(5)
+        scheduler.call("m", fails).result(5)
     assert SECRET not in str(told.value)
     assert text_of(asking("a")) == "a"
 
 
-def test_calls_end_with_the_thread(stepper: Stepper, asking: Asking, engine: FakeEngine) -> None:
+def test_calls_end_with_the_thread(
+    scheduler: Scheduler, asking: Asking, engine: FakeEngine
+) -> None:
     def lost(given: Any) -> None:
         raise torch.AcceleratorError(SECRET)
 
     slow = asking("slow")
-    calls = [stepper.call("m", work) for work in (lost, print)]
+    calls = [scheduler.call("m", work) for work in (lost, print)]
     engine.goes_on.set()
     with pytest.raises(torch.AcceleratorError):
         calls[0].result(5)
     until(lambda: calls[1].cancelled())
-    assert stepper.call("m", print).cancelled()
+    assert scheduler.call("m", print).cancelled()
     assert code_of(slow) == "E1708"
-    assert stepper.failed == "AcceleratorError"
+    assert scheduler.failed == "AcceleratorError"
 
 
 def test_several_engines_take_turns() -> None:
     engines = {name: FakeEngine() for name in "ab"}
-    stepper = Stepper(engines)  # type: ignore[arg-type]
+    scheduler = Scheduler(engines)  # type: ignore[arg-type]
     told = {name: Told() for name in "ab"}
     for name in "ab":
         for i in range(3):
-            stepper.submit(name, Request(f"{name}{i}"), told[name].append, False)
+            scheduler.submit(name, Request(f"{name}{i}"), told[name].append, False)
     until(lambda: all(len(one) == 3 for one in told.values()))
     for name in "ab":
         assert [e.text for e in told[name] if isinstance(e, Answer)] == [
             f"{name}{i}" for i in range(3)
         ]
-    stepper.close()
+    scheduler.close()
     assert all(engine.closed for engine in engines.values())
 
 
 def test_whoever_is_left_at_the_end_is_told(engine: FakeEngine) -> None:
-    stepper = Stepper({"m": engine})  # type: ignore[dict-item]
+    scheduler = Scheduler({"m": engine})  # type: ignore[dict-item]
     told = [Told(), Told(), Told()]
     for one, question in zip(told, ("slow", "b", "c"), strict=True):
-        stepper.submit("m", Request(question), one.append, False)
+        scheduler.submit("m", Request(question), one.append, False)
     until(lambda: engine.counters.forward_passes == 1)
-    closing = threading.Thread(target=stepper.close)
+    closing = threading.Thread(target=scheduler.close)
     closing.start()
     engine.goes_on.set()
     closing.join(5)
     assert [code_of(one) for one in told] == ["E1708"] * 3
     assert engine.closed
     late = Told()
-    stepper.submit("m", Request("late"), late.append, False)
+    scheduler.submit("m", Request("late"), late.append, False)
     assert code_of(late) == "E1708"
 
 
@@ -379,12 +381,12 @@ def test_events_for_a_loop_that_is_closed_are_dropped(service: Service, app: App
     """A client's event loop ended while its request was in the engine."""
     import asyncio
 
-    from medv_ray.serving.stepper import sink_to
+    from medv_ray.serving.scheduler import sink_to
 
     loop = asyncio.new_event_loop()
-    service.stepper.submit("medv-tiny", Request("hello?"), sink_to(loop, print), True)
+    service.scheduler.submit("medv-tiny", Request("hello?"), sink_to(loop, print), True)
     loop.close()
-    until(lambda: service.stepper.ongoing == 0)
+    until(lambda: service.scheduler.ongoing == 0)
     assert service.health() is None
     body = {"model": "medv-tiny", "messages": [{"role": "user", "content": "hello?"}]}
     assert ask(app, body).status == 200

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from medv_ray.engine.request import Answer, Request
 from medv_ray.errors import MedvError, RunError
 from medv_ray.serving.completions import DONE, Completion, event
-from medv_ray.serving.replies import OURS, told
+from medv_ray.serving.replies import OURS, error_of
 from medv_ray.serving.service import Service
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ WRITE_S = 30.0
 Chunks = list[dict[str, Any]]
 
 
-class Talk:
+class Exchange:
     """A request, until it is answered, refused or left."""
 
     def __init__(
@@ -69,23 +69,37 @@ class Talk:
             if not isinstance(error, MedvError):
                 log.error("a stream ended with %s", type(error).__name__)
                 error = RunError("E1509", f"{type(error).__name__}: a defect of the endpoint.")
-            yield event({"error": told(error)})
+            yield event({"error": error_of(error)})
             return
         if self._said.request.wants_usage:
             yield event(self._said.usage_chunk())
         yield DONE
 
     async def _chunks(self, watched: bool) -> AsyncGenerator[Chunks]:
-        """What each event brings; empty ones only for a request that is not watched."""
+        """What each event brings; empty ones only for a request that is not watched.
+
+        One choice after the other, whichever are answered side by side: another replica, whose
+        slots are taken otherwise, gives the same bytes.
+        """
         model, said = self._said.request.model, self._said
         asked = self._service.asked(model, self._requests, watched, self._started_s)
+        current, later = 0, dict[int, Chunks]()
         with said.noting():
             async with asked as events:
                 async for number, one in events:
                     if isinstance(one, Answer):
                         said.answers[number] = one
-                    made = said.chunks(number, one) if watched else []
-                    if made or not watched:
+                    if not watched:
+                        yield []
+                        continue
+                    made = said.chunks(number, one)
+                    if number > current:
+                        later.setdefault(number, []).extend(made)
+                        continue
+                    while current in said.answers:
+                        current += 1
+                        made += later.pop(current, [])
+                    if made:
                         yield made
 
 

@@ -1,0 +1,66 @@
+"""`litellm`, as it calls any OpenAI-compatible server."""
+
+from typing import Any
+
+import litellm
+from cases import Given, case
+
+litellm.telemetry = False
+
+
+def ask(given: Given, messages: list[Any], **more: Any) -> Any:
+    return litellm.completion(
+        model=f"openai/{given.model}",
+        api_base=given.url,
+        api_key=given.key,
+        messages=messages,
+        num_retries=0,
+        **more,
+    )
+
+
+@case("multi-turn, the message object fed back")
+def _(given: Given) -> list[str]:
+    messages: list[Any] = [{"role": "user", "content": given.content}]
+    texts = []
+    for following in (given.second, None):
+        message = ask(given, messages).choices[0].message
+        texts.append(message.content)
+        messages += [message, {"role": "user", "content": following}]
+    return texts
+
+
+@case("multi-turn, message.model_dump() fed back")
+def _(given: Given) -> list[str]:
+    messages: list[Any] = [{"role": "user", "content": given.content}]
+    texts = []
+    for following in (given.second, None):
+        message = ask(given, messages).choices[0].message
+        texts.append(message.content)
+        messages += [message.model_dump(), {"role": "user", "content": following}]
+    return texts
+
+
+@case("multi-turn, streamed, rebuilt by stream_chunk_builder")
+def _(given: Given) -> list[str]:
+    messages: list[Any] = [{"role": "user", "content": given.content}]
+    texts = []
+    for following in (given.second, None):
+        chunks = list(ask(given, messages, stream=True, stream_options={"include_usage": True}))
+        whole: Any = litellm.stream_chunk_builder(chunks, messages=messages)
+        texts.append(whole.choices[0].message.content)
+        messages += [whole.choices[0].message, {"role": "user", "content": following}]
+    return texts
+
+
+@case("vLLM's neutral settings as extra_body")
+def _(given: Given) -> list[str]:
+    messages: list[Any] = [{"role": "user", "content": given.content}]
+    extra = {"repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0, "ignore_eos": False}
+    return [ask(given, messages, top_p=1, extra_body=extra).choices[0].message.content]
+
+
+@case("top_p=0.9", refused="top_p")
+def _(given: Given) -> list[str]:
+    ask(given, [{"role": "user", "content": given.content}], top_p=0.9)
+    return []

@@ -1,0 +1,47 @@
+"""Signals that come at an awkward time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import os, signal, sys, time, warnings
+from medv_ray.cli.terminal import exit_code_of
+
+class Dropped:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        for _ in range(1000):
+            pass
+
+def work():
+    Dropped()
+    time.sleep(20)
+
+sys.exit(exit_code_of(work))
+"""
+
+
+@pytest.mark.parametrize(("name", "word"), [("SIGTERM", "terminated"), ("SIGINT", "interrupted")])
+def test_a_signal_inside_a_destructor_is_not_lost(name: str, word: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(name=name)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == {"SIGTERM": 143, "SIGINT": 130}[name]
+    assert done.stderr == f"{word}; what was committed is kept.\n"
+
+
+def test_other_errors_of_destructors_are_shown() -> None:
+    script = SCRIPT.replace("os.kill(os.getpid(), signal.{name})", "raise OSError(7)")
+    script = script.replace("time.sleep(20)", "pass")
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert "OSError: 7" in done.stderr
