@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from medv_ray import errors
-from medv_ray.errors import MedvError, RunError, SettingsError
+from medv_ray.errors import MedvError, RunError, SettingsError, is_out_of_memory
 from medv_ray.on_ray.cluster import Cluster, cluster_address, running_ray
 from medv_ray.on_ray.front import CALLBACK, LIMITS
 from medv_ray.on_ray.options import PoolSettings
@@ -115,8 +115,6 @@ def _deploy(settings: ServeSettings, host: str, port: int) -> None:
 def start_error(stack: str) -> MedvError:
     """Why no replica started, given what Serve keeps of it: a stack, of which a user sees only our
     own error, or the kind of another one."""
-    from medv_ray.engine.memory import is_out_of_memory  # torch, which is not to delay Ray's start
-
     said = OURS.findall(stack)
     if said and said[-1][1] in errors.CATALOGUE:
         kind, code, detail = said[-1]
