@@ -31,7 +31,8 @@ from torch import Tensor
 from circumstances import circumstances
 from medv_kernels import reference
 from medv_kernels.linear import linear, pack
-from medv_ray.diffusion.sampler import SampleSpec, sample
+from medv_ray.diffusion.sample import sample
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.model.cache import Cached
 from medv_ray.model.config import LanguageConfig, ModelConfig
 from medv_ray.model.denoise import FullRecompute

@@ -40,7 +40,8 @@ import bench_select
 import bench_train_loss
 from circumstances import circumstances
 from medv_kernels import ops, reference
-from medv_ray.diffusion.sampler import Denoising, SampleSpec, sample
+from medv_ray.diffusion.sample import blank, sample
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine.denoisers import SideBySide
 from medv_ray.engine.running import RunningBatch
 from medv_ray.model.config import LanguageConfig, ModelConfig
@@ -264,7 +265,7 @@ def check_batch(size: Size, device: torch.device) -> dict[str, Any]:
 
 
 def run_alone(model: Medv, spec: SampleSpec, prompt: Tensor) -> list[int]:
-    denoising = Denoising.blank(spec)
+    denoising = blank(spec)
     with torch.inference_mode():
         for _ in sample(FullRecompute(model, [prompt]), spec, denoising):
             pass

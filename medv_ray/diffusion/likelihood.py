@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from medv_ray.diffusion.loss import token_losses
-from medv_ray.diffusion.sampler import Denoise
+from medv_ray.diffusion.sample import Denoise
 
 
 class NoisyAnswers(NamedTuple):

@@ -11,52 +11,19 @@ Source: ML-GSAI/LLaDA generate.py; LLaDA-V generate_with_embeds; LLaDA-MedV supp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from medv_kernels.linear import PackedWeight, pack
+from medv_kernels.linear import PackedWeight
 from medv_kernels.noise import row_keys
 from medv_kernels.ops import commit_step, select
 from medv_kernels.reference import ResponseState, find_stop, join
 from medv_ray.diffusion.draws import Draws
 from medv_ray.diffusion.rules import Row, topk_order
 from medv_ray.diffusion.spec import Canvas, SampleSpec
-
-__all__ = ["Canvas", "Denoise", "Denoising", "SampleSpec", "State", "sample"]
-
-
-class Denoise(Protocol):
-    """A denoiser: last hidden states of response positions, prompt and image already bound."""
-
-    @property
-    def head(self) -> Tensor:
-        """float[V, D]."""
-
-    def __call__(self, x: Tensor, need: Tensor) -> Tensor:
-        """x int64[B, L], need bool[B, L] -> float[N, D]."""
-
-    def unconditional(self, mask_id: int) -> Denoise:
-        """The same with the mask token at every given position; for cfg_scale > 0."""
-
-    def prompt_length(self, b: int) -> int:
-        """Positions in front of x in row b; for noise="reference"."""
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """A moment between two steps; the tensors are copies."""
-
-    x: Tensor
-    """int64[B, L], the mask token where masked."""
-    masked: Tensor
-    """bool[B, L]."""
-    step: int
-    """Steps taken so far."""
-    done: bool
 
 
 class Denoising:
@@ -108,58 +75,6 @@ class Denoising:
         self._number = torch.zeros(num_rows, dtype=torch.float64, device=device)
         self._allowed: dict[int, tuple[Tensor, Tensor]] = {}
 
-    @classmethod
-    def blank(
-        cls,
-        spec: SampleSpec,
-        rows: int = 1,
-        generators: Sequence[torch.Generator] = (),
-        prompt_lengths: Sequence[int] | None = None,
-        device: torch.device | str = "cpu",
-    ) -> Denoising:
-        """All of the answers masked and nothing else in x; see `of`."""
-        x = torch.full((rows, spec.gen_length), spec.mask_id, device=device)
-        return cls.of(spec, x, x == spec.mask_id, 0, generators, prompt_lengths)
-
-    @classmethod
-    def of(
-        cls,
-        spec: SampleSpec,
-        x: Tensor,
-        maskable: Tensor,
-        begin: int = 0,
-        generators: Sequence[torch.Generator] = (),
-        prompt_lengths: Sequence[int] | None = None,
-    ) -> Denoising:
-        """A batch whose rows all enter at once.
-
-        Args:
-            x: int64[B, begin + gen_length], not changed.
-            maskable: bool[B, L], positions to fill.
-            begin: where the first block begins.
-            generators: on the CPU, one per row, or one for all as in a seeded reference batch.
-            prompt_lengths: positions in front of x, per row. Needed with noise="reference".
-
-        Raises ValueError for arguments that do not fit each other.
-        """
-        rows, count = len(x), len(generators)
-        if x.shape[1] != begin + spec.gen_length or maskable.shape != x.shape:
-            raise ValueError(
-                f"x {tuple(x.shape)} and maskable {tuple(maskable.shape)} must both have "
-                f"{begin} + {spec.gen_length} positions"
-            )
-        if count not in (0, 1, rows) or spec.noise == "keyed" and 0 < count < rows:
-            raise ValueError(f"{count} generators for {rows} rows: give one generator per row")
-        if prompt_lengths is None and spec.noise == "reference":
-            raise ValueError('noise="reference" counts prompt positions too: give prompt_lengths')
-        made = cls(spec, rows, x.device, begin=begin)
-        for b in range(rows):
-            generator = generators[b % count] if count else None
-            row, masks = torch.where(maskable[b], spec.mask_id, x[b]), maskable[b].nonzero()[:, 0]
-            prompt = 0 if prompt_lengths is None else prompt_lengths[b]
-            made._enter(b, spec, row, masks.tolist(), generator, prompt)
-        return made
-
     def enter(
         self,
         b: int,
@@ -168,42 +83,27 @@ class Denoising:
         prompt_length: int = 0,
         canvas: Canvas | None = None,
     ) -> None:
-        """A new response in the free row b, masked but for the pinned tokens of `canvas`.
+        """A new response in the free row b, masked but for the pinned tokens of `canvas`, which has
+        positions below 0 for what stands in front of the first block.
 
         Args:
             spec: the row's own, of the batch's `kind`.
             generator: on the CPU. Needed with temperature or a random remasking.
             prompt_length: positions in front of x; for noise="reference".
         """
-        x = torch.full((self.length,), self.spec.mask_id)
-        pinned = {} if canvas is None else canvas.pinned
-        for i, token in pinned.items():
-            x[self.begin + i] = token
-        masks = [i for i in range(self.length) if i - self.begin not in pinned]
-        self._enter(b, spec or self.spec, x, masks, generator, prompt_length, canvas)
-
-    def _enter(
-        self,
-        b: int,
-        spec: SampleSpec,
-        x: Tensor,
-        masks: list[int],
-        generator: torch.Generator | None,
-        prompt_length: int,
-        canvas: Canvas | None = None,
-    ) -> None:
+        spec, state = spec or self.spec, self._state
         if generator is None and (spec.temperature > 0 or spec.remasking != "low_confidence"):
             raise ValueError("temperature and random remasking draw numbers: give generators")
-        state, stop = self._state, self.length
-        state.x[b] = x
-        state.stop[b] = stop
-        if canvas is not None and canvas.pinned:  # a stop sequence, too
-            find_stop(state.x[b : b + 1], spec.stop_ids, state.stop[b : b + 1], self.begin)
-            stop = int(state.stop[b])
-        state.masked[b] = len(masks) == self.length
-        if len(masks) < self.length:
-            state.masked[b, masks] = True
+        pinned = {} if canvas is None else {self.begin + i: t for i, t in canvas.pinned.items()}
+        masks, stop = [i for i in range(self.length) if i not in pinned], self.length
+        state.x[b], state.masked[b], state.stop[b] = spec.mask_id, True, stop
         state.failed[b], state.token_step[b], state.token_confidence[b] = False, -1, 0.0
+        if pinned:
+            where = torch.tensor([*pinned], device=self.x.device)
+            state.x[b, where] = torch.tensor([*pinned.values()], device=self.x.device)
+            state.masked[b, where] = False
+            find_stop(self.x[b : b + 1], spec.stop_ids, state.stop[b : b + 1], self.begin)
+            stop = int(state.stop[b])
         self._number[b] = spec.threshold if spec.rule == "threshold" else spec.factor
         self._allowed.pop(b, None)
         self.rows[b] = Row(
@@ -249,10 +149,6 @@ class Denoising:
     def forward_passes(self) -> int:
         """Steps that needed the model, of the row with the most."""
         return max((row.forward_passes for row in self.rows if row is not None), default=0)
-
-    def snapshot(self) -> State:
-        """The responses now."""
-        return State(self.x.clone(), self.masked.clone(), self.step, self.done)
 
     def stop_position(self, b: int) -> int | None:
         """Where row b's first stop sequence begins, counted from the answer's start."""
@@ -463,36 +359,3 @@ class Denoising:
                 f"the logits of row {failed[0]} of {len(self.rows)} are not finite: the weights or "
                 "the hidden states are not, or every token is forbidden"
             )
-
-
-def sample(
-    denoise: Denoise,
-    spec: SampleSpec,
-    denoising: Denoising | None = None,
-    *,
-    generators: Sequence[torch.Generator] = (),
-    cancelled: Callable[[], bool] | None = None,
-    head: Tensor | PackedWeight | None = None,
-) -> Iterator[State]:
-    """Denoise, yielding the state before each step and the final one.
-
-    Args:
-        denoising: what to go on with; by default one row with all of its answer masked, drawing
-            from `generators`.
-        cancelled: asked before each step; True ends the iterator with a last state that is not
-            done. Closing the iterator does the same.
-        head: the denoiser's, packed already; by default it is packed here, as large as it is.
-
-    Raises FloatingPointError when logits are not finite.
-    """
-    if denoising is None:
-        lengths = [denoise.prompt_length(0)] if spec.noise == "reference" else None
-        denoising = Denoising.blank(spec, 1, generators, lengths, denoise.head.device)
-    head = pack(denoise.head[: spec.logit_size]) if head is None else head
-    guide = denoise.unconditional(spec.mask_id) if spec.cfg_scale > 0 else None
-    yield denoising.snapshot()
-    while not denoising.done and not (cancelled and cancelled()):
-        x, need = denoising.x, denoising.need()
-        rows = denoise(x, need)
-        denoising.advance(rows, head, guide(x, need) if guide else None)
-        yield denoising.snapshot()

@@ -110,36 +110,22 @@ class Canvas:
     stay forbidden."""
 
     def check(self, spec: SampleSpec, vocabulary: int) -> None:
-        """Raises SettingsError E1001 where a position or a token does not exist, a pinned token is
-        the mask, or nothing is left to choose from."""
-        for name, positions in (("pinned", self.pinned), ("allowed", self.allowed)):
-            for i in positions:
+        """Raises SettingsError E1001 where a position or a token does not exist, or nothing is left
+        to stand there."""
+        pinned = {i: (token,) for i, token in self.pinned.items()}
+        for name, asked in (("pinned", pinned), ("allowed", self.allowed)):
+            none = {spec.mask_id} if name == "pinned" else {*spec.excluded, spec.mask_id}
+            for i, tokens in asked.items():
+                wrong = [token for token in tokens if not 0 <= token < vocabulary]
                 if not 0 <= i < spec.gen_length:
-                    raise SettingsError(
-                        "E1001",
-                        f"{name}: position {i} lies outside the response of gen_length="
-                        f"{spec.gen_length} positions, which count from 0.",
-                    )
-        size = vocabulary if spec.logit_size is None else min(vocabulary, spec.logit_size)
-        for i, token in self.pinned.items():
-            if not 0 <= token < vocabulary or token == spec.mask_id:
-                raise SettingsError(
-                    "E1001",
-                    f"pinned: {token} at position {i} is no token that can stand there; ids run "
-                    f"from 0 to {vocabulary - 1}, and the mask is {spec.mask_id}.",
-                )
-        for i, tokens in self.allowed.items():
-            wrong = [token for token in tokens if not 0 <= token < size]
-            if wrong:
-                raise SettingsError(
-                    "E1001", f"allowed: {wrong[0]} at position {i} is no id below {size}."
-                )
-            if i not in self.pinned and set(tokens) <= {*spec.excluded, spec.mask_id}:
-                raise SettingsError(
-                    "E1001",
-                    f"allowed: position {i} may take no token, as sampler.forbidden and the mask "
-                    "leave none of its set.",
-                )
+                    said = f"position {i} lies outside the response (gen_length={spec.gen_length})"
+                elif wrong:
+                    said = f"{wrong[0]} at position {i} is no token id below {vocabulary}"
+                elif set(tokens) <= none:
+                    said = f"position {i} is left no token; the mask and sampler.forbidden are none"
+                else:
+                    continue
+                raise SettingsError("E1001", f"{name}: {said}.")
 
     def sets(self, length: int, begin: int, vocabulary: int) -> tuple[Tensor, Tensor]:
         """bool[A, V] sets of tokens and int64[L], the set of each position of x; the first set is

@@ -20,7 +20,7 @@ from medv_kernels.linear import pack
 from medv_ray.data.images import Prepared
 from medv_ray.data.prompts import SpecialIds, Turn, build, decode
 from medv_ray.data.segments import assistant_header, prompt_ends
-from medv_ray.diffusion.sampler import SampleSpec
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine.images import Features, ImageStore
 from medv_ray.engine.inspection import Inspection, inspect_position, state_of
 from medv_ray.engine.request import Answer, Counters, Request, View

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from medv_ray.data.prompts import SpecialIds, encode_markup, encode_text
-from medv_ray.diffusion.sampler import SampleSpec
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.errors import SettingsError
 from medv_ray.settings import SamplerSettings
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from medv_ray.diffusion.sampler import Denoising, SampleSpec, sample
+from medv_ray.diffusion.sample import blank, sample
+from medv_ray.diffusion.sampler import Denoising
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.model.cache import Cached
 from medv_ray.model.denoise import FullRecompute
 from medv_ray.model.keys import KeyValues
@@ -18,7 +20,7 @@ from tests.golden.test_sampler import hook_denoiser, llada_v, spec_of
 
 def lengths_of(denoiser: FullRecompute, spec: SampleSpec) -> tuple[Denoising, list[list[int]]]:
     """A run to its end, and the positions that each of its passes computed, by block."""
-    denoising = Denoising.blank(spec)
+    denoising = blank(spec)
     lengths: list[list[int]] = []
     before, block = 0, -1
     for state in sample(denoiser, spec, denoising):

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from medv_ray.data.images import prepare
 from medv_ray.data.tiles import TileSettings
-from medv_ray.diffusion.sampler import Denoising, SampleSpec, sample
+from medv_ray.diffusion.sample import begin, blank, sample
+from medv_ray.diffusion.sampler import Denoising
 from medv_ray.diffusion.schedule import transfer_schedule
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.model.cache import Cached
 from medv_ray.model.denoise import FullRecompute, Prompt
 from medv_ray.model.medv import Medv
@@ -94,7 +96,7 @@ def llada(
     if keys is not None:
         keys = torch.cat([keys.bool(), torch.ones(rows, length, dtype=torch.bool)], dim=1)
     denoiser = WholeSequence(model, maskable, keys, spec.mask_id)
-    denoising = Denoising.of(spec, x, maskable, prompt.shape[1], generators_of(run), [0] * rows)
+    denoising = begin(spec, x, maskable, prompt.shape[1], generators_of(run), [0] * rows)
     states = [state.x for state in sample(denoiser, spec, denoising)]
     assert_states(states, tensors[f"{run['key']}.states"])
     assert torch.equal(denoising.x, tensors[f"{run['key']}.out"])
@@ -139,7 +141,7 @@ def llada_v(
     denoiser: FullRecompute, run: dict[str, Any], spec: SampleSpec, tensors: dict[str, Tensor]
 ) -> None:
     """A run of LLaDA-V for one row, checked at every state and pass where the case stores them."""
-    denoising = Denoising.blank(spec, 1, generators_of(run), [denoiser.prompt_length(0)])
+    denoising = blank(spec, 1, generators_of(run), [denoiser.prompt_length(0)])
     states, computed = [], [0]
     for state in sample(denoiser, spec, denoising):
         states.append(state.x[0])

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medv_kernels import ops
-from medv_ray.diffusion.sampler import Canvas, Denoising, SampleSpec, sample
+from medv_ray.diffusion.sample import sample
+from medv_ray.diffusion.sampler import Denoising
+from medv_ray.diffusion.spec import Canvas, SampleSpec
 from medv_ray.errors import SettingsError
 
 VOCABULARY, MASK = 12, 11
@@ -229,11 +231,11 @@ def test_a_response_that_is_all_pinned_takes_no_step(denoiser: Any) -> None:
         (Canvas({6: 1}), "pinned: position 6 lies outside .*gen_length=6"),
         (Canvas({-1: 1}), "pinned: position -1"),
         (Canvas({0: VOCABULARY}), "pinned: 12 at position 0"),
-        (Canvas({0: MASK}), "the mask is 11"),
+        (Canvas({0: MASK}), "pinned: position 0 is left no token"),
         (Canvas({}, {9: {1}}), "allowed: position 9"),
         (Canvas({}, {1: {1, 99}}), "allowed: 99 at position 1"),
-        (Canvas({}, {1: set()}), "position 1 may take no token"),
-        (Canvas({}, {1: {0, MASK}}), "position 1 may take no token"),
+        (Canvas({}, {1: set()}), "allowed: position 1 is left no token"),
+        (Canvas({}, {1: {0, MASK}}), "allowed: position 1 is left no token"),
     ],
 )
 def test_a_canvas_that_does_not_fit_is_refused(canvas: Canvas, said: str) -> None:

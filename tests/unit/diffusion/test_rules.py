@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medv_ray.diffusion.sampler import Denoising, SampleSpec, sample
+from medv_ray.diffusion.sample import begin, blank, sample
+from medv_ray.diffusion.sampler import Denoising
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.errors import SettingsError
 
 VOCABULARY, MASK = 12, 11
@@ -24,7 +26,7 @@ def spec_of(rule: Any, length: int = 8, block: int | None = None, **more: Any) -
 def run(denoiser: Any, spec: SampleSpec, *seeds: int, rows: int = 1) -> Denoising:
     """The state machine at its end."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    denoising = Denoising.blank(spec, rows, generators, [denoiser.prompt] * rows)
+    denoising = blank(spec, rows, generators, [denoiser.prompt] * rows)
     for _ in sample(denoiser, spec, denoising):
         pass
     return denoising
@@ -126,7 +128,7 @@ def test_a_row_does_not_depend_on_its_company(denoiser: Any, rule: str, temperat
 
     def end(rows: list[int]) -> Denoising:
         generators = [torch.Generator().manual_seed(seeds[b]) for b in rows]
-        denoising = Denoising.of(spec, given[rows], given[rows] == MASK, 0, generators)
+        denoising = begin(spec, given[rows], given[rows] == MASK, 0, generators)
         for _ in sample(model, spec, denoising):
             pass
         return denoising
@@ -166,7 +168,7 @@ def test_rules_go_by_confidence_alone(rule: str, remasking: Any) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_poisoned_model_raises_and_changes_nothing(denoiser: Any, rule: str) -> None:
-    denoising = Denoising.blank(spec_of(rule))
+    denoising = blank(spec_of(rule))
     model = denoiser(poison=float("nan"))
     with pytest.raises(FloatingPointError):
         denoising.advance(model(denoising.x, denoising.need()), model.head)
@@ -179,7 +181,7 @@ def test_masks_in_front_of_the_answer_are_filled_too(denoiser: Any, rule: str) -
     """A rule goes on until the block is full, and they compete with it."""
     x = torch.tensor([[4, MASK, 5, MASK, *[MASK] * 6]])
     spec = spec_of(rule, 6, 3, forbidden_ids=(MASK,), threshold=0.3)
-    denoising = Denoising.of(spec, x, x == MASK, begin=4)
+    denoising = begin(spec, x, x == MASK, 4)
     for _ in sample(denoiser(8), spec, denoising):
         pass
     assert denoising.done

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from medv_kernels import noise, reference, reference_odds
-from medv_ray.diffusion.sampler import Denoising, SampleSpec, sample
+from medv_ray.diffusion.sample import begin, blank, sample
+from medv_ray.diffusion.sampler import Denoising
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.errors import SettingsError
 
 VOCABULARY, MASK = 12, 11
@@ -25,7 +27,7 @@ def spec_of(length: int = 8, block: int | None = None, steps: int = 8, **more: A
 def run(denoiser: Any, spec: SampleSpec, *seeds: int, rows: int = 1) -> Denoising:
     """The state machine at its end."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    denoising = Denoising.blank(spec, rows, generators, [denoiser.prompt] * rows)
+    denoising = blank(spec, rows, generators, [denoiser.prompt] * rows)
     for _ in sample(denoiser, spec, denoising):
         pass
     return denoising
@@ -93,7 +95,7 @@ def test_a_row_does_not_depend_on_its_company(
 
 def test_confidence_and_step_of_each_token(denoiser: Any) -> None:
     model, spec = denoiser(3), spec_of(6, 3, 4, forbidden_ids=(MASK,))
-    denoising, before = Denoising.blank(spec), []
+    denoising, before = blank(spec), []
     for state in sample(model, spec, denoising):
         before.append(state)
     for i in range(6):
@@ -159,7 +161,7 @@ def test_reference_noise_is_one_draw_of_the_whole_sequence(denoiser: Any) -> Non
     """Prompt rows first, suffix rows last, whatever is needed of them: drawn here in one piece."""
     spec = spec_of(4, 4, 2, temperature=0.9, noise="reference", suffix_ids=(1, 2, 3))
     model = denoiser(7, prompt=70)
-    denoising = Denoising.blank(spec, 1, [torch.Generator().manual_seed(3)], [70])
+    denoising = blank(spec, 1, [torch.Generator().manual_seed(3)], [70])
     states = list(sample(model, spec, denoising))
     whole = torch.Generator().manual_seed(3)
     for before, after in zip(states, states[1:], strict=False):
@@ -235,7 +237,7 @@ def test_masks_in_front_of_the_answer_compete_for_its_tokens(denoiser: Any) -> N
     """As in LLaDA: k counts the block's masks alone, so as many stay masked at the end."""
     x = torch.tensor([[4, MASK, 5, MASK, *[MASK] * 6]])
     spec = spec_of(6, 3, 6, forbidden_ids=(MASK,), run_all_steps=True)
-    denoising = Denoising.of(spec, x, x == MASK, begin=4)
+    denoising = begin(spec, x, x == MASK, 4)
     states = list(sample(denoiser(8), spec, denoising))
     assert int(denoising.masked.sum()) == 2
     assert denoising.x[0, 0] == 4
@@ -249,7 +251,7 @@ def test_given_tokens_are_found_by_position_not_by_id(denoiser: Any) -> None:
     x = torch.tensor([[MASK, 3, MASK, MASK]])
     maskable = torch.tensor([[False, False, True, True]])
     spec = spec_of(4, 4, 4, forbidden_ids=(MASK,))
-    denoising = Denoising.of(spec, x, maskable)
+    denoising = begin(spec, x, maskable)
     for state in sample(denoiser(1), spec, denoising):
         assert state.x[0, :2].tolist() == [MASK, 3]
     assert denoising.done
@@ -304,12 +306,14 @@ def test_a_head_that_is_given_is_the_one_that_is_read(denoiser: Any) -> None:
     assert not torch.equal(other.x, last.x)
 
 
-def test_cancelling_between_steps_keeps_what_is_done(denoiser: Any) -> None:
+def test_leaving_between_steps_keeps_what_is_done(denoiser: Any) -> None:
     model, spec = denoiser(6), spec_of(forbidden_ids=(MASK,))
     whole = list(sample(model, spec))
-    denoising, seen = Denoising.blank(spec), []
-    for state in sample(model, spec, denoising, cancelled=lambda: len(seen) == 4):
+    denoising, seen = blank(spec), []
+    for state in sample(model, spec, denoising):
         seen.append(state)
+        if len(seen) == 4:
+            break
     assert len(seen) == 4
     assert not seen[-1].done
     assert torch.equal(seen[-1].x, whole[3].x)
@@ -338,7 +342,7 @@ def test_states_are_copies(denoiser: Any) -> None:
 
 def test_a_poisoned_model_raises_and_changes_nothing(denoiser: Any) -> None:
     spec = spec_of()
-    denoising = Denoising.blank(spec)
+    denoising = blank(spec)
     model = denoiser(poison=math.nan)
     with pytest.raises(FloatingPointError):
         denoising.advance(model(denoising.x, denoising.need()), model.head)
@@ -353,18 +357,18 @@ def test_every_token_forbidden_is_an_error_not_a_token(denoiser: Any) -> None:
 
 def test_wrong_use_is_refused(denoiser: Any) -> None:
     model, spec = denoiser(), spec_of()
-    denoising = Denoising.blank(spec)
+    denoising = blank(spec)
     with pytest.raises(ValueError, match="3 hidden rows for 8"):
         denoising.advance(torch.zeros(3, VOCABULARY), model.head)
     with pytest.raises(ValueError, match="generators"):
-        Denoising.blank(spec_of(temperature=0.5))
+        blank(spec_of(temperature=0.5))
     with pytest.raises(ValueError, match="prompt_lengths"):
-        Denoising.blank(spec_of(noise="reference"))
+        blank(spec_of(noise="reference"))
     with pytest.raises(ValueError, match="2 generators for 3 rows"):
-        Denoising.blank(spec_of(temperature=1.0), 3, [torch.Generator()] * 2)
+        blank(spec_of(temperature=1.0), 3, [torch.Generator()] * 2)
     with pytest.raises(ValueError, match="positions"):
-        Denoising.of(spec, torch.zeros(1, 5, dtype=torch.int64), torch.ones(1, 5, dtype=torch.bool))
-    guided = Denoising.blank(spec_of(cfg_scale=1.0))
+        begin(spec, torch.zeros(1, 5, dtype=torch.int64), torch.ones(1, 5, dtype=torch.bool))
+    guided = blank(spec_of(cfg_scale=1.0))
     with pytest.raises(ValueError, match="unconditional"):
         guided.advance(torch.zeros(8, VOCABULARY), model.head)
 
@@ -411,7 +415,7 @@ def test_keyed_noise_comes_from_seed_step_and_position_alone(denoiser: Any) -> N
         denoiser(3),
         spec_of(6, 3, 4, temperature=0.9, noise="keyed", forbidden_ids=(MASK,)),
     )
-    denoising, before = Denoising.blank(spec, 1, [torch.Generator().manual_seed(41)]), []
+    denoising, before = blank(spec, 1, [torch.Generator().manual_seed(41)]), []
     for state in sample(model, spec, denoising):
         before.append(state)
     for i in range(6):
