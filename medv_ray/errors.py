@@ -311,8 +311,8 @@ CATALOGUE: dict[str, Entry] = {
     "E1502": Entry(
         "run_changed",
         "The output folder belongs to a run with other settings, another model or another input.",
-        "Use another --out; --new-run starts this one over; --allow-mixed continues, and says so "
-        "in run.json.",
+        "Use another --out; --new-run starts this one over; --allow-added scores what was only "
+        "added; --allow-mixed continues whatever changed, and says so in run.json.",
     ),
     "E1503": Entry(
         "disk_full",

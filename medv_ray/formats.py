@@ -65,7 +65,7 @@ _VRS = frozenset(
 _LONG_VRS = (b"OB", b"OW", b"SQ", b"UN", b"UT")
 
 
-def ending_of(name: str) -> str:
+def ending(name: str) -> str:
     """`a/B.JPG` -> `.jpg`."""
     return posixpath.splitext(name)[1].lower()
 

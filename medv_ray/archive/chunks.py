@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
+from medv_ray.archive.left_out import LeftOut
 from medv_ray.errors import DataError
 
 CHUNK_BYTES = 128 * 2**20
 """Encoded images above this do not share a chunk, as far as sizes are known when it is cut."""
+
+
+class Piece(NamedTuple):
+    """Rows of a file that were planned at one time. A file that grew since has several, and the
+    chunks of the earlier ones keep their keys."""
+
+    rows: int
+    generation: int
+    """0 for what was there when the run began; counted up whenever something is added."""
+    digest: str
+    """Of the whole file as it was then; part of the keys of these rows' chunks."""
+    proof: str = ""
+    """Of these rows alone: it tells whether a longer file still begins with them."""
+    end: int = 0
+    """Tars: where the end mark was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +41,12 @@ class SourceFile:
     mtime_ns: int
     stem: str
     """Unique in the archive; ids of rows without one are `<stem>:<row>`."""
+    pieces: tuple[Piece, ...] = ()
+    """How its rows were planned before; chunks do not reach over the border of two."""
+
+    def borders(self) -> list[int]:
+        """Row numbers at which a piece of an earlier plan ends."""
+        return list(accumulate(piece.rows for piece in self.pieces))
 
 
 @dataclass(slots=True)
@@ -118,5 +141,8 @@ class Draft:
     ids: Iterator[list[Any]] | None = None
     images: set[str] = field(default_factory=set)
     """Image paths that its rows name."""
-    ignored: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
     """Members of a tar that are neither image nor question."""
+    proofs: list[Piece] = field(default_factory=list)
+    """One for each of the file's earlier pieces, as it is found now, and one for the rows behind
+    them; generation and digest are the planner's to fill in. Empty: this kind does not grow."""

@@ -60,15 +60,15 @@ class IdCensus:
     def __init__(self) -> None:
         self.hashes = bytearray()
         self.refused: list[int] = []
-        self.stems: list[tuple[int, str]] = []  # (first ordinal, stem) of each file
+        self.stems: list[tuple[int, str, int]] = []  # first ordinal, stem and row of each piece
 
-    def start_file(self, stem: str) -> None:
-        """The rows that follow belong to this file."""
-        self.stems.append((len(self), stem))
+    def start_file(self, stem: str, row: int = 0) -> None:
+        """The rows that follow belong to this file, the first of them with this number."""
+        self.stems.append((len(self), stem, row))
 
     def drop_file(self) -> None:
         """Forget the file that was started last, and its rows."""
-        first, _ = self.stems.pop()
+        first, _, _ = self.stems.pop()
         del self.hashes[first * WIDTH :]
         self.refused = [ordinal for ordinal in self.refused if ordinal < first]
 
@@ -77,14 +77,14 @@ class IdCensus:
 
     def add(self, values: Iterable[Any]) -> None:
         """The id cells of the next rows. A refused one counts with the id that stands in for it."""
-        first, stem = self.stems[-1]
+        first, stem, row = self.stems[-1]
         for value in values:
             ordinal = len(self)
             if id_problem(value) is None:
                 self.hashes += fingerprint(str(value))
             else:
                 self.refused.append(ordinal)
-                self.hashes += fingerprint(fallback_id(stem, ordinal - first))
+                self.hashes += fingerprint(fallback_id(stem, row + ordinal - first))
 
     def duplicates(self) -> list[int]:
         """Sorted ordinals of rows whose id an earlier row has, or stands in for a refused one."""
@@ -109,8 +109,8 @@ class IdCensus:
 
     def stand_in(self, ordinal: int) -> str:
         """The fallback id of a row."""
-        first, stem = self.stems[bisect_right(self.stems, ordinal, key=lambda s: s[0]) - 1]
-        return fallback_id(stem, ordinal - first)
+        first, stem, row = self.stems[bisect_right(self.stems, ordinal, key=lambda s: s[0]) - 1]
+        return fallback_id(stem, row + ordinal - first)
 
 
 def row_numbers(ordinals: Iterable[int], first: int, count: int) -> Iterator[int]:

@@ -7,16 +7,13 @@ import hashlib
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import fs
 
-from medv_ray.archive.chunks import CHUNK_BYTES, Chunk, Cut, Draft, Row, SourceFile
-from medv_ray.archive.columns import make_row
-from medv_ray.archive.sources import IMAGE_ENDINGS, Archive, ending, list_files, place_of
-from medv_ray.archive.store import is_local, reason_of
+from medv_ray.archive.sources import Archive, place_of
+from medv_ray.archive.store import Stored, is_local, list_folder, reason_of
 from medv_ray.errors import DataError
 
 REFUSED = (
@@ -111,6 +108,8 @@ class NamedImages(NamedTuple):
     """sha256 over path, size and time of each; empty when rows name none."""
     distinct: int
     missing: int
+    files: tuple[Stored, ...] = ()
+    """Those that are there, by name."""
 
 
 def look_up(archive: Archive, names: set[str]) -> NamedImages:
@@ -125,11 +124,10 @@ def look_up(archive: Archive, names: set[str]) -> NamedImages:
             paths.add(posixpath.normpath(posixpath.join(root, relative_path(name))))
         except DataError:
             missing += 1
-    digest, found = hashlib.sha256(), 0
+    digest, found = hashlib.sha256(), []
     for folder in sorted({posixpath.dirname(path) for path in paths}):
-        selector = fs.FileSelector(folder, recursive=False, allow_not_found=True)
         try:
-            listed = filesystem.get_file_info(selector)
+            listed = list_folder(filesystem, folder, recursive=False).files
         except ValueError:
             continue  # no name of a folder: missing
         except OSError as error:
@@ -138,62 +136,10 @@ def look_up(archive: Archive, names: set[str]) -> NamedImages:
             # no network, say: what is there would count as missing, and as changed the next time
             told = f"the images that rows name cannot be listed ({reason_of(error)})."
             raise DataError("E1110", told) from error
-        for info in sorted(listed, key=lambda info: str(info.path)):
-            if info.path in paths and info.type == fs.FileType.File:
-                name = posixpath.relpath(info.path, root)
-                digest.update(f"{name!a} {info.size} {info.mtime_ns}\n".encode())
-                found += 1
-    return NamedImages(digest.hexdigest(), len(paths), missing + len(paths) - found)
-
-
-def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
-    """A folder of images under one question: every image is a row, sorted by name."""
-    settings = archive.settings
-    listed = [f for f in list_files(settings.archive) if ending(f.name) in IMAGE_ENDINGS]
-    images = [f for f in listed if not posixpath.basename(f.name).startswith(".")][:limit]
-    result = Draft(rows=len(images))
-    result.ids = iter([[image.name.replace("/", ":") for image in images]])
-    begin, size = 0, 0
-    for row, image in enumerate([*images, None]):
-        full = row - begin == settings.chunk_rows or size > CHUNK_BYTES
-        if row > begin and (full or image is None):
-            at = tuple(tuple(one) for one in images[begin:row])
-            result.cuts.append(Cut(range(begin, row), at=at))
-            begin, size = row, 0
-        size += image.size if image is not None else 0
-    return result
-
-
-def folder_digest(archive: Archive) -> str:
-    """The fingerprint of a folder of images: names, sizes and times, or names and contents."""
-    filesystem, root = place_of(archive.images_uri)
-    digest = hashlib.sha256()
-    for image in list_files(archive.settings.archive):
-        if ending(image.name) not in IMAGE_ENDINGS:
-            continue
-        digest.update(f"{image.name!a} {image.size}\n".encode())
-        if archive.settings.fingerprint == "full":
-            with filesystem.open_input_file(f"{root}/{image.name}") as file:
-                while block := file.read(2**20):
-                    digest.update(block)
-        else:
-            digest.update(f"{image.mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
-    """The rows of a chunk. Raises DataError E1107 when one of its images is not as planned."""
-    filesystem, root = place_of(archive.images_uri)
-    found = filesystem.get_file_info([f"{root}/{name}" for name, _, _ in chunk.at])
-    for info, (_, size, mtime_ns) in zip(found, chunk.at, strict=True):
-        if (info.type, info.size, info.mtime_ns or 0) != (fs.FileType.File, size, mtime_ns):
-            raise DataError("E1107", "an image of the folder changed; its chunk is not scored.")
-    for number, (name, _, _) in zip(chunk.rows, chunk.at, strict=True):
-        row = make_row(archive, chunk, number, {"id": name.replace("/", ":")}, has_id=True)
-        row.image_name = name
-        if row.error is None:
-            try:
-                row.image = named_image(archive, name)
-            except DataError as error:
-                row.refuse(error)
-        yield row
+        for file in sorted(listed):
+            if f"{folder}/{file.name}" in paths:
+                name = posixpath.relpath(f"{folder}/{file.name}", root)
+                digest.update(f"{name!a} {file.size} {file.mtime_ns}\n".encode())
+                found.append(file._replace(name=name))
+    left = missing + len(paths) - len(found)
+    return NamedImages(digest.hexdigest(), len(paths), left, tuple(found))

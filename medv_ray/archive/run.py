@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 from uuid import uuid4
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 
 from medv_ray.archive import manifest as manifests
 from medv_ray.archive import rows
+from medv_ray.archive.accuracy import MOST_ROWS, Accuracy, accuracy, listed
 from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.compact import compact, small_parts
 from medv_ray.archive.folder import (
@@ -29,6 +31,8 @@ from medv_ray.archive.ledger import Ledger
 from medv_ray.archive.lock import NAME as LOCK
 from medv_ray.archive.lock import Lock
 from medv_ray.archive.plan import Plan
+from medv_ray.archive.prior import FOLDER as INPUTS
+from medv_ray.archive.prior import PlannedFile, images_file
 from medv_ray.archive.rows import Part
 from medv_ray.archive.store import Store, writing
 from medv_ray.errors import DataError, RunError
@@ -51,6 +55,8 @@ class Summary:
     """Files that could not be planned; how many rows they have is not known."""
     reasons: dict[str, int]
     """Quarantined rows by reason word."""
+    accuracy: dict[str, Accuracy] | None = None
+    """Of the answers that the archive knows; None for more rows than are compared."""
 
     @property
     def exit_code(self) -> int:
@@ -82,6 +88,7 @@ class Run:
         *,
         new_run: bool = False,
         allow_mixed: bool = False,
+        allow_added: bool = False,
         take_over: bool = False,
         retry_quarantined: bool = False,
     ) -> Run:
@@ -90,6 +97,7 @@ class Run:
         `identity` is nested plain data: settings, model and code; the plan adds the input's.
         `retry_quarantined` opens chunks with quarantined rows again (their answered rows are
         answered again too), and accepts that images which rows name by path have changed.
+        `allow_added` accepts new files and new rows behind the ones that the run has.
         Raises RunError: E1501 in use, E1502 another run's (the fields are named), E1506 damaged,
         E1507 no run folder or inside the input.
         """
@@ -102,7 +110,7 @@ class Run:
         try:
             if new_run:
                 run._wipe()
-            run._begin({**identity, **plan.identity()}, allow_mixed, retry_quarantined)
+            run._begin({**identity, **plan.identity()}, allow_mixed, allow_added, retry_quarantined)
         except BaseException:
             run.lock.release()
             raise
@@ -121,24 +129,35 @@ class Run:
         finally:
             self.lock.release()
 
-    def _begin(self, identity: dict[str, Any], allow_mixed: bool, retry: bool) -> None:
+    def _begin(
+        self, identity: dict[str, Any], allow_mixed: bool, allow_added: bool, retry: bool
+    ) -> None:
         found = manifests.read_manifest(self.store)
         mixed: list[Any] = []
+        grown: list[Any] = []
         if found is not None:
-            mixed = found.get("mixed_with", [])
+            self._check_version(found)
+            mixed, grown = found["mixed_with"], found["grown"]
             before = found["identity"]
             if not allow_mixed:
-                left_out = {"images": identity["images"]} if retry else {}
-                manifests.refuse_changes({**before, **left_out}, identity)
-            elif manifests.differences(before, identity):
+                self._refuse_changes(before, identity, allow_added, retry)
+                self._check_basis(found["files"])
+            elif self.plan.changes(before, identity):
                 mixed = [*mixed, before]
+            if self.plan.growth.rows:
+                grown = [*grown, {"time": time.time(), "rows": self.plan.growth.rows}]
+        inputs = self._write_inputs(found)
         started = time.time() if found is None else found["started"]
         self.manifest = {
             "version": manifests.VERSION,
             "identity": identity,
-            "files": [list(file) for file in self.plan.files],
+            "kind": self.plan.archive.kind,
+            # as json reads it back, to compare
+            "files": json.loads(json.dumps(self.plan.files)),
+            "inputs": inputs,
             "mixed_with": mixed,
-            "processors": [] if found is None else found.get("processors", []),
+            "grown": grown,
+            "processors": [] if found is None else found["processors"],
             "started": started,
         }
         if found != {**self.manifest, "sha256": (found or {}).get("sha256")}:
@@ -154,6 +173,41 @@ class Run:
         done = len(self.ledger.commits)
         self.event("open", session=self.session, chunks=len(self.plan.chunks), done=done)
 
+    @staticmethod
+    def _check_version(found: dict[str, Any]) -> None:
+        if found["version"] != manifests.VERSION:
+            versions = f"{found['version']}, this one writes {manifests.VERSION}"
+            raise RunError("E1502", f"the run folder has the form of version {versions}.")
+
+    def _refuse_changes(
+        self, before: dict[str, Any], now: dict[str, Any], allow_added: bool, retry: bool
+    ) -> None:
+        if retry and self.plan.archive.kind != "images":
+            before = {**before, "images": now["images"]}
+            growth = self.plan.growth._replace(lost=(), new_images=())
+            self.plan = replace(self.plan, growth=growth)
+        changes = self.plan.changes(before, now, allow_added)
+        can_grow = changes and not self.plan.changes(before, now, allow_added=True)
+        hint = " --allow-added scores what was added and keeps the rest." if can_grow else ""
+        manifests.refuse(changes, hint)
+
+    def _check_basis(self, files: list[Any]) -> None:
+        """Raises RunError E1502 when the plan was made before another job let the run grow."""
+        planned = {file.name: file.pieces for file in self.plan.files}
+        for found in map(PlannedFile.from_json, files):
+            if planned[found.name][: len(found.pieces)] != found.pieces:
+                raise RunError("E1502", "the run grew since this job planned it: start it again.")
+
+    def _write_inputs(self, found: dict[str, Any] | None) -> dict[str, str] | None:
+        """Have the list of images in place before run.json names it."""
+        if not self.plan.inputs:
+            return None
+        name, data, sha256 = images_file(self.plan.inputs)
+        entry = {"file": name, "sha256": sha256}
+        if found is None or found["inputs"] != entry:
+            self.store.write(name, data)
+        return entry
+
     def _wipe(self) -> None:
         for file in self.store.listing():
             top = file.name.partition("/")[0]
@@ -165,6 +219,8 @@ class Run:
         for file in self.store.listing():
             hidden = file.name.endswith(".tmp")
             orphan = file.name.startswith(f"{rows.FOLDER}/") and file.name not in self.ledger.files
+            inputs = (self.manifest["inputs"] or {}).get("file")
+            orphan |= file.name.startswith(f"{INPUTS}/") and file.name != inputs
             if hidden or orphan:
                 self.store.delete(file.name)
 
@@ -225,8 +281,9 @@ class Run:
         self.skipped[chunk.place] = (name, len(chunk.rows))
         self.event("skip", code=error.code, file=name, rows=len(chunk.rows))
 
-    def finish(self) -> Summary:
-        """Account for every row, compact, write quarantine and metrics.
+    def finish(self, kinds: Mapping[str, str] | None = None) -> Summary:
+        """Account for every row, compact, write quarantine and metrics. `kinds` maps ids to kinds
+        of question, whose accuracy is then given, too.
 
         Raises RunError E1510 unless answered + abstained + quarantined + not scored = rows.
         """
@@ -246,9 +303,11 @@ class Run:
         compact(self.store, self.ledger)
         self._sweep()
         reasons = self._write_quarantine()
+        compared = self.plan.rows <= MOST_ROWS
         summary = Summary(
             self.plan.rows, counts["answered"], counts["abstained"], counts["quarantined"],
             not_scored, len(self.plan.unreadable), reasons,
+            accuracy(self.store.uri, kinds) if compared else None,
         )  # fmt: skip
         self._write_metrics(summary)
         self.event("finish", rows=summary.rows, quarantined=summary.quarantined)
@@ -273,7 +332,8 @@ class Run:
 
     def _write_metrics(self, summary: Summary) -> None:
         files = sorted({name for name, _ in self.skipped.values()})
-        told = {
+        left_out = self.plan.left_out
+        metrics = {
             "rows": summary.rows,
             "answered": summary.answered,
             "abstained": summary.abstained,
@@ -282,8 +342,10 @@ class Run:
             "reasons": summary.reasons,
             "files_not_scored": files,
             "unreadable_files": [{"name": u.name, "code": u.code} for u in self.plan.unreadable],
+            "accuracy": listed(summary.accuracy),
+            "left_out": {"files": left_out.total, "groups": left_out.listed()},
         }
-        self.store.write(METRICS, (json.dumps(told, indent=1) + "\n").encode())
+        self.store.write(METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
 
     def event(self, event: str, **fields: Any) -> None:
         """Note something in events.jsonl: counts, codes and file names, never row content."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from medv_ray.archive import manifest
 from medv_ray.archive.ledger import Ledger
+from medv_ray.archive.left_out import LeftOut
 from medv_ray.archive.plan import Plan, Unreadable
 from medv_ray.archive.store import Store
 
@@ -20,7 +21,7 @@ class Survey:
     files: int
     duplicates: int
     unreadable: tuple[Unreadable, ...]
-    ignored: int
+    left_out: LeftOut
     named_images: int
     """Distinct image files that rows name by path; embedded images are not counted."""
     missing_images: int
@@ -29,9 +30,16 @@ class Survey:
     done_chunks: int
     changes: tuple[str, ...]
     """What changed since that run began: it would refuse to resume."""
+    added_rows: int
+    """Rows that were added since that run began or grew."""
 
 
-def survey(plan: Plan, out: str | None = None, identity: dict[str, Any] | None = None) -> Survey:
+def survey(
+    plan: Plan,
+    out: str | None = None,
+    identity: dict[str, Any] | None = None,
+    allow_added: bool = False,
+) -> Survey:
     """Count; nothing is written, and a run folder may be in use.
 
     Raises RunError E1506 when the run folder is damaged.
@@ -44,17 +52,19 @@ def survey(plan: Plan, out: str | None = None, identity: dict[str, Any] | None =
         places = [chunk.place for chunk in plan.chunks if chunk.place in ledger.commits]
         done_chunks, done_rows = len(places), ledger.counts(places)["rows"]
         if identity is not None:
-            changes = manifest.differences(found["identity"], {**identity, **plan.identity()})
+            now = {**identity, **plan.identity()}
+            changes = plan.changes(found["identity"], now, allow_added)
     return Survey(
         plan.rows,
         len(plan.chunks),
         len(plan.files),
         plan.duplicates,
         plan.unreadable,
-        plan.ignored,
+        plan.left_out,
         plan.images.distinct,
         plan.images.missing,
         done_rows,
         done_chunks,
         tuple(changes),
+        plan.growth.rows,
     )

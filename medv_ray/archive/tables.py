@@ -5,10 +5,11 @@ A row is found again by its byte span: a chunk is read without reading what is b
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from medv_ray.archive.chunks import Chunk, Cut, Draft, Row, SourceFile
+from medv_ray.archive.chunks import Chunk, Cut, Draft, Piece, Row, SourceFile
 from medv_ray.archive.columns import find_columns, make_row
 from medv_ray.archive.pictures import named_image
 from medv_ray.archive.records import ENCODING, TURNS, parse, scan
@@ -27,9 +28,17 @@ def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
     found: dict[str, None] = {}  # names of columns, in the order of their first use
     ids: list[Any] = []
     window: list[tuple[str, int, int, int]] = []  # image, row, offset, length
+    borders, proof = set(file.borders()), hashlib.sha256()
     for names, span in scan(archive, file):
         if limit is not None and result.rows >= limit:
             break
+        if result.rows in borders:
+            result.cuts += cuts(window, archive.settings.chunk_rows)
+            window = []
+            begin = sum(piece.rows for piece in result.proofs)
+            result.proofs.append(Piece(result.rows - begin, 0, "", proof.hexdigest()))
+            proof = hashlib.sha256()
+        proof.update(f"{names} {span.cells}\n".encode(errors="surrogatepass"))
         if len(found) < MAX_COLUMNS:
             found.update(dict.fromkeys(names))
         image = span.cells.get("image")
@@ -43,6 +52,8 @@ def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
             result.cuts += cuts(window, archive.settings.chunk_rows)
             window = []
     result.cuts += cuts(window, archive.settings.chunk_rows)
+    begin = sum(piece.rows for piece in result.proofs)
+    result.proofs.append(Piece(result.rows - begin, 0, "", proof.hexdigest()))
     header = tuple(found)
     if header:
         check_header(archive.settings, header, file.name)

@@ -52,9 +52,9 @@ def is_dicom(data: bytes, formats: Sequence[str]) -> bool:
 class DicomFile:
     """A DICOM file with its header read and checked; no pixel is touched before `picture`.
 
-    Raises DataError E1202 (pydicom is not installed, or the object is no picture), E1203 (no readable header), E1207 (a header
-    that contradicts itself), E1209 (a header without end), E1211 (no rule for these pixels) and
-    E1212 (burned-in annotation).
+    Raises DataError E1202 (pydicom is not installed, or the object is no picture), E1203 (no
+    readable header), E1207 (a header that contradicts itself), E1209 (a header without end), E1211
+    (no rule for these pixels) and E1212 (burned-in annotation).
     """
 
     format = "DICOM"

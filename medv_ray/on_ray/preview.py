@@ -22,7 +22,7 @@ from medv_ray.engine import Request
 from medv_ray.errors import DataError
 from medv_ray.on_ray.answerer import PREDICTOR, Answerer, find
 from medv_ray.on_ray.options import ScoreSettings
-from medv_ray.on_ray.score import planned
+from medv_ray.on_ray.score import Resume, planned, tell
 
 EXACT_ROWS = 20_000
 EXACT_S = 20.0
@@ -52,11 +52,15 @@ class Look:
         }
 
 
-def preview(settings: ScoreSettings, factory: str | None = None) -> dict[str, Any]:
+def preview(
+    settings: ScoreSettings, factory: str | None = None, resume: Resume | None = None
+) -> dict[str, Any]:
     """Counts, problems and a probe's speed. Raises what the job would raise."""
     settings = settings.located(on_cluster=False)
-    plan, identity = planned(settings)
-    known = survey(plan, settings.out, identity)
+    resume = resume or Resume()
+    plan, identity = planned(settings, resume)
+    tell(plan)
+    known = survey(plan, settings.out, identity, resume.allow_added)
     counted, how = count(plan, settings)
     sample = take_sample(plan, settings)
     probe = take_probe(sample.good[:PROBE_ROWS], settings, factory)
@@ -64,12 +68,13 @@ def preview(settings: ScoreSettings, factory: str | None = None) -> dict[str, An
         "rows": known.rows,
         "files": known.files,
         "chunks": known.chunks,
-        "ignored_files": known.ignored,
+        "left_out": {"files": known.left_out.total, "groups": known.left_out.listed()},
         "unreadable_files": [{"name": u.name, "code": u.code} for u in known.unreadable],
         "duplicate_ids": known.duplicates,
         "images_named": known.named_images,
         "images_missing": known.missing_images,
         "resume_skips_rows": known.done_rows,
+        "rows_added": known.added_rows,
         "changed_since_run_began": list(known.changes),
         "counted": how,
         "every_row": None if counted is None else counted.told(),

@@ -10,7 +10,7 @@ from medv_ray.formats import (
     FORMATS,
     HEAD_BYTES,
     dicom_start,
-    ending_of,
+    ending,
     format_of,
     looks_like,
 )
@@ -43,8 +43,9 @@ def test_dicom_with_and_without_its_preamble(bare):
     "head",
     [
         b"", b"BMI of the patients\n1,2", b"PK\x03\x04rest", b"\x08\x00", b"\x08\x00\x05\x00CS",
-        b"\x02\x00\x00\x00" * 40, bytes(256), b"RIFF....WAVEfmt ", b"\0\0\0\x18ftypmp42", b"\xff\xd8",
-        b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ", IMPLICIT[:20], "größe".encode("utf-16"),
+        b"\x02\x00\x00\x00" * 40, bytes(256), b"RIFF....WAVEfmt ", b"\0\0\0\x18ftypmp42",
+        b"\xff\xd8", b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ", IMPLICIT[:20],
+        "größe".encode("utf-16"),
     ],
 )  # fmt: skip
 def test_what_is_no_picture(head):
@@ -58,11 +59,11 @@ def test_words_for_what_is_no_allowed_picture():
 
 
 def test_endings_belong_to_one_format_and_the_docs_show_the_table():
-    listed = [ending for one in FORMATS for ending in one.endings]
+    listed = [end for one in FORMATS for end in one.endings]
     assert len(listed) == len(ENDINGS)
-    assert all(ending == ending_of("x" + ending.upper()) for ending in listed)
+    assert all(end == ending("x" + end.upper()) for end in listed)
     assert set(DEFAULT) == {"JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "DICOM"}
     for one in FORMATS:
         by_default = "yes" if one.by_default else "no"
-        endings = " ".join(f"`{ending}`" for ending in one.endings)
+        endings = " ".join(f"`{end}`" for end in one.endings)
         assert f"| {one.name} | {endings} | {by_default} |" in DOCS.read_text()

@@ -49,7 +49,7 @@ def test_a_key_keeps_its_dots_and_folders(make):
     make.tar([("s/1.2.840.113.dcm.jpg", b"x", {}), ("s/1.2.840.113.dcm.txt", b"q?", {})])
     rows = make.rows(make.plan())
     assert [(row.id, row.image_name, row.question) for row in rows] == [
-        ("s:1.2.840.113.dcm", "s/1.2.840.113.dcm", "q?")
+        ("s:1.2.840.113.dcm", "s/1.2.840.113.dcm.jpg", "q?")
     ]
 
 
