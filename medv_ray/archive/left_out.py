@@ -12,10 +12,12 @@ from medv_ray.archive.store import TROUBLE, Stored, escaped, reason_of
 from medv_ray.formats import HEAD_BYTES, ending, format_of
 
 HIDDEN, EMPTY, NO_IMAGE, NOT_UTF8 = "hidden", "empty", "not an image", "name is not UTF-8"
+INDEX = "index of DICOM files"
 EXAMPLES = 3
 GROUPS = 6
 READERS = 16
-LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "dicomdir")
+LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
+DICOM_INDEX = "dicomdir"
 
 
 @dataclass
@@ -76,6 +78,11 @@ def is_hidden(name: str) -> bool:
     return last.startswith(".") or last.lower() in LITTER or "__MACOSX" in folders
 
 
+def is_index(name: str) -> bool:
+    """Whether a file is the index of a DICOM folder, which has DICOM's mark and no picture."""
+    return name.rpartition("/")[2].lower() == DICOM_INDEX
+
+
 def pictures_by_content(filesystem: Any, root: str, files: Sequence[Stored]) -> list[bool | str]:
     """Whether each file's first bytes are a picture's; a reason in words where it is not one.
 
@@ -85,6 +92,8 @@ def pictures_by_content(filesystem: Any, root: str, files: Sequence[Stored]) -> 
     def look(file: Stored) -> bool | str:
         if not file.size:
             return EMPTY
+        if is_index(file.name):
+            return INDEX
         try:
             with filesystem.open_input_file(f"{root}/{file.name}") as opened:
                 return format_of(opened.read(HEAD_BYTES)) is not None or NO_IMAGE

@@ -49,6 +49,8 @@ class Unreadable(NamedTuple):
 class Growth(NamedTuple):
     """How an archive differs from what its run has planned before."""
 
+    is_known: bool = False
+    """Whether there is an earlier plan to compare with."""
     rows: int = 0
     """New ones."""
     longer: tuple[str, ...] = ()
@@ -107,12 +109,11 @@ class Plan:
             if not self.growth.lost:
                 before["images"] = now["images"]
         found = differences(before, now)
-        named = [*self.growth.lost, *news]
-        if named:  # say which, in place of the folder or of all images together
+        if self.growth.is_known:  # the images are named, not the folder or all of them together
             folder = f"input file {self.files[0].name!r} changed"
             whole = folder if self.archive.kind == "images" else IMAGES
             found = [change for change in found if change != whole]
-        return [*named, *found]
+        return [*self.growth.lost, *news, *found]
 
 
 @dataclass
@@ -170,7 +171,9 @@ def plan(archive: Archive, settings_digest: str, prior: Prior | None = None) -> 
     named = pictures.look_up(archive, set().union(*(entry.draft.images for entry in entries)))
     if archive.kind != "images":
         inputs = [Image(*file) for file in named.files]
-        lost = prior.losses({image.name: image for image in inputs})
+        kept = {entry.file.name for entry in entries if entry.pieces and entry.file.pieces}
+        is_whole = kept.issuperset(name for name, file in prior.files.items() if file.pieces)
+        lost = prior.losses({image.name: image for image in inputs}, is_whole)
     return Plan(
         archive,
         tuple(
@@ -218,7 +221,7 @@ def growth(prior: Prior, entries: list[Entry], inputs: list[Image], lost: list[s
     ]  # fmt: skip
     new_images = tuple(image.name for image in inputs if image.name not in prior.images)
     rows = sum(piece.rows for piece in pieces if piece.generation > prior.generation)
-    return Growth(rows, tuple(longer), tuple(lost), new_images)
+    return Growth(True, rows, tuple(longer), tuple(lost), new_images)
 
 
 def left_out(archive: Archive, entries: list[Entry], named: NamedImages) -> LeftOut:

@@ -94,12 +94,12 @@ class Prior:
             max((p.generation for file in files for p in file.pieces), default=0),
         )
 
-    def losses(self, now: Mapping[str, Image]) -> list[str]:
-        """In words, which images changed or are gone."""
+    def losses(self, now: Mapping[str, Image], is_whole: bool = True) -> list[str]:
+        """In words, which images changed or, if `now` is the whole input, are gone."""
         return [
             f"image {name!r} {'changed' if name in now else 'removed'}"
             for name, image in self.images.items()
-            if name not in now or not image.is_same(now[name])
+            if (is_whole if name not in now else not image.is_same(now[name]))
         ]
 
     def arrange(self, archive: Archive) -> Archive:

@@ -14,12 +14,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medv_ray.archive.chunks import CHUNK_BYTES, Chunk, Cut, Draft, Piece, Row, SourceFile
-from medv_ray.archive.columns import find_columns, make_row
-from medv_ray.archive.left_out import EMPTY, HIDDEN, NO_IMAGE, NOT_UTF8, LeftOut, is_hidden
+from medv_ray.archive.columns import make_row
+from medv_ray.archive.left_out import (
+    EMPTY,
+    HIDDEN,
+    INDEX,
+    NO_IMAGE,
+    NOT_UTF8,
+    LeftOut,
+    is_hidden,
+    is_index,
+)
 from medv_ray.archive.records import TURNS, json_cells, strict_json
 from medv_ray.archive.sources import Archive, ArchiveSettings, ending, file_path
 from medv_ray.archive.store import escaped
-from medv_ray.errors import DataError
+from medv_ray.errors import DataError, no_column
 from medv_ray.formats import ENDINGS, HEAD_BYTES, format_of
 
 TEXT, JSON = ".txt", ".json"
@@ -101,6 +110,8 @@ class Index:
             return (sort, "") if self.with_text else ("", "a text; --question is asked of images")
         if not info.isreg() or not info.size:
             return "", EMPTY
+        if is_index(name):
+            return "", INDEX
         stream.seek(info.offset_data)
         is_image = format_of(stream.read(min(HEAD_BYTES, info.size))) is not None
         return ("image", "") if is_image else ("", NO_IMAGE)
@@ -269,11 +280,12 @@ def check_columns(settings: ArchiveSettings, name: str, reader: Reader) -> None:
             "E1101",
             f"{name}: no member holds a question (key.txt, key.json); give --question TEXT.",
         )
-    if reader.names:
-        names = [*reader.names, settings.image_column]
-        if reader.num_texts or any(turns in reader.names for turns in TURNS):
-            names.append(settings.question_column)
-        find_columns(settings, names, name)
+    has_question = reader.num_texts or any(turns in reader.names for turns in TURNS)
+    asked = (None if has_question else settings.question_column, settings.id_column)
+    for column in (*asked, settings.answer_column):
+        if column is not None and column not in reader.names and reader.names:
+            expected = (settings.question_column, "id", "answer", "caption", "text", "key", "url")
+            raise no_column(name, column, expected, list(reader.names))
 
 
 def row_id(settings: ArchiveSettings, key: str, cells: dict[str, Any]) -> Any:
