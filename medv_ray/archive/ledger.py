@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+from medv_ray import files
 from medv_ray.archive.store import Store, reading, writing
 from medv_ray.errors import RunError
 
@@ -178,7 +179,7 @@ class Ledger:
             finally:
                 os.close(handle)
             if new:
-                self.store.sync_folder(self.store.root)
+                files.sync(self.store.root)
         self._size += len(line)
 
     def merge_record(self, names: list[str], merged: str, file: PartFile) -> dict[str, Any]:

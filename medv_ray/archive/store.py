@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from medv_ray import files
 from medv_ray.errors import RunError, SettingsError
 
 TRIES = 3
@@ -188,30 +189,12 @@ class Store:
         path = self.path(name)
         with writing(path, len(data)):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            try:
-                with open(path, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except BaseException:
-                if os.path.exists(path):
-                    os.unlink(path)
-                raise
+            files.write_durably(path, data)
 
     def reveal(self, hidden: str, name: str) -> None:
         """Rename a local file to its visible name and make the rename durable."""
         with writing(self.path(name), 0):
-            os.replace(self.path(hidden), self.path(name))
-            self.sync_folder(os.path.dirname(self.path(name)))
-
-    @staticmethod
-    def sync_folder(path: str) -> None:
-        """fsync a local folder, so that the names in it survive a power cut."""
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            files.put_in_place(self.path(hidden), self.path(name))
 
     def listing(self, prefix: str = "") -> list[Stored]:
         """All files below `prefix`, sorted by name; empty when there is no such folder."""

@@ -10,7 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROWS = [
     ["medv_kernels"],
-    ["medv_ray.errors", "medv_ray.settings", "medv_ray.schema", "medv_ray.formats"],
+    [
+        "medv_ray.errors",
+        "medv_ray.settings",
+        "medv_ray.schema",
+        "medv_ray.formats",
+        "medv_ray.files",
+    ],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
     ["medv_ray.engine", "medv_ray.training", "medv_ray.client"],
     ["medv_ray.serving"],
@@ -28,6 +34,7 @@ THIRD_PARTY = {
     "medv_ray.settings": {"pydantic", "pydantic_core"},
     "medv_ray.schema": {"pyarrow"},
     "medv_ray.formats": set(),
+    "medv_ray.files": set(),
     "medv_ray.data": {"numpy", "PIL", "transformers", "tokenizers", "pyarrow", "pydicom"},
     "medv_ray.model": {"torch", "safetensors", "peft"},
     "medv_ray.diffusion": {"torch", "numpy"},
