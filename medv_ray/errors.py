@@ -91,7 +91,8 @@ CATALOGUE: dict[str, Entry] = {
     "E1110": Entry(
         "empty_archive",
         "The archive holds no row.",
-        "Check the path and the file endings: parquet, tar, csv, jsonl, json, or image files.",
+        "Check the path; rows are in parquet, tar, csv, jsonl, json or image files. The message "
+        "says what was left out, and why.",
     ),
     "E1111": Entry(
         "image_missing",
@@ -146,7 +147,8 @@ CATALOGUE: dict[str, Entry] = {
     "E1201": Entry("empty_image", "The image has no bytes.", "Export the image again."),
     "E1202": Entry(
         "not_an_image",
-        "The bytes are none of the allowed formats, whatever the name says (an HTML page, say).",
+        "The bytes are none of the allowed formats, whatever the name says (an HTML page, say), or "
+        "are a DICOM object that holds no picture (a report).",
         "Allowed: JPEG, PNG, TIFF, BMP, GIF, WebP and, with medv-ray[dicom] installed, DICOM; "
         "change with --set image.formats=[...].",
     ),

@@ -75,8 +75,8 @@ class Chunk:
     """Rows that are read, answered and committed together. It holds no row content."""
 
     key: str
-    """32 hex digits: digest of `place` and of the settings that decide answers."""
-    place: str
+    """32 hex digits: digest of `source_key` and of the settings that decide answers."""
+    source_key: str
     """32 hex digits: digest of the file's fingerprint and of which rows these are."""
     file: int
     rows: range | tuple[int, ...]
@@ -95,12 +95,12 @@ class Chunk:
         rows = self.rows
         return {
             "key": self.key,
-            "place": self.place,
+            "source_key": self.source_key,
             "file": self.file,
             "rows": [rows.start, rows.stop] if isinstance(rows, range) else None,
             "row_list": None if isinstance(rows, range) else list(rows),
             "group": list(self.group),
-            "at": [list(place) for place in self.at],
+            "at": [list(spot) for spot in self.at],
             "header": list(self.header),
             "duplicates": list(self.duplicates),
         }
@@ -113,11 +113,11 @@ class Chunk:
         first, second = value["group"]
         return cls(
             key=value["key"],
-            place=value["place"],
+            source_key=value["source_key"],
             file=value["file"],
             rows=rows,
             group=(first, second),
-            at=tuple(tuple(place) for place in value["at"]),
+            at=tuple(tuple(spot) for spot in value["at"]),
             header=tuple(value["header"]),
             duplicates=tuple(value["duplicates"]),
         )

@@ -88,8 +88,8 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What must be equal for a resume: input settings, and every file's digest by name."""
         settings = self.archive.settings.model_dump(mode="json")
-        for place in ("archive", "questions", "images"):
-            del settings[place]
+        for field_name in ("archive", "questions", "images"):
+            del settings[field_name]
         files = {file.name: file.digest for file in self.files}
         return {"archive": settings, "files": files, "images": self.images.digest}
 
@@ -355,9 +355,9 @@ def make_chunks(settings_digest: str, entries: list[Entry], duplicates: list[int
             rows = [cut.rows.start, cut.rows.stop] if isinstance(cut.rows, range) else cut.rows
             piece = entry.pieces[bisect_right(ends, min(cut.rows))]
             text = json.dumps([number, entry.file.name, piece.digest, cut.group, rows, mine])
-            place = hashlib.sha256(text.encode()).hexdigest()[:32]
-            key = hashlib.sha256(f"{place} {settings_digest}".encode()).hexdigest()[:32]
-            chunks.append(Chunk(key, place, number, *cut, mine))
+            source_key = hashlib.sha256(text.encode()).hexdigest()[:32]
+            key = hashlib.sha256(f"{source_key} {settings_digest}".encode()).hexdigest()[:32]
+            chunks.append(Chunk(key, source_key, number, *cut, mine))
     return chunks
 
 
@@ -378,5 +378,5 @@ def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
             check_unchanged(archive, file)
         yield from READ[archive.kind](archive, chunk)
     except TROUBLE as error:
-        told = f"{file.name} cannot be read at the moment ({reason_of(error)})."
-        raise DataError("E1107", told) from error
+        text = f"{file.name} cannot be read at the moment ({reason_of(error)})."
+        raise DataError("E1107", text) from error

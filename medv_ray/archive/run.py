@@ -75,7 +75,7 @@ class Run:
         self.ledger = Ledger(store)
         self.manifest: dict[str, Any] = {}
         self.skipped: dict[str, tuple[str, int]] = {}
-        self._places = {chunk.place for chunk in plan.chunks}
+        self._source_keys = {chunk.source_key for chunk in plan.chunks}
         self._events: list[str] = []
         self._retry_until = 0  # number of the last commit that may be superseded
 
@@ -163,9 +163,9 @@ class Run:
         if found != {**self.manifest, "sha256": (found or {}).get("sha256")}:
             manifests.write_manifest(self.store, self.manifest)
         self.ledger = Ledger.load(self.store, repair=True)
-        stale = sorted(set(self.ledger.commits) - self._places)
+        stale = sorted(set(self.ledger.commits) - self._source_keys)
         if stale:  # the input changed under --allow-mixed: those rows are cut otherwise now
-            self.ledger.append({"op": "drop", "places": stale})
+            self.ledger.append({"op": "drop", "source_keys": stale})
         self._sweep()
         self._check_files()
         if retry:
@@ -232,15 +232,15 @@ class Run:
 
     def todo(self) -> list[Chunk]:
         """The chunks that are not committed yet, in the plan's order."""
-        return [self._again(chunk) for chunk in self.plan.chunks if self._is_open(chunk.place)]
+        return [self._again(chunk) for chunk in self.plan.chunks if self._is_open(chunk.source_key)]
 
-    def _is_open(self, place: str) -> bool:
-        commit = self.ledger.commits.get(place)
+    def _is_open(self, source_key: str) -> bool:
+        commit = self.ledger.commits.get(source_key)
         return commit is None or (commit.quarantined > 0 and commit.number <= self._retry_until)
 
     def _again(self, chunk: Chunk) -> Chunk:
         """A chunk that is committed already and tried again gets a key of its own."""
-        commit = self.ledger.commits.get(chunk.place)
+        commit = self.ledger.commits.get(chunk.source_key)
         if commit is None:
             return chunk
         key = hashlib.sha256(f"{commit.key} again".encode()).hexdigest()[:32]
@@ -249,9 +249,13 @@ class Run:
     def commit(self, part: Part) -> bool:
         """Make a written part count. False when its chunk was committed already."""
         self.lock.check()
-        committed = self.ledger.commits.get(part.place)
+        committed = self.ledger.commits.get(part.source_key)
         repeated = committed is not None and committed.key == part.key
-        if repeated or part.place not in self._places or not self._is_open(part.place):
+        if (
+            repeated
+            or part.source_key not in self._source_keys
+            or not self._is_open(part.source_key)
+        ):
             self.store.delete(part.hidden)
             return False
         if self.store.local:
@@ -264,7 +268,7 @@ class Run:
         del record["hidden"]
         record["part"] = record.pop("name")
         self.ledger.append({"op": "commit", **record})
-        self.skipped.pop(part.place, None)
+        self.skipped.pop(part.source_key, None)
         if len(small_parts(self.ledger)) >= MERGE_AFTER:
             compact(self.store, self.ledger)
         return True
@@ -278,7 +282,7 @@ class Run:
     def skip(self, chunk: Chunk, error: DataError) -> None:
         """Note that a chunk could not be read: it stays open, and the job ends with exit code 1."""
         name = self.plan.files[chunk.file].name
-        self.skipped[chunk.place] = (name, len(chunk.rows))
+        self.skipped[chunk.source_key] = (name, len(chunk.rows))
         self.event("skip", code=error.code, file=name, rows=len(chunk.rows))
 
     def finish(self, kinds: Mapping[str, str] | None = None) -> Summary:
@@ -290,8 +294,8 @@ class Run:
         self.lock.check()
         counts = self.ledger.counts()
         # the rows of a chunk that was to be tried again still stand
-        open_places = self.skipped.keys() - self.ledger.commits.keys()
-        not_scored = sum(self.skipped[place][1] for place in open_places)
+        open_keys = self.skipped.keys() - self.ledger.commits.keys()
+        not_scored = sum(self.skipped[key][1] for key in open_keys)
         total = counts["answered"] + counts["abstained"] + counts["quarantined"]
         if total != counts["rows"] or total + not_scored != self.plan.rows:
             raise RunError(
@@ -316,8 +320,8 @@ class Run:
     def _write_quarantine(self) -> dict[str, int]:
         columns = ["id", "file", "row", "code", "reason", "chunk"]
         found = []
-        for name, places in self.ledger.held.items():
-            commits = [self.ledger.commits[place] for place in places]
+        for name, source_keys in self.ledger.held.items():
+            commits = [self.ledger.commits[key] for key in source_keys]
             if not any(commit.quarantined for commit in commits):
                 continue
             sha256 = self.ledger.files[name].sha256

@@ -104,8 +104,8 @@ def listing() -> Iterator[None]:
     try:
         yield
     except TROUBLE as error:
-        told = f"archive: cannot be listed ({reason_of(error)}: rights or network)."
-        raise DataError("E1110", told) from error
+        text = f"archive: cannot be listed ({reason_of(error)}: rights or network)."
+        raise DataError("E1110", text) from error
 
 
 @listing()

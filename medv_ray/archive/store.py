@@ -232,8 +232,8 @@ def reading(name: str = "") -> Iterator[None]:
     except FileNotFoundError:
         raise
     except TROUBLE as error:
-        told = f"{name or 'the output folder'}: no answer from the disk or the object store"
-        raise RunError("E1511", f"{told} ({reason_of(error)}).") from error
+        text = f"{name or 'the output folder'}: no answer from the disk or the object store"
+        raise RunError("E1511", f"{text} ({reason_of(error)}).") from error
 
 
 def reason_of(error: Exception) -> str:

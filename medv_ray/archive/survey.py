@@ -1,4 +1,4 @@
-"""What a job would do, told before it does anything: `--plan`."""
+"""What a job would do, before it does anything: `--plan`."""
 
 from __future__ import annotations
 
@@ -49,8 +49,10 @@ def survey(
     found = None if out is None else manifest.read_manifest(Store(out))
     if out is not None and found is not None:
         ledger = Ledger.load(Store(out))
-        places = [chunk.place for chunk in plan.chunks if chunk.place in ledger.commits]
-        done_chunks, done_rows = len(places), ledger.counts(places)["rows"]
+        source_keys = [
+            chunk.source_key for chunk in plan.chunks if chunk.source_key in ledger.commits
+        ]
+        done_chunks, done_rows = len(source_keys), ledger.counts(source_keys)["rows"]
         if identity is not None:
             now = {**identity, **plan.identity()}
             changes = plan.changes(found["identity"], now, allow_added)

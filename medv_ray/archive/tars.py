@@ -182,12 +182,12 @@ def index(stream: Any, file: SourceFile, with_text: bool) -> tuple[Index, list[i
 def prove_content(result: Draft, file: SourceFile, opened: Any) -> None:
     """Under `fingerprint=full`, a piece is proved by all bytes up to its end."""
     ends = [piece.end for piece in file.pieces] + [result.proofs[-1].end]
-    digest, place = hashlib.sha256(), 0
+    digest, position = hashlib.sha256(), 0
     opened.seek(0)
     for number, end in enumerate(ends):
-        while place < end and (block := opened.read(min(2**20, end - place))):
+        while position < end and (block := opened.read(min(2**20, end - position))):
             digest.update(block)
-            place += len(block)
+            position += len(block)
         result.proofs[number] = result.proofs[number]._replace(proof=digest.hexdigest())
 
 

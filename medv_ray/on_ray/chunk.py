@@ -14,7 +14,7 @@ from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
 from medv_ray.engine import Answer, Request, row_seed
 from medv_ray.errors import DataError
-from medv_ray.on_ray.answerer import Answerer, Failed, Renewed
+from medv_ray.on_ray.predictor import Failed, ReloadingPredictor, RowPredictor
 from medv_ray.settings import AnswerSettings
 
 MOST_PICTURES = 2**18
@@ -30,12 +30,16 @@ class ChunkScorer:
     """Turns chunks into parts with one predictor, which `make` can make again."""
 
     def __init__(
-        self, archive: Archive, store: Store, answer: AnswerSettings, make: Callable[[], Answerer]
+        self,
+        archive: Archive,
+        store: Store,
+        answer: AnswerSettings,
+        make: Callable[[], RowPredictor],
     ) -> None:
         self._archive = archive
         self._store = store
         self._settings = answer
-        self._predictor = Renewed(make)
+        self._predictor = ReloadingPredictor(make)
         self._new_pictures = 0
         self._pictures: set[bytes] = set()
 
@@ -98,13 +102,13 @@ class ChunkScorer:
     def _answer(self, rows: list[Row]) -> list[Answer | DataError]:
         """All rows in one call, rows of one picture side by side."""
         digests = [self._digest(row) for row in rows]
-        first = {digest: place for place, digest in reversed(list(enumerate(digests)))}
-        order = sorted(range(len(rows)), key=lambda place: first[digests[place]])
-        ended = self._predictor.answer([self._request(rows[place]) for place in order])
+        first = {digest: index for index, digest in reversed(list(enumerate(digests)))}
+        order = sorted(range(len(rows)), key=lambda index: first[digests[index]])
+        ended = self._predictor.answer([self._request(rows[index]) for index in order])
         if isinstance(ended, Failed):
             return self._answer_each(rows, None)
-        places = sorted(range(len(rows)), key=order.__getitem__)
-        return [ended[place] for place in places]
+        back = sorted(range(len(rows)), key=order.__getitem__)
+        return [ended[index] for index in back]
 
     def _digest(self, row: Row) -> bytes:
         """Of the picture; a new one is counted, so that `tower_runs` can be held against it."""

@@ -20,14 +20,14 @@ from medv_ray.data.decode_child import Decoder
 from medv_ray.data.tiles import TileSettings
 from medv_ray.engine import Request
 from medv_ray.errors import DataError
-from medv_ray.on_ray.answerer import PREDICTOR, Answerer, find
 from medv_ray.on_ray.options import ScoreSettings
+from medv_ray.on_ray.predictor import PREDICTOR, RowPredictor, find
 from medv_ray.on_ray.score import Resume, planned, tell
 
 EXACT_ROWS = 20_000
 EXACT_S = 20.0
 """Archives up to this size are read as a whole, for this long at most. Of larger ones a sample is
-told, as what it is: nothing is extrapolated but the time."""
+named as what it is: nothing is extrapolated but the time."""
 SAMPLE_CHUNKS = 16
 PROBE_ROWS = 32
 
@@ -43,7 +43,7 @@ class Look:
     """Bad rows by code: cells, ids and pictures. Each row with a broken picture counts."""
     good: list[Row] = field(default_factory=list)
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """As `--plan` prints it."""
         return {
             "rows": self.rows,
@@ -64,7 +64,7 @@ def preview(
     counted, how = count(plan, settings)
     sample = take_sample(plan, settings)
     probe = take_probe(sample.good[:PROBE_ROWS], settings, factory)
-    told = {
+    plan_line = {
         "rows": known.rows,
         "files": known.files,
         "chunks": known.chunks,
@@ -77,13 +77,13 @@ def preview(
         "rows_added": known.added_rows,
         "changed_since_run_began": list(known.changes),
         "counted": how,
-        "every_row": None if counted is None else counted.told(),
-        "sample": sample.told(),
+        "every_row": None if counted is None else counted.as_json(),
+        "sample": sample.as_json(),
         "probe": probe,
     }
     if "seconds_per_row" in probe:
-        told["estimate"] = estimate(known, probe["seconds_per_row"], settings)
-    return told
+        plan_line["estimate"] = estimate(known, probe["seconds_per_row"], settings)
+    return plan_line
 
 
 def count(plan: Plan, settings: ScoreSettings) -> tuple[Look | None, str]:
@@ -100,7 +100,7 @@ def count(plan: Plan, settings: ScoreSettings) -> tuple[Look | None, str]:
 def take_sample(plan: Plan, settings: ScoreSettings) -> Look:
     """Chunks at even distances; each distinct picture is decoded."""
     number = min(SAMPLE_CHUNKS, len(plan.chunks))
-    chosen = [plan.chunks[place * len(plan.chunks) // number] for place in range(number)]
+    chosen = [plan.chunks[turn * len(plan.chunks) // number] for turn in range(number)]
     with Decoder(settings.image, TileSettings("square", 32)) as decoder:
         found = look(plan, chosen, decoder, keep=math.ceil(PROBE_ROWS / number))
     assert found is not None
@@ -164,7 +164,7 @@ def take_probe(rows: list[Row], settings: ScoreSettings, factory: str | None) ->
         predictor.close()
 
 
-def time_probe(predictor: Answerer, rows: list[Row]) -> dict[str, Any]:
+def time_probe(predictor: RowPredictor, rows: list[Row]) -> dict[str, Any]:
     """Seconds a row on this machine, after one row that warms up."""
     requests = [
         Request(row.question or "", () if row.image is None else (row.image,)) for row in rows

@@ -150,7 +150,7 @@ def _drive(
     run: Run, settings: ScoreSettings, session: Session, address: str | None, factory: str | None
 ) -> None:
     """Passes over the open chunks until none is left."""
-    before = run.ledger.counts(set(run.ledger.commits) - {chunk.place for chunk in run.todo()})
+    before = run.ledger.counts(set(run.ledger.commits) - {chunk.source_key for chunk in run.todo()})
     began = time.monotonic()
     with (
         running_ray(address) as cluster,
@@ -210,7 +210,7 @@ def waiting(pool: PoolSettings) -> str:
 
 
 def _open_chunks(run: Run) -> list[Chunk]:
-    return [chunk for chunk in run.todo() if chunk.place not in run.skipped]
+    return [chunk for chunk in run.todo() if chunk.source_key not in run.skipped]
 
 
 def _pass(
@@ -223,7 +223,7 @@ def _pass(
 ) -> None:
     """Stream some chunks through a pool of actors."""
     from medv_ray.on_ray.actor import Work
-    from medv_ray.on_ray.answerer import PREDICTOR
+    from medv_ray.on_ray.predictor import PREDICTOR
 
     began = time.time()
     model = run.manifest["identity"]["model"]
@@ -261,5 +261,5 @@ def _take(
     for reason, code in GIVE_UP.items():
         defects = session.reasons[reason]
         if defects >= DEFECTS and 2 * defects > session.rows:
-            told = f"{defects} of {session.rows} rows ended as {reason}; nothing more is tried."
-            raise RunError(code, told)
+            text = f"{defects} of {session.rows} rows ended as {reason}; nothing more is tried."
+            raise RunError(code, text)

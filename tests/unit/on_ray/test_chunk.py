@@ -13,8 +13,8 @@ from medv_ray.archive.sources import open_archive
 from medv_ray.archive.store import Store
 from medv_ray.engine import Answer, Request
 from medv_ray.errors import DataError, RunError
-from medv_ray.on_ray.answerer import Renewed, is_out_of_memory
 from medv_ray.on_ray.chunk import ChunkScorer, reasons_of
+from medv_ray.on_ray.predictor import ReloadingPredictor, is_out_of_memory
 from tests.integration import stub
 
 Script = Callable[[Request], None]
@@ -82,7 +82,7 @@ def test_memory_that_the_first_rows_all_lack_ends_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first_rows = 2  # each costs two collections of a test process' whole heap
-    monkeypatch.setattr("medv_ray.on_ray.answerer.FIRST_ROWS", first_rows)
+    monkeypatch.setattr("medv_ray.on_ray.predictor.FIRST_ROWS", first_rows)
     questions = ["memory"] * first_rows
     scorer, chunk = scorer_of(tmp_path, questions)
     with pytest.raises(RunError, match="E1508"):
@@ -106,7 +106,7 @@ def test_a_model_that_does_not_fit_is_told_as_memory(error: Exception) -> None:
         raise error
 
     with pytest.raises(RunError, match="E1508.*while it loaded"):
-        Renewed(make)
+        ReloadingPredictor(make)
 
 
 def test_memory_of_the_cpu_comes_as_a_plain_runtime_error() -> None:
