@@ -58,7 +58,7 @@ class Plan:
     chunks: list[Chunk]
     rows: int
     duplicates: int
-    """Rows that will be quarantined because another row has their id."""
+    """Rows that get a longer id because another row has theirs."""
     unreadable: tuple[Unreadable, ...]
     images: NamedImages
     """Image files that rows name by path; embedded images are not known before they are read."""
@@ -81,7 +81,7 @@ def plan(archive: Archive, settings_digest: str) -> Plan:
     be read (its own code), or when the archive has no row (E1110).
     """
     limit = archive.settings.limit
-    census = IdCensus()
+    census = IdCensus(file.stem for file in archive.files)
     files: list[PlannedFile] = []
     drafts: list[Draft] = []
     unreadable: list[Unreadable] = []

@@ -13,9 +13,9 @@ from typing import Any
 
 from medv_ray.archive.chunks import CHUNK_BYTES, Chunk, Cut, Draft, Row, SourceFile
 from medv_ray.archive.columns import make_row
-from medv_ray.archive.records import strict_json
 from medv_ray.archive.sources import IMAGE_ENDINGS, Archive, ending, file_path
 from medv_ray.errors import DataError
+from medv_ray.tables.json_text import strict_json
 
 TEXT_ENDINGS = (".txt", ".json")
 MAX_TEXT_BYTES = 2**20
