@@ -57,11 +57,37 @@ class Row:
     file: int
     row: int
     question: str | None = None
-    image: bytes | None = None
-    """Encoded bytes. Repeats inside a chunk share one object."""
-    image_name: str | None = None
+    images: tuple[bytes, ...] = ()
+    """Encoded bytes, in the order of the prompt. Repeats inside a chunk share one object."""
+    image_names: tuple[str, ...] = ()
+    """Paths inside the archive, of those that have one."""
     reference: str | None = None
     error: DataError | None = None
+    history: tuple[tuple[str, str], ...] = ()
+    """(role, text) of earlier turns, user and assistant, where the row is a dialogue."""
+    system: str | None = None
+    """The dialogue's own system message."""
+    marks: int = 0
+    """LLaVA's `<image>` at the ends of its question, taken out."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def image(self) -> bytes | None:
+        """The first picture."""
+        return self.images[0] if self.images else None
+
+    @image.setter
+    def image(self, data: bytes | None) -> None:
+        self.images = () if data is None else (data,)
+
+    @property
+    def image_name(self) -> str | None:
+        """The first picture's path."""
+        return self.image_names[0] if self.image_names else None
+
+    @image_name.setter
+    def image_name(self, name: str | None) -> None:
+        self.image_names = () if name is None else (name,)
 
     def refuse(self, error: DataError) -> None:
         """Quarantine the row. Raises `error` itself for E1107: input that may be there tomorrow."""
@@ -87,8 +113,10 @@ class Chunk:
     """Where each row lies, for tables, tars and images; the kind's own module knows the fields."""
     header: tuple[str, ...] = ()
     """Tables: the names of the file's columns."""
+    style: tuple[Any, ...] = ()
+    """Tables: encoding and separator; `tables.records.Style`."""
     duplicates: tuple[int, ...] = ()
-    """Those of `rows` whose id another row holds already."""
+    """Those of `rows` whose id another row holds already: they get a longer one."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and strings; `from_json` is the way back."""
@@ -102,6 +130,7 @@ class Chunk:
             "group": list(self.group),
             "at": [list(spot) for spot in self.at],
             "header": list(self.header),
+            "style": list(self.style),
             "duplicates": list(self.duplicates),
         }
 
@@ -119,6 +148,7 @@ class Chunk:
             group=(first, second),
             at=tuple(tuple(spot) for spot in value["at"]),
             header=tuple(value["header"]),
+            style=tuple(value["style"]),
             duplicates=tuple(value["duplicates"]),
         )
 
@@ -130,6 +160,7 @@ class Cut(NamedTuple):
     group: tuple[int, int] = (-1, 0)
     at: tuple[tuple[Any, ...], ...] = ()
     header: tuple[str, ...] = ()
+    style: tuple[Any, ...] = ()
 
 
 @dataclass

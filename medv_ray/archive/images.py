@@ -15,7 +15,7 @@ from pyarrow import fs
 
 from medv_ray.archive.chunks import CHUNK_BYTES, Chunk, Cut, Draft, Piece, Row, SourceFile
 from medv_ray.archive.columns import make_row
-from medv_ray.archive.pictures import named_image
+from medv_ray.archive.pictures import read_image
 from medv_ray.archive.prior import Image
 from medv_ray.archive.sources import Archive, place_of
 from medv_ray.archive.store import TROUBLE, Stored, reason_of
@@ -92,7 +92,7 @@ def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
         row.image_name = name
         if row.error is None:
             try:
-                row.image = named_image(archive, name)
+                row.image = read_image(archive, name)
             except DataError as error:
                 row.refuse(error)
         yield row

@@ -70,7 +70,7 @@ class Plan:
     chunks: list[Chunk]
     rows: int
     duplicates: int
-    """Rows that will be quarantined because another row has their id."""
+    """Rows that get a longer id because another row has theirs."""
     unreadable: tuple[Unreadable, ...]
     images: NamedImages
     """Image files that rows name by path; embedded images are not known before they are read."""
@@ -143,7 +143,7 @@ def plan(archive: Archive, settings_digest: str, prior: Prior | None = None) -> 
     prior = prior or Prior()
     archive, inputs, lost = arranged(archive, prior)
     entries: list[Entry] = []
-    names_count = IdNames()
+    names_count = IdNames(archive, prior)
     limit = archive.settings.limit
     spare = (
         None if limit is None else limit - sum(f.borders()[-1] for f in archive.files if f.pieces)
@@ -304,8 +304,12 @@ def draft_file(
 class IdNames:
     """Counts ids, those of an earlier plan's rows first: what is new takes no name from them."""
 
-    def __init__(self) -> None:
-        self.census = IdCensus()
+    def __init__(self, archive: Archive, prior: Prior) -> None:
+        self._stems: dict[int, list[str]] = {}
+        for file in archive.files:
+            since = file.pieces[0].generation if file.pieces else prior.generation + 1
+            self._stems.setdefault(since, []).append(file.stem)
+        self.census = IdCensus(self._stems.get(0, ()))
         self._waiting: list[tuple[int, Entry, int, int, Iterable[Any]]] = []
 
     def take(self, entry: Entry) -> None:
@@ -326,7 +330,8 @@ class IdNames:
 
     def take_waiting(self) -> None:
         """The ids that wait, in the order in which their rows were added."""
-        for _, entry, number, row, values in sorted(self._waiting, key=lambda one: one[0]):
+        for since, entry, number, row, values in sorted(self._waiting, key=lambda one: one[0]):
+            self.census.know(self._stems.get(since, ()))
             self._add(entry, number, row, values)
 
     def _add(self, entry: Entry, number: int, row: int, values: Iterable[Any]) -> None:

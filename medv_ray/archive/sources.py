@@ -32,11 +32,16 @@ from medv_ray.errors import DataError, SettingsError
 from medv_ray.formats import ENDINGS
 from medv_ray.formats import ending as ending  # for the kinds' modules
 from medv_ray.settings import Settings
+from medv_ray.tables.columns import Asked
+from medv_ray.tables.encoding import known_encoding
+from medv_ray.tables.record import CELL_BYTES
+from medv_ray.tables.records import ENDINGS as TABLE_ENDINGS
+from medv_ray.tables.records import Reading
 
 Kind = Literal["parquet", "table", "tar", "images"]
 KnownImage = tuple[str, int, int, str | None]
 """Name, size, time and perhaps a digest."""
-TABLE_ENDINGS = (".csv", ".jsonl", ".json")
+PARQUET_ENDINGS = (".parquet", ".pq")
 
 
 class ArchiveSettings(Settings):
@@ -45,17 +50,20 @@ class ArchiveSettings(Settings):
     archive: str
     """File, folder, or pattern with `*`; local, or an `s3://` or `gs://` URI."""
     questions: str | None = None
-    """A csv, jsonl or json file of questions; `archive` is then the folder of its images."""
+    """A csv, tsv, jsonl, json or parquet file of questions; `archive` is then the folder of its
+    images."""
     images: str | None = None
     """Folder that image paths in columns are relative to. Default: the archive's own folder."""
     question: str | None = None
     """One question for every image; a question column is then not looked at."""
     id_column: str | None = None
-    """Column of row ids. Default: `id` where there is one, else ids made of file and row number."""
+    """Column of row ids. Default: `id` where there is one, else ids made of file and row number;
+    `none`: these in any case."""
     image_column: str = "image"
-    """Encoded bytes, a struct {bytes, path}, or a path."""
+    """Encoded bytes, base64, a struct {bytes, path}, a path, or a list of these. Where there is no
+    `image`, that of a known layout is taken (`images`, SLAKE's `img_name`)."""
     question_column: str = "question"
-    """Text."""
+    """Text. Where there is no `question`, a dialogue is taken (`messages`, `conversations`)."""
     answer_column: str | None = None
     """The known answer, copied to the output as `reference`. Default: `answer` where it exists."""
     chunk_rows: Annotated[int, Field(ge=1, le=4096)] = 32
@@ -64,6 +72,12 @@ class ArchiveSettings(Settings):
     """Only the first rows of the archive."""
     fingerprint: Literal["fast", "full"] = "fast"
     """How a changed input file is noticed: by size, time and both ends, or by its whole content."""
+    encoding: str | None = None
+    """Of csv, tsv and json files, such as `latin-1` or `cp1252`. Default: by the mark at the
+    beginning of the file, else UTF-8."""
+    max_cell_bytes: PositiveInt = CELL_BYTES
+    """Longer questions, answers and ids are quarantined; characters of a cell of text. Cells of
+    other columns may have 2^26 at least."""
     max_image_bytes: PositiveInt = 256 * 2**20
     """Larger encoded images are quarantined, before they are read where the format allows it."""
 
@@ -73,7 +87,20 @@ class ArchiveSettings(Settings):
             raise ValueError("question is empty or white space")
         if self.question is not None and self.questions is not None:
             raise ValueError("give questions or question, not both")
+        if self.encoding is not None:
+            known_encoding(self.encoding)
         return self
+
+    @property
+    def asked(self) -> Asked:
+        """The columns that are looked for."""
+        question = None if self.question is not None else self.question_column
+        return Asked(self.image_column, question, self.id_column, self.answer_column)
+
+    @property
+    def reading(self) -> Reading:
+        """How text tables are read."""
+        return Reading(self.encoding, self.max_cell_bytes)
 
 
 @dataclass(frozen=True)
@@ -126,11 +153,13 @@ def open_archive(
         if filesystem.get_file_info(path).type != fs.FileType.Directory:
             raise DataError("E1110", "archive: with --questions it is the folder of the images.")
         found = list_files(settings.questions, left_out)
-        tables = [file for file in found if ending(file.name) in TABLE_ENDINGS]
-        if not tables:
-            raise DataError("E1110", f"--questions: no {', '.join(TABLE_ENDINGS)} file.")
         uri = folder_of(settings.questions)
-        return Archive(settings, "table", uri, source_files(tables), images, left_out)
+        if tables := [f for f in found if ending(f.name) in TABLE_ENDINGS]:
+            return Archive(settings, "table", uri, source_files(tables), images, left_out)
+        if tables := [f for f in found if ending(f.name) in PARQUET_ENDINGS]:
+            return Archive(settings, "parquet", uri, source_files(tables), images, left_out)
+        endings = ", ".join((*TABLE_ENDINGS, *PARQUET_ENDINGS))
+        raise DataError("E1110", f"--questions: no {endings} file; save a spreadsheet as csv.")
     folder = folder_of(settings.archive)
     images = absolute(settings.images or folder)
     found = list_files(settings.archive, left_out)
@@ -194,7 +223,7 @@ def sort_of(name: str) -> str:
     if is_hidden(name):
         return "hidden"
     kind = "other"
-    if end in (".parquet", ".pq"):
+    if end in PARQUET_ENDINGS:
         kind = "parquet"
     elif end == ".tar" or name.endswith((".tar.gz", ".tgz")):
         kind = "tar"
@@ -336,7 +365,7 @@ def numbered(stem: str) -> Iterator[str]:
 def clean_stem(name: str) -> str:
     """A file name without its ending, with nothing in it that an id may not have."""
     stem = name.rpartition(".")[0] or name
-    stem = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in stem)
+    stem = "".join(c if c.isprintable() and c not in "/\\#" else "_" for c in stem)
     return stem.replace("..", "__").encode(errors="replace").decode()[:128].strip() or "file"
 
 

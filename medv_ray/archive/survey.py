@@ -25,6 +25,8 @@ class Survey:
     named_images: int
     """Distinct image files that rows name by path; embedded images are not counted."""
     missing_images: int
+    missing_examples: tuple[str, ...]
+    """Some of the names that were looked for."""
     done_rows: int
     """Rows that a resume would skip."""
     done_chunks: int
@@ -65,6 +67,7 @@ def survey(
         plan.left_out,
         plan.images.distinct,
         plan.images.missing,
+        plan.images.examples,
         done_rows,
         done_chunks,
         tuple(changes),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medv_ray.archive.chunks import CHUNK_BYTES, Chunk, Cut, Draft, Piece, Row, SourceFile
-from medv_ray.archive.columns import make_row
+from medv_ray.archive.columns import make_row, pick
 from medv_ray.archive.left_out import (
     EMPTY,
     HIDDEN,
@@ -25,11 +25,13 @@ from medv_ray.archive.left_out import (
     is_hidden,
     is_index,
 )
-from medv_ray.archive.records import TURNS, json_cells, strict_json
 from medv_ray.archive.sources import Archive, ArchiveSettings, ending, file_path
 from medv_ray.archive.store import escaped
-from medv_ray.errors import DataError, no_column
+from medv_ray.errors import DataError
 from medv_ray.formats import ENDINGS, HEAD_BYTES, format_of
+from medv_ray.tables import columns
+from medv_ray.tables.cells import check_marks
+from medv_ray.tables.json_text import json_values
 
 TEXT, JSON = ".txt", ".json"
 MAX_TEXT_BYTES = 2**20
@@ -147,7 +149,8 @@ def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
         if settings.fingerprint == "full":
             prove_content(result, file, opened)
     result.rows = len(members)
-    result.ids = iter([ids])
+    if settings.id_column != columns.NO_COLUMN:
+        result.ids = iter([ids])
     begin, size = 0, 0
     for row, member in enumerate(members):
         more = member.image[1]
@@ -245,7 +248,8 @@ class Reader:
             return {"error": DataError(at[-1], text)}
         try:
             cells = self._json(at[5], at[6]) if at[5] >= 0 else {}
-            if at[3] >= 0 and cells.get("question") is None:
+            asked = cells.get("question") is not None or "dialogue" in cells
+            if at[3] >= 0 and not asked:
                 cells["question"] = self._member(at[3], at[4]).removeprefix(b"\xef\xbb\xbf")
                 self.num_texts += 1
         except DataError as error:
@@ -264,13 +268,13 @@ class Reader:
         data = self._member(offset, size)
         self.num_jsons += 1
         try:
-            record = strict_json(data.decode("utf-8-sig"))
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            raise DataError("E1109", "the text member is no valid JSON object.")
-        self.names.update(dict.fromkeys(record))
-        return json_cells(self.settings, record)
+            names, values, error = json_values(data.decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            raise DataError("E1304", "the text member is not UTF-8.") from None
+        if error is not None:
+            raise error
+        self.names.update(dict.fromkeys(names))
+        return pick(columns.resolve(self.settings.asked, names), values)
 
 
 def check_columns(settings: ArchiveSettings, name: str, reader: Reader) -> None:
@@ -280,12 +284,19 @@ def check_columns(settings: ArchiveSettings, name: str, reader: Reader) -> None:
             "E1101",
             f"{name}: no member holds a question (key.txt, key.json); give --question TEXT.",
         )
-    has_question = reader.num_texts or any(turns in reader.names for turns in TURNS)
-    asked = (None if has_question else settings.question_column, settings.id_column)
-    for column in (*asked, settings.answer_column):
-        if column is not None and column not in reader.names and reader.names:
-            expected = (settings.question_column, "id", "answer", "caption", "text", "key", "url")
-            raise no_column(name, column, expected, list(reader.names))
+    if not reader.names:
+        return
+    names = tuple(reader.names)
+    asked, found = settings.asked, columns.resolve(settings.asked, names)
+    missing = {}
+    if not (found.question or found.turns or reader.num_texts):
+        missing["question"] = settings.question_column
+    if asked.id not in (None, columns.NO_COLUMN) and found.id is None:
+        missing["id"] = str(asked.id)
+    if asked.answer is not None and found.answer is None:
+        missing["answer"] = asked.answer
+    if missing:
+        raise columns.no_column(name, missing, names)
 
 
 def row_id(settings: ArchiveSettings, key: str, cells: dict[str, Any]) -> Any:
@@ -304,17 +315,17 @@ def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
     limit = archive.settings.max_image_bytes
     with filesystem.open_input_file(path) as opened:
         reader = Reader(archive.settings, opened)
+        with_id = archive.settings.id_column != columns.NO_COLUMN
         for number, at in zip(chunk.rows, chunk.at, strict=True):
-            found = reader.cells(at)
-            cells = {
-                "id": row_id(archive.settings, at[0], found),
-                "question": found.get("question"),
-                "reference": found.get("reference"),
-            }
-            if "error" in found:
-                cells["error"] = found["error"]
-            row = make_row(archive, chunk, number, cells, has_id=True)
+            cells = reader.cells(at)
+            cells["id"] = row_id(archive.settings, at[0], cells)
+            row = make_row(archive, chunk, number, cells, with_id)
             row.image_name = at[0] + at[-2]
+            if row.error is None:
+                try:
+                    check_marks(row.marks, 1)
+                except DataError as error:
+                    row.error = error
             if row.error is None:
                 offset, size = at[1], at[2]
                 if offset < 0:

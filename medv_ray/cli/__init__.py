@@ -35,13 +35,19 @@ def score_command(
     archive: Annotated[Text, Option(help="File, folder, 's3://...' or pattern of rows.")] = None,
     model: Annotated[Text, Option(help="Checkpoint folder, or `toy`, the embedded one.")] = None,
     out: Annotated[Text, Option(help="Run folder, local or s3://, gs://.")] = None,
-    questions: Annotated[Text, Option(help="Table of questions: csv, jsonl or json.")] = None,
+    questions: Annotated[
+        Text, Option(help="Table of questions: csv, tsv, jsonl, json or parquet.")
+    ] = None,
     question: Annotated[Text, Option(help="One question for every image.")] = None,
     images: Annotated[Text, Option(help="Folder that image paths are relative to.")] = None,
-    id_column: Annotated[Text, Option(help="Column of row ids.")] = None,
+    id_column: Annotated[Text, Option(help="Column of row ids; `none`: file and row.")] = None,
     image_column: Annotated[Text, Option(help="Column of images or image paths.")] = None,
     question_column: Annotated[Text, Option(help="Column of questions.")] = None,
     answer_column: Annotated[Text, Option(help="Column of known answers, copied.")] = None,
+    encoding: Annotated[Text, Option(help="Of text tables: latin-1, say; default UTF-8.")] = None,
+    max_cell_bytes: Annotated[
+        int | None, Option(help="Longest question, answer or id of a table.")
+    ] = None,
     limit: Annotated[int | None, Option(help="Only the first rows.")] = None,
     config: Annotated[Path | None, Option(help="YAML file of settings; flags win.")] = None,
     assignments: Annotated[
@@ -78,6 +84,7 @@ def score_command(
                 "archive": archive, "questions": questions, "question": question,
                 "images": images, "id_column": id_column, "image_column": image_column,
                 "question_column": question_column, "answer_column": answer_column, "limit": limit,
+                "encoding": encoding, "max_cell_bytes": max_cell_bytes,
             },
             "model": {"path": model},
             "pool": {

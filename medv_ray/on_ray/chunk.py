@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.plan import read_rows
 from medv_ray.archive.rows import Part, quarantine_record, write_part
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
+from medv_ray.data.prompts import Role, Turn
 from medv_ray.engine import Answer, Request, row_seed
 from medv_ray.errors import DataError
 from medv_ray.on_ray.predictor import Failed, ReloadingPredictor, RowPredictor
@@ -96,8 +97,7 @@ class ChunkScorer:
         return None
 
     def _request(self, row: Row) -> Request:
-        images = () if row.image is None else (row.image,)
-        return Request(row.question or "", images, seed=row_seed(self._settings.seed, row.id))
+        return request_of(row, row_seed(self._settings.seed, row.id))
 
     def _answer(self, rows: list[Row]) -> list[Answer | DataError]:
         """All rows in one call, rows of one picture side by side."""
@@ -111,16 +111,15 @@ class ChunkScorer:
         return [ended[index] for index in back]
 
     def _digest(self, row: Row) -> bytes:
-        """Of the picture; a new one is counted, so that `tower_runs` can be held against it."""
-        if row.image is None:
-            return b""
-        digest = hashlib.sha256(row.image).digest()[:12]
-        if digest not in self._pictures:
-            if len(self._pictures) == MOST_PICTURES:
-                self._pictures.clear()
-            self._pictures.add(digest)
-            self._new_pictures += 1
-        return digest
+        """Of the pictures; new ones are counted, so that `tower_runs` can be held against it."""
+        digests = [hashlib.sha256(image).digest()[:12] for image in row.images]
+        for digest in digests:
+            if digest not in self._pictures:
+                if len(self._pictures) == MOST_PICTURES:
+                    self._pictures.clear()
+                self._pictures.add(digest)
+                self._new_pictures += 1
+        return b"".join(digests)
 
     def _answer_each(self, rows: list[Row], announce: Announce | None) -> list[Answer | DataError]:
         """Row by row, so that a defect costs the row it falls on and no other."""
@@ -158,10 +157,16 @@ class ChunkScorer:
             "token_step": ended.token_step,
             "forward_passes": ended.forward_passes,
             "seconds": ended.seconds,
-            "warnings": ended.warnings,
-            "image_sha256": next(iter(ended.image_sha256), None),
+            "warnings": [*row.warnings, *ended.warnings],
+            "image_sha256": " ".join(ended.image_sha256) or None,
             "prompt_sha256": ended.prompt_sha256,
         }
+
+
+def request_of(row: Row, seed: int = 0) -> Request:
+    """What is asked of the engine for a row."""
+    history = tuple(Turn(cast(Role, role), text) for role, text in row.history)
+    return Request(row.question or "", row.images, history, seed=seed, system=row.system)
 
 
 def reasons_of(records: Sequence[dict[str, Any]]) -> dict[str, int]:

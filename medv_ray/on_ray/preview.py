@@ -18,8 +18,8 @@ from medv_ray.archive.plan import Plan, read_rows
 from medv_ray.archive.survey import Survey, survey
 from medv_ray.data.decode_child import Decoder
 from medv_ray.data.tiles import TileSettings
-from medv_ray.engine import Request
 from medv_ray.errors import DataError
+from medv_ray.on_ray.chunk import request_of
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.predictor import PREDICTOR, RowPredictor, find
 from medv_ray.on_ray.score import Resume, planned, tell
@@ -73,6 +73,7 @@ def preview(
         "duplicate_ids": known.duplicates,
         "images_named": known.named_images,
         "images_missing": known.missing_images,
+        "images_missing_examples": list(known.missing_examples),
         "resume_skips_rows": known.done_rows,
         "rows_added": known.added_rows,
         "changed_since_run_began": list(known.changes),
@@ -119,7 +120,7 @@ def look(
             if time.monotonic() > deadline:
                 return None
             found.rows += 1
-            code = row.error.code if row.error else _picture_code(row, decoder, found)
+            code = row.error.code if row.error else _pictures_code(row, decoder, found)
             if code is None:
                 good.append(row)
             else:
@@ -138,13 +139,17 @@ def _read(plan: Plan, chunk: Chunk, found: Look) -> list[Row]:
         return []
 
 
-def _picture_code(row: Row, decoder: Decoder, found: Look) -> str | None:
-    if row.image is None:
-        return None
-    digest = hashlib.sha256(row.image).digest()[:12]
+def _pictures_code(row: Row, decoder: Decoder, found: Look) -> str | None:
+    """What is wrong with the first bad picture of a row."""
+    codes = [_picture_code(image, decoder, found) for image in row.images]
+    return next((code for code in codes if code is not None), None)
+
+
+def _picture_code(image: bytes, decoder: Decoder, found: Look) -> str | None:
+    digest = hashlib.sha256(image).digest()[:12]
     if digest not in found.pictures:
         try:
-            decoder.prepare(row.image)
+            decoder.prepare(image)
             found.pictures[digest] = None
         except DataError as error:
             found.pictures[digest] = error.code
@@ -166,9 +171,7 @@ def take_probe(rows: list[Row], settings: ScoreSettings, factory: str | None) ->
 
 def time_probe(predictor: RowPredictor, rows: list[Row]) -> dict[str, Any]:
     """Seconds a row on this machine, after one row that warms up."""
-    requests = [
-        Request(row.question or "", () if row.image is None else (row.image,)) for row in rows
-    ]
+    requests = [request_of(row) for row in rows]
     predictor.answer(requests[:1])
     timed = requests[1:] or requests
     started = time.perf_counter()

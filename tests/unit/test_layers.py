@@ -16,6 +16,7 @@ ROWS = [
         "medv_ray.schema",
         "medv_ray.formats",
         "medv_ray.files",
+        "medv_ray.tables",
     ],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
     ["medv_ray.engine", "medv_ray.training", "medv_ray.client"],
@@ -26,6 +27,7 @@ ROWS = [
 # inside a row: settings may use errors and formats; a job is the command line's function
 WITHIN = {
     *(("medv_ray.settings", "medv_ray.errors"), ("medv_ray.settings", "medv_ray.formats")),
+    ("medv_ray.tables", "medv_ray.errors"),
     ("jobs", "medv_ray.cli"),
 }
 THIRD_PARTY = {
@@ -35,6 +37,7 @@ THIRD_PARTY = {
     "medv_ray.schema": {"pyarrow"},
     "medv_ray.formats": set(),
     "medv_ray.files": set(),
+    "medv_ray.tables": set(),
     "medv_ray.data": {"numpy", "PIL", "transformers", "tokenizers", "pyarrow", "pydicom"},
     "medv_ray.model": {"torch", "safetensors", "peft"},
     "medv_ray.diffusion": {"torch", "numpy"},
