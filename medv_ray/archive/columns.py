@@ -9,11 +9,12 @@ from decimal import Decimal
 from typing import Any
 
 from medv_ray.archive.chunks import Chunk, Row
-from medv_ray.archive.ids import fallback_id, id_text, repeated_id
+from medv_ray.archive.ids import fallback_id
 from medv_ray.archive.sources import Archive, ArchiveSettings
 from medv_ray.errors import DataError
 from medv_ray.tables.cells import first_exchange, last_exchange, without_marks
 from medv_ray.tables.columns import MESSAGES, Columns
+from medv_ray.tables.ids import id_text, repeated_id
 
 Cells = Mapping[str, Any]
 

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from medv_ray.errors import DataError
@@ -165,7 +165,7 @@ def last_exchange(messages: Any) -> Dialogue:
     pictures: list[Any] = []
     marks, system = 0, None
     for message in messages if isinstance(messages, list | tuple) else [None]:
-        role, text, inside = _message(message)
+        role, text, inside = message_of(message)
         pictures += inside
         if role == "system":
             system = text if system is None else f"{system}\n{text}"
@@ -184,7 +184,7 @@ def last_exchange(messages: Any) -> Dialogue:
     return Dialogue(turns[last][1], reference, tuple(turns[:last]), system, marks, tuple(pictures))
 
 
-def _message(message: Any) -> tuple[str, str, list[Any]]:
+def message_of(message: Any) -> tuple[str, str, list[Any]]:
     """Role, text and pictures of one message. Raises DataError E1109."""
     if not isinstance(message, Mapping):
         raise DataError("E1109", "the messages are no list of objects with role and content.")
@@ -216,8 +216,3 @@ def _message(message: Any) -> tuple[str, str, list[Any]]:
 def is_no_answer(text: str) -> bool:
     """Whether an answer looks like an empty cell."""
     return text.strip().lower() in NO_ANSWERS
-
-
-def rows_of(value: Any) -> Sequence[Any]:
-    """A list as it is; anything else as the only element of one."""
-    return value if isinstance(value, list | tuple) else [value]

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medv_ray.archive.ids import IdCensus, fallback_id, id_text, normal, repeated_id
+from medv_ray.archive.ids import IdCensus, fallback_id
 from medv_ray.errors import DataError
+from medv_ray.tables.ids import id_text, normal, repeated_id
 
 
 @pytest.mark.parametrize(
