@@ -86,8 +86,9 @@ class Outcome:
         return 1 if self.summary is None else self.summary.exit_code
 
 
-def planned(settings: ScoreSettings, resume: Resume) -> tuple[Plan, dict[str, Any]]:
+def planned(settings: ScoreSettings, resume: Resume | None = None) -> tuple[Plan, dict[str, Any]]:
     """The plan of the archive and the identity of the run, without opening the run folder."""
+    resume = resume or Resume()
     identity = settings.identity(*model_digests(settings.model))
     prior = Prior() if resume.new_run else Prior.read(settings.out)
     archive = open_archive(settings.archive, prior.images)
