@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from medv_ray.data import synthetic
+from medv_ray.files import put_in_place
 from medv_ray.on_ray.options import ScoreSettings, checkpoint_defaults
 from medv_ray.on_ray.score import Outcome, score
 from medv_ray.settings import TOY
@@ -34,7 +35,7 @@ def write_demo(folder: Path, num_rows: int) -> Path:
             seen.append(row.image)
         if len(seen) == PICTURES:
             break
-    partial.rename(archive)
+    put_in_place(partial, archive)
     return archive
 
 
