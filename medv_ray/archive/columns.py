@@ -131,8 +131,8 @@ def text_of(value: Any, what: str, limit: int) -> str | None:
     if not isinstance(value, str):
         raise DataError("E1109", f"the {what} is a {type(value).__name__}, not text.")
     if len(value) > limit:
-        told = f"the {what} has {len(value)} characters; --max-cell-bytes is {limit}."
-        raise DataError("E1112", told)
+        message = f"the {what} has {len(value)} characters; --max-cell-bytes is {limit}."
+        raise DataError("E1112", message)
     if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
         raise DataError("E1304", f"the {what} holds a NUL or a lone surrogate.")
     return value

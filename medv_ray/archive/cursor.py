@@ -36,7 +36,7 @@ BASE64_RATIO = 1.5  # of text to the bytes that it stands for, line ends include
 
 
 class Cursor:
-    """A place in one row group that only moves forward; the next chunk goes on from there."""
+    """A position in one row group that only moves forward; the next chunk goes on from there."""
 
     def __init__(self, archive: Archive, number: int, group: int, exact: bool = False) -> None:
         file = archive.files[number]
@@ -205,7 +205,7 @@ class Images:
             if not held.is_valid:
                 return name
             if is_bytes(self._held.type) and held.as_buffer().size > limit * BASE64_RATIO:
-                told = f"the image has {held.as_buffer().size} bytes; at most {limit}."
-                raise DataError("E1112", told)
+                message = f"the image has {held.as_buffer().size} bytes; at most {limit}."
+                raise DataError("E1112", message)
             return {"bytes": held.as_py(), "path": name}
         return self._array[offset].as_py() if self._kind == "list" else name

@@ -97,8 +97,8 @@ def image_kind(kind: pa.DataType, name: str, file: str) -> str:
         return "binary"
     if is_text(kind) or types.is_null(kind):
         return "text"
-    told = "an image is bytes, {bytes, path}, a path, base64, or a list of these"
-    raise DataError("E1109", f"{file}: column {name!r} is {kind}; {told}.")
+    message = "an image is bytes, {bytes, path}, a path, base64, or a list of these"
+    raise DataError("E1109", f"{file}: column {name!r} is {kind}; {message}.")
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -178,8 +178,8 @@ def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
     try:
         opened = open_parquet(archive, file)
     except BROKEN as error:
-        told = f"{file.name}: not a complete parquet file, or no access ({reason_of(error)})."
-        raise DataError("E1105", told) from error
+        message = f"{file.name}: not a complete parquet file, or no access ({reason_of(error)})."
+        raise DataError("E1105", message) from error
     footer = read_footer(archive.settings, file, opened)
     result = Draft()
     for number, group in enumerate(footer.groups):

@@ -137,8 +137,8 @@ def listing(uri: str, folder: str) -> Listing:
         listed = []  # no name of a folder
     except OSError as error:
         # no network, say: what is there would count as missing
-        told = f"the images that rows name cannot be listed ({reason_of(error)})."
-        raise DataError("E1107", told) from error
+        message = f"the images that rows name cannot be listed ({reason_of(error)})."
+        raise DataError("E1107", message) from error
     for info in listed:
         if info.type == fs.FileType.File:
             files[posixpath.basename(info.path)] = (info.size, info.mtime_ns or 0)

@@ -76,7 +76,7 @@ class ArchiveSettings(Settings):
     """Of csv, tsv and json files, such as `latin-1` or `cp1252`. Default: by the mark at the
     beginning of the file, else UTF-8."""
     max_cell_bytes: PositiveInt = CELL_BYTES
-    """Longer questions, answers and ids are quarantined; characters of a cell of text. Cells of
+    """Longer questions and answers are quarantined; characters of a cell of text. Cells of
     other columns may have 2^26 at least."""
     max_image_bytes: PositiveInt = 256 * 2**20
     """Larger encoded images are quarantined, before they are read where the format allows it."""

@@ -46,7 +46,7 @@ def score_command(
     answer_column: Annotated[Text, Option(help="Column of known answers, copied.")] = None,
     encoding: Annotated[Text, Option(help="Of text tables: latin-1, say; default UTF-8.")] = None,
     max_cell_bytes: Annotated[
-        int | None, Option(help="Longest question, answer or id of a table.")
+        int | None, Option(help="Longest question or answer of a table.")
     ] = None,
     limit: Annotated[int | None, Option(help="Only the first rows.")] = None,
     config: Annotated[Path | None, Option(help="YAML file of settings; flags win.")] = None,

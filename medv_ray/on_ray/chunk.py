@@ -43,6 +43,7 @@ class ChunkScorer:
         self._predictor = ReloadingPredictor(make)
         self._new_pictures = 0
         self._pictures: set[bytes] = set()
+        self._warnings: Counter[str] = Counter()
 
     def score(self, chunk: Chunk) -> tuple[Part, dict[str, int]]:
         """Read, answer and write a chunk; the part and the reasons of its quarantined rows."""
@@ -64,6 +65,7 @@ class ChunkScorer:
         Rows numbered in `crashed` are quarantined untried; with `announce`, rows are tried one by
         one. Raises RunError E1508 when memory is short whatever the row.
         """
+        self._warnings.update(f"warned_{word}" for row in rows for word in row.warnings)
         records = [self._judge(row, crashed) for row in rows]
         tried = [row for row, record in zip(rows, records, strict=True) if record is None]
         ended = self._answer_each(tried, announce) if announce else self._answer(tried)
@@ -78,8 +80,11 @@ class ChunkScorer:
         return write_part(self._store, chunk, records)
 
     def take_counters(self) -> dict[str, int]:
-        """What the predictor did since the last call; `images`: distinct pictures new to it."""
+        """What the predictor did since the last call; `images`: distinct pictures new to it;
+        `warned_*`: rows by what was changed to read them."""
         counted = self._predictor.take_counters()
+        counted.update(self._warnings)
+        self._warnings.clear()
         counted["images"], self._new_pictures = self._new_pictures, 0
         return dict(counted)
 

@@ -41,6 +41,8 @@ class Look:
     """By digest, the code of what is wrong with each distinct picture."""
     problems: Counter[str] = field(default_factory=Counter)
     """Bad rows by code: cells, ids and pictures. Each row with a broken picture counts."""
+    warnings: Counter[str] = field(default_factory=Counter)
+    """Rows by what was changed to read them: an image's mark taken out, a repeated id."""
     good: list[Row] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -49,6 +51,7 @@ class Look:
             "rows": self.rows,
             "distinct_images": len(self.pictures),
             "problems": dict(sorted(self.problems.items())),
+            "warnings": dict(sorted(self.warnings.items())),
         }
 
 
@@ -120,6 +123,7 @@ def look(
             if time.monotonic() > deadline:
                 return None
             found.rows += 1
+            found.warnings.update(row.warnings)
             code = row.error.code if row.error else _pictures_code(row, decoder, found)
             if code is None:
                 good.append(row)

@@ -16,8 +16,9 @@ IMAGE_MARK = "<image>"
 NO_ANSWERS = ("n/a", "na", "nan", "null", "none", "nil", "-", "--", "?", "#n/a", "unknown")
 """What programs and people write into an empty answer."""
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{40}")
-_SIGNED = ("/9j/", "iVBORw0KGgo", "R0lGOD", "Qk", "SUkq", "TU0AKg", "UklGR")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{40,}={0,2}\s*")
+_LOOKED_AT = 1024  # characters by which base64 is told from a path
+_SIGNED = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "Qk", "SUkq", "TU0AKg", "UklGR")
 """How JPEG, PNG, GIF, BMP, TIFF and WebP begin in base64; DICOM's word stands at byte 128."""
 _FRONT = re.compile(rf"\s*(?:{IMAGE_MARK}\s*)+")
 _BACK = re.compile(rf"(?:\s*{IMAGE_MARK})+\s*\Z")
@@ -65,9 +66,9 @@ def _picture(value: Any) -> Picture:
         data = from_base64(value)
         return Picture(value, None) if data is None else Picture(name, data)
     if isinstance(value, bytes):
-        head = value[:200]
-        text = head.isascii() and head.decode()
-        data = from_base64(value.decode("latin-1")) if text and signed(text) else None
+        head = value[:_LOOKED_AT]
+        is_text = head.isascii() and signed(head.decode())
+        data = from_base64(value.decode("latin-1")) if is_text else None
         return Picture(name, value if data is None else data)
     raise DataError("E1108", f"an image is a {type(value).__name__}, not bytes or a path.")
 
@@ -92,7 +93,7 @@ def signed(text: str) -> bool:
     """Whether a text begins like a picture in base64."""
     if text[:5].lower() == "data:":
         return True
-    if not _BASE64.match(text):
+    if not _BASE64.fullmatch(text[:_LOOKED_AT]):
         return False
     return text.startswith(_SIGNED) or _dicom(text)
 

@@ -115,18 +115,22 @@ def no_column(file: str, missing: Mapping[str, str], found: Sequence[str]) -> Da
     Args:
         missing: names that were looked for, by kind (image, question, id, answer).
     """
-    told = f"{file} has no column {' and no '.join(repr(name[:30]) for name in missing.values())}"
+    message = (
+        f"{file} has no column {' and no '.join(repr(name[:30]) for name in missing.values())}"
+    )
     plain = [re.sub(r"\W|_", "", name).lower() for name in found]
     every = {word for words in _LIKELY.values() for word in words.split()}
     every |= {name.lower() for name in missing.values()}
     if file.lower().endswith((".csv", ".tsv")) and not every.intersection(plain):
-        told += f": none of its {len(found)} has a name that is looked for"
+        message += f": none of its {len(found)} has a name that is looked for"
         why = "Is something else than , ; tab or | between them? Is its first line a header?"
-        return DataError("E1101", f"{told}. {why}")
+        return DataError("E1101", f"{message}. {why}")
     flags = ""
     for kind, wanted in missing.items():
         order = [wanted.lower(), *_LIKELY[kind].split()]
         near = [(order.index(p), n) for p, n in zip(plain, found, strict=True) if p in order]
         flags += f" --{kind}-column {min(near)[1][:30]}" if near else ""
     listed = ", ".join(name[:30] for name in found[:20] if name) or "none"
-    return DataError("E1101", f"{told}; it has {listed}." + (f" Perhaps{flags}?" if flags else ""))
+    return DataError(
+        "E1101", f"{message}; it has {listed}." + (f" Perhaps{flags}?" if flags else "")
+    )

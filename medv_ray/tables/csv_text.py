@@ -1,4 +1,4 @@
-"""Records of csv and tsv files. The separator is told from the header line."""
+"""Records of csv and tsv files. The separator is found in the header line."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def scan_csv(
                 what += f", or its cell has over {limit} characters" if large else ""
                 raise DataError("E1105", f"{file}: {what}.") from None
             code = "E1112" if large else "E1109"
-            told = f"a cell has over {limit} characters." if large else "it is no valid CSV."
-            bad = DataError(code, f"the record: {told}")
+            message = f"a cell has over {limit} characters." if large else "it is no valid CSV."
+            bad = DataError(code, f"the record: {message}")
             yield Record(offset, lines.offset - offset, taken + 1, header, {}, bad)
             continue
         if fields:
@@ -92,8 +92,8 @@ def csv_values(header: Names, fields: list[str]) -> tuple[dict[str, Any], DataEr
     while len(fields) > len(header) and not fields[-1].strip():
         fields.pop()
     if len(fields) > len(header) or any(header[len(fields) :]):
-        told = f"the record has {len(fields)} fields, not {len(header)}."
-        return {}, DataError("E1109", told)
+        message = f"the record has {len(fields)} fields, not {len(header)}."
+        return {}, DataError("E1109", message)
     return dict(zip(header, fields, strict=False)), None
 
 

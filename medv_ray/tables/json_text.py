@@ -1,6 +1,6 @@
 """Records of JSON files.
 
-What a file is, is told from its first characters: a list, lines, an object around a list or around
+What a file is, is seen from its first characters: a list, lines, an object around a list or around
 objects.
 """
 
@@ -18,7 +18,7 @@ from medv_ray.tables.encoding import Lines
 from medv_ray.tables.record import IsRow, Names, Record
 
 PIECE = 2**20  # characters read at once
-HEAD = 4096  # characters by which a file is told
+HEAD = 4096  # characters that say what a file is
 MAX_RECORD = 2**26  # characters
 MAX_DIGITS = 40  # a longer number stays text
 
@@ -106,8 +106,8 @@ def scan_object(
     if single and not is_lines(file):
         begin = offset + lines.size(whole[:at])
         return iter([json_record(whole[at:end], begin, lines.size(whole[at:end]), line)])
-    told = "its JSON objects stand over several lines each; a line must hold one, or the file a"
-    raise DataError("E1105", f"{file}: {told} list of them. `jq -c .` makes lines of it.")
+    message = "its JSON objects stand over several lines each; a line must hold one, or the file a"
+    raise DataError("E1105", f"{file}: {message} list of them. `jq -c .` makes lines of it.")
 
 
 def rows_inside(value: dict[str, Any], text: str, at: int) -> int | None:

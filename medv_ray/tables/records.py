@@ -1,4 +1,4 @@
-"""Text tables (csv, tsv, jsonl, json): their records with their places, and read from there."""
+"""Text tables (csv, tsv, jsonl, json): their records with their byte spans, and read by them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Table(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a reader may be told."""
+    """Settings of a reader."""
 
     encoding: str | None = None
     """None: by the mark at the beginning, else UTF-8, and a file that is not is refused."""

@@ -118,7 +118,7 @@ class Remarks:
         self.doubtful: dict[str, list[int]] = defaultdict(list)
         """Lines of answers that look like empty cells."""
 
-    def told(self, split: str) -> Iterator[str]:
+    def notes(self, split: str) -> Iterator[str]:
         """Notes for dataset.json."""
         for word, count in self.words.items():
             yield f"{split}: {count} {word}"
@@ -142,7 +142,7 @@ def noted_rows(
     """`split_rows`; what was counted on the way goes to `notes` after the last."""
     remarks = Remarks()
     yield from split_rows(split, paths, form, settings, pictures, kind, remarks)
-    notes.extend(remarks.told(split))
+    notes.extend(remarks.notes(split))
 
 
 def split_rows(
@@ -159,9 +159,9 @@ def split_rows(
     dropped = {answer.strip().casefold() for answer in settings.drop_answers}
     number = -1
     for path in paths:
-        for place, read in enumerate(form.records(path, settings)):
+        for index, read in enumerate(form.records(path, settings)):
             number += 1
-            source = f"{path.name}:{place}"
+            source = f"{path.name}:{index}"
             try:
                 if read.error is not None:
                     raise read.error

@@ -98,8 +98,8 @@ def count_table(kind: str, index: dict[str, Any]) -> Iterator[str]:
         if counts["repeated"]:
             yield f"{split}: {counts['repeated']} rows repeat the images and words of another"
         if counts.get("contradicting"):
-            told = "rows ask the same of the same images as an earlier one, and answer otherwise"
-            yield f"{split}: {counts['contradicting']} {told}"
+            message = "rows ask the same of the same images as an earlier one, and answer otherwise"
+            yield f"{split}: {counts['contradicting']} {message}"
         if unknown := counts["answer_types"].get("unknown"):
             yield f"{split}: {unknown} rows neither open nor closed by their source"
     yield from (f"note: {note}" for note in index["notes"])

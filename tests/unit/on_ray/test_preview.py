@@ -36,6 +36,7 @@ def test_every_row_of_a_small_archive_is_counted(tmp_path: Path) -> None:
         "rows": 400,
         "distinct_images": len(set(images[1:])),
         "problems": {"E1104": 1, "E1202": 3},
+        "warnings": {},
     }
     assert told["counted"].startswith("every row")
     assert told["sample"]["rows"] == 64
