@@ -8,8 +8,9 @@ r"""Prepare a dataset for training: a release as it was unpacked -> parquet, ima
         --answer-column antwort --out /data/ward7
 
 Out: dataset.json, <split>.parquet with the columns id, images, conversations, answer_type,
-question_type, source, images/, and skipped.csv with every row left out and its reason. Prints the
-counts beside the published ones. Kinds and their files: docs/data.md. Nothing is sent anywhere.
+question_type, source, images/, and skipped.csv with every row left out: its line, reason and cause.
+Prints the counts beside the published ones, and what looks odd. Kinds and their files:
+docs/data.md. Nothing is sent anywhere.
 Time: VQA-RAD (2,248 rows, 315 images) 5 s on one core.
 """
 
@@ -47,6 +48,10 @@ def main(
     question_column: Annotated[str, Option(help="Table.")] = DEFAULTS.question_column,
     answer_column: Annotated[str, Option(help="Table.")] = DEFAULTS.answer_column,
     answer_type_column: Annotated[Text, Option(help="Table: open or closed.")] = None,
+    encoding: Annotated[Text, Option(help="Of csv and json: latin-1, say; default UTF-8.")] = None,
+    drop_answers: Annotated[
+        Text, Option(help="Leave rows with these answers out: 'N/A,nan'.")
+    ] = None,
     check: Annotated[str, Option(help="Of images: decode, or header.")] = DEFAULTS.check,
     assignments: Annotated[
         list[str] | None, Option("--set", help="Any setting: --set image.max_pixels=200000000.")
@@ -59,6 +64,7 @@ def main(
         "include_frame": include_frame, "language": language, "id_column": id_column,
         "image_column": image_column, "question_column": question_column,
         "answer_column": answer_column, "answer_type_column": answer_type_column, "check": check,
+        "encoding": encoding, "drop_answers": drop_answers.split(",") if drop_answers else (),
     }  # fmt: skip
     settings = build(PrepareSettings, override(values, assignments or []))
     index = prepare(settings)

@@ -10,7 +10,6 @@ Longer than a module should be: it is one list, which is looked up by code.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -45,22 +44,14 @@ CATALOGUE: dict[str, Entry] = {
     "E1101": Entry(
         "missing_column",
         "The archive has no column of the name that was asked for.",
-        "Name the columns with --id-column, --image-column, --question-column.",
-    ),
-    "E1102": Entry(
-        "null_id",
-        "The row's id is null or empty.",
-        "Fill the id column, or leave --id-column out: ids are then made from file and row number.",
-    ),
-    "E1103": Entry(
-        "duplicate_id",
-        "Another row of the archive has the same id (compared after Unicode NFC and trimming).",
-        "Make ids unique. The first row keeps the id; each later one is quarantined.",
+        "Name the columns with --image-column, --question-column, --id-column, --answer-column; "
+        "the message lists those that there are.",
     ),
     "E1104": Entry(
         "bad_id",
-        "The id has a path separator, '..', a control character, or more than 512 bytes.",
-        "Use short, plain ids; they name rows in reports and must be safe to print and to sort by.",
+        "The id has a control character, a lone surrogate, or more than 512 bytes.",
+        "Use short, plain ids, as they name rows in reports; or --id-column none: ids are then "
+        "made of file and row number.",
     ),
     "E1105": Entry(
         "unreadable_shard",
@@ -80,8 +71,9 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1108": Entry(
         "bad_image_path",
-        "The image path leaves the archive's folder, or is not a regular file.",
-        "Give paths relative to the archive, without '..' and without links out of it.",
+        "The image path leaves the archive's folder, is a URL, or is not a regular file.",
+        "Give paths relative to the archive, without '..' and without links out of it; nothing is "
+        "fetched.",
     ),
     "E1109": Entry(
         "bad_row",
@@ -92,7 +84,8 @@ CATALOGUE: dict[str, Entry] = {
     "E1110": Entry(
         "empty_archive",
         "The archive holds no row.",
-        "Check the path and the file endings: parquet, tar, csv, jsonl, json, or image files.",
+        "Check the path; rows are in parquet, tar, csv, jsonl, json or image files. The message "
+        "says what was left out, and why.",
     ),
     "E1111": Entry(
         "image_missing",
@@ -101,8 +94,9 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1112": Entry(
         "cell_too_large",
-        "An encoded image is larger than the limit.",
-        "Raise --set archive.max_image_bytes=... and image.max_bytes=... if the file is trusted.",
+        "An encoded image, or a cell of text, is larger than the limit.",
+        "Raise --set archive.max_image_bytes=... and image.max_bytes=..., or --max-cell-bytes, if "
+        "the file is trusted.",
     ),
     # prepared datasets
     "E1113": Entry(
@@ -143,11 +137,19 @@ CATALOGUE: dict[str, Entry] = {
         "No token of the row is a target, so that there is nothing to learn from it.",
         "Look at the row with `medv data preview`; leave it out.",
     ),
+    "E1120": Entry(
+        "wrong_encoding",
+        "A table of text is written in another encoding than UTF-8, or than the one that was "
+        "named.",
+        "Name it, as the message does: --encoding latin-1, cp1252, utf-16; or save the table as "
+        "UTF-8. With --encoding utf-8, only the rows that are not UTF-8 are left out.",
+    ),
     # images
     "E1201": Entry("empty_image", "The image has no bytes.", "Export the image again."),
     "E1202": Entry(
         "not_an_image",
-        "The bytes are none of the allowed formats, whatever the name says (an HTML page, say).",
+        "The bytes are none of the allowed formats, whatever the name says (an HTML page, say), or "
+        "are a DICOM object that holds no picture (a report).",
         "Allowed: JPEG, PNG, TIFF, BMP, GIF, WebP and, with medv-ray[dicom] installed, DICOM; "
         "change with --set image.formats=[...].",
     ),
@@ -234,6 +236,12 @@ CATALOGUE: dict[str, Entry] = {
         "--retry-quarantined; or a row less (model.dtype=bfloat16, image.aspect=square), which is "
         "another run.",
     ),
+    "E1307": Entry(
+        "image_inside_text",
+        "The question marks an image (`<image>`) inside its text, or in a later turn. Pictures "
+        "stand before the first question.",
+        "Move the mark to an end of the question, or take it out.",
+    ),
     # checkpoints
     "E1401": Entry(
         "checkpoint_incomplete",
@@ -312,8 +320,8 @@ CATALOGUE: dict[str, Entry] = {
     "E1502": Entry(
         "run_changed",
         "The output folder belongs to a run with other settings, another model or another input.",
-        "Use another --out; --new-run starts this one over; --allow-mixed continues, and says so "
-        "in run.json.",
+        "Use another --out; --new-run starts this one over; --allow-added scores what was only "
+        "added; --allow-mixed continues whatever changed, and says so in run.json.",
     ),
     "E1503": Entry(
         "disk_full",
@@ -495,18 +503,6 @@ class SettingsError(MedvError, ValueError):
 
 class DataError(MedvError, ValueError):
     """A row, an image or a shard is bad. In a job its rows are quarantined and the job goes on."""
-
-
-def no_column(file: str, missing: str, expected: Sequence[str], found: Sequence[str]) -> DataError:
-    """E1101. What the file has is named only where one of the `expected` columns is among it: the
-    first line of a CSV without a header is a row, and its cells may be a patient's.
-    """
-    told = f"{file} has no column {missing!r}"
-    if any(name in expected for name in found):
-        return DataError("E1101", f"{told}; it has {', '.join(name[:30] for name in found[:20])}.")
-    told += f": none of its {len(found)} has a name that is looked for"
-    csv = file.lower().endswith(".csv")
-    return DataError("E1101", f"{told}. {'Is its first line a header?' if csv else ''}".rstrip())
 
 
 class CheckpointError(MedvError):

@@ -44,7 +44,7 @@ ANSWER_SCHEMA = pa.schema(
         pa.field(
             "warnings", pa.list_(pa.string())
         ),  # how the picture was converted; empty for plain RGB
-        pa.field("image_sha256", pa.string()),  # of the encoded bytes
+        pa.field("image_sha256", pa.string()),  # of the encoded bytes; several with blanks between
         pa.field(
             "prompt_sha256", pa.string()
         ),  # of the prompt's token ids, image slots as -200, little-endian int64

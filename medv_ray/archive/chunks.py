@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
+from medv_ray.archive.left_out import LeftOut
 from medv_ray.errors import DataError
 
 CHUNK_BYTES = 128 * 2**20
 """Encoded images above this do not share a chunk, as far as sizes are known when it is cut."""
+
+
+class Piece(NamedTuple):
+    """Rows of a file that were planned at one time. A file that grew since has several, and the
+    chunks of the earlier ones keep their keys."""
+
+    rows: int
+    generation: int
+    """0 for what was there when the run began; counted up whenever something is added."""
+    digest: str
+    """Of the whole file as it was then; part of the keys of these rows' chunks."""
+    proof: str = ""
+    """Of these rows alone: it tells whether a longer file still begins with them."""
+    end: int = 0
+    """Tars: where the end mark was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +41,12 @@ class SourceFile:
     mtime_ns: int
     stem: str
     """Unique in the archive; ids of rows without one are `<stem>:<row>`."""
+    pieces: tuple[Piece, ...] = ()
+    """How its rows were planned before; chunks do not reach over the border of two."""
+
+    def borders(self) -> list[int]:
+        """Row numbers at which a piece of an earlier plan ends."""
+        return list(accumulate(piece.rows for piece in self.pieces))
 
 
 @dataclass(slots=True)
@@ -34,11 +57,37 @@ class Row:
     file: int
     row: int
     question: str | None = None
-    image: bytes | None = None
-    """Encoded bytes. Repeats inside a chunk share one object."""
-    image_name: str | None = None
+    images: tuple[bytes, ...] = ()
+    """Encoded bytes, in the order of the prompt. Repeats inside a chunk share one object."""
+    image_names: tuple[str, ...] = ()
+    """Paths inside the archive, of those that have one."""
     reference: str | None = None
     error: DataError | None = None
+    history: tuple[tuple[str, str], ...] = ()
+    """(role, text) of earlier turns, user and assistant, where the row is a dialogue."""
+    system: str | None = None
+    """The dialogue's own system message."""
+    marks: int = 0
+    """LLaVA's `<image>` at the ends of its question, taken out."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def image(self) -> bytes | None:
+        """The first picture."""
+        return self.images[0] if self.images else None
+
+    @image.setter
+    def image(self, data: bytes | None) -> None:
+        self.images = () if data is None else (data,)
+
+    @property
+    def image_name(self) -> str | None:
+        """The first picture's path."""
+        return self.image_names[0] if self.image_names else None
+
+    @image_name.setter
+    def image_name(self, name: str | None) -> None:
+        self.image_names = () if name is None else (name,)
 
     def refuse(self, error: DataError) -> None:
         """Quarantine the row. Raises `error` itself for E1107: input that may be there tomorrow."""
@@ -52,8 +101,8 @@ class Chunk:
     """Rows that are read, answered and committed together. It holds no row content."""
 
     key: str
-    """32 hex digits: digest of `place` and of the settings that decide answers."""
-    place: str
+    """32 hex digits: digest of `source_key` and of the settings that decide answers."""
+    source_key: str
     """32 hex digits: digest of the file's fingerprint and of which rows these are."""
     file: int
     rows: range | tuple[int, ...]
@@ -64,21 +113,24 @@ class Chunk:
     """Where each row lies, for tables, tars and images; the kind's own module knows the fields."""
     header: tuple[str, ...] = ()
     """Tables: the names of the file's columns."""
+    style: tuple[Any, ...] = ()
+    """Tables: encoding and separator; `tables.records.Style`."""
     duplicates: tuple[int, ...] = ()
-    """Those of `rows` whose id another row holds already."""
+    """Those of `rows` whose id another row holds already: they get a longer one."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and strings; `from_json` is the way back."""
         rows = self.rows
         return {
             "key": self.key,
-            "place": self.place,
+            "source_key": self.source_key,
             "file": self.file,
             "rows": [rows.start, rows.stop] if isinstance(rows, range) else None,
             "row_list": None if isinstance(rows, range) else list(rows),
             "group": list(self.group),
-            "at": [list(place) for place in self.at],
+            "at": [list(spot) for spot in self.at],
             "header": list(self.header),
+            "style": list(self.style),
             "duplicates": list(self.duplicates),
         }
 
@@ -90,12 +142,13 @@ class Chunk:
         first, second = value["group"]
         return cls(
             key=value["key"],
-            place=value["place"],
+            source_key=value["source_key"],
             file=value["file"],
             rows=rows,
             group=(first, second),
-            at=tuple(tuple(place) for place in value["at"]),
+            at=tuple(tuple(spot) for spot in value["at"]),
             header=tuple(value["header"]),
+            style=tuple(value["style"]),
             duplicates=tuple(value["duplicates"]),
         )
 
@@ -107,6 +160,7 @@ class Cut(NamedTuple):
     group: tuple[int, int] = (-1, 0)
     at: tuple[tuple[Any, ...], ...] = ()
     header: tuple[str, ...] = ()
+    style: tuple[Any, ...] = ()
 
 
 @dataclass
@@ -118,5 +172,8 @@ class Draft:
     ids: Iterator[list[Any]] | None = None
     images: set[str] = field(default_factory=set)
     """Image paths that its rows name."""
-    ignored: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
     """Members of a tar that are neither image nor question."""
+    proofs: list[Piece] = field(default_factory=list)
+    """One for each of the file's earlier pieces, as it is found now, and one for the rows behind
+    them; generation and digest are the planner's to fill in. Empty: this kind does not grow."""

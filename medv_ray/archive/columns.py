@@ -2,99 +2,137 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from datetime import date, time
+from decimal import Decimal
+from typing import Any
 
 from medv_ray.archive.chunks import Chunk, Row
-from medv_ray.archive.ids import fallback_id, id_problem
+from medv_ray.archive.ids import fallback_id
 from medv_ray.archive.sources import Archive, ArchiveSettings
-from medv_ray.errors import DataError, no_column
+from medv_ray.errors import DataError
+from medv_ray.tables.cells import first_exchange, last_exchange, without_marks
+from medv_ray.tables.columns import MESSAGES, Columns
+from medv_ray.tables.ids import id_text, repeated_id
 
 Cells = Mapping[str, Any]
 
 
-class Columns(NamedTuple):
-    """Names of the columns that a file has; None for one that it has not and need not have."""
-
-    id: str | None
-    image: str
-    question: str | None
-    answer: str | None
-
-
-def find_columns(settings: ArchiveSettings, names: list[str], file: str) -> Columns:
-    """The columns of a file. Raises DataError E1101 for a missing one that was asked for."""
-
-    def required(column: str) -> str:
-        if column not in names:
-            told = (settings.image_column, settings.question_column)
-            optionals = (settings.id_column or "id", settings.answer_column or "answer")
-            raise no_column(file, column, told + optionals, names)
-        return column
-
-    def optional(column: str | None, default: str) -> str | None:
-        if column is not None:
-            return required(column)
-        return default if default in names else None
-
-    return Columns(
-        id=optional(settings.id_column, "id"),
-        image=required(settings.image_column),
-        question=None if settings.question is not None else required(settings.question_column),
-        answer=optional(settings.answer_column, "answer"),
-    )
+def pick(columns: Columns, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The cells of a record that are asked for: id, image, question, reference, dialogue."""
+    wanted = (columns.id, columns.image, columns.question, columns.answer)
+    found = [None if name is None else values.get(name) for name in wanted]
+    cells: dict[str, Any] = dict(zip(("id", "image", "question", "reference"), found, strict=True))
+    if columns.turns is None:
+        return cells
+    exchange = last_exchange if columns.turns == MESSAGES else first_exchange
+    try:
+        said = cells["dialogue"] = exchange(values.get(columns.turns))
+    except DataError as error:
+        cells["dialogue"] = error
+    else:
+        if said.pictures and cells["image"] in (None, "", []):
+            cells["image"] = list(said.pictures)
+    return cells
 
 
 def make_row(archive: Archive, chunk: Chunk, row: int, cells: Cells, has_id: bool) -> Row:
-    """A Row with checked id, question and reference; the image is the caller's.
+    """A Row with checked id, question and reference; the pictures are the caller's.
 
-    `cells` may hold id, question, reference as they came, and error: a DataError of the whole row.
+    `cells` may hold id, question, reference and dialogue as they came, and error: a DataError of
+    the whole row.
     """
     stem = archive.files[chunk.file].stem
     result = Row(fallback_id(stem, row), chunk.file, row)
     result.error = cells.get("error")
-    if has_id and result.error is None:
-        result.error = id_problem(cells.get("id"))
-        if result.error is None and row in chunk.duplicates:
-            result.error = DataError("E1103", "the id belongs to another row already.")
-        if result.error is None:
-            result.id = str(cells["id"])
-    if "error" in cells:
+    if result.error is not None:
         return result
     try:
-        result.question = question_of(archive.settings, cells)
-        result.reference = text_of(cells.get("reference"), "answer")
+        if has_id:
+            name_row(result, cells.get("id"), row in chunk.duplicates)
+    except DataError as error:
+        result.error = error
+    try:
+        fill(archive.settings, result, cells)
     except DataError as error:
         result.error = result.error or error
     return result
 
 
-def question_of(settings: ArchiveSettings, cells: Cells) -> str:
-    """The question of a row. Raises DataError E1109, E1301, E1304."""
+def name_row(row: Row, cell: Any, repeats: bool) -> None:
+    """Give the row its own id. Raises DataError E1104, E1109 for one that is no name."""
+    own = id_text(cell)
+    if own is None:
+        row.warnings += ("id_missing",)
+    elif repeats:
+        row.id = repeated_id(own, row.id)
+        row.warnings += ("id_repeated",)
+    else:
+        row.id = own
+
+
+def fill(settings: ArchiveSettings, row: Row, cells: Cells) -> None:
+    """Question, history and reference. Raises DataError E1109, E1112, E1301, E1304, E1307."""
+    said = cells.get("dialogue")
+    if isinstance(said, DataError):
+        raise said
+    asked, reference = cells.get("question"), cells.get("reference")
+    if said is not None and settings.question is None:
+        asked, row.marks = said.question, said.marks
+        row.history, row.system = said.history, said.system
+        reference = said.reference if reference in (None, "") else reference
+    limit = settings.max_cell_bytes
+    try:
+        row.reference = text_of(reference, "answer", limit)
+    except DataError as error:
+        if error.code != "E1109" or settings.answer_column is not None:
+            raise
+        row.warnings += ("answer_is_no_text",)  # nobody asked for it
     if settings.question is not None:
-        return settings.question
-    value = cells.get("question")
+        row.question = settings.question
+        return
+    question = question_of(asked, limit)
+    row.question = question  # stands in the output of a row that is refused, too
+    row.question, marks = without_marks(question)
+    row.marks += marks
+    if row.marks:
+        row.warnings += ("image_mark",)
+    if not row.question.strip():
+        raise DataError("E1301", "the question is nothing but the mark of an image.")
+
+
+def question_of(value: Any, limit: int) -> str:
+    """The question of a row. Raises DataError E1109, E1112, E1301, E1304."""
     if value is not None and not isinstance(value, str | bytes):
         raise DataError("E1109", f"the question is a {type(value).__name__}, not text.")
-    text = text_of(value, "question")
+    text = text_of(value, "question", limit)
     if text is None or not text.strip():
         raise DataError("E1301", "the question is null, empty or white space.")
     return text
 
 
-def text_of(value: Any, what: str) -> str | None:
-    """Text of a cell; numbers become their decimal form. Raises DataError E1109, E1304."""
-    if value is None:
+def text_of(value: Any, what: str, limit: int) -> str | None:
+    """Text of a cell; numbers and dates become theirs, NaN nothing.
+
+    Raises DataError E1109, E1112, E1304.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bytes):
         try:
             value = value.decode()
         except UnicodeDecodeError:
             raise DataError("E1304", f"the {what} is not UTF-8.") from None
-    if isinstance(value, bool | int | float):
+    if isinstance(value, float) and math.isinf(value):
+        raise DataError("E1109", f"the {what} is no finite number.")
+    if isinstance(value, int | float | Decimal | date | time):
         return str(value)
     if not isinstance(value, str):
         raise DataError("E1109", f"the {what} is a {type(value).__name__}, not text.")
+    if len(value) > limit:
+        message = f"the {what} has {len(value)} characters; --max-cell-bytes is {limit}."
+        raise DataError("E1112", message)
     if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
         raise DataError("E1304", f"the {what} holds a NUL or a lone surrogate.")
     return value

@@ -7,33 +7,36 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as types
 
 from medv_ray.archive.chunks import Chunk, Row, SourceFile
-from medv_ray.archive.columns import make_row
+from medv_ray.archive.columns import make_row, pick
 from medv_ray.archive.parquet import (
     BOMB_RATIO,
     BROKEN,
     STREAM_BYTES,
     Footer,
     cells_of,
+    is_bytes,
     open_parquet,
     read_footer,
 )
-from medv_ray.archive.pictures import named_image
+from medv_ray.archive.pictures import give_images
 from medv_ray.archive.sources import Archive, check_unchanged, file_path
 from medv_ray.archive.store import is_local
 from medv_ray.errors import DataError
 
 BATCH_BYTES = 8 * 2**20  # aimed at, decoded at once
 BATCH_ROWS = 4096
+BASE64_RATIO = 1.5  # of text to the bytes that it stands for, line ends included
 
 
 class Cursor:
-    """A place in one row group that only moves forward; the next chunk goes on from there."""
+    """A position in one row group that only moves forward; the next chunk goes on from there."""
 
     def __init__(self, archive: Archive, number: int, group: int, exact: bool = False) -> None:
         file = archive.files[number]
@@ -44,8 +47,10 @@ class Cursor:
         columns = self.footer.columns
         image = columns.image
         leaves = [f"{image}.bytes", f"{image}.path"]
-        names = leaves if self.footer.image_kind == "struct" else [image]
-        names += [n for n in (columns.id, columns.question, columns.answer) if n is not None]
+        names = leaves if self.footer.image_kind == "struct" else []
+        whole = None if self.footer.image_kind == "struct" else image
+        wanted = (columns.id, columns.question, columns.answer, columns.turns, whole)
+        names += [name for name in wanted if name is not None]
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(self.group.average, 1)))
         if exact:  # so small that a damaged page costs no row before it
             rows = min(rows, max(1, self.group.rows // 100_000))
@@ -155,55 +160,52 @@ def batch_rows(
 ) -> Iterator[Row]:
     """Rows of one decoded batch."""
     columns = footer.columns
-    cells = {
-        name: cells_of(batch.column(column))
-        for name, column in (
-            ("id", columns.id),
-            ("question", columns.question),
-            ("reference", columns.answer),
-        )
-        if column is not None
-    }
-    image = batch.column(columns.image)
-    held, paths = image_cells(image, footer.image_kind)
-    last: bytes | None = None
+    wanted = (columns.id, columns.question, columns.answer, columns.turns)
+    cells = {name: cells_of(batch.column(name)) for name in wanted if name is not None}
+    limit = archive.settings.max_image_bytes
+    image = Images(batch.column(columns.image), footer.image_kind) if columns.image else None
+    last: Row | None = None
     for offset in range(batch.num_rows):
-        values = {name: column[offset] for name, column in cells.items()}
-        row = make_row(archive, chunk, first + offset, values, has_id=columns.id is not None)
-        row.image_name = paths[offset] if paths is not None else None
-        if row.error is None:
-            try:
-                row.image = image_of(archive, held, offset, row.image_name)
-            except DataError as error:
-                row.refuse(error)
-        if row.image is not None and row.image == last:
-            row.image = last  # repeats share one object
-        last = row.image or last
+        picked = pick(columns, {name: column[offset] for name, column in cells.items()})
+        row = make_row(archive, chunk, first + offset, picked, has_id=columns.id is not None)
+        try:
+            cell = picked["image"] if image is None else image.cell(offset, limit)
+        except DataError as error:
+            row.refuse(row.error or error)
+        else:
+            give_images(archive, row, cell)
+        if last is not None and row.images == last.images:
+            row.images = last.images  # repeats share one object
+        last = row if row.images else last
         yield row
 
 
-def image_cells(image: pa.Array, kind: str) -> tuple[pa.Array | None, list[str | None] | None]:
-    """Bytes and names of a batch of image cells."""
-    if types.is_dictionary(image.type):
-        image = image.cast(image.type.value_type)
-    if kind == "path":
-        return None, cells_of(image)
-    if kind == "binary":
-        return image, None
-    names = [image.type.field(i).name for i in range(image.type.num_fields)]
-    held = pc.struct_field(image, "bytes")
-    if "path" not in names:
-        return held, None
-    return held, cells_of(pc.struct_field(image, "path"))
+class Images:
+    """The image cells of a batch; a large one is not copied before its size is known."""
 
+    def __init__(self, array: pa.Array, kind: str) -> None:
+        if types.is_dictionary(array.type):
+            array = array.cast(array.type.value_type)
+        self._array, self._kind = array, kind
+        self._held = self._names = None
+        if kind == "binary":
+            self._held = array
+        elif kind == "struct":
+            self._held = pc.struct_field(array, "bytes")
+            if array.type.get_field_index("path") >= 0:
+                self._names = cells_of(pc.struct_field(array, "path"))
+        elif kind == "text":
+            self._names = cells_of(array)
 
-def image_of(archive: Archive, held: pa.Array | None, offset: int, name: object) -> bytes | None:
-    """One image's bytes: the cell's own, or the file that it names."""
-    limit = archive.settings.max_image_bytes
-    cell = held[offset] if held is not None else None
-    if cell is not None and cell.is_valid:
-        buffer = cell.as_buffer()
-        if buffer.size > limit:
-            raise DataError("E1112", f"the image has {buffer.size} bytes; at most {limit}.")
-        return buffer.to_pybytes()  # type: ignore[no-any-return]
-    return named_image(archive, name)
+    def cell(self, offset: int, limit: int) -> Any:
+        """As `tables.cells.pictures_of` takes it. Raises DataError E1112."""
+        name = self._names[offset] if self._names is not None else None
+        if self._held is not None:
+            held = self._held[offset]
+            if not held.is_valid:
+                return name
+            if is_bytes(self._held.type) and held.as_buffer().size > limit * BASE64_RATIO:
+                message = f"the image has {held.as_buffer().size} bytes; at most {limit}."
+                raise DataError("E1112", message)
+            return {"bytes": held.as_py(), "path": name}
+        return self._array[offset].as_py() if self._kind == "list" else name

@@ -1,9 +1,12 @@
-"""Row ids: which are acceptable, what stands in for the others, and which repeat an earlier one."""
+"""Row ids: names of rows as tables have them, and the rule that makes them distinct.
+
+An id is a name and not a key: a row that repeats one is a row as well. The first row of a name has
+it as it is; each later one is called `<id>#<file stem>:<row>`, which any later run repeats.
+"""
 
 from __future__ import annotations
 
-import unicodedata
-from bisect import bisect_right
+import re
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
@@ -12,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medv_ray.errors import DataError
+from medv_ray.tables.ids import id_text, normal
 
-MAX_ID_BYTES = 512
 WIDTH = 16  # bytes of an id's hash: two of 10^9 different ids meet with probability 1e-21
+_MADE = re.compile(r"(?:.*#)?([^#]*):(\d+)", re.DOTALL)
 
 
 def fallback_id(stem: str, row: int) -> str:
@@ -22,95 +26,76 @@ def fallback_id(stem: str, row: int) -> str:
     return f"{stem}:{row}"
 
 
-def id_problem(value: object) -> DataError | None:
-    """What is wrong with the cell of an id column; None for a good one. Never repeats the value."""
-    if value is None:
-        return DataError("E1102", "the id is null.")
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return DataError("E1109", f"the id is a {type(value).__name__}, no text or whole number.")
-    if isinstance(value, int):
-        return None
-    text = value
-    if not text.strip():
-        return DataError("E1102", "the id is empty.")
-    if "/" in text or "\\" in text or ".." in text:
-        return DataError("E1104", "the id has '/', '\\' or '..'.")
-    if text.isascii() and text.isprintable() and len(text) <= MAX_ID_BYTES:
-        return None
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text):
-        return DataError("E1104", "the id has a control character or a lone surrogate.")
-    size = len(text.encode())
-    if size > MAX_ID_BYTES:
-        return DataError("E1104", f"the id has {size} bytes; at most {MAX_ID_BYTES} are allowed.")
-    return None
-
-
-def normal(text: str) -> str:
-    """The form in which ids are compared: NFC, trimmed."""
-    return (text if text.isascii() else unicodedata.normalize("NFC", text)).strip()
-
-
 def fingerprint(text: str) -> bytes:
-    return blake2b(normal(text).encode(), digest_size=WIDTH).digest()
+    return blake2b(text.encode(), digest_size=WIDTH).digest()
 
 
 class IdCensus:
-    """Finds repeated ids over a whole archive, in 16 bytes a row; about 40 while it compares."""
+    """Finds repeated ids over a whole archive, in 16 bytes a row; about 40 while it compares.
 
-    def __init__(self) -> None:
+    An id that looks like one that is made here (`<stem of a file>:<number>`, alone or behind '#')
+    counts as a repetition, unless it is its own row's: so the ids that are written are distinct.
+    """
+
+    def __init__(self, stems: Iterable[str] = ()) -> None:
         self.hashes = bytearray()
-        self.refused: list[int] = []
-        self.stems: list[tuple[int, str]] = []  # (first ordinal, stem) of each file
+        self._stems = {normal(stem) for stem in stems}
+        self._unnamed: list[int] = []
+        self._made: list[int] = []
+        self._first, self._row, self._stem = 0, 0, ""
 
-    def start_file(self, stem: str) -> None:
-        """The rows that follow belong to this file."""
-        self.stems.append((len(self), stem))
+    def know(self, stems: Iterable[str]) -> None:
+        """These files have come, too: what looks made of their stems counts from here on."""
+        self._stems |= {normal(stem) for stem in stems}
+
+    def start_file(self, stem: str, row: int = 0) -> None:
+        """The rows that follow belong to this file, the first of them with this number."""
+        self._first, self._row, self._stem = len(self), row, stem
+        self.know([stem])
 
     def drop_file(self) -> None:
         """Forget the file that was started last, and its rows."""
-        first, _ = self.stems.pop()
-        del self.hashes[first * WIDTH :]
-        self.refused = [ordinal for ordinal in self.refused if ordinal < first]
+        del self.hashes[self._first * WIDTH :]
+        self._unnamed = [ordinal for ordinal in self._unnamed if ordinal < self._first]
+        self._made = [ordinal for ordinal in self._made if ordinal < self._first]
 
     def __len__(self) -> int:
         return len(self.hashes) // WIDTH
 
     def add(self, values: Iterable[Any]) -> None:
-        """The id cells of the next rows. A refused one counts with the id that stands in for it."""
-        first, stem = self.stems[-1]
+        """The id cells of the next rows."""
         for value in values:
             ordinal = len(self)
-            if id_problem(value) is None:
-                self.hashes += fingerprint(str(value))
-            else:
-                self.refused.append(ordinal)
-                self.hashes += fingerprint(fallback_id(stem, ordinal - first))
+            try:
+                text = id_text(value)
+            except DataError:
+                text = None
+            if text is None:
+                self._unnamed.append(ordinal)
+                self.hashes += fingerprint(f"\0{ordinal}")
+                continue
+            text = normal(text)
+            if ":" in text and self._looks_made(text, self._row + ordinal - self._first):
+                self._made.append(ordinal)
+            self.hashes += fingerprint(text)
+
+    def _looks_made(self, text: str, row: int) -> bool:
+        found = _MADE.fullmatch(text)
+        if found is None or found.group(1) not in self._stems:
+            return False
+        return text != normal(fallback_id(self._stem, row))
 
     def duplicates(self) -> list[int]:
-        """Sorted ordinals of rows whose id an earlier row has, or stands in for a refused one."""
+        """Sorted ordinals of rows whose id an earlier row has, or that looks like a made one."""
         if not len(self):
             return []
-        kind = pa.binary(WIDTH)
         hashes = pa.FixedSizeBinaryArray.from_buffers(
-            kind, len(self), [None, pa.py_buffer(self.hashes)]
+            pa.binary(WIDTH), len(self), [None, pa.py_buffer(self.hashes)]
         )
         order = pc.array_sort_indices(hashes)  # stable: the first row of equal ids comes first
         ranked = hashes.take(order)
         repeats = pc.equal(ranked[1:], ranked[:-1])
-        refused = set(self.refused)
-        found = set(order[1:].filter(repeats).to_pylist()) - refused
-        new = found | refused
-        while new:  # a stand-in may itself be the id of another row
-            stand_ins = pa.array([fingerprint(self.stand_in(o)) for o in sorted(new)], kind)
-            meets = pc.indices_nonzero(pc.is_in(hashes, value_set=stand_ins)).to_pylist()
-            new = set(meets) - found - refused
-            found |= new
-        return sorted(found)
-
-    def stand_in(self, ordinal: int) -> str:
-        """The fallback id of a row."""
-        first, stem = self.stems[bisect_right(self.stems, ordinal, key=lambda s: s[0]) - 1]
-        return fallback_id(stem, ordinal - first)
+        return sorted({*order[1:].filter(repeats).to_pylist(), *self._made})
 
 
 def row_numbers(ordinals: Iterable[int], first: int, count: int) -> Iterator[int]:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+from medv_ray import files
 from medv_ray.archive.store import Store, reading, writing
 from medv_ray.errors import RunError
 
@@ -46,7 +47,7 @@ class PartFile(NamedTuple):
 
 
 class Ledger:
-    """The committed chunks of a run by place, and how to add to them."""
+    """The committed chunks of a run by source key, and how to add to them."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -105,28 +106,28 @@ class Ledger:
         raise AssertionError("unreachable")
 
     def apply(self, record: dict[str, Any]) -> None:
-        """Take a record into account; the last commit of a place counts."""
+        """Take a record into account; the last commit of a source key counts."""
         self.number = max(self.number, record["number"])
         if record["op"] == "commit":
             self._apply_commit(record)
         elif record["op"] == "merge":
             name = record["part"]
-            places = set().union(*(self.held.pop(old, set()) for old in record["parts"]))
+            source_keys = set().union(*(self.held.pop(old, set()) for old in record["parts"]))
             # after a crash between two merges, the later one's commits are in this file already
-            self.held[name] = self.held.get(name, set()) | places
+            self.held[name] = self.held.get(name, set()) | source_keys
             self.files[name] = PartFile(record["sha256"], record["size"])
-            for place in places:
-                self.commits[place].part = name
+            for source_key in source_keys:
+                self.commits[source_key].part = name
             for old in record["parts"]:
                 self.files.pop(old, None)
         else:
-            for place in record["places"]:
-                self._forget(place)
+            for source_key in record["source_keys"]:
+                self._forget(source_key)
 
     def _apply_commit(self, record: dict[str, Any]) -> None:
-        place, name = record["place"], record["part"]
-        self._forget(place)
-        self.commits[place] = Commit(
+        source_key, name = record["source_key"], record["part"]
+        self._forget(source_key)
+        self.commits[source_key] = Commit(
             record["key"],
             name,
             record["rows"],
@@ -135,14 +136,14 @@ class Ledger:
             record["quarantined"],
             record["number"],
         )
-        self.held.setdefault(name, set()).add(place)
+        self.held.setdefault(name, set()).add(source_key)
         self.files[name] = PartFile(record["sha256"], record["size"])
 
-    def _forget(self, place: str) -> None:
-        old = self.commits.pop(place, None)
+    def _forget(self, source_key: str) -> None:
+        old = self.commits.pop(source_key, None)
         if old is None:
             return
-        self.held[old.part].discard(place)
+        self.held[old.part].discard(source_key)
         if not self.held[old.part]:
             del self.held[old.part], self.files[old.part]
 
@@ -178,7 +179,7 @@ class Ledger:
             finally:
                 os.close(handle)
             if new:
-                self.store.sync_folder(self.store.root)
+                files.sync(self.store.root)
         self._size += len(line)
 
     def merge_record(self, names: list[str], merged: str, file: PartFile) -> dict[str, Any]:
@@ -186,9 +187,14 @@ class Ledger:
         record = {"op": "merge", "part": merged, "parts": names, **file._asdict()}
         if not self.store.local:
             record["commits"] = [
-                {"op": "commit", "place": place, **asdict(self.commits[place]), **file._asdict()}
+                {
+                    "op": "commit",
+                    "source_key": source_key,
+                    **asdict(self.commits[source_key]),
+                    **file._asdict(),
+                }
                 for name in names
-                for place in self.held[name]
+                for source_key in self.held[name]
             ]
         return record
 
@@ -199,9 +205,9 @@ class Ledger:
             if record is not None:
                 self.store.delete(record)
 
-    def counts(self, places: Iterable[str] | None = None) -> dict[str, int]:
-        """Sums of rows, answered, abstained and quarantined, over all or the given places."""
-        chosen = self.commits.values() if places is None else self._of(places)
+    def counts(self, source_keys: Iterable[str] | None = None) -> dict[str, int]:
+        """Sums of rows, answered, abstained and quarantined, over all or the given source keys."""
+        chosen = self.commits.values() if source_keys is None else self._of(source_keys)
         total = {"rows": 0, "answered": 0, "abstained": 0, "quarantined": 0}
         for commit in chosen:
             total["rows"] += commit.rows
@@ -210,8 +216,10 @@ class Ledger:
             total["quarantined"] += commit.quarantined
         return total
 
-    def _of(self, places: Iterable[str]) -> Iterator[Commit]:
-        return (self.commits[place] for place in places if place in self.commits)
+    def _of(self, source_keys: Iterable[str]) -> Iterator[Commit]:
+        return (
+            self.commits[source_key] for source_key in source_keys if source_key in self.commits
+        )
 
 
 def render(record: dict[str, Any]) -> bytes:

@@ -28,7 +28,7 @@ NAME = "lock"
 LIVE, GONE = ".json", ".gone"
 HEARTBEAT_S = 10.0
 TRIES = 5
-TOLD_BYTES = 512  # host names have up to 255
+OWNER_BYTES = 512  # host names have up to 255
 
 
 class Lock:
@@ -81,14 +81,14 @@ class Lock:
 
     def _write_file(self) -> None:
         assert self._handle is not None
-        text = self._told()
+        text = self._owner_line()
         with writing(self.store.path(NAME), len(text)):
             os.pwrite(self._handle, text, 0)
             os.ftruncate(self._handle, len(text))
 
     def _acquire_object(self, take_over: bool) -> None:
         for _ in range(TRIES):
-            self.store.write(self._own(), self._told())
+            self.store.write(self._own(), self._owner_line())
             others = self._others()
             for token, owner in list(others.items()):
                 if take_over or is_dead_here(owner):
@@ -97,7 +97,7 @@ class Lock:
                     del others[token]
             if not others:
                 self._held = True
-                self.store.write(self._own(), self._told())
+                self.store.write(self._own(), self._owner_line())
                 return
             self.store.delete(self._own())
             if any(owner.get("held") for owner in others.values()):
@@ -119,7 +119,7 @@ class Lock:
     def _own(self) -> str:
         return f"{NAME}/{self.token}{LIVE}"
 
-    def _told(self) -> bytes:
+    def _owner_line(self) -> bytes:
         owner = {
             "token": self.token,
             "host": host(),
@@ -130,7 +130,7 @@ class Lock:
         }
         # of one length: a reader of an object store asks for the length first, and then, if the
         # object was replaced by a shorter one, gets bytes of nobody behind it
-        return json.dumps(owner).encode().ljust(TOLD_BYTES) + b"\n"
+        return json.dumps(owner).encode().ljust(OWNER_BYTES) + b"\n"
 
     def _beat(self) -> None:
         while not self._stop.wait(self.heartbeat_s):
@@ -139,7 +139,7 @@ class Lock:
                 if self.store.local:
                     self._write_file()
                 else:
-                    self.store.write(self._own(), self._told())
+                    self.store.write(self._own(), self._owner_line())
             except (RunError, OSError):
                 continue  # the next commit meets the same failure, in the thread that can tell it
 

@@ -10,9 +10,10 @@ from medv_ray.archive.store import Store
 from medv_ray.errors import RunError
 
 FILE = "run.json"
-VERSION = 1
+VERSION = 2
 WORDS = ("archive.question", "prompt.question_suffix")
 """Fields whose values may be a row's text; a message says only that they changed."""
+IMAGES = "an image that rows name by path was changed, added or removed"
 UNREADABLE = "unreadable"
 """Stands for the digest of an input file that could not be planned."""
 
@@ -58,7 +59,7 @@ def write_manifest(store: Store, manifest: dict[str, Any]) -> None:
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What changed between two identities, one phrase a field, in the order of the new one."""
     old, new = flatten(before), flatten(now)
-    told = []
+    changes = []
     unreadable = json.dumps(UNREADABLE)
     for name in [*new, *(n for n in old if n not in new)]:
         if old.get(name) == new.get(name):
@@ -68,14 +69,14 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if name.startswith("files."):
             file = name.removeprefix("files.")
             verb = "added" if name not in old else "removed" if name not in new else "changed"
-            told.append(f"input file {file!r} {verb}")
+            changes.append(f"input file {file!r} {verb}")
         elif name == "images":
-            told.append("an image that rows name by path was changed, added or removed")
+            changes.append(IMAGES)
         elif name.endswith(WORDS):
-            told.append(f"{name} changed")
+            changes.append(f"{name} changed")
         else:
-            told.append(f"{name}: {short(old.get(name))} -> {short(new.get(name))}")
-    return told
+            changes.append(f"{name}: {short(old.get(name))} -> {short(new.get(name))}")
+    return changes
 
 
 def short(value: str | None) -> str:
@@ -85,9 +86,9 @@ def short(value: str | None) -> str:
     return value if len(value) <= 48 else f"{value[:13]}..."
 
 
-def refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise RunError E1502 naming the fields that changed; return when none did."""
-    told = differences(before, now)
-    if told:
-        more = f", and {len(told) - 4} more" if len(told) > 4 else ""
-        raise RunError("E1502", f"changed since the run began: {'; '.join(told[:4])}{more}.")
+def refuse(changes: list[str], hint: str = "") -> None:
+    """Raise RunError E1502 naming what changed; return when nothing did."""
+    if changes:
+        more = f", and {len(changes) - 4} more" if len(changes) > 4 else ""
+        text = f"changed since the run began: {'; '.join(changes[:4])}{more}."
+        raise RunError("E1502", f"{text}{hint}")

@@ -1,25 +1,29 @@
 """What the footer of a parquet file says: its columns, its row groups, and how to cut them.
 
-Image cells are a struct {bytes, path} as Hugging Face writes it, plain binary, or a path.
+Image cells are a struct {bytes, path} as Hugging Face writes it, plain binary, text (a path or
+base64), or a list of these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as types
 
 from medv_ray.archive.chunks import CHUNK_BYTES, Cut, Draft, SourceFile
-from medv_ray.archive.columns import Columns, find_columns
+from medv_ray.archive.pictures import named_in
 from medv_ray.archive.sources import Archive, ArchiveSettings, file_path
 from medv_ray.archive.store import TROUBLE, reason_of
 from medv_ray.errors import DataError
+from medv_ray.tables.columns import Columns, find
 
 STREAM_BYTES = 2**20  # read-ahead of one column
 BOMB_BYTES, BOMB_RATIO = 64 * 2**20, 1000
+TEXTS, NAMES = "text", "text, number, date or bytes"
 BROKEN = (*TROUBLE, UnicodeDecodeError)
 
 
@@ -55,11 +59,19 @@ def open_parquet(archive: Archive, file: SourceFile) -> pq.ParquetFile:
 def read_footer(settings: ArchiveSettings, file: SourceFile, opened: pq.ParquetFile) -> Footer:
     """Row groups and columns. Raises DataError E1101 and E1109 for missing or mistyped columns."""
     schema = opened.schema_arrow
-    columns = find_columns(settings, schema.names, file.name)
-    kind = image_kind(schema.field(columns.image).type, columns.image, file.name)
-    for name in (columns.question, columns.answer, columns.id):
-        if name is not None:
-            check_cell_type(schema.field(name).type, name, columns, file.name)
+    columns = find(settings.asked, schema.names, file.name)
+    kind = "none"
+    if columns.image is not None:
+        kind = image_kind(schema.field(columns.image).type, columns.image, file.name)
+    if columns.question is not None:
+        check_cell_type(schema.field(columns.question).type, columns.question, file.name, TEXTS)
+    if columns.id is not None:
+        try:
+            check_cell_type(schema.field(columns.id).type, columns.id, file.name, NAMES)
+        except DataError:
+            if settings.id_column is not None:
+                raise
+            columns = columns._replace(id=None)  # nobody asked for it
     groups, first = [], 0
     for number in range(opened.metadata.num_row_groups):
         # not .column(n): pyarrow lets some damage there end the process
@@ -72,17 +84,25 @@ def read_footer(settings: ArchiveSettings, file: SourceFile, opened: pq.ParquetF
 
 
 def image_kind(kind: pa.DataType, name: str, file: str) -> str:
-    """`struct`, `binary` or `path`. Raises DataError E1109."""
+    """`struct`, `binary`, `text` or `list`. Raises DataError E1109."""
     kind = kind.value_type if types.is_dictionary(kind) else kind
-    if types.is_struct(kind) and "bytes" in [kind.field(i).name for i in range(kind.num_fields)]:
+    if is_list(kind):
+        image_kind(kind.value_type, name, file)
+        return "list"
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         return "struct"
+    if types.is_struct(kind) and kind.get_field_index("path") >= 0:
+        return "list"  # of one
     if is_bytes(kind):
         return "binary"
-    if is_text(kind):
-        return "path"
-    raise DataError(
-        "E1109", f"{file}: column {name!r} is {kind}; an image is bytes, {{bytes, path}} or a path."
-    )
+    if is_text(kind) or types.is_null(kind):
+        return "text"
+    message = "an image is bytes, {bytes, path}, a path, base64, or a list of these"
+    raise DataError("E1109", f"{file}: column {name!r} is {kind}; {message}.")
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
 def is_bytes(kind: pa.DataType) -> bool:
@@ -98,14 +118,16 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def check_cell_type(kind: pa.DataType, name: str, columns: Columns, file: str) -> None:
-    """Questions are text; ids text or whole numbers; answers text or numbers."""
+def check_cell_type(kind: pa.DataType, name: str, file: str, what: str) -> None:
+    """Questions are text; ids text, numbers, dates or bytes. Raises DataError E1109."""
+    kind = getattr(kind, "storage_type", kind)
     kind = kind.value_type if types.is_dictionary(kind) else kind
-    good = is_text(kind) or types.is_null(kind)
-    good = good or (name == columns.id and types.is_integer(kind))
-    good = good or (name == columns.answer and types.is_primitive(kind))
+    good = is_text(kind) or types.is_null(kind) or is_bytes(kind)
+    if what == NAMES:
+        good = good or (types.is_primitive(kind) and not types.is_boolean(kind))
+        good = good or types.is_decimal(kind)
     if not good:
-        raise DataError("E1109", f"{file}: column {name!r} is {kind}, which is no text.")
+        raise DataError("E1109", f"{file}: column {name!r} is {kind}, which is no {what}.")
 
 
 def read_column(opened: pq.ParquetFile, column: str, limit: int) -> Iterator[list[Any]]:
@@ -120,9 +142,11 @@ def read_column(opened: pq.ParquetFile, column: str, limit: int) -> Iterator[lis
 
 
 def cells_of(array: pa.Array) -> list[Any]:
-    """Python values; text that is not UTF-8 stays bytes."""
+    """Python values; 16 bytes a cell are UUIDs, text that is not UTF-8 stays bytes."""
     if types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
+    if types.is_fixed_size_binary(array.type) and array.type.byte_width == 16:
+        return [None if cell is None else UUID(bytes=cell) for cell in array.to_pylist()]
     if not is_text(array.type):
         return array.to_pylist()  # type: ignore[no-any-return]
     try:
@@ -138,6 +162,15 @@ def as_text(cell: bytes | None) -> str | bytes | None:
         return cell
 
 
+def names_files(opened: pq.ParquetFile, footer: Footer) -> bool:
+    """Whether image cells are paths, or lists of paths, and hold no bytes."""
+    if footer.image_kind not in ("text", "list"):
+        return False
+    kind = opened.schema_arrow.field(footer.columns.image).type
+    kind = kind.value_type if is_list(kind) else kind
+    return is_text(kind) or (types.is_struct(kind) and kind.get_field_index("bytes") < 0)
+
+
 def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
     """Chunks of at most `chunk_rows` rows inside row groups; fewer where images are large."""
     if not file.size:
@@ -145,8 +178,8 @@ def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
     try:
         opened = open_parquet(archive, file)
     except BROKEN as error:
-        told = f"{file.name}: not a complete parquet file, or no access ({reason_of(error)})."
-        raise DataError("E1105", told) from error
+        message = f"{file.name}: not a complete parquet file, or no access ({reason_of(error)})."
+        raise DataError("E1105", message) from error
     footer = read_footer(archive.settings, file, opened)
     result = Draft()
     for number, group in enumerate(footer.groups):
@@ -160,7 +193,10 @@ def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
         result.rows = max(result.rows, stop)
     if footer.columns.id is not None:
         result.ids = read_column(opened, footer.columns.id, result.rows)
-    if footer.image_kind == "path":
-        cells = read_column(opened, footer.columns.image, result.rows)
-        result.images = {name for batch in cells for name in batch if isinstance(name, str)}
+    if footer.columns.image is not None and names_files(opened, footer):
+        for cells in read_column(opened, footer.columns.image, result.rows):
+            found = {name for cell in cells for name in named_in(cell)}
+            result.images |= found
+            if not found:
+                break  # base64: too much to be read twice
     return result

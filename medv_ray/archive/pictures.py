@@ -1,4 +1,4 @@
-"""Image files that rows name by path: found, checked, and read without leaving their folder."""
+"""The pictures of rows: held in a cell or named by it, and read without leaving their folder."""
 
 from __future__ import annotations
 
@@ -7,35 +7,96 @@ import hashlib
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import fs
 
-from medv_ray.archive.chunks import CHUNK_BYTES, Chunk, Cut, Draft, Row, SourceFile
-from medv_ray.archive.columns import make_row
-from medv_ray.archive.sources import IMAGE_ENDINGS, Archive, ending, list_files, place_of
-from medv_ray.archive.store import is_local, reason_of
+from medv_ray.archive.chunks import Row
+from medv_ray.archive.sources import Archive, place_of
+from medv_ray.archive.store import Stored, is_local, reason_of
 from medv_ray.errors import DataError
+from medv_ray.tables import names
+from medv_ray.tables.cells import check_marks, pictures_of
 
 REFUSED = (
     errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENXIO,
     errno.ENODEV,
 )  # fmt: skip
 """Why a file is not opened today nor tomorrow."""
+EXAMPLES = 3
+NAME_WARNINGS = ("image_name_case",)
 
 
-def named_image(archive: Archive, name: object) -> bytes:
-    """The bytes of the image that a row names.
+def give_images(archive: Archive, row: Row, cell: Any, last: Row | None = None) -> None:
+    """Read the pictures that a cell holds or names into its row, all of them or none.
+
+    `last` is a row of the same cell, whose pictures it shares. The row carries DataError E1108,
+    E1109, E1111, E1112; E1107, for a picture that is there but cannot be read now, is raised.
+    """
+    if row.error is not None:
+        row.image_names = named_in(cell)
+        return
+    images: list[bytes] = []
+    called: list[str] = []
+    warnings: list[str] = []
+    try:
+        if last is not None:
+            check_marks(row.marks, len(last.images))
+            row.images, row.image_names = last.images, last.image_names
+            row.warnings += tuple(w for w in last.warnings if w in NAME_WARNINGS)
+            return
+        for picture in pictures_of(cell):
+            if picture.data is None:
+                for found, data in named_images(archive, picture.name):
+                    images.append(data)
+                    called.append(found.path)
+                    warnings += found.warnings
+            else:
+                check_size(len(picture.data), archive.settings.max_image_bytes)
+                images.append(picture.data)
+                called.append(picture.name or "")
+        check_marks(row.marks, len(images))
+    except DataError as error:
+        row.refuse(error)
+        row.image_names = named_in(cell)
+    else:
+        row.images, row.image_names = tuple(images), tuple(name for name in called if name)
+        row.warnings += tuple(dict.fromkeys(warnings))
+
+
+def named_in(cell: Any) -> tuple[str, ...]:
+    """The paths that a cell names and that are to be looked up."""
+    try:
+        found = pictures_of(cell)
+    except DataError:
+        return ()
+    return tuple(one.name for one in found if one.data is None and one.name is not None)
+
+
+def named_images(archive: Archive, name: object) -> list[tuple[names.Found, bytes]]:
+    """The image files that a name means: one, but for several names in one.
 
     Raises DataError E1108, E1111, E1112, and E1107 for one that is there but cannot be read now.
     """
-    if name is None or name == "":
-        raise DataError("E1111", "the row has neither image bytes nor an image path.")
+    try:
+        path = names.relative(name)
+        return [(names.Found(posixpath.normpath(path)), read_image(archive, path))]
+    except DataError as error:
+        if error.code not in ("E1108", "E1111") or not isinstance(name, str):
+            raise
+        found = meant(archive, name)
+        if not found:
+            raise
+    return [(one, read_image(archive, one.path)) for one in found]
+
+
+def read_image(archive: Archive, path: str) -> bytes:
+    """A file of the image folder by its path. Raises as `named_images`."""
     limit = archive.settings.max_image_bytes
     filesystem, root = place_of(archive.images_uri)
-    path = relative_path(name)
     if is_local(archive.images_uri):
         return read_local(root, path, limit)
     if path.startswith("/"):
@@ -43,15 +104,58 @@ def named_image(archive: Archive, name: object) -> bytes:
     return read_object(filesystem, posixpath.normpath(f"{root}/{path}"), limit)
 
 
-def relative_path(name: object) -> str:
-    r"""`images\test\1.jpg` -> `images/test/1.jpg`. Raises DataError E1108 for a way out."""
-    if not isinstance(name, str) or "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
-        raise DataError("E1108", "the image path is no text that can be a path.")
-    path = name.replace("\\", "/")
-    parts = path.split("/")
-    if ".." in parts or ":" in parts[0]:
-        raise DataError("E1108", "the image path has '..', a drive or a URL scheme.")
-    return path
+class Listing(NamedTuple):
+    """What lies in a folder."""
+
+    folder: names.Folder
+    files: dict[str, tuple[int, int]]
+    """Size and time by name."""
+
+
+@lru_cache(maxsize=1024)
+def listing(uri: str, folder: str) -> Listing:
+    """A folder below the image folder, empty where none is. Raises DataError E1107."""
+    filesystem, root = place_of(uri)
+    path = f"{root}/{folder}" if folder else root
+    files: dict[str, tuple[int, int]] = {}
+    if is_local(uri):
+        try:
+            entries = list(os.scandir(path))
+        except (OSError, ValueError):
+            entries = []  # no such folder, a file where one should be, or no permission
+        for entry in entries:
+            try:
+                if entry.is_file():
+                    info = entry.stat()
+                    files[entry.name] = (info.st_size, info.st_mtime_ns)
+            except OSError:
+                continue
+        return Listing(names.Folder(entry.name for entry in entries), files)
+    try:
+        listed = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    except ValueError:
+        listed = []  # no name of a folder
+    except OSError as error:
+        # no network, say: what is there would count as missing
+        message = f"the images that rows name cannot be listed ({reason_of(error)})."
+        raise DataError("E1107", message) from error
+    for info in listed:
+        if info.type == fs.FileType.File:
+            files[posixpath.basename(info.path)] = (info.size, info.mtime_ns or 0)
+    return Listing(names.Folder(posixpath.basename(info.path) for info in listed), files)
+
+
+def meant(archive: Archive, name: str) -> list[names.Found]:
+    """The files that a name means, as `names.find`; a path below the image folder counts too."""
+    uri = archive.images_uri
+    root = place_of(uri)[1].rstrip("/")
+    name = name.removeprefix(root + "/") if is_local(uri) else name
+    try:
+        return names.find(name, posixpath.basename(root), lambda at: listing(uri, at).folder)
+    except DataError as error:
+        if error.code == "E1107":
+            raise
+        return []
 
 
 def read_object(filesystem: Any, path: str, limit: int) -> bytes:
@@ -111,89 +215,40 @@ class NamedImages(NamedTuple):
     """sha256 over path, size and time of each; empty when rows name none."""
     distinct: int
     missing: int
+    examples: tuple[str, ...] = ()
+    """Some of the missing names, as rows have them."""
+    files: tuple[Stored, ...] = ()
+    """Those that are there, by name."""
 
 
-def look_up(archive: Archive, names: set[str]) -> NamedImages:
-    """List the folders of the named images and compare; no image is read."""
-    if not names:
+def look_up(archive: Archive, wanted: Iterable[str]) -> NamedImages:
+    """List the folders of the named images and compare; no image is read.
+
+    Raises DataError E1110 when a store cannot be listed.
+    """
+    named = sorted(wanted)
+    if not named:
         return NamedImages("", 0, 0)
-    filesystem, root = place_of(archive.images_uri)
-    paths = set()
-    missing = 0
-    for name in names:
-        try:
-            paths.add(posixpath.normpath(posixpath.join(root, relative_path(name))))
-        except DataError:
-            missing += 1
-    digest, found = hashlib.sha256(), 0
-    for folder in sorted({posixpath.dirname(path) for path in paths}):
-        selector = fs.FileSelector(folder, recursive=False, allow_not_found=True)
-        try:
-            listed = filesystem.get_file_info(selector)
-        except ValueError:
-            continue  # no name of a folder: missing
-        except OSError as error:
-            if is_local(archive.images_uri):
-                continue  # a file where a folder should be, or no permission: missing
-            # no network, say: what is there would count as missing, and as changed the next time
-            told = f"the images that rows name cannot be listed ({reason_of(error)})."
-            raise DataError("E1110", told) from error
-        for info in sorted(listed, key=lambda info: str(info.path)):
-            if info.path in paths and info.type == fs.FileType.File:
-                name = posixpath.relpath(info.path, root)
-                digest.update(f"{name!a} {info.size} {info.mtime_ns}\n".encode())
-                found += 1
-    return NamedImages(digest.hexdigest(), len(paths), missing + len(paths) - found)
-
-
-def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
-    """A folder of images under one question: every image is a row, sorted by name."""
-    settings = archive.settings
-    listed = [f for f in list_files(settings.archive) if ending(f.name) in IMAGE_ENDINGS]
-    images = [f for f in listed if not posixpath.basename(f.name).startswith(".")][:limit]
-    result = Draft(rows=len(images))
-    result.ids = iter([[image.name.replace("/", ":") for image in images]])
-    begin, size = 0, 0
-    for row, image in enumerate([*images, None]):
-        full = row - begin == settings.chunk_rows or size > CHUNK_BYTES
-        if row > begin and (full or image is None):
-            at = tuple(tuple(one) for one in images[begin:row])
-            result.cuts.append(Cut(range(begin, row), at=at))
-            begin, size = row, 0
-        size += image.size if image is not None else 0
-    return result
-
-
-def folder_digest(archive: Archive) -> str:
-    """The fingerprint of a folder of images: names, sizes and times, or names and contents."""
-    filesystem, root = place_of(archive.images_uri)
+    listing.cache_clear()
+    found: dict[str, tuple[int, int]] = {}
+    missing = []
+    try:
+        for name in named:
+            paths = [one.path for one in meant(archive, name)]
+            facts = [_fact(archive.images_uri, path) for path in paths]
+            if not paths or None in facts:
+                missing.append(name)
+            found.update((p, f) for p, f in zip(paths, facts, strict=True) if f is not None)
+    except DataError as error:
+        raise DataError("E1110", error.detail) from error
     digest = hashlib.sha256()
-    for image in list_files(archive.settings.archive):
-        if ending(image.name) not in IMAGE_ENDINGS:
-            continue
-        digest.update(f"{image.name!a} {image.size}\n".encode())
-        if archive.settings.fingerprint == "full":
-            with filesystem.open_input_file(f"{root}/{image.name}") as file:
-                while block := file.read(2**20):
-                    digest.update(block)
-        else:
-            digest.update(f"{image.mtime_ns}\n".encode())
-    return digest.hexdigest()
+    files = tuple(Stored(path, *fact) for path, fact in sorted(found.items()))
+    for file in files:
+        digest.update(f"{file.name!a} {file.size} {file.mtime_ns}\n".encode())
+    examples = tuple(name[:200] for name in missing[:EXAMPLES])
+    return NamedImages(digest.hexdigest(), len(found), len(missing), examples, files)
 
 
-def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
-    """The rows of a chunk. Raises DataError E1107 when one of its images is not as planned."""
-    filesystem, root = place_of(archive.images_uri)
-    found = filesystem.get_file_info([f"{root}/{name}" for name, _, _ in chunk.at])
-    for info, (_, size, mtime_ns) in zip(found, chunk.at, strict=True):
-        if (info.type, info.size, info.mtime_ns or 0) != (fs.FileType.File, size, mtime_ns):
-            raise DataError("E1107", "an image of the folder changed; its chunk is not scored.")
-    for number, (name, _, _) in zip(chunk.rows, chunk.at, strict=True):
-        row = make_row(archive, chunk, number, {"id": name.replace("/", ":")}, has_id=True)
-        row.image_name = name
-        if row.error is None:
-            try:
-                row.image = named_image(archive, name)
-            except DataError as error:
-                row.refuse(error)
-        yield row
+def _fact(uri: str, path: str) -> tuple[int, int] | None:
+    head, _, tail = path.rpartition("/")
+    return listing(uri, head).files.get(tail)

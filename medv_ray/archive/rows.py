@@ -28,7 +28,7 @@ class Part:
     """A chunk's rows, written and durable but not committed yet."""
 
     key: str
-    place: str
+    source_key: str
     hidden: str
     """The name under which it was written."""
     name: str
@@ -79,7 +79,7 @@ def write_part(store: Store, chunk: Chunk, records: Sequence[dict[str, Any]]) ->
         store.write(name, data)
     tally = [sum(record["status"] == status for record in records) for status in STATUSES]
     digest = hashlib.sha256(data).hexdigest()
-    return Part(chunk.key, chunk.place, hidden, name, digest, len(data), len(records), *tally)
+    return Part(chunk.key, chunk.source_key, hidden, name, digest, len(data), len(records), *tally)
 
 
 def check_records(chunk: Chunk, records: Sequence[dict[str, Any]]) -> None:
@@ -122,12 +122,12 @@ def read_run(out: str, columns: Sequence[str] | None = None) -> Iterator[pa.Tabl
     Raises RunError E1506 for damage.
     """
     store = Store(out)
-    done: set[str] = set()  # places and not keys: a second try of a chunk has another key
+    done: set[str] = set()  # source keys, as a second try of a chunk has another key
     for _ in range(8):
         ledger = Ledger.load(store)
         vanished = False
-        for name, places in ledger.held.items():
-            left = places - done
+        for name, source_keys in ledger.held.items():
+            left = source_keys - done
             if not left:
                 continue
             wanted = None if columns is None else [*columns, "chunk"]
@@ -137,7 +137,7 @@ def read_run(out: str, columns: Sequence[str] | None = None) -> Iterator[pa.Tabl
                 vanished = True  # merged away between our two looks
                 continue
             done |= left
-            yield only(table, {ledger.commits[place].key for place in left}, columns)
+            yield only(table, {ledger.commits[source_key].key for source_key in left}, columns)
         if not vanished:
             return
     raise RunError("E1506", "files of rows/ that the ledger names are missing.")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 from uuid import uuid4
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 
 from medv_ray.archive import manifest as manifests
 from medv_ray.archive import rows
+from medv_ray.archive.accuracy import MOST_ROWS, Accuracy, accuracy, listed
 from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.compact import compact, small_parts
 from medv_ray.archive.folder import (
@@ -29,6 +31,8 @@ from medv_ray.archive.ledger import Ledger
 from medv_ray.archive.lock import NAME as LOCK
 from medv_ray.archive.lock import Lock
 from medv_ray.archive.plan import Plan
+from medv_ray.archive.prior import FOLDER as INPUTS
+from medv_ray.archive.prior import PlannedFile, images_file
 from medv_ray.archive.rows import Part
 from medv_ray.archive.store import Store, writing
 from medv_ray.errors import DataError, RunError
@@ -51,6 +55,8 @@ class Summary:
     """Files that could not be planned; how many rows they have is not known."""
     reasons: dict[str, int]
     """Quarantined rows by reason word."""
+    accuracy: dict[str, Accuracy] | None = None
+    """Of the answers that the archive knows; None for more rows than are compared."""
 
     @property
     def exit_code(self) -> int:
@@ -69,7 +75,7 @@ class Run:
         self.ledger = Ledger(store)
         self.manifest: dict[str, Any] = {}
         self.skipped: dict[str, tuple[str, int]] = {}
-        self._places = {chunk.place for chunk in plan.chunks}
+        self._source_keys = {chunk.source_key for chunk in plan.chunks}
         self._events: list[str] = []
         self._retry_until = 0  # number of the last commit that may be superseded
 
@@ -82,6 +88,7 @@ class Run:
         *,
         new_run: bool = False,
         allow_mixed: bool = False,
+        allow_added: bool = False,
         take_over: bool = False,
         retry_quarantined: bool = False,
     ) -> Run:
@@ -90,6 +97,7 @@ class Run:
         `identity` is nested plain data: settings, model and code; the plan adds the input's.
         `retry_quarantined` opens chunks with quarantined rows again (their answered rows are
         answered again too), and accepts that images which rows name by path have changed.
+        `allow_added` accepts new files and new rows behind the ones that the run has.
         Raises RunError: E1501 in use, E1502 another run's (the fields are named), E1506 damaged,
         E1507 no run folder or inside the input.
         """
@@ -102,7 +110,7 @@ class Run:
         try:
             if new_run:
                 run._wipe()
-            run._begin({**identity, **plan.identity()}, allow_mixed, retry_quarantined)
+            run._begin({**identity, **plan.identity()}, allow_mixed, allow_added, retry_quarantined)
         except BaseException:
             run.lock.release()
             raise
@@ -121,38 +129,84 @@ class Run:
         finally:
             self.lock.release()
 
-    def _begin(self, identity: dict[str, Any], allow_mixed: bool, retry: bool) -> None:
+    def _begin(
+        self, identity: dict[str, Any], allow_mixed: bool, allow_added: bool, retry: bool
+    ) -> None:
         found = manifests.read_manifest(self.store)
         mixed: list[Any] = []
+        grown: list[Any] = []
         if found is not None:
-            mixed = found.get("mixed_with", [])
+            self._check_version(found)
+            mixed, grown = found["mixed_with"], found["grown"]
             before = found["identity"]
             if not allow_mixed:
-                left_out = {"images": identity["images"]} if retry else {}
-                manifests.refuse_changes({**before, **left_out}, identity)
-            elif manifests.differences(before, identity):
+                self._refuse_changes(before, identity, allow_added, retry)
+                self._check_basis(found["files"])
+            elif self.plan.changes(before, identity):
                 mixed = [*mixed, before]
+            if self.plan.growth.rows:
+                grown = [*grown, {"time": time.time(), "rows": self.plan.growth.rows}]
+        inputs = self._write_inputs(found)
         started = time.time() if found is None else found["started"]
         self.manifest = {
             "version": manifests.VERSION,
             "identity": identity,
-            "files": [list(file) for file in self.plan.files],
+            "kind": self.plan.archive.kind,
+            # as json reads it back, to compare
+            "files": json.loads(json.dumps(self.plan.files)),
+            "inputs": inputs,
             "mixed_with": mixed,
-            "processors": [] if found is None else found.get("processors", []),
+            "grown": grown,
+            "processors": [] if found is None else found["processors"],
             "started": started,
         }
         if found != {**self.manifest, "sha256": (found or {}).get("sha256")}:
             manifests.write_manifest(self.store, self.manifest)
         self.ledger = Ledger.load(self.store, repair=True)
-        stale = sorted(set(self.ledger.commits) - self._places)
+        stale = sorted(set(self.ledger.commits) - self._source_keys)
         if stale:  # the input changed under --allow-mixed: those rows are cut otherwise now
-            self.ledger.append({"op": "drop", "places": stale})
+            self.ledger.append({"op": "drop", "source_keys": stale})
         self._sweep()
         self._check_files()
         if retry:
             self._retry_until = self.ledger.number
         done = len(self.ledger.commits)
         self.event("open", session=self.session, chunks=len(self.plan.chunks), done=done)
+
+    @staticmethod
+    def _check_version(found: dict[str, Any]) -> None:
+        if found["version"] != manifests.VERSION:
+            versions = f"{found['version']}, this one writes {manifests.VERSION}"
+            raise RunError("E1502", f"the run folder has the form of version {versions}.")
+
+    def _refuse_changes(
+        self, before: dict[str, Any], now: dict[str, Any], allow_added: bool, retry: bool
+    ) -> None:
+        if retry and self.plan.archive.kind != "images":
+            before = {**before, "images": now["images"]}
+            growth = self.plan.growth._replace(lost=(), new_images=())
+            self.plan = replace(self.plan, growth=growth)
+        changes = self.plan.changes(before, now, allow_added)
+        can_grow = changes and not self.plan.changes(before, now, allow_added=True)
+        hint = " --allow-added scores what was added and keeps the rest." if can_grow else ""
+        manifests.refuse(changes, hint)
+
+    def _check_basis(self, files: list[Any]) -> None:
+        """Raises RunError E1502 when the plan was made before another job let the run grow."""
+        planned = {file.name: file.pieces for file in self.plan.files}
+        for found in map(PlannedFile.from_json, files):
+            if planned[found.name][: len(found.pieces)] != found.pieces:
+                raise RunError("E1502", "the run grew since this job planned it: start it again.")
+
+    def _write_inputs(self, found: dict[str, Any] | None) -> dict[str, str] | None:
+        """Have the list of images in place before run.json names it."""
+        if not self.plan.inputs:
+            return None
+        name, data, sha256 = images_file(self.plan.inputs)
+        entry = {"file": name, "sha256": sha256}
+        if found is None or found["inputs"] != entry:
+            self.store.write(name, data)
+        return entry
 
     def _wipe(self) -> None:
         for file in self.store.listing():
@@ -165,6 +219,8 @@ class Run:
         for file in self.store.listing():
             hidden = file.name.endswith(".tmp")
             orphan = file.name.startswith(f"{rows.FOLDER}/") and file.name not in self.ledger.files
+            inputs = (self.manifest["inputs"] or {}).get("file")
+            orphan |= file.name.startswith(f"{INPUTS}/") and file.name != inputs
             if hidden or orphan:
                 self.store.delete(file.name)
 
@@ -176,15 +232,15 @@ class Run:
 
     def todo(self) -> list[Chunk]:
         """The chunks that are not committed yet, in the plan's order."""
-        return [self._again(chunk) for chunk in self.plan.chunks if self._is_open(chunk.place)]
+        return [self._again(chunk) for chunk in self.plan.chunks if self._is_open(chunk.source_key)]
 
-    def _is_open(self, place: str) -> bool:
-        commit = self.ledger.commits.get(place)
+    def _is_open(self, source_key: str) -> bool:
+        commit = self.ledger.commits.get(source_key)
         return commit is None or (commit.quarantined > 0 and commit.number <= self._retry_until)
 
     def _again(self, chunk: Chunk) -> Chunk:
         """A chunk that is committed already and tried again gets a key of its own."""
-        commit = self.ledger.commits.get(chunk.place)
+        commit = self.ledger.commits.get(chunk.source_key)
         if commit is None:
             return chunk
         key = hashlib.sha256(f"{commit.key} again".encode()).hexdigest()[:32]
@@ -193,9 +249,13 @@ class Run:
     def commit(self, part: Part) -> bool:
         """Make a written part count. False when its chunk was committed already."""
         self.lock.check()
-        committed = self.ledger.commits.get(part.place)
+        committed = self.ledger.commits.get(part.source_key)
         repeated = committed is not None and committed.key == part.key
-        if repeated or part.place not in self._places or not self._is_open(part.place):
+        if (
+            repeated
+            or part.source_key not in self._source_keys
+            or not self._is_open(part.source_key)
+        ):
             self.store.delete(part.hidden)
             return False
         if self.store.local:
@@ -208,7 +268,7 @@ class Run:
         del record["hidden"]
         record["part"] = record.pop("name")
         self.ledger.append({"op": "commit", **record})
-        self.skipped.pop(part.place, None)
+        self.skipped.pop(part.source_key, None)
         if len(small_parts(self.ledger)) >= MERGE_AFTER:
             compact(self.store, self.ledger)
         return True
@@ -222,19 +282,20 @@ class Run:
     def skip(self, chunk: Chunk, error: DataError) -> None:
         """Note that a chunk could not be read: it stays open, and the job ends with exit code 1."""
         name = self.plan.files[chunk.file].name
-        self.skipped[chunk.place] = (name, len(chunk.rows))
+        self.skipped[chunk.source_key] = (name, len(chunk.rows))
         self.event("skip", code=error.code, file=name, rows=len(chunk.rows))
 
-    def finish(self) -> Summary:
-        """Account for every row, compact, write quarantine and metrics.
+    def finish(self, kinds: Mapping[str, str] | None = None) -> Summary:
+        """Account for every row, compact, write quarantine and metrics. `kinds` maps ids to kinds
+        of question, whose accuracy is then given, too.
 
         Raises RunError E1510 unless answered + abstained + quarantined + not scored = rows.
         """
         self.lock.check()
         counts = self.ledger.counts()
         # the rows of a chunk that was to be tried again still stand
-        open_places = self.skipped.keys() - self.ledger.commits.keys()
-        not_scored = sum(self.skipped[place][1] for place in open_places)
+        open_keys = self.skipped.keys() - self.ledger.commits.keys()
+        not_scored = sum(self.skipped[key][1] for key in open_keys)
         total = counts["answered"] + counts["abstained"] + counts["quarantined"]
         if total != counts["rows"] or total + not_scored != self.plan.rows:
             raise RunError(
@@ -246,9 +307,11 @@ class Run:
         compact(self.store, self.ledger)
         self._sweep()
         reasons = self._write_quarantine()
+        compared = self.plan.rows <= MOST_ROWS
         summary = Summary(
             self.plan.rows, counts["answered"], counts["abstained"], counts["quarantined"],
             not_scored, len(self.plan.unreadable), reasons,
+            accuracy(self.store.uri, kinds) if compared else None,
         )  # fmt: skip
         self._write_metrics(summary)
         self.event("finish", rows=summary.rows, quarantined=summary.quarantined)
@@ -257,8 +320,8 @@ class Run:
     def _write_quarantine(self) -> dict[str, int]:
         columns = ["id", "file", "row", "code", "reason", "chunk"]
         found = []
-        for name, places in self.ledger.held.items():
-            commits = [self.ledger.commits[place] for place in places]
+        for name, source_keys in self.ledger.held.items():
+            commits = [self.ledger.commits[key] for key in source_keys]
             if not any(commit.quarantined for commit in commits):
                 continue
             sha256 = self.ledger.files[name].sha256
@@ -273,7 +336,8 @@ class Run:
 
     def _write_metrics(self, summary: Summary) -> None:
         files = sorted({name for name, _ in self.skipped.values()})
-        told = {
+        left_out = self.plan.left_out
+        metrics = {
             "rows": summary.rows,
             "answered": summary.answered,
             "abstained": summary.abstained,
@@ -282,8 +346,10 @@ class Run:
             "reasons": summary.reasons,
             "files_not_scored": files,
             "unreadable_files": [{"name": u.name, "code": u.code} for u in self.plan.unreadable],
+            "accuracy": listed(summary.accuracy),
+            "left_out": {"files": left_out.total, "groups": left_out.listed()},
         }
-        self.store.write(METRICS, (json.dumps(told, indent=1) + "\n").encode())
+        self.store.write(METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
 
     def event(self, event: str, **fields: Any) -> None:
         """Note something in events.jsonl: counts, codes and file names, never row content."""

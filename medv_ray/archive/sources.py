@@ -1,4 +1,4 @@
-"""What an archive is made of, and which files of it hold rows.
+"""What an archive is made of, which files of it hold rows, and which are left out and why.
 
 Four kinds: parquet files, question tables (csv, jsonl, json) beside a folder of images, tar shards,
 and a folder of images with one fixed question. docs/archive.md describes each.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
@@ -18,13 +18,30 @@ from pyarrow import fs
 from pydantic import Field, PositiveInt, model_validator
 
 from medv_ray.archive.chunks import SourceFile
-from medv_ray.archive.store import TROUBLE, Stored, absolute, reason_of, resolve
+from medv_ray.archive.left_out import EMPTY, HIDDEN, LeftOut, is_hidden, pictures_by_content
+from medv_ray.archive.store import (
+    TROUBLE,
+    Listing,
+    Stored,
+    absolute,
+    list_folder,
+    reason_of,
+    resolve,
+)
 from medv_ray.errors import DataError, SettingsError
+from medv_ray.formats import ENDINGS
+from medv_ray.formats import ending as ending  # for the kinds' modules
 from medv_ray.settings import Settings
+from medv_ray.tables.columns import Asked
+from medv_ray.tables.encoding import known_encoding
+from medv_ray.tables.record import CELL_BYTES
+from medv_ray.tables.records import ENDINGS as TABLE_ENDINGS
+from medv_ray.tables.records import Reading
 
 Kind = Literal["parquet", "table", "tar", "images"]
-TABLE_ENDINGS = (".csv", ".jsonl", ".json")
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+KnownImage = tuple[str, int, int, str | None]
+"""Name, size, time and perhaps a digest."""
+PARQUET_ENDINGS = (".parquet", ".pq")
 
 
 class ArchiveSettings(Settings):
@@ -33,17 +50,20 @@ class ArchiveSettings(Settings):
     archive: str
     """File, folder, or pattern with `*`; local, or an `s3://` or `gs://` URI."""
     questions: str | None = None
-    """A csv, jsonl or json file of questions; `archive` is then the folder of its images."""
+    """A csv, tsv, jsonl, json or parquet file of questions; `archive` is then the folder of its
+    images."""
     images: str | None = None
     """Folder that image paths in columns are relative to. Default: the archive's own folder."""
     question: str | None = None
     """One question for every image; a question column is then not looked at."""
     id_column: str | None = None
-    """Column of row ids. Default: `id` where there is one, else ids made of file and row number."""
+    """Column of row ids. Default: `id` where there is one, else ids made of file and row number;
+    `none`: these in any case."""
     image_column: str = "image"
-    """Encoded bytes, a struct {bytes, path}, or a path."""
+    """Encoded bytes, base64, a struct {bytes, path}, a path, or a list of these. Where there is no
+    `image`, that of a known layout is taken (`images`, SLAKE's `img_name`)."""
     question_column: str = "question"
-    """Text."""
+    """Text. Where there is no `question`, a dialogue is taken (`messages`, `conversations`)."""
     answer_column: str | None = None
     """The known answer, copied to the output as `reference`. Default: `answer` where it exists."""
     chunk_rows: Annotated[int, Field(ge=1, le=4096)] = 32
@@ -52,6 +72,12 @@ class ArchiveSettings(Settings):
     """Only the first rows of the archive."""
     fingerprint: Literal["fast", "full"] = "fast"
     """How a changed input file is noticed: by size, time and both ends, or by its whole content."""
+    encoding: str | None = None
+    """Of csv, tsv and json files, such as `latin-1` or `cp1252`. Default: by the mark at the
+    beginning of the file, else UTF-8."""
+    max_cell_bytes: PositiveInt = CELL_BYTES
+    """Longer questions and answers are quarantined; characters of a cell of text. Cells of
+    other columns may have 2^26 at least."""
     max_image_bytes: PositiveInt = 256 * 2**20
     """Larger encoded images are quarantined, before they are read where the format allows it."""
 
@@ -61,7 +87,20 @@ class ArchiveSettings(Settings):
             raise ValueError("question is empty or white space")
         if self.question is not None and self.questions is not None:
             raise ValueError("give questions or question, not both")
+        if self.encoding is not None:
+            known_encoding(self.encoding)
         return self
+
+    @property
+    def asked(self) -> Asked:
+        """The columns that are looked for."""
+        question = None if self.question is not None else self.question_column
+        return Asked(self.image_column, question, self.id_column, self.answer_column)
+
+    @property
+    def reading(self) -> Reading:
+        """How text tables are read."""
+        return Reading(self.encoding, self.max_cell_bytes)
 
 
 @dataclass(frozen=True)
@@ -75,8 +114,15 @@ class Archive:
     files: tuple[SourceFile, ...]
     images_uri: str
     """The folder that image paths are relative to."""
-    ignored: int = 0
-    """Files whose ending says nothing."""
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
+    """Files of the listing that hold no row of it."""
+    num_images: int = 0
+    """Image files beside tables or parquet files: rows may name them."""
+    images: tuple[Stored, ...] = field(default=(), repr=False, compare=False)
+    """Of a folder of images, the pictures in order of names. An actor's copy has none."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "images": ()}
 
 
 @contextmanager
@@ -85,99 +131,169 @@ def listing() -> Iterator[None]:
     try:
         yield
     except TROUBLE as error:
-        told = f"archive: cannot be listed ({reason_of(error)}: rights or network)."
-        raise DataError("E1110", told) from error
+        text = f"archive: cannot be listed ({reason_of(error)}: rights or network)."
+        raise DataError("E1110", text) from error
 
 
 @listing()
-def open_archive(settings: ArchiveSettings) -> Archive:
+def open_archive(
+    settings: ArchiveSettings, known: Mapping[str, KnownImage] | None = None
+) -> Archive:
     """List the archive and tell its kind; no row is read.
+
+    Images that are `known` by name, size and time from an earlier plan are not looked into again.
 
     Raises DataError E1110 when nothing is there or it cannot be listed, SettingsError E1001 when
     its kind is not clear.
     """
+    left_out = LeftOut()
     if settings.questions is not None:
         images = absolute(settings.images or settings.archive)
         filesystem, path = resolve(images)
         if filesystem.get_file_info(path).type != fs.FileType.Directory:
             raise DataError("E1110", "archive: with --questions it is the folder of the images.")
-        tables = [f for f in list_files(settings.questions) if ending(f.name) in TABLE_ENDINGS]
-        if not tables:
-            raise DataError("E1110", f"--questions: no {', '.join(TABLE_ENDINGS)} file.")
+        found = list_files(settings.questions, left_out)
         uri = folder_of(settings.questions)
-        return Archive(settings, "table", uri, source_files(tables), images)
+        if tables := [f for f in found if ending(f.name) in TABLE_ENDINGS]:
+            return Archive(settings, "table", uri, source_files(tables), images, left_out)
+        if tables := [f for f in found if ending(f.name) in PARQUET_ENDINGS]:
+            return Archive(settings, "parquet", uri, source_files(tables), images, left_out)
+        endings = ", ".join((*TABLE_ENDINGS, *PARQUET_ENDINGS))
+        raise DataError("E1110", f"--questions: no {endings} file; save a spreadsheet as csv.")
     folder = folder_of(settings.archive)
     images = absolute(settings.images or folder)
-    found = list_files(settings.archive)
-    kind, chosen = choose(settings, found)
+    found = list_files(settings.archive, left_out)
+    kind, chosen, num_images = choose(settings, found, left_out, known or {})
     if kind == "images":
         name = posixpath.basename(folder.rstrip("/")) or "images"
         size = sum(file.size for file in chosen)
         whole = SourceFile(name, resolve(folder)[1], size, 0, clean_stem(name))
-        return Archive(settings, kind, folder, (whole,), images, len(found) - len(chosen))
-    files = source_files(chosen)
-    return Archive(settings, kind, folder, files, images, len(found) - len(files))
+        return Archive(settings, kind, folder, (whole,), images, left_out, images=tuple(chosen))
+    return Archive(settings, kind, folder, source_files(chosen), images, left_out, num_images)
 
 
-def choose(settings: ArchiveSettings, found: list[Stored]) -> tuple[Kind, list[Stored]]:
-    """The kind of an archive by the endings of its files, and the files of that kind."""
-    by_kind: dict[Kind, list[Stored]] = {"parquet": [], "tar": [], "table": [], "images": []}
+def choose(
+    settings: ArchiveSettings,
+    found: list[Stored],
+    left_out: LeftOut,
+    known: Mapping[str, KnownImage],
+) -> tuple[Kind, list[Stored], int]:
+    """The kind of an archive, the files of that kind, and how many images lie beside them.
+
+    Endings decide, but for pictures: a file of another ending is looked into, where one question
+    is asked of every image, and where nothing else would hold a row.
+    """
+    sorts: dict[str, list[Stored]] = {
+        name: [] for name in ("parquet", "tar", "table", "images", "hidden", "other")
+    }
     for file in found:
-        end = ending(file.name)
-        hidden = any(part.startswith((".", "_")) for part in file.name.split("/"))
-        if end in IMAGE_ENDINGS and not file.name.rpartition("/")[2].startswith("."):
-            by_kind["images"].append(file)
-        elif end in (".parquet", ".pq") and not hidden:
-            by_kind["parquet"].append(file)
-        elif (end == ".tar" or file.name.endswith((".tar.gz", ".tgz"))) and not hidden:
-            by_kind["tar"].append(file)
-        elif end in TABLE_ENDINGS and not hidden:
-            by_kind["table"].append(file)
-    if by_kind["parquet"] and by_kind["tar"]:
+        image = known.get(file.name)
+        was_image = image is not None and image[:3] == file
+        sorts["images" if was_image else sort_of(file.name)].append(file)
+    if sorts["parquet"] and sorts["tar"]:
         raise SettingsError(
             "E1001", "archive holds both parquet and tar files; choose with a pattern, '*.tar'."
         )
-    for kind in ("parquet", "tar"):
-        if by_kind[kind]:
-            return kind, by_kind[kind]
-    if by_kind["images"] and settings.question is not None:
-        return "images", by_kind["images"]
-    if by_kind["table"]:
-        return "table", by_kind["table"]
-    if by_kind["images"]:
-        raise SettingsError(
-            "E1001", "archive holds images only: give --questions FILE or --question TEXT."
-        )
-    raise DataError("E1110", f"archive: {len(found)} files, none of a known ending.")
+    kind: Kind
+    if sorts["parquet"] or sorts["tar"]:
+        kind = "parquet" if sorts["parquet"] else "tar"
+    else:
+        if settings.question is not None or not (sorts["table"] or sorts["images"]):
+            look_inside(settings, sorts, left_out)
+        if settings.question is not None and sorts["images"]:
+            kind = "images"
+        elif sorts["table"]:
+            kind = "table"
+        elif sorts["images"]:
+            raise SettingsError(
+                "E1001", "archive holds images only: give --questions FILE or --question TEXT."
+            )
+        else:
+            leave_out(left_out, sorts, "images")
+            raise DataError("E1110", f"archive: no file that holds rows among {left_out}.")
+    leave_out(left_out, sorts, kind)
+    return kind, sorts[kind], 0 if kind == "images" else len(sorts["images"])
 
 
-def list_files(pattern: str) -> list[Stored]:
+def sort_of(name: str) -> str:
+    """A kind of archive by the ending of a file; `hidden`, or `other`."""
+    end = ending(name)
+    if end in ENDINGS:
+        return "hidden" if is_hidden(name) else "images"
+    if is_hidden(name):
+        return "hidden"
+    kind = "other"
+    if end in PARQUET_ENDINGS:
+        kind = "parquet"
+    elif end == ".tar" or name.endswith((".tar.gz", ".tgz")):
+        kind = "tar"
+    elif end in TABLE_ENDINGS:
+        kind = "table"
+    set_aside = any(part.startswith((".", "_")) for part in name.split("/"))
+    return "hidden" if set_aside and kind != "other" else kind
+
+
+def look_inside(
+    settings: ArchiveSettings, sorts: dict[str, list[Stored]], left_out: LeftOut
+) -> None:
+    """Move the pictures among files of other endings to the images; count the rest."""
+    filesystem, root = place_of(folder_of(settings.archive))
+    answers = pictures_by_content(filesystem, root, sorts["other"])
+    for file, answer in zip(sorts["other"], answers, strict=True):
+        if answer is True:
+            sorts["images"].append(file)
+        else:
+            left_out.add(file.name, str(answer))
+    sorts["images"].sort()
+    sorts["other"] = []
+
+
+def leave_out(left_out: LeftOut, sorts: dict[str, list[Stored]], kind: Kind) -> None:
+    """Count what is no file of the archive's kind. Images beside rows are counted by the plan."""
+    names = {"parquet": "parquet", "tar": "tar", "table": "table", "images": "image"}
+    for sort in ("hidden", "other", "parquet", "tar", "table"):
+        for file in sorts[sort] if sort != kind else ():
+            reason = HIDDEN if sort == "hidden" else f"not a {names[kind]} file"
+            if sort != "hidden" and kind == "images":
+                reason = "a table; --question is asked of images"
+            left_out.add(file.name, reason if file.size or sort == "hidden" else EMPTY)
+    if kind == "tar":
+        for file in sorts["images"]:
+            left_out.add(file.name, "not a tar file")
+
+
+def list_files(pattern: str, left_out: LeftOut | None = None) -> list[Stored]:
     """All files that a file name, folder or pattern with `*` stands for, sorted by name.
 
-    Raises DataError E1110 when there are none, or when they cannot be listed.
+    What cannot be read as a file is counted in `left_out`. Raises DataError E1110 when there are
+    none, or when they cannot be listed.
     """
     with listing():
         found = find_files(pattern)
-    if not found:
-        raise DataError("E1110", "archive: no such file or folder, or it is empty.")
-    return sorted(found)
+    left_out = left_out or LeftOut()
+    for odd in found.odd:
+        left_out.add(odd.name, odd.reason)
+    if not found.files:
+        why = f"; left out: {left_out}" if left_out.total else ""
+        raise DataError("E1110", f"archive: no such file or folder, or it is empty{why}.")
+    return sorted(found.files)
 
 
-def find_files(pattern: str) -> list[Stored]:
+def find_files(pattern: str) -> Listing:
     """`list_files` without its complaints."""
     filesystem, path = resolve(pattern)
     info = filesystem.get_file_info(path)
     if info.type == fs.FileType.File:
-        return [Stored(posixpath.basename(path), info.size, info.mtime_ns or 0)]
+        return Listing([Stored(posixpath.basename(path), info.size, info.mtime_ns or 0)], [])
     base, glob = (path, "") if info.type == fs.FileType.Directory else split_glob(path)
-    matches = re.compile(glob_regex(glob)) if glob else None
-    selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
-    found = []
-    for entry in filesystem.get_file_info(selector):
-        name = entry.path[len(base) :].lstrip("/")
-        if entry.type == fs.FileType.File and (matches is None or matches.fullmatch(name)):
-            found.append(Stored(name, entry.size, entry.mtime_ns or 0))
-    return found
+    found = list_folder(filesystem, base)
+    if not glob:
+        return found
+    matches = re.compile(glob_regex(glob)).fullmatch
+    return Listing(
+        [file for file in found.files if matches(file.name)],
+        [odd for odd in found.odd if matches(odd.name)],
+    )
 
 
 def folder_of(pattern: str) -> str:
@@ -220,21 +336,16 @@ def glob_regex(pattern: str) -> str:
     return re.sub(r"\\\*", "[^/]*", marked)
 
 
-def ending(name: str) -> str:
-    """`.JPG` -> `.jpg`."""
-    return posixpath.splitext(name)[1].lower()
-
-
-def source_files(files: Iterable[Stored]) -> tuple[SourceFile, ...]:
-    """Give every file a stem of its own: its name without folder and ending where unique."""
-    listed = list(files)
+def source_files(files: Iterable[Stored], taken: Iterable[str] = ()) -> tuple[SourceFile, ...]:
+    """Give every file a stem of its own, and none of those that are taken: its name without folder
+    and ending where unique."""
+    listed, taken = list(files), set(taken)
     stems = [clean_stem(posixpath.basename(f.name)) for f in listed]
-    seen: dict[str, int] = {}
+    seen: dict[str, int] = dict.fromkeys(taken, 1)
     for stem in stems:
         seen[stem] = seen.get(stem, 0) + 1
     longer = [clean_stem(f.name.replace("/", ".")) for f in listed]
     chosen = [s if seen[s] == 1 else long for s, long in zip(stems, longer, strict=True)]
-    taken: set[str] = set()
     result = []
     for file, wanted in zip(listed, chosen, strict=True):
         stem = next(s for s in numbered(wanted) if s not in taken)
@@ -254,7 +365,7 @@ def numbered(stem: str) -> Iterator[str]:
 def clean_stem(name: str) -> str:
     """A file name without its ending, with nothing in it that an id may not have."""
     stem = name.rpartition(".")[0] or name
-    stem = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in stem)
+    stem = "".join(c if c.isprintable() and c not in "/\\#" else "_" for c in stem)
     return stem.replace("..", "__").encode(errors="replace").decode()[:128].strip() or "file"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from medv_ray import files
 from medv_ray.errors import RunError, SettingsError
 
 TRIES = 3
@@ -35,12 +37,29 @@ class Stored(NamedTuple):
     mtime_ns: int
 
 
+class Odd(NamedTuple):
+    """An entry of a listing that is no file to be read."""
+
+    name: str
+    """Bytes that are no UTF-8 are escaped: `b\\xff.png`."""
+    reason: str
+
+
+class Listing(NamedTuple):
+    """What lies in a folder, in no order."""
+
+    files: list[Stored]
+    odd: list[Odd]
+
+
 def resolve(uri: str) -> tuple[Any, str]:
     """A pyarrow filesystem and a path in it, from a local path or a URI (s3, gs, file).
 
     `AWS_ENDPOINT_URL` or `?endpoint_override=host:port&scheme=http` points s3 at another server.
     Raises SettingsError E1001 for a URI that pyarrow does not know.
     """
+    if escaped(uri) != uri:
+        raise SettingsError("E1001", "a path is not UTF-8; rename the folder.")
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(uri)
     try:
@@ -51,6 +70,64 @@ def resolve(uri: str) -> tuple[Any, str]:
             "E1001", f"{scheme}://...: not a place that can be opened (local, s3://, gs://)."
         ) from error
     return filesystem, path.rstrip("/") or path
+
+
+def escaped(name: str) -> str:
+    r"""A name as it can be printed: bytes that are no UTF-8 as `\xff`."""
+    try:
+        return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # a lone surrogate that stands for no byte
+        return name.encode(errors="backslashreplace").decode()
+
+
+def list_folder(filesystem: Any, base: str, recursive: bool = True) -> Listing:
+    """The files below a folder, named relative to it; nothing for a folder that is not there.
+
+    On a local disk links are followed. pyarrow's own listing is not used there: one name that is
+    not UTF-8 ends it. Raises OSError.
+    """
+    if isinstance(filesystem, fs.LocalFileSystem):
+        found = Listing([], [])
+        if os.path.isdir(base):
+            _scan(base, "", recursive, found, frozenset())
+        return found
+    selector = fs.FileSelector(base, recursive=recursive, allow_not_found=True)
+    return Listing(
+        [
+            Stored(info.path[len(base) :].lstrip("/"), info.size, info.mtime_ns or 0)
+            for info in filesystem.get_file_info(selector)
+            if info.type == fs.FileType.File
+        ],
+        [],
+    )
+
+
+def _scan(
+    folder: str, prefix: str, recursive: bool, found: Listing, above: frozenset[tuple[int, int]]
+) -> None:
+    """One local folder; `above` are the folders that it lies in, as a link may lead back."""
+    here = os.stat(folder)
+    own = (here.st_dev, here.st_ino)
+    if own in above:
+        return
+    with os.scandir(folder) as entries:
+        listed = list(entries)
+    for entry in listed:
+        name = prefix + entry.name
+        try:
+            info = entry.stat()
+        except OSError as error:
+            found.odd.append(Odd(escaped(name), f"cannot be read ({reason_of(error)})"))
+            continue
+        if stat.S_ISDIR(info.st_mode):
+            if recursive:
+                _scan(entry.path, f"{name}/", recursive, found, above | {own})
+        elif escaped(name) != name:
+            found.odd.append(Odd(escaped(name), "name is not UTF-8"))
+        elif not stat.S_ISREG(info.st_mode):
+            found.odd.append(Odd(name, "no regular file"))
+        else:
+            found.files.append(Stored(name, info.st_size, info.st_mtime_ns))
 
 
 def absolute(uri: str) -> str:
@@ -112,47 +189,28 @@ class Store:
         path = self.path(name)
         with writing(path, len(data)):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            try:
-                with open(path, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except BaseException:
-                if os.path.exists(path):
-                    os.unlink(path)
-                raise
+            files.write_durably(path, data)
 
     def reveal(self, hidden: str, name: str) -> None:
         """Rename a local file to its visible name and make the rename durable."""
         with writing(self.path(name), 0):
-            os.replace(self.path(hidden), self.path(name))
-            self.sync_folder(os.path.dirname(self.path(name)))
-
-    @staticmethod
-    def sync_folder(path: str) -> None:
-        """fsync a local folder, so that the names in it survive a power cut."""
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            files.put_in_place(self.path(hidden), self.path(name))
 
     def listing(self, prefix: str = "") -> list[Stored]:
         """All files below `prefix`, sorted by name; empty when there is no such folder."""
         base = f"{self.root}/{prefix}".rstrip("/")
-        selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
         with reading(prefix):
-            infos = self.filesystem.get_file_info(selector)
-        return sorted(
-            Stored(info.path[len(self.root) + 1 :], info.size, info.mtime_ns or 0)
-            for info in infos
-            if info.type == fs.FileType.File
-        )
+            found = list_folder(self.filesystem, base).files
+        start = f"{prefix}/" if prefix else ""
+        return sorted(file._replace(name=start + file.name) for file in found)
 
     def top(self) -> list[str]:
         """Names of the files and folders directly in the root."""
-        selector = fs.FileSelector(self.root, recursive=False, allow_not_found=True)
         with reading():
+            if self.local:
+                names = os.listdir(self.root) if os.path.isdir(self.root) else []
+                return sorted(map(escaped, names))
+            selector = fs.FileSelector(self.root, recursive=False, allow_not_found=True)
             return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
     def exists(self, name: str) -> bool:
@@ -174,8 +232,8 @@ def reading(name: str = "") -> Iterator[None]:
     except FileNotFoundError:
         raise
     except TROUBLE as error:
-        told = f"{name or 'the output folder'}: no answer from the disk or the object store"
-        raise RunError("E1511", f"{told} ({reason_of(error)}).") from error
+        text = f"{name or 'the output folder'}: no answer from the disk or the object store"
+        raise RunError("E1511", f"{text} ({reason_of(error)}).") from error
 
 
 def reason_of(error: Exception) -> str:

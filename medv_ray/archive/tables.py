@@ -1,55 +1,86 @@
-"""Question tables: csv, jsonl, and json in a list or as LLaVA's conversations.
+"""Question tables: csv, tsv, jsonl, and json as a list, as an object or as lines.
 
 A row is found again by its byte span: a chunk is read without reading what is before it.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from medv_ray.archive.chunks import Chunk, Cut, Draft, Row, SourceFile
-from medv_ray.archive.columns import find_columns, make_row
-from medv_ray.archive.pictures import named_image
-from medv_ray.archive.records import ENCODING, TURNS, parse, scan
-from medv_ray.archive.sources import Archive, ArchiveSettings, file_path
+from medv_ray.archive.chunks import Chunk, Cut, Draft, Piece, Row, SourceFile
+from medv_ray.archive.columns import make_row, pick
+from medv_ray.archive.pictures import give_images, named_in
+from medv_ray.archive.sources import Archive, file_path
 from medv_ray.errors import DataError
+from medv_ray.tables import columns
+from medv_ray.tables.record import Style
+from medv_ray.tables.records import open_table, read_again
 
 MAX_COLUMNS = 64
 WINDOW = 4096  # rows inside which questions on one image are brought together
 
 
 def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
-    """Read the table once and group its rows by image inside windows."""
+    """Read the table once and group its rows by image inside windows.
+
+    Raises DataError E1101, E1105, E1109, E1120 for a table that cannot be read as a whole.
+    """
     if not file.size:
         raise DataError("E1105", f"{file.name}: the file is empty.")
+    asked = archive.settings.asked
     result = Draft()
-    found: dict[str, None] = {}  # names of columns, in the order of their first use
+    found: Counter[str] = Counter()  # names of columns, in the order of their first use
+    names: tuple[str, ...] | None = None
     ids: list[Any] = []
     window: list[tuple[str, int, int, int]] = []  # image, row, offset, length
-    for names, span in scan(archive, file):
-        if limit is not None and result.rows >= limit:
-            break
-        if len(found) < MAX_COLUMNS:
-            found.update(dict.fromkeys(names))
-        image = span.cells.get("image")
-        name = image if isinstance(image, str) else ""
-        if name:
-            result.images.add(name)
-        ids.append(span.cells.get("id"))
-        window.append((name, result.rows, span.offset, span.length))
-        result.rows += 1
-        if len(window) == WINDOW:
-            result.cuts += cuts(window, archive.settings.chunk_rows)
-            window = []
+    borders, proof = set(file.borders()), hashlib.sha256()
+    filesystem, path = file_path(archive, file)
+    with filesystem.open_input_file(path) as opened:
+        table = open_table(
+            opened, file.name, archive.settings.reading, partial(columns.is_row, asked)
+        )
+        for record in table.records:
+            if limit is not None and result.rows >= limit:
+                break
+            if record.names != names and len(found) < MAX_COLUMNS:
+                names = record.names
+                found |= Counter(names)
+            cells = pick(columns.resolve(asked, record.names), record.values)
+            if result.rows in borders:
+                result.cuts += cuts(window, archive.settings.chunk_rows)
+                window = []
+                close_piece(result, proof)
+                proof = hashlib.sha256()
+            proof.update(f"{record.names} {cells} {record.error!r}\n".encode(errors="replace"))
+            named = named_in(cells["image"])
+            result.images.update(named)
+            ids.append(cells["id"])
+            at = (named or ("",))[0], result.rows, record.offset, record.length
+            window.append(at)
+            result.rows += 1
+            if len(window) == WINDOW:
+                result.cuts += cuts(window, archive.settings.chunk_rows)
+                window = []
     result.cuts += cuts(window, archive.settings.chunk_rows)
-    header = tuple(found)
+    close_piece(result, proof)
+    header = tuple(found.elements())
     if header:
-        check_header(archive.settings, header, file.name)
-    result.cuts = [cut._replace(header=header) for cut in result.cuts]
-    if has_id(archive.settings, header):
+        columns.find(asked, header, file.name)
+    header, style = table.header or header, tuple(table.style)
+    result.cuts = [cut._replace(header=header, style=style) for cut in result.cuts]
+    if columns.resolve(asked, tuple(found)).id is not None:
         result.ids = iter([ids])
     return result
+
+
+def close_piece(result: Draft, proof: Any) -> None:
+    """The rows since the last piece are one; the digest `proof` is of their cells."""
+    begin = sum(piece.rows for piece in result.proofs)
+    result.proofs.append(Piece(result.rows - begin, 0, "", proof.hexdigest()))
 
 
 def cuts(window: list[tuple[str, int, int, int]], chunk_rows: int) -> Iterator[Cut]:
@@ -61,47 +92,23 @@ def cuts(window: list[tuple[str, int, int, int]], chunk_rows: int) -> Iterator[C
         yield Cut(rows, at=tuple((offset, length) for *_, offset, length in mine))
 
 
-def has_id(settings: ArchiveSettings, header: tuple[str, ...]) -> bool:
-    return settings.id_column is not None or "id" in header
-
-
-def check_header(settings: ArchiveSettings, header: tuple[str, ...], file: str) -> None:
-    """Raises DataError E1101 for a missing column: of JSON, one that no record has."""
-    names = list(header)
-    if any(turns in names for turns in TURNS):
-        names += [n for n in (settings.question_column,) if n not in names]
-    find_columns(settings, names, file)
-
-
 def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
-    """The rows of a chunk, each with its image; rows of one image share one object."""
+    """The rows of a chunk, each with its pictures; rows of one picture share one object."""
     file = archive.files[chunk.file]
+    asked, style = archive.settings.asked, Style(*chunk.style)
+    with_id = columns.resolve(asked, chunk.header).id is not None
     filesystem, path = file_path(archive, file)
-    with_id = has_id(archive.settings, chunk.header)
-    last: tuple[str, bytes] | None = None
+    last_cell: Any = None
+    last: Row | None = None
     with filesystem.open_input_file(path) as opened:
-        for row_number, (offset, length) in zip(chunk.rows, chunk.at, strict=True):
+        for number, (offset, length) in zip(chunk.rows, chunk.at, strict=True):
             opened.seek(offset)
-            text = opened.read(length).decode(**ENCODING)
-            cells = parse(archive.settings, file.name, chunk.header, text)
-            row = make_row(archive, chunk, row_number, cells, with_id)
-            name = cells.get("image")
-            row.image_name = name if isinstance(name, str) else None
-            if row.error is None and last is not None and last[0] == name:
-                row.image = last[1]
-            elif row.error is None:
-                try:
-                    row.image = named_image(archive, one_image(name))
-                    last = (str(name), row.image)
-                except DataError as error:
-                    row.refuse(error)
+            values, error = read_again(file.name, style, chunk.header, opened.read(length))
+            cells = pick(columns.resolve(asked, tuple(values)), values)
+            if error is not None:
+                cells["error"] = error
+            row = make_row(archive, chunk, number, cells, with_id)
+            give_images(archive, row, cells["image"], last if cells["image"] == last_cell else None)
+            if row.images:
+                last_cell, last = cells["image"], row
             yield row
-
-
-def one_image(value: Any) -> Any:
-    """The only element of a list; anything else as it is. Raises DataError E1109 for several."""
-    if not isinstance(value, list):
-        return value
-    if len(value) > 1:
-        raise DataError("E1109", f"the row names {len(value)} images; a row has one.")
-    return value[0] if value else None

@@ -5,22 +5,40 @@ Headers are read once, at planning; a chunk then finds its members by offset.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import posixpath
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from medv_ray.archive.chunks import CHUNK_BYTES, Chunk, Cut, Draft, Row, SourceFile
-from medv_ray.archive.columns import make_row
-from medv_ray.archive.records import strict_json
-from medv_ray.archive.sources import IMAGE_ENDINGS, Archive, ending, file_path
+from medv_ray.archive.chunks import CHUNK_BYTES, Chunk, Cut, Draft, Piece, Row, SourceFile
+from medv_ray.archive.columns import make_row, pick
+from medv_ray.archive.left_out import (
+    EMPTY,
+    HIDDEN,
+    INDEX,
+    NO_IMAGE,
+    NOT_UTF8,
+    LeftOut,
+    is_hidden,
+    is_index,
+)
+from medv_ray.archive.sources import Archive, ArchiveSettings, ending, file_path
+from medv_ray.archive.store import escaped
 from medv_ray.errors import DataError
+from medv_ray.formats import ENDINGS, HEAD_BYTES, format_of
+from medv_ray.tables import columns
+from medv_ray.tables.cells import check_marks
+from medv_ray.tables.json_text import json_values
 
-TEXT_ENDINGS = (".txt", ".json")
+TEXT, JSON = ".txt", ".json"
 MAX_TEXT_BYTES = 2**20
 READ_AHEAD = 2**18
 BLOCK = 512
+NONE = (-1, 0)
+KNOWN = {*ENDINGS, TEXT, JSON}
 
 
 @dataclass(slots=True)
@@ -28,42 +46,121 @@ class Member:
     """The members of one key: a row."""
 
     key: str
-    image: tuple[int, int] | None = None
-    """Offset and bytes."""
-    text: tuple[int, int] | None = None
-    is_json: bool = False
+    image: tuple[int, int] = NONE
+    """Offset and bytes; so for the others."""
+    text: tuple[int, int] = NONE
+    json: tuple[int, int] = NONE
+    suffix: str = ""
+    """What the name of its image has behind the key."""
     code: str = ""
     """The error of a member that is refused."""
+    stamps: list[tuple[int, float]] = field(default_factory=list)
+    """Checksum and time of each header."""
 
     def at(self) -> tuple[Any, ...]:
         """As a chunk carries it."""
-        none = (-1, 0)
-        return (self.key, *(self.image or none), *(self.text or none), self.is_json, self.code)
+        return (self.key, *self.image, *self.text, *self.json, self.suffix, self.code)
+
+
+class Index:
+    """The rows of a shard in the order of their first member."""
+
+    def __init__(self, with_text: bool) -> None:
+        self.with_text = with_text
+        self.order: list[Member] = []
+        self.left_out = LeftOut()
+        self.end = 0
+        """Where the end mark is."""
+        self._open: dict[str, Member] = {}
+
+    def add(self, info: tarfile.TarInfo, stream: Any) -> None:
+        """One member: part of a row, or left out."""
+        if info.isdir():
+            return
+        name = info.name.removeprefix("./")
+        sort, why = self._sort_of(name, info, stream)
+        if why == HIDDEN or (not sort and info.isreg()):
+            self.left_out.add(name, why)
+        elif not info.isreg() or info.issparse() or is_unsafe(info.name):
+            self.order.append(Member(escaped(info.name), code="E1106"))
+        else:
+            # an ending that is none, as in 1.2.840.113, belongs to the key
+            key = name.removesuffix(posixpath.splitext(name)[1]) if ending(name) in KNOWN else name
+            row = self._open.get(key)
+            spot = (info.offset_data, info.size)
+            taken = row is not None and getattr(row, sort) != NONE
+            if row is None or taken:
+                row = Member(key)
+                self.order.append(row)
+                if not taken:
+                    self._open[key] = row
+            setattr(row, sort, spot)
+            row.suffix = name[len(key) :] if sort == "image" else row.suffix
+            row.stamps.append((info.chksum, info.mtime))
+
+    def _sort_of(self, name: str, info: tarfile.TarInfo, stream: Any) -> tuple[str, str]:
+        """Which part of a row a member is, or empty and why it is none."""
+        kind = ending(name)
+        if is_hidden(name):
+            return "", HIDDEN
+        if escaped(name) != name:
+            return "", NOT_UTF8
+        if kind in ENDINGS:
+            return "image", ""
+        if kind in (TEXT, JSON):
+            sort = "text" if kind == TEXT else "json"
+            return (sort, "") if self.with_text else ("", "a text; --question is asked of images")
+        if not info.isreg() or not info.size:
+            return "", EMPTY
+        if is_index(name):
+            return "", INDEX
+        stream.seek(info.offset_data)
+        is_image = format_of(stream.read(min(HEAD_BYTES, info.size))) is not None
+        return ("image", "") if is_image else ("", NO_IMAGE)
 
 
 def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
-    """Index a shard by its headers. Raises DataError E1105 for one that is cut or compressed."""
+    """Index a shard by its headers.
+
+    Raises DataError E1105 for one that is cut or compressed, E1101 for one without questions or
+    without a column that was asked for.
+    """
     if not file.size:
         raise DataError("E1105", f"{file.name}: the file is empty.")
-    result = Draft()
-    with_text = archive.settings.question is None
+    result, settings = Draft(), archive.settings
     filesystem, path = file_path(archive, file)
     with filesystem.open_input_file(path) as opened:
         stream = io.BufferedReader(opened, READ_AHEAD)
-        members, result.ignored = index(stream, file, with_text)
-        members = members[:limit]
-        ids = [row_id(member.key, read_text(stream, member.at())) for member in members]
+        found, borders = index(stream, file, settings.question is None)
+        members = found.order[:limit]
+        result.left_out = found.left_out
+        ends = [*(min(border, len(members)) for border in borders), len(members)]
+        reader = Reader(settings, stream)
+        ids = []
+        for begin, end in zip([0, *ends], ends, strict=False):
+            proof = hashlib.sha256()
+            for member in members[begin:end]:
+                ids.append(row_id(settings, member.key, reader.cells(member.at())))
+                proof.update(f"{member.at()} {member.stamps} ".encode())
+                proof.update(reader.read)
+            result.proofs.append(Piece(end - begin, 0, "", proof.hexdigest(), found.end))
+        if settings.question is None and members:
+            check_columns(settings, file.name, reader)
+        if settings.fingerprint == "full":
+            prove_content(result, file, opened)
     result.rows = len(members)
-    result.ids = iter([ids])
+    if settings.id_column != columns.NO_COLUMN:
+        result.ids = iter([ids])
     begin, size = 0, 0
     for row, member in enumerate(members):
-        more = member.image[1] if member.image else 0
-        full = row - begin == archive.settings.chunk_rows
+        more = member.image[1]
+        full = row - begin == settings.chunk_rows or row in ends
         if full or (row > begin and size + more > CHUNK_BYTES):
-            result.cuts.append(cut(members, begin, row))
+            if row > begin:
+                result.cuts.append(cut(members, begin, row))
             begin, size = row, 0
         size += more
-    if members:
+    if members[begin:]:
         result.cuts.append(cut(members, begin, len(members)))
     return result
 
@@ -72,48 +169,41 @@ def cut(members: list[Member], begin: int, end: int) -> Cut:
     return Cut(range(begin, end), at=tuple(member.at() for member in members[begin:end]))
 
 
-def index(stream: Any, file: SourceFile, with_text: bool) -> tuple[list[Member], int]:
-    """The rows of a shard in the order of their first member, and how many members are no part."""
-    rows: dict[str, Member] = {}
-    extra: list[Member] = []
-    ignored = 0
-    order: list[Member] = []
-    for info in headers(stream, file):
-        kind = ending(info.name)
-        if info.isdir():
-            continue
-        wanted = kind in IMAGE_ENDINGS or (with_text and kind in TEXT_ENDINGS)
-        if not info.isreg() or info.issparse() or is_unsafe(info.name):
-            if wanted or not info.isreg():
-                extra.append(Member(info.name, code="E1106"))
-                order.append(extra[-1])
-            continue
-        if not wanted:
-            ignored += 1
-            continue
-        key = info.name[: -len(kind)].removeprefix("./")
-        row = rows.get(key)
-        spot = (info.offset_data, info.size)
-        taken = row is not None and (row.image if kind in IMAGE_ENDINGS else row.text)
-        if row is None or taken:
-            row = Member(key)
-            order.append(row)
-            if not taken:
-                rows[key] = row
-        if kind in IMAGE_ENDINGS:
-            row.image = spot
-        else:
-            row.text, row.is_json = spot, kind == ".json"
-    return order, ignored
+def index(stream: Any, file: SourceFile, with_text: bool) -> tuple[Index, list[int]]:
+    """The rows of a shard, and how many of them the earlier pieces of the file had."""
+    found = Index(with_text)
+    ends = [piece.end for piece in file.pieces]
+    borders: list[int] = []
+    for info, found.end in headers(stream, file):
+        while ends and info.offset >= ends[0]:
+            borders.append(len(found.order))
+            del ends[0]
+        found.add(info, stream)
+    return found, borders + [len(found.order)] * len(ends)
+
+
+def prove_content(result: Draft, file: SourceFile, opened: Any) -> None:
+    """Under `fingerprint=full`, a piece is proved by all bytes up to its end."""
+    ends = [piece.end for piece in file.pieces] + [result.proofs[-1].end]
+    digest, position = hashlib.sha256(), 0
+    opened.seek(0)
+    for number, end in enumerate(ends):
+        while position < end and (block := opened.read(min(2**20, end - position))):
+            digest.update(block)
+            position += len(block)
+        result.proofs[number] = result.proofs[number]._replace(proof=digest.hexdigest())
 
 
 def is_unsafe(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
-    return parts[0] == "" or ".." in parts or ":" in parts[0]
+    is_drive = len(parts[0]) == 2 and parts[0][1] == ":"
+    return parts[0] == "" or ".." in parts or is_drive
 
 
-def headers(stream: Any, file: SourceFile) -> Iterator[tarfile.TarInfo]:
-    """All headers up to the end mark. Raises DataError E1105 where a shard ends without one."""
+def headers(stream: Any, file: SourceFile) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """All headers up to the end mark, each with the offset behind its member.
+
+    Raises DataError E1105 where a shard ends without one."""
     start = stream.read(2)
     stream.seek(0)
     if start == b"\x1f\x8b":
@@ -124,7 +214,7 @@ def headers(stream: Any, file: SourceFile) -> Iterator[tarfile.TarInfo]:
             tar.members = []  # type: ignore[attr-defined]  # a list of every header is not needed
             if info.offset_data + info.size > file.size and info.isreg():
                 raise tarfile.ReadError("cut member")
-            yield info
+            yield info, tar.offset
         # a damaged header ends tarfile's loop without a word: only the end mark says it is whole
         stream.seek(tar.offset)
         mark = stream.read(BLOCK)
@@ -139,33 +229,83 @@ def headers(stream: Any, file: SourceFile) -> Iterator[tarfile.TarInfo]:
         raise DataError("E1105", f"{file.name}: there is data after tar's end mark.")
 
 
-def read_text(stream: Any, at: tuple[Any, ...]) -> dict[str, Any]:
-    """The cells of a row's text member: question, id, answer; or error."""
-    _, _, _, offset, size, is_json, code = at
-    if code:
-        return {"error": DataError(code, "the tar member is a link, a device, or named outwards.")}
-    if offset < 0:
-        return {}
-    if size > MAX_TEXT_BYTES:
-        return {"error": DataError("E1109", f"the text member has {size} bytes.")}
-    stream.seek(offset)
-    data = stream.read(size)
-    if not is_json:
-        return {"question": data.removeprefix(b"\xef\xbb\xbf")}
-    try:
-        record = strict_json(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        return {"error": DataError("E1109", "the text member is no valid JSON object.")}
-    return {name: record.get(name) for name in ("question", "id", "answer")}
+class Reader:
+    """Reads the text members of rows."""
+
+    def __init__(self, settings: ArchiveSettings, stream: Any) -> None:
+        self.settings, self.stream = settings, stream
+        self.read = b""
+        """What the last row's members hold."""
+        self.names: dict[str, None] = {}
+        """Columns of the json members so far."""
+        self.num_texts = self.num_jsons = 0
+
+    def cells(self, at: tuple[Any, ...]) -> dict[str, Any]:
+        """The cells of a row: question, id, reference; or error. The json goes before the text."""
+        self.read = b""
+        if at[-1]:
+            text = "the tar member is a link, a device, or named outwards."
+            return {"error": DataError(at[-1], text)}
+        try:
+            cells = self._json(at[5], at[6]) if at[5] >= 0 else {}
+            asked = cells.get("question") is not None or "dialogue" in cells
+            if at[3] >= 0 and not asked:
+                cells["question"] = self._member(at[3], at[4]).removeprefix(b"\xef\xbb\xbf")
+                self.num_texts += 1
+        except DataError as error:
+            return {"error": error}
+        return cells
+
+    def _member(self, offset: int, size: int) -> bytes:
+        if size > MAX_TEXT_BYTES:
+            raise DataError("E1109", f"the text member has {size} bytes.")
+        self.stream.seek(offset)
+        data: bytes = self.stream.read(size)
+        self.read += data
+        return data
+
+    def _json(self, offset: int, size: int) -> dict[str, Any]:
+        data = self._member(offset, size)
+        self.num_jsons += 1
+        try:
+            names, values, error = json_values(data.decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            raise DataError("E1304", "the text member is not UTF-8.") from None
+        if error is not None:
+            raise error
+        self.names.update(dict.fromkeys(names))
+        return pick(columns.resolve(self.settings.asked, names), values)
 
 
-def row_id(key: str, cells: dict[str, Any]) -> Any:
+def check_columns(settings: ArchiveSettings, name: str, reader: Reader) -> None:
+    """Raises DataError E1101 for a shard without questions, or without a column asked for."""
+    if not reader.num_texts and not reader.num_jsons:
+        raise DataError(
+            "E1101",
+            f"{name}: no member holds a question (key.txt, key.json); give --question TEXT.",
+        )
+    if not reader.names:
+        return
+    names = tuple(reader.names)
+    asked, found = settings.asked, columns.resolve(settings.asked, names)
+    missing = {}
+    if not (found.question or found.turns or reader.num_texts):
+        missing["question"] = settings.question_column
+    if asked.id not in (None, columns.NO_COLUMN) and found.id is None:
+        missing["id"] = str(asked.id)
+    if asked.answer is not None and found.answer is None:
+        missing["answer"] = asked.answer
+    if missing:
+        raise columns.no_column(name, missing, names)
+
+
+def row_id(settings: ArchiveSettings, key: str, cells: dict[str, Any]) -> Any:
     """The id of a row: the one in its JSON, or its key with ':' between folders."""
     if "error" in cells:
         return None
-    return cells["id"] if cells.get("id") is not None else key.replace("/", ":")
+    if settings.id_column is not None or cells.get("id") is not None:
+        return cells.get("id")
+    return key.replace("/", ":")
 
 
 def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
@@ -174,17 +314,18 @@ def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
     filesystem, path = file_path(archive, file)
     limit = archive.settings.max_image_bytes
     with filesystem.open_input_file(path) as opened:
+        reader = Reader(archive.settings, opened)
+        with_id = archive.settings.id_column != columns.NO_COLUMN
         for number, at in zip(chunk.rows, chunk.at, strict=True):
-            cells = read_text(opened, at)
-            told = {
-                "id": row_id(at[0], cells),
-                "question": cells.get("question"),
-                "reference": cells.get("answer"),
-            }
-            if "error" in cells:
-                told["error"] = cells["error"]
-            row = make_row(archive, chunk, number, told, has_id=True)
-            row.image_name = at[0]
+            cells = reader.cells(at)
+            cells["id"] = row_id(archive.settings, at[0], cells)
+            row = make_row(archive, chunk, number, cells, with_id)
+            row.image_name = at[0] + at[-2]
+            if row.error is None:
+                try:
+                    check_marks(row.marks, 1)
+                except DataError as error:
+                    row.error = error
             if row.error is None:
                 offset, size = at[1], at[2]
                 if offset < 0:

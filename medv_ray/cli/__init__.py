@@ -35,13 +35,19 @@ def score_command(
     archive: Annotated[Text, Option(help="File, folder, 's3://...' or pattern of rows.")] = None,
     model: Annotated[Text, Option(help="Checkpoint folder, or `toy`, the embedded one.")] = None,
     out: Annotated[Text, Option(help="Run folder, local or s3://, gs://.")] = None,
-    questions: Annotated[Text, Option(help="Table of questions: csv, jsonl or json.")] = None,
+    questions: Annotated[
+        Text, Option(help="Table of questions: csv, tsv, jsonl, json or parquet.")
+    ] = None,
     question: Annotated[Text, Option(help="One question for every image.")] = None,
     images: Annotated[Text, Option(help="Folder that image paths are relative to.")] = None,
-    id_column: Annotated[Text, Option(help="Column of row ids.")] = None,
+    id_column: Annotated[Text, Option(help="Column of row ids; `none`: file and row.")] = None,
     image_column: Annotated[Text, Option(help="Column of images or image paths.")] = None,
     question_column: Annotated[Text, Option(help="Column of questions.")] = None,
     answer_column: Annotated[Text, Option(help="Column of known answers, copied.")] = None,
+    encoding: Annotated[Text, Option(help="Of text tables: latin-1, say; default UTF-8.")] = None,
+    max_cell_bytes: Annotated[
+        int | None, Option(help="Longest question or answer of a table.")
+    ] = None,
     limit: Annotated[int | None, Option(help="Only the first rows.")] = None,
     config: Annotated[Path | None, Option(help="YAML file of settings; flags win.")] = None,
     assignments: Annotated[
@@ -62,6 +68,9 @@ def score_command(
     allow_mixed: Annotated[
         bool, Option("--allow-mixed", help="Go on though settings, model or input changed.")
     ] = False,
+    allow_added: Annotated[
+        bool, Option("--allow-added", help="Score what was added; what is scored stays.")
+    ] = False,
     take_over: Annotated[
         bool, Option("--take-over", help="Ignore the lock of a job that is surely dead.")
     ] = False,
@@ -75,6 +84,7 @@ def score_command(
                 "archive": archive, "questions": questions, "question": question,
                 "images": images, "id_column": id_column, "image_column": image_column,
                 "question_column": question_column, "answer_column": answer_column, "limit": limit,
+                "encoding": encoding, "max_cell_bytes": max_cell_bytes,
             },
             "model": {"path": model},
             "pool": {
@@ -84,14 +94,14 @@ def score_command(
         },
         assignments or [],
     )  # fmt: skip
+    from medv_ray.on_ray.score import Resume, score
+
+    mode = Resume(not resume, allow_mixed, allow_added, take_over, retry_quarantined)
     if plan:
         from medv_ray.on_ray.preview import preview
 
-        print_json(preview(settings))
+        print_json(preview(settings, resume=mode))
         return 0
-    from medv_ray.on_ray.score import Resume, score
-
-    mode = Resume(not resume, allow_mixed, take_over, retry_quarantined)
     outcome = score(settings, mode, address=address)
     print_json(summary_of(outcome, settings))
     return outcome.exit_code
@@ -116,27 +126,29 @@ def score_settings(
 
 def summary_of(outcome: Outcome, settings: ScoreSettings) -> dict[str, Any]:
     """The job's last line; `accuracy` is null where it would take long."""
-    from medv_ray.on_ray.demo import ACCURACY_ROWS, accuracy
-
     session, summary = outcome.session, outcome.summary
-    told: dict[str, Any] = {
+    line: dict[str, Any] = {
         "summary": "stopped" if summary is None else "done",
         "run": settings.out.rstrip("/").rpartition("/")[2],
         "rows": outcome.total,
     }
     if summary is None:
-        told |= {"committed": outcome.committed, "next": "the same command goes on"}
+        line |= {"committed": outcome.committed, "next": "the same command goes on"}
     else:
-        told |= {
+        line |= {
             "answered": summary.answered,
             "abstained": summary.abstained,
             "quarantined": summary.quarantined,
             "not_scored": summary.not_scored,
             "reasons": summary.reasons,
-            "accuracy": accuracy(settings.out) if summary.rows <= ACCURACY_ROWS else None,
+            "accuracy": None
+            if summary.accuracy is None
+            else {kind: one.share for kind, one in summary.accuracy.items()},
         }
-    return told | {
+    return line | {
         "new_rows": session.rows,
+        "added_rows": outcome.added_rows,
+        "left_out": {"files": outcome.left_out.total, "groups": outcome.left_out.listed()},
         "seconds": round(session.seconds, 2),
         "start_s": round(session.start_s, 2),
         "rows_per_s": round(session.rate, 2) if session.rows else None,
@@ -164,8 +176,8 @@ def demo_command(
     """Score a synthetic archive with the embedded toy model, and say what happened."""
     from medv_ray.on_ray.demo import describe, run_demo
 
-    outcome, scores = run_demo(out, rows)
-    for line in describe(outcome, scores, out):
+    outcome = run_demo(out, rows)
+    for line in describe(outcome, out):
         typer.echo(line)
     return outcome.exit_code
 

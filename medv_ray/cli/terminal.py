@@ -29,17 +29,17 @@ def exit_code_of(call: Callable[[], int | None]) -> int:
     try:
         return call() or 0
     except KeyboardInterrupt:
-        told, code = "interrupted; what was committed is kept.", 128 + signal.SIGINT
+        text, code = "interrupted; what was committed is kept.", 128 + signal.SIGINT
     except SystemExit:
-        told, code = "terminated; what was committed is kept.", 128 + signal.SIGTERM
+        text, code = "terminated; what was committed is kept.", 128 + signal.SIGTERM
     except Exception as error:
         if os.environ.get("MEDV_DEBUG"):
             raise
         kind = type(error).__name__
-        told, code = f"E1509: unexpected {kind}; MEDV_DEBUG=1 shows where.", 1
+        text, code = f"E1509: unexpected {kind}; MEDV_DEBUG=1 shows where.", 1
         if isinstance(error, MedvError):
-            told, code = str(error), error.exit_code
-    typer.echo(told, err=True)
+            text, code = str(error), error.exit_code
+    typer.echo(text, err=True)
     from medv_ray.on_ray.cluster import leave
 
     leave(code)

@@ -20,13 +20,13 @@ from medv_ray.data.prompts import (
 )
 from medv_ray.errors import DataError
 from medv_ray.settings import PromptSettings
+from medv_ray.tables.cells import IMAGE_MARK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 IGNORE = -100
 """Label of a token that is neither masked nor predicted."""
-IMAGE_WORD = "<image>"
 ROLES = {"human": "user", "gpt": "assistant"}
 
 Conversation = Sequence[Mapping[str, str]]
@@ -38,12 +38,12 @@ turn behind each answer."""
 
 def on_one_image(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     """Questions and their answers as a conversation on one image."""
-    talk = []
+    conversation = []
     for number, (question, answer) in enumerate(turns):
-        front = "" if number else f"{IMAGE_WORD}\n"
-        talk.append({"from": "human", "value": front + question})
-        talk.append({"from": "gpt", "value": answer})
-    return talk
+        front = "" if number else f"{IMAGE_MARK}\n"
+        conversation.append({"from": "human", "value": front + question})
+        conversation.append({"from": "gpt", "value": answer})
+    return conversation
 
 
 def encode_conversation(
@@ -56,11 +56,11 @@ def encode_conversation(
     """Token ids with IMAGE_SLOT at the images, and as many labels: IGNORE, or the id itself.
 
     Args:
-        num_images: images of the row. The human messages must mark as many places, or none: then
+        num_images: images of the row. The human messages must mark as many images, or none: then
             all images go in front of the first human message. With 0 images the word `<image>` is
             plain text.
 
-    Raises DataError E1109 for a malformed conversation or another number of marked places, E1304
+    Raises DataError E1109 for a malformed conversation or another number of marks, E1304
     for bad text.
     """
     messages = place_images(checked(conversation), num_images)
@@ -98,21 +98,21 @@ def place_images(
     """
     if num_images == 0:
         return [(role, [text]) for role, text in messages]
-    marked = sum(text.count(IMAGE_WORD) for role, text in messages if role == "user")
+    marked = sum(text.count(IMAGE_MARK) for role, text in messages if role == "user")
     if marked == 0:
-        front = " ".join([IMAGE_WORD] * num_images)
+        front = " ".join([IMAGE_MARK] * num_images)
         messages = [("user", f"{front}\n{messages[0][1]}"), *messages[1:]]
     elif marked != num_images:
-        raise DataError("E1109", f"the conversation marks {marked} places for {num_images} images.")
+        raise DataError("E1109", f"the conversation marks {marked} images, not {num_images}.")
     return [(role, split_at_images(text) if role == "user" else [text]) for role, text in messages]
 
 
 def split_at_images(text: str) -> list[int | str]:
     """Text pieces with IMAGE_SLOT between them."""
-    if text.count(IMAGE_WORD) == 1 and not text.startswith(IMAGE_WORD):
-        rest = text.replace(IMAGE_WORD, "").strip()
-        text = f"{IMAGE_WORD}\n{rest}".strip()
-    first, *others = text.split(IMAGE_WORD)
+    if text.count(IMAGE_MARK) == 1 and not text.startswith(IMAGE_MARK):
+        rest = text.replace(IMAGE_MARK, "").strip()
+        text = f"{IMAGE_MARK}\n{rest}".strip()
+    first, *others = text.split(IMAGE_MARK)
     pieces: list[int | str] = [first]
     for other in others:
         pieces += [IMAGE_SLOT, other]

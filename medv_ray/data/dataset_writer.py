@@ -44,6 +44,10 @@ class Skip(NamedTuple):
     """File and row number."""
     reason: str
     """A word of the error catalogue, or of the reader that left it out on purpose."""
+    line: int | None = None
+    """Of the file, from 1; of parquet and pickles, the row from 0."""
+    cause: str = ""
+    """In words, without anything of the row."""
 
 
 def write_dataset(
@@ -57,7 +61,8 @@ def write_dataset(
     """Write `splits` and return the content of dataset.json.
 
     Everything goes to `<folder>.tmp`, is synced, and renamed. A dataset of the same name that is
-    there already is replaced. Left-out rows are listed in skipped.csv. Raises DataError E1110 for a
+    there already is replaced. Left-out rows are listed in skipped.csv. `notes` may grow while
+    splits are read. Raises DataError E1110 for a
     split of which no row is left; RunError E1501 (another job writes there), E1503 (disk full),
     E1507 (the folder holds something else), E1511 (cannot be written).
     """
@@ -71,7 +76,7 @@ def write_dataset(
         held: dict[str, set[bytes]] = {}
         with (partial / SKIPPED).open("w", newline="") as file:
             left_out = csv.writer(file)
-            left_out.writerow(["split", "source", "reason"])
+            left_out.writerow(["split", "source", "reason", "line", "cause"])
             for split, rows in splits.items():
                 counts[split], held[split] = _write_split(partial, split, rows, left_out)
         total: Counter[str] = Counter()
@@ -119,7 +124,8 @@ def _write_split(
     types: Counter[str] = Counter()
     images: set[bytes] = set()
     seen: set[bytes] = set()
-    state, written, repeated = hashlib.sha256(), 0, 0
+    answered: dict[bytes, bytes] = {}  # what was asked of which images, and the first answers
+    state, written, repeated, contradicting = hashlib.sha256(), 0, 0, 0
     batch: list[dict[str, Any]] = []
     with pq.ParquetWriter(
         partial / f"{split}.parquet", SCHEMA, compression="zstd", write_page_checksum=True
@@ -127,15 +133,17 @@ def _write_split(
         for row in rows:
             if isinstance(row, Skip):
                 skipped[row.reason] += 1
-                left_out.writerow([split, row.source, row.reason])
+                left_out.writerow([split, row.source, row.reason, row.line, row.cause])
                 continue
             digests = [_store(partial, data) for data in row.images]
             cells = {**row._asdict(), "images": digests}
             state.update(row_bytes(cells))
             images.update(bytes.fromhex(digest) for digest in digests)
-            said = hashlib.blake2b(repr((digests, row.conversations)).encode(), digest_size=16)
-            repeated += said.digest() in seen
-            seen.add(said.digest())
+            said = _short((digests, row.conversations))
+            repeated += said in seen
+            seen.add(said)
+            asked, replies = _halves(row.conversations)
+            contradicting += answered.setdefault(_short((digests, asked)), replies) != replies
             types[row.answer_type or "unknown"] += 1
             written += 1
             batch.append(cells)
@@ -150,10 +158,24 @@ def _write_split(
         "images": len(images),
         "answer_types": dict(types),
         "repeated": repeated,  # same images and words as an earlier row; kept
+        "contradicting": contradicting,  # same images and questions, other answers; kept
         "skipped": dict(skipped),
         "sha256": state.hexdigest(),
     }
     return counts, images
+
+
+def _short(value: object) -> bytes:
+    return hashlib.blake2b(repr(value).encode(), digest_size=12).digest()
+
+
+def _halves(conversation: Sequence[Message]) -> tuple[list[str], bytes]:
+    """What the human says, and a digest of the answers; case and blanks do not count."""
+    words: dict[bool, list[str]] = {True: [], False: []}
+    for message in conversation:
+        plain = " ".join(message["value"].casefold().split())
+        words[message["from"] == "human"].append(plain)
+    return words[True], _short(words[False])
 
 
 def _flush(writer: pq.ParquetWriter, batch: list[dict[str, Any]]) -> None:

@@ -24,6 +24,7 @@ from PIL import Image
 
 from medv_ray.data.dicom_grey import Look, to_grey
 from medv_ray.errors import DataError
+from medv_ray.formats import HEAD_BYTES, dicom_start, format_of
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -44,21 +45,23 @@ _QUIET = threading.Lock()  # Python's list of warning filters belongs to all thr
 
 def is_dicom(data: bytes, formats: Sequence[str]) -> bool:
     """Whether the bytes say that they are DICOM, and it is one of the allowed formats."""
-    return data[128:132] == b"DICM" and "DICOM" in [name.upper() for name in formats]
+    is_one = format_of(data[:HEAD_BYTES]) == "DICOM"
+    return is_one and "DICOM" in [name.upper() for name in formats]
 
 
 class DicomFile:
     """A DICOM file with its header read and checked; no pixel is touched before `picture`.
 
-    Raises DataError E1202 (pydicom is not installed), E1203 (no readable header), E1207 (a header
-    that contradicts itself), E1209 (a header without end), E1211 (no rule for these pixels) and
-    E1212 (burned-in annotation).
+    Raises DataError E1202 (pydicom is not installed, or the object is no picture), E1203 (no
+    readable header), E1207 (a header that contradicts itself), E1209 (a header without end), E1211
+    (no rule for these pixels) and E1212 (burned-in annotation).
     """
 
     format = "DICOM"
 
     def __init__(self, data: bytes, max_bytes: int) -> None:
         self._data, self._max_bytes = data, max_bytes
+        self._goes_on = False  # the header was read up to an element behind its part
         with _own_words(len(data)):
             self._syntax, self._start = _file_meta(data)
             head = self._read(_BURNED_IN, _HEADER_BYTES)
@@ -66,7 +69,10 @@ class DicomFile:
                 detail = "the DICOM header says that annotation is burned into the pixels."
                 raise DataError("E1212", detail)
             if "Rows" not in head and "Columns" not in head:
-                raise DataError("E1203", "the DICOM object holds no picture.")
+                # what a cut header lacks may have been there
+                if self._goes_on or "DirectoryRecordSequence" in head:
+                    raise DataError("E1202", "the DICOM object holds no picture (a report, say).")
+                raise DataError("E1203", "the DICOM header ends before it tells of a picture.")
             rows, columns = (_integer(head, name, 1, 65535) for name in ("Rows", "Columns"))
             self.size = (columns, rows)
             """Width and height."""
@@ -105,11 +111,16 @@ class DicomFile:
         syntax = EXPLICIT if self._syntax == DEFLATED else self._syntax
         if not syntax:
             syntax = EXPLICIT if re.fullmatch(rb"[A-Z]{2}", body[4:6]) else IMPLICIT
+
+        def is_behind(tag: int, *_: object) -> bool:
+            self._goes_on |= last is not None and tag > last
+            return self._goes_on
+
         ds = read_dataset(
             io.BytesIO(body) if last is None else _Counted(body),
             syntax == IMPLICIT,
             syntax != BIG,
-            stop_when=(lambda tag, *_: tag > last) if last is not None else None,
+            stop_when=is_behind if last is not None else None,
         )
         ds.file_meta = FileMetaDataset()
         ds.file_meta.TransferSyntaxUID = UID(syntax)
@@ -170,7 +181,7 @@ def _file_meta(data: bytes) -> tuple[str, int]:
 
     Always explicit, little-endian. It is not left to pydicom, which inflates without a limit.
     """
-    place, syntax = 132, ""
+    place, syntax = dicom_start(data[:HEAD_BYTES]) or 0, ""
     while int.from_bytes(data[place : place + 2], "little") == _META and place + 8 <= len(data):
         element, kind = int.from_bytes(data[place + 2 : place + 4], "little"), data[place + 4 :][:2]
         long = kind in _LONG_VRS

@@ -11,14 +11,9 @@ from collections.abc import Iterator, Sequence
 from PIL import Image
 
 from medv_ray.errors import DataError, SettingsError
+from medv_ray.formats import FORMATS, HEAD_BYTES, format_of, looks_like
 
-_LOOKS_LIKE = {
-    b"<": "HTML, XML or SVG text",
-    b"PK\x03\x04": "a ZIP archive",
-    b"%PDF": "a PDF",
-    b"%!PS": "PostScript",
-    b"\x1f\x8b": "gzip data",
-}
+NAMES = frozenset(one.name for one in FORMATS)
 # x and y of the first pixel, and the steps, of each pass of an interlaced PNG
 _ADAM7 = (
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
@@ -37,24 +32,22 @@ def open_header(data: bytes, formats: Sequence[str]) -> Image.Image:
     an unknown format, and whatever Pillow raises for a damaged header.
     """
     Image.preinit()
-    for name in formats:
-        if name.upper() == "DICOM":  # dicom.py's
+    found = format_of(data[:HEAD_BYTES])
+    for name in map(str.upper, formats):
+        if name == "DICOM":  # dicom.py's
             continue
-        if name.upper() not in Image.OPEN:
+        if name not in Image.OPEN:
             Image.init()
-        factory, accept = Image.OPEN.get(name.upper(), (None, None))
+        factory, accept = Image.OPEN.get(name, (None, None))
         if factory is None or accept is None:
             rule = "is no format that Pillow tells by its first bytes."
             raise SettingsError("E1001", f"image.formats: {name[:20]!r} {rule}")
-        known = accept(data[:16])
+        known = found == name if name in NAMES else accept(data[:16])
         # a string says that Pillow was built without this format
         if known and not isinstance(known, str):
             return factory(io.BytesIO(data), "")
-    start = data[:256].lstrip()
-    guesses = [name for magic, name in _LOOKS_LIKE.items() if start.startswith(magic)]
-    if data[128:132] == b"DICM":
-        guesses = ["DICOM"]
-    like = f"; they look like {guesses[0]}" if guesses else ""
+    guess = looks_like(data[:HEAD_BYTES])
+    like = f"; they look like {guess}" if guess else ""
     allowed = ", ".join(formats)
     raise DataError(
         "E1202", f"{len(data)} bytes are none of the allowed formats ({allowed}){like}."

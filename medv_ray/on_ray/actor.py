@@ -19,9 +19,9 @@ from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
 from medv_ray.errors import DataError, MedvError, RunError
-from medv_ray.on_ray.answerer import PREDICTOR, find, processor
 from medv_ray.on_ray.chunk import ChunkScorer, reasons_of
 from medv_ray.on_ray.options import ScoreSettings, model_digests
+from medv_ray.on_ray.predictor import PREDICTOR, find, processor
 from medv_ray.on_ray.supervisor import Orders
 
 PR_SET_PDEATHSIG = 1
@@ -82,9 +82,9 @@ class ScoreChunk:
         return {"done": [1]}
 
     def _load(self, work: Work) -> ChunkScorer:
-        told = ray.get(self._supervisor.born.remote(self._me))
-        if told:
-            raise RunError("E1508", told)
+        why = ray.get(self._supervisor.born.remote(self._me))
+        if why:
+            raise RunError("E1508", why)
         settings, store = work.settings, Store(work.settings.out)
         if work.digests is not None and model_digests(settings.model) != work.digests:
             raise RunError("E1502", "a worker's node has another model under the same path.")
@@ -116,12 +116,12 @@ class ScoreChunk:
                 return
             except DataError as error:
                 result["skip"] = [error.code, error.detail]
-            # waits, so that a worker that dies at once has told it
-            ray.get(self._supervisor.done.remote(chunk.place, json.dumps(result)))
+            # waits, so that a worker that dies at once has said so
+            ray.get(self._supervisor.done.remote(chunk.source_key, json.dumps(result)))
 
     def _ask(self, chunk: Chunk) -> Orders:
         """Tell that the chunk is tried now. Raises Stopped, or DataError for a hopeless chunk."""
-        orders: Orders = ray.get(self._supervisor.start.remote(chunk.place))
+        orders: Orders = ray.get(self._supervisor.start.remote(chunk.source_key))
         if orders.skip == "stop":
             raise Stopped
         if orders.skip == "lost":
@@ -134,7 +134,7 @@ class ScoreChunk:
         orders = orders or self._ask(chunk)
 
         def announce(row: int | None) -> None:
-            ray.get(self._supervisor.row.remote(chunk.place, row))
+            ray.get(self._supervisor.row.remote(chunk.source_key, row))
 
         records = self._scorer.answer(rows, orders.crashed, announce if orders.announce else None)
         return records, self._scorer.take_counters()
@@ -144,8 +144,8 @@ class ScoreChunk:
         try:
             return call(*given)
         except MedvError as error:
-            told = error
+            raised = error
         except Exception as error:
-            told = RunError("E1509", f"{type(error).__name__} in a worker.")
-        ray.get(self._supervisor.fail.remote(type(told).__name__, told.code, told.detail))
-        raise RunError(told.code, "the job's driver says more.") from None
+            raised = RunError("E1509", f"{type(error).__name__} in a worker.")
+        ray.get(self._supervisor.fail.remote(type(raised).__name__, raised.code, raised.detail))
+        raise RunError(raised.code, "the job's driver says more.") from None

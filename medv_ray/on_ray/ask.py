@@ -27,8 +27,8 @@ def ask(image: Path, question: str, model: str, assignments: list[str], watch: b
         answer = _watch(predictor, request, console) if watch else _answer(predictor, request)
     console.print(Text(answer.text or "(no answer)", style="bold"))
     passes, seconds = answer.forward_passes, answer.seconds
-    told = f"confidence {answer.confidence:.3f}, {passes} forward passes, {seconds:.2f} s"
-    console.print(told, style="dim")
+    text = f"confidence {answer.confidence:.3f}, {passes} forward passes, {seconds:.2f} s"
+    console.print(text, style="dim")
     for word in answer.warnings:
         console.print(f"picture: {word}", style="yellow")
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.plan import read_rows
 from medv_ray.archive.rows import Part, quarantine_record, write_part
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
+from medv_ray.data.prompts import Role, Turn
 from medv_ray.engine import Answer, Request, row_seed
 from medv_ray.errors import DataError
-from medv_ray.on_ray.answerer import Answerer, Failed, Renewed
+from medv_ray.on_ray.predictor import Failed, ReloadingPredictor, RowPredictor
 from medv_ray.settings import AnswerSettings
 
 MOST_PICTURES = 2**18
@@ -30,14 +31,19 @@ class ChunkScorer:
     """Turns chunks into parts with one predictor, which `make` can make again."""
 
     def __init__(
-        self, archive: Archive, store: Store, answer: AnswerSettings, make: Callable[[], Answerer]
+        self,
+        archive: Archive,
+        store: Store,
+        answer: AnswerSettings,
+        make: Callable[[], RowPredictor],
     ) -> None:
         self._archive = archive
         self._store = store
         self._settings = answer
-        self._predictor = Renewed(make)
+        self._predictor = ReloadingPredictor(make)
         self._new_pictures = 0
         self._pictures: set[bytes] = set()
+        self._warnings: Counter[str] = Counter()
 
     def score(self, chunk: Chunk) -> tuple[Part, dict[str, int]]:
         """Read, answer and write a chunk; the part and the reasons of its quarantined rows."""
@@ -59,6 +65,7 @@ class ChunkScorer:
         Rows numbered in `crashed` are quarantined untried; with `announce`, rows are tried one by
         one. Raises RunError E1508 when memory is short whatever the row.
         """
+        self._warnings.update(f"warned_{word}" for row in rows for word in row.warnings)
         records = [self._judge(row, crashed) for row in rows]
         tried = [row for row, record in zip(rows, records, strict=True) if record is None]
         ended = self._answer_each(tried, announce) if announce else self._answer(tried)
@@ -73,8 +80,11 @@ class ChunkScorer:
         return write_part(self._store, chunk, records)
 
     def take_counters(self) -> dict[str, int]:
-        """What the predictor did since the last call; `images`: distinct pictures new to it."""
+        """What the predictor did since the last call; `images`: distinct pictures new to it;
+        `warned_*`: rows by what was changed to read them."""
         counted = self._predictor.take_counters()
+        counted.update(self._warnings)
+        self._warnings.clear()
         counted["images"], self._new_pictures = self._new_pictures, 0
         return dict(counted)
 
@@ -92,31 +102,29 @@ class ChunkScorer:
         return None
 
     def _request(self, row: Row) -> Request:
-        images = () if row.image is None else (row.image,)
-        return Request(row.question or "", images, seed=row_seed(self._settings.seed, row.id))
+        return request_of(row, row_seed(self._settings.seed, row.id))
 
     def _answer(self, rows: list[Row]) -> list[Answer | DataError]:
         """All rows in one call, rows of one picture side by side."""
         digests = [self._digest(row) for row in rows]
-        first = {digest: place for place, digest in reversed(list(enumerate(digests)))}
-        order = sorted(range(len(rows)), key=lambda place: first[digests[place]])
-        ended = self._predictor.answer([self._request(rows[place]) for place in order])
+        first = {digest: index for index, digest in reversed(list(enumerate(digests)))}
+        order = sorted(range(len(rows)), key=lambda index: first[digests[index]])
+        ended = self._predictor.answer([self._request(rows[index]) for index in order])
         if isinstance(ended, Failed):
             return self._answer_each(rows, None)
-        places = sorted(range(len(rows)), key=order.__getitem__)
-        return [ended[place] for place in places]
+        back = sorted(range(len(rows)), key=order.__getitem__)
+        return [ended[index] for index in back]
 
     def _digest(self, row: Row) -> bytes:
-        """Of the picture; a new one is counted, so that `tower_runs` can be held against it."""
-        if row.image is None:
-            return b""
-        digest = hashlib.sha256(row.image).digest()[:12]
-        if digest not in self._pictures:
-            if len(self._pictures) == MOST_PICTURES:
-                self._pictures.clear()
-            self._pictures.add(digest)
-            self._new_pictures += 1
-        return digest
+        """Of the pictures; new ones are counted, so that `tower_runs` can be held against it."""
+        digests = [hashlib.sha256(image).digest()[:12] for image in row.images]
+        for digest in digests:
+            if digest not in self._pictures:
+                if len(self._pictures) == MOST_PICTURES:
+                    self._pictures.clear()
+                self._pictures.add(digest)
+                self._new_pictures += 1
+        return b"".join(digests)
 
     def _answer_each(self, rows: list[Row], announce: Announce | None) -> list[Answer | DataError]:
         """Row by row, so that a defect costs the row it falls on and no other."""
@@ -154,10 +162,16 @@ class ChunkScorer:
             "token_step": ended.token_step,
             "forward_passes": ended.forward_passes,
             "seconds": ended.seconds,
-            "warnings": ended.warnings,
-            "image_sha256": next(iter(ended.image_sha256), None),
+            "warnings": [*row.warnings, *ended.warnings],
+            "image_sha256": " ".join(ended.image_sha256) or None,
             "prompt_sha256": ended.prompt_sha256,
         }
+
+
+def request_of(row: Row, seed: int = 0) -> Request:
+    """What is asked of the engine for a row."""
+    history = tuple(Turn(cast(Role, role), text) for role, text in row.history)
+    return Request(row.question or "", row.images, history, seed=seed, system=row.system)
 
 
 def reasons_of(records: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -18,16 +18,16 @@ from medv_ray.archive.plan import Plan, read_rows
 from medv_ray.archive.survey import Survey, survey
 from medv_ray.data.decode_child import Decoder
 from medv_ray.data.tiles import TileSettings
-from medv_ray.engine import Request
 from medv_ray.errors import DataError
-from medv_ray.on_ray.answerer import PREDICTOR, Answerer, find
+from medv_ray.on_ray.chunk import request_of
 from medv_ray.on_ray.options import ScoreSettings
-from medv_ray.on_ray.score import planned
+from medv_ray.on_ray.predictor import PREDICTOR, RowPredictor, find
+from medv_ray.on_ray.score import Resume, planned, tell
 
 EXACT_ROWS = 20_000
 EXACT_S = 20.0
 """Archives up to this size are read as a whole, for this long at most. Of larger ones a sample is
-told, as what it is: nothing is extrapolated but the time."""
+named as what it is: nothing is extrapolated but the time."""
 SAMPLE_CHUNKS = 16
 PROBE_ROWS = 32
 
@@ -41,44 +41,53 @@ class Look:
     """By digest, the code of what is wrong with each distinct picture."""
     problems: Counter[str] = field(default_factory=Counter)
     """Bad rows by code: cells, ids and pictures. Each row with a broken picture counts."""
+    warnings: Counter[str] = field(default_factory=Counter)
+    """Rows by what was changed to read them: an image's mark taken out, a repeated id."""
     good: list[Row] = field(default_factory=list)
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """As `--plan` prints it."""
         return {
             "rows": self.rows,
             "distinct_images": len(self.pictures),
             "problems": dict(sorted(self.problems.items())),
+            "warnings": dict(sorted(self.warnings.items())),
         }
 
 
-def preview(settings: ScoreSettings, factory: str | None = None) -> dict[str, Any]:
+def preview(
+    settings: ScoreSettings, factory: str | None = None, resume: Resume | None = None
+) -> dict[str, Any]:
     """Counts, problems and a probe's speed. Raises what the job would raise."""
     settings = settings.located(on_cluster=False)
-    plan, identity = planned(settings)
-    known = survey(plan, settings.out, identity)
+    resume = resume or Resume()
+    plan, identity = planned(settings, resume)
+    tell(plan)
+    known = survey(plan, settings.out, identity, resume.allow_added)
     counted, how = count(plan, settings)
     sample = take_sample(plan, settings)
     probe = take_probe(sample.good[:PROBE_ROWS], settings, factory)
-    told = {
+    plan_line = {
         "rows": known.rows,
         "files": known.files,
         "chunks": known.chunks,
-        "ignored_files": known.ignored,
+        "left_out": {"files": known.left_out.total, "groups": known.left_out.listed()},
         "unreadable_files": [{"name": u.name, "code": u.code} for u in known.unreadable],
         "duplicate_ids": known.duplicates,
         "images_named": known.named_images,
         "images_missing": known.missing_images,
+        "images_missing_examples": list(known.missing_examples),
         "resume_skips_rows": known.done_rows,
+        "rows_added": known.added_rows,
         "changed_since_run_began": list(known.changes),
         "counted": how,
-        "every_row": None if counted is None else counted.told(),
-        "sample": sample.told(),
+        "every_row": None if counted is None else counted.as_json(),
+        "sample": sample.as_json(),
         "probe": probe,
     }
     if "seconds_per_row" in probe:
-        told["estimate"] = estimate(known, probe["seconds_per_row"], settings)
-    return told
+        plan_line["estimate"] = estimate(known, probe["seconds_per_row"], settings)
+    return plan_line
 
 
 def count(plan: Plan, settings: ScoreSettings) -> tuple[Look | None, str]:
@@ -95,7 +104,7 @@ def count(plan: Plan, settings: ScoreSettings) -> tuple[Look | None, str]:
 def take_sample(plan: Plan, settings: ScoreSettings) -> Look:
     """Chunks at even distances; each distinct picture is decoded."""
     number = min(SAMPLE_CHUNKS, len(plan.chunks))
-    chosen = [plan.chunks[place * len(plan.chunks) // number] for place in range(number)]
+    chosen = [plan.chunks[turn * len(plan.chunks) // number] for turn in range(number)]
     with Decoder(settings.image, TileSettings("square", 32)) as decoder:
         found = look(plan, chosen, decoder, keep=math.ceil(PROBE_ROWS / number))
     assert found is not None
@@ -114,7 +123,8 @@ def look(
             if time.monotonic() > deadline:
                 return None
             found.rows += 1
-            code = row.error.code if row.error else _picture_code(row, decoder, found)
+            found.warnings.update(row.warnings)
+            code = row.error.code if row.error else _pictures_code(row, decoder, found)
             if code is None:
                 good.append(row)
             else:
@@ -133,13 +143,17 @@ def _read(plan: Plan, chunk: Chunk, found: Look) -> list[Row]:
         return []
 
 
-def _picture_code(row: Row, decoder: Decoder, found: Look) -> str | None:
-    if row.image is None:
-        return None
-    digest = hashlib.sha256(row.image).digest()[:12]
+def _pictures_code(row: Row, decoder: Decoder, found: Look) -> str | None:
+    """What is wrong with the first bad picture of a row."""
+    codes = [_picture_code(image, decoder, found) for image in row.images]
+    return next((code for code in codes if code is not None), None)
+
+
+def _picture_code(image: bytes, decoder: Decoder, found: Look) -> str | None:
+    digest = hashlib.sha256(image).digest()[:12]
     if digest not in found.pictures:
         try:
-            decoder.prepare(row.image)
+            decoder.prepare(image)
             found.pictures[digest] = None
         except DataError as error:
             found.pictures[digest] = error.code
@@ -159,11 +173,9 @@ def take_probe(rows: list[Row], settings: ScoreSettings, factory: str | None) ->
         predictor.close()
 
 
-def time_probe(predictor: Answerer, rows: list[Row]) -> dict[str, Any]:
+def time_probe(predictor: RowPredictor, rows: list[Row]) -> dict[str, Any]:
     """Seconds a row on this machine, after one row that warms up."""
-    requests = [
-        Request(row.question or "", () if row.image is None else (row.image,)) for row in rows
-    ]
+    requests = [request_of(row) for row in rows]
     predictor.answer(requests[:1])
     timed = requests[1:] or requests
     started = time.perf_counter()

@@ -125,7 +125,7 @@ def interrupts(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
 
     The second Ctrl-C raises KeyboardInterrupt where the main thread is.
     """
-    pressed, told = 0, False
+    pressed, said = 0, False
 
     def on_signal(number: int, _: object) -> None:
         nonlocal pressed
@@ -134,11 +134,11 @@ def interrupts(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
 
     def asked() -> bool:
-        nonlocal told
-        if pressed and not told:
-            told = True
+        nonlocal said
+        if pressed and not said:
+            said = True
             say("stopping once the running chunks are committed; again to stop at once")
-        return told
+        return said
 
     if threading.current_thread() is not threading.main_thread():
         yield asked

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from medv_ray.archive.chunks import Chunk
-from medv_ray.archive.plan import Plan
+from medv_ray.archive.left_out import LeftOut
+from medv_ray.archive.plan import Plan, Prior
 from medv_ray.archive.plan import plan as make_plan
 from medv_ray.archive.rows import Part
 from medv_ray.archive.run import Run, Summary
@@ -37,6 +40,7 @@ class Resume:
 
     new_run: bool = False
     allow_mixed: bool = False
+    allow_added: bool = False
     take_over: bool = False
     retry_quarantined: bool = False
 
@@ -72,6 +76,9 @@ class Outcome:
     committed: int
     total: int
     unreadable: tuple[str, ...]
+    left_out: LeftOut = field(default_factory=LeftOut)
+    added_rows: int = 0
+    """Rows that the archive had grown by when this job began."""
 
     @property
     def exit_code(self) -> int:
@@ -79,11 +86,13 @@ class Outcome:
         return 1 if self.summary is None else self.summary.exit_code
 
 
-def planned(settings: ScoreSettings) -> tuple[Plan, dict[str, Any]]:
+def planned(settings: ScoreSettings, resume: Resume | None = None) -> tuple[Plan, dict[str, Any]]:
     """The plan of the archive and the identity of the run, without opening the run folder."""
+    resume = resume or Resume()
     identity = settings.identity(*model_digests(settings.model))
-    archive = open_archive(settings.archive)
-    return make_plan(archive, identity_digest(identity)), identity
+    prior = Prior() if resume.new_run else Prior.read(settings.out)
+    archive = open_archive(settings.archive, prior.images)
+    return make_plan(archive, identity_digest(identity), prior), identity
 
 
 def score(
@@ -92,11 +101,16 @@ def score(
     *,
     address: str | None = None,
     factory: str | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Score the archive into `settings.out`. Raises MedvError with the exit code of the failure."""
+    """Score the archive into `settings.out`; `kinds` as in `Run.finish`.
+
+    Raises MedvError with the exit code of the failure.
+    """
     resume = resume or Resume()
     settings = settings.located(on_cluster=bool(cluster_address(address)))
-    plan, identity = planned(settings)
+    plan, identity = planned(settings, resume)
+    tell(plan)
     session = Session()
     with Run.open(
         settings.out,
@@ -104,6 +118,7 @@ def score(
         identity,
         new_run=resume.new_run,
         allow_mixed=resume.allow_mixed,
+        allow_added=resume.allow_added,
         take_over=resume.take_over,
         retry_quarantined=resume.retry_quarantined,
     ) as run:
@@ -113,16 +128,30 @@ def score(
             session.seconds = time.monotonic() - started
         unreadable = tuple(file.name for file in plan.unreadable)
         session.skipped_files = sorted({name for name, _ in run.skipped.values()})
-        summary = None if session.stopped else run.finish()
+        summary = None if session.stopped else run.finish(kinds)
         committed = run.ledger.counts()["rows"]
-        return Outcome(summary, session, committed, plan.rows, unreadable)
+        return Outcome(
+            summary, session, committed, plan.rows, unreadable, plan.left_out, plan.growth.rows
+        )
+
+
+def tell(plan: Plan) -> None:
+    """Say on stderr, before anything is scored, what is left out and what was added."""
+    left_out = plan.left_out
+    if left_out.total > plan.rows:
+        sys.stderr.write(f"MOST OF THIS ARCHIVE IS LEFT OUT: {plan.rows} rows are scored.\n")
+    if left_out.total:
+        sys.stderr.write(f"left out: {left_out}\n")
+    if plan.growth.rows:
+        before = plan.rows - plan.growth.rows
+        sys.stderr.write(f"added since the run began: {plan.growth.rows} rows, to {before}\n")
 
 
 def _drive(
     run: Run, settings: ScoreSettings, session: Session, address: str | None, factory: str | None
 ) -> None:
     """Passes over the open chunks until none is left."""
-    before = run.ledger.counts(set(run.ledger.commits) - {chunk.place for chunk in run.todo()})
+    before = run.ledger.counts(set(run.ledger.commits) - {chunk.source_key for chunk in run.todo()})
     began = time.monotonic()
     with (
         running_ray(address) as cluster,
@@ -182,7 +211,7 @@ def waiting(pool: PoolSettings) -> str:
 
 
 def _open_chunks(run: Run) -> list[Chunk]:
-    return [chunk for chunk in run.todo() if chunk.place not in run.skipped]
+    return [chunk for chunk in run.todo() if chunk.source_key not in run.skipped]
 
 
 def _pass(
@@ -195,7 +224,7 @@ def _pass(
 ) -> None:
     """Stream some chunks through a pool of actors."""
     from medv_ray.on_ray.actor import Work
-    from medv_ray.on_ray.answerer import PREDICTOR
+    from medv_ray.on_ray.predictor import PREDICTOR
 
     began = time.time()
     model = run.manifest["identity"]["model"]
@@ -233,5 +262,5 @@ def _take(
     for reason, code in GIVE_UP.items():
         defects = session.reasons[reason]
         if defects >= DEFECTS and 2 * defects > session.rows:
-            told = f"{defects} of {session.rows} rows ended as {reason}; nothing more is tried."
-            raise RunError(code, told)
+            text = f"{defects} of {session.rows} rows ended as {reason}; nothing more is tried."
+            raise RunError(code, text)

@@ -99,8 +99,8 @@ class Stream:
 
     def report(self) -> dict[str, Any]:
         """What the supervisor counted."""
-        told: dict[str, Any] = self._ask("report", PATIENCE_S)
-        return told
+        report: dict[str, Any] = self._ask("report", PATIENCE_S)
+        return report
 
     def _ask(self, method: str, patience_s: float = math.inf) -> Any:
         """The supervisor's answer. Raises RunError E1512 when there is none."""

@@ -77,15 +77,15 @@ class Deaths:
         del self._starting[actor]
         self._alive.add(actor)
 
-    def start(self, place: str) -> Orders:
+    def start(self, source_key: str) -> Orders:
         """A chunk is tried."""
-        attempts = self._chunks.setdefault(place, _Attempts())
+        attempts = self._chunks.setdefault(source_key, _Attempts())
         if attempts.running:
             self._died(attempts)
         attempts.running, attempts.row = True, None
         unexplained = attempts.deaths - BLAMED_DEATHS * len(attempts.crashed)
         if unexplained > CHUNK_DEATHS:
-            del self._chunks[place]
+            del self._chunks[source_key]
             return Orders(skip="lost")
         return Orders("", attempts.deaths > 0, tuple(attempts.crashed))
 
@@ -98,15 +98,15 @@ class Deaths:
             attempts.crashed.append(attempts.row)
             self.since_progress = 0
 
-    def row(self, place: str, row: int | None) -> None:
+    def row(self, source_key: str, row: int | None) -> None:
         """A row of a chunk is about to be tried; None: the last one is over."""
-        attempts = self._chunks.get(place)
+        attempts = self._chunks.get(source_key)
         if attempts is not None:  # else another attempt at it has ended
             attempts.row = row
 
-    def done(self, place: str) -> None:
+    def done(self, source_key: str) -> None:
         """The chunk's rows are written, or it is given up, which is no progress."""
-        if self._chunks.pop(place, None) is not None:
+        if self._chunks.pop(source_key, None) is not None:
             self.since_progress = 0
 
 
@@ -165,17 +165,17 @@ class Supervisor:
         self._deaths.ready(actor)
         self._ready_at = self._ready_at or time.time()
 
-    async def start(self, place: str) -> Orders:
+    async def start(self, source_key: str) -> Orders:
         """See `Deaths.start`."""
-        return Orders(skip="stop") if self._stopped else self._deaths.start(place)
+        return Orders(skip="stop") if self._stopped else self._deaths.start(source_key)
 
-    async def row(self, place: str, row: int | None) -> None:
+    async def row(self, source_key: str, row: int | None) -> None:
         """See `Deaths.row`."""
-        self._deaths.row(place, row)
+        self._deaths.row(source_key, row)
 
-    async def done(self, place: str, result: str) -> None:
+    async def done(self, source_key: str, result: str) -> None:
         """See `Deaths.done`; `result` is for the driver."""
-        self._deaths.done(place)
+        self._deaths.done(source_key)
         self._results.append(result)
         self._arrived.set()
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from medv_ray.archive.accuracy import normal
 from medv_ray.data import quiz, synthetic
 from medv_ray.data.conversations import on_one_image
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.on_ray.cluster import running_ray
-from medv_ray.on_ray.demo import normal
 from medv_ray.on_ray.options import checkpoint_defaults
 from medv_ray.on_ray.train import Tell, Trained, train
 from medv_ray.settings import TOY, AnswerSettings, ModelSettings, SamplerSettings

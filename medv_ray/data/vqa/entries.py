@@ -7,20 +7,38 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from medv_ray.data.conversations import IMAGE_WORD
 from medv_ray.data.dataset import Message
 from medv_ray.errors import DataError
+from medv_ray.tables.cells import IMAGE_MARK, check_marks, pictures_of, without_marks
 
 if TYPE_CHECKING:
     from medv_ray.data.vqa.settings import PrepareSettings
 
 Record = Mapping[str, Any]
+
+
+class Read(NamedTuple):
+    """A record as it was found."""
+
+    line: int
+    """Of the file, from 1, on which it begins; of parquet and pickles, the row from 0."""
+    values: Record
+    error: DataError | None = None
+    """What is wrong with the record as a whole."""
+    header: tuple[str, ...] = ()
+    """Columns of a csv, as they stand there."""
+
+
 SPLITS = {
     "train": ("train",),
     "validation": ("validation", "validate", "val"),
     "test": ("test",),
 }
 """Our names of the splits, and the words by which releases call them."""
+
+
+MARK_TAKEN_OUT = "questions had LLaVA's mark <image> at an end; it was taken out"
+SYSTEM_LEFT_OUT = "dialogues had a system message; a stage's own prompt settings take its place"
 
 
 class Entry(NamedTuple):
@@ -33,6 +51,8 @@ class Entry(NamedTuple):
     """None where the release has no ids: split and row number make one."""
     answer_type: str | None = None
     question_type: str | None = None
+    remarks: tuple[str, ...] = ()
+    """Words for what was changed on the way, to be counted."""
 
 
 class Form(NamedTuple):
@@ -42,9 +62,8 @@ class Form(NamedTuple):
     """The files, for the message when they are not there."""
     find: Callable[[Path], dict[str, list[Path]]]
     """Files of each split that a source (a folder or a file) has."""
-    records: Callable[[Path, PrepareSettings], Iterator[Record | None]]
-    """Records of one file in order, None for one that is none. Raises DataError when the file
-    cannot be read."""
+    records: Callable[[Path, PrepareSettings], Iterator[Read]]
+    """Records of one file in order. Raises DataError when the file cannot be read."""
     entry: Callable[[Record, str, PrepareSettings], Entry | str]
     """An Entry, or the word for why this record is left out on purpose. Raises DataError when
     something is wrong with it; a KeyError is a missing field."""
@@ -54,17 +73,30 @@ class Form(NamedTuple):
     """What the user of the dataset should know."""
 
 
-def question_and_answer(question: object, answer: object) -> list[Message]:
-    """The two messages of a question. Raises DataError E1109, E1117, E1301."""
+def question_entry(image: object, question: object, answer: object, **more: str | None) -> Entry:
+    """Of a question with its answer; LLaVA's `<image>` at its ends is taken out.
+
+    Raises DataError E1108, E1109, E1111, E1117, E1301, E1307.
+    """
+    images = images_of(image)
     asked, answered = text(question), text(answer)
+    asked, marks = without_marks(asked)
+    check_marks(marks, len(images))
     if not asked:
         raise DataError("E1301", "the question is empty.")
     if not answered:
         raise DataError("E1117", "the answer is empty.")
-    return [
-        {"from": "human", "value": f"{IMAGE_WORD}\n{asked}"},
+    messages = [
+        {"from": "human", "value": f"{front(len(images))}{asked}"},
         {"from": "gpt", "value": answered},
     ]
+    remarks = (MARK_TAKEN_OUT,) if marks else ()
+    return Entry(images, messages, remarks=remarks, **more)
+
+
+def front(images: int) -> str:
+    """What marks so many images before a question."""
+    return " ".join([IMAGE_MARK] * images) + "\n"
 
 
 def text(value: object) -> str:
@@ -81,18 +113,18 @@ def text(value: object) -> str:
     return str(int(value)) if value == int(value) else str(value)
 
 
-def image_cell(value: object) -> bytes | str:
-    """Of a parquet cell: bytes, path, or Hugging Face's struct of both.
+def images_of(value: object) -> tuple[bytes | str, ...]:
+    """Of a cell: bytes, path, base64, Hugging Face's struct of bytes and path, or a list of these.
 
-    Raises DataError E1109 and E1111.
+    Raises DataError E1108, E1109 and E1111.
     """
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if value is None or value == "":
-        raise DataError("E1111", "the row names no image.")
-    if not isinstance(value, bytes | str):
-        raise DataError("E1109", f"an image is of type {type(value).__name__}.")
-    return value
+    found: list[bytes | str] = []
+    for name, data in pictures_of(value):
+        one = data or name
+        if not one:
+            raise DataError("E1111", "the row names no image.")
+        found.append(one)
+    return tuple(found)
 
 
 def kind_of_answer(value: object) -> str | None:

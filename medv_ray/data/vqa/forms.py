@@ -7,40 +7,60 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medv_ray.data.conversations import IMAGE_WORD
+from medv_ray.data.dataset import Message
 from medv_ray.data.vqa.entries import (
+    SYSTEM_LEFT_OUT,
     Entry,
     Form,
+    Read,
     Record,
     by_words,
-    image_cell,
+    images_of,
     kind_of_answer,
-    question_and_answer,
+    question_entry,
     text,
     yes_no_type,
 )
-from medv_ray.data.vqa.files import READERS, json_records, records_of
+from medv_ray.data.vqa.files import READABLE, records_of
 from medv_ray.data.vqa.pickles import load_plain
 from medv_ray.data.vqa.settings import PrepareSettings
-from medv_ray.errors import DataError, no_column
+from medv_ray.errors import DataError
+from medv_ray.tables.cells import IMAGE_MARK, message_of
+from medv_ray.tables.columns import NO_COLUMN, TURNS, Asked, find, resolve
+from medv_ray.tables.ids import id_text
+from medv_ray.tables.records import Reading
 
 FRAME = "frame_question"
 OTHER_LANGUAGE = "other_language"
 
 
-def _json(path: Path, _: PrepareSettings) -> Iterator[Record | None]:
-    return json_records(path)
+QUESTIONS = Asked("image", "question", NO_COLUMN, "answer")
+DIALOGUES = Asked("image", "conversations", NO_COLUMN)
 
 
-def _with_columns(path: Path, names: list[str]) -> Iterator[Record | None]:
+def _reading(settings: PrepareSettings) -> Reading:
+    return Reading(settings.encoding)
+
+
+def _dialogues(path: Path, settings: PrepareSettings) -> Iterator[Read]:
+    return records_of(path, _reading(settings), DIALOGUES)
+
+
+def _release(path: Path, settings: PrepareSettings) -> Iterator[Read]:
+    return records_of(path, _reading(settings), QUESTIONS)
+
+
+def _with_columns(path: Path, settings: PrepareSettings, asked: Asked) -> Iterator[Read]:
     """Records of a table. Raises DataError E1101 when the first lacks one of the columns."""
     first = True
-    for row in records_of(path):
-        missing = [name for name in names if row is not None and name not in row]
-        if first and row is not None and missing:
-            raise no_column(path.name, missing[0], names, list(row))
-        first = first and row is None
-        yield row
+    for read in records_of(path, _reading(settings), asked):
+        if first and read.error is None:
+            names = read.header or tuple(read.values)
+            if set(TURNS).intersection(names):
+                asked = asked._replace(answer=None)
+            find(asked, names, path.name)
+            first = False
+        yield read
 
 
 # Hugging Face: image struct, question, answer
@@ -52,14 +72,13 @@ def _find_hub(source: Path) -> dict[str, list[Path]]:
 
 def _hub_entry(row: Record, split: str, settings: PrepareSettings) -> Entry:
     answer = row["answer"]
-    messages = question_and_answer(row["question"], answer)
-    return Entry((image_cell(row["image"]),), messages, answer_type=yes_no_type(answer))
+    return question_entry(row["image"], row["question"], answer, answer_type=yes_no_type(answer))
 
 
 HUB = Form(
     "data/{train,validation,test}-*.parquet with the columns image, question, answer",
     _find_hub,
-    lambda path, _: _with_columns(path, ["image", "question", "answer"]),
+    lambda path, settings: _with_columns(path, settings, QUESTIONS),
     _hub_entry,
     (".", "images"),
     ("open and closed are derived: this form has no answer_type; yes and no count as closed",),
@@ -73,12 +92,13 @@ def _find_pickles(source: Path) -> dict[str, list[Path]]:
     return by_words(source, ("qas/{}_vqa.pkl", "pvqa/qas/{}_vqa.pkl"))
 
 
-def _pickled(path: Path, _: PrepareSettings) -> Iterator[Record | None]:
+def _pickled(path: Path, _: PrepareSettings) -> Iterator[Read]:
     rows = load_plain(path)
     if not isinstance(rows, list):
         raise DataError("E1105", f"{path.name} does not hold a list.")
-    for row in rows:
-        yield row if isinstance(row, dict) else None
+    wrong = DataError("E1109", "the record is no dict.")
+    for number, row in enumerate(rows):
+        yield Read(number, row) if isinstance(row, dict) else Read(number, {}, wrong)
 
 
 def _pathvqa_entry(row: Record, split: str, settings: PrepareSettings) -> Entry:
@@ -90,12 +110,13 @@ def _pathvqa_entry(row: Record, split: str, settings: PrepareSettings) -> Entry:
     # one answer with score 1; were there several, the first of the best
     answer = max(label, key=label.__getitem__, default="")
     # the folder is called by the word that the image's own name begins with
-    return Entry(
-        (f"{name.split('_')[0]}/{name}.jpg",),
-        question_and_answer(row["sent"], answer),
-        text(row["question_id"]),
-        kind_of_answer(row.get("answer_type")),
-        text(row.get("question_type")) or None,
+    return question_entry(
+        f"{name.split('_')[0]}/{name}.jpg",
+        row["sent"],
+        answer,
+        id=id_text(row["question_id"]),
+        answer_type=kind_of_answer(row.get("answer_type")),
+        question_type=text(row.get("question_type")) or None,
     )
 
 
@@ -118,16 +139,19 @@ def _find_data_rad(source: Path) -> dict[str, list[Path]]:
 def _data_rad_entry(row: Record, split: str, settings: PrepareSettings) -> Entry | str:
     if row["phrase_type"] == "frame" and not settings.include_frame:
         return FRAME
-    return Entry(
-        (image_cell(row["image_name"]),),
-        question_and_answer(row["question"], row["answer"]),
-        text(row["qid"]),
-        kind_of_answer(row["answer_type"]),
-        text(row.get("question_type")) or None,
+    return question_entry(
+        row["image_name"],
+        row["question"],
+        row["answer"],
+        id=id_text(row["qid"]),
+        answer_type=kind_of_answer(row["answer_type"]),
+        question_type=text(row.get("question_type")) or None,
     )
 
 
-DATA_RAD = Form("trainset.json, testset.json and images/", _find_data_rad, _json, _data_rad_entry)
+DATA_RAD = Form(
+    "trainset.json, testset.json and images/", _find_data_rad, _release, _data_rad_entry
+)
 
 
 # SLAKE
@@ -140,17 +164,18 @@ def _find_slake(source: Path) -> dict[str, list[Path]]:
 def _slake_entry(row: Record, split: str, settings: PrepareSettings) -> Entry | str:
     if settings.language not in ("all", row["q_lang"]):
         return OTHER_LANGUAGE
-    return Entry(
-        (image_cell(row["img_name"]),),
-        question_and_answer(row["question"], row["answer"]),
-        text(row["qid"]),
-        kind_of_answer(row["answer_type"]),
-        text(row.get("content_type")) or None,
+    return question_entry(
+        row["img_name"],
+        row["question"],
+        row["answer"],
+        id=id_text(row["qid"]),
+        answer_type=kind_of_answer(row["answer_type"]),
+        question_type=text(row.get("content_type")) or None,
     )
 
 
 SLAKE = Form(
-    "{train,validate,test}.json and imgs/", _find_slake, _json, _slake_entry, ("imgs", "images")
+    "{train,validate,test}.json and imgs/", _find_slake, _release, _slake_entry, ("imgs", "images")
 )
 
 
@@ -171,38 +196,52 @@ def _find_llava(source: Path) -> dict[str, list[Path]]:
 
 
 def _llava_entry(row: Record, split: str, settings: PrepareSettings) -> Entry:
-    # released and derived files misspell the key
-    said = row["conversations"] if "conversations" in row else row["conversatons"]
-    images = row.get("image")
-    images = images if isinstance(images, list) else [images]
+    # `messages` with `images` is how LLaMA-Factory and ms-swift write it
+    said = row[next((name for name in (*TURNS[1:], TURNS[0]) if name in row), TURNS[1])]
     if not isinstance(said, list) or not all(isinstance(entry, dict) for entry in said):
         raise DataError("E1109", "the conversation is no list of messages.")
-    messages = [_message(entry) for entry in said]
-    if images in ([], [None], [""]):
+    messages: list[Message] = []
+    inside: list[Any] = []
+    system = False
+    for entry in said:
+        if entry.get("from", entry.get("role")) == "system":
+            system = True
+            continue
+        message, pictures = _message(entry)
+        messages.append(message)
+        inside += pictures
+    held = row.get("image", row.get("images"))
+    if held in ([], [None], [""], None, ""):
         # of text alone, as LLaDA-V's mixes hold some; but one that marks an image has lost it
-        marked = any(IMAGE_WORD in message["value"] for message in messages)
-        images = [None] if marked else []
+        marked = any(IMAGE_MARK in message["value"] for message in messages)
+        held = inside or ([None] if marked else [])
     return Entry(
-        tuple(image_cell(image) for image in images),
+        images_of(held) if held else (),
         messages,
-        text(row.get("id")) or None,
+        id_text(row.get("id")),
         kind_of_answer(row.get("answer_type")),
         text(row.get("question_type")) or None,
+        (SYSTEM_LEFT_OUT,) if system else (),
     )
 
 
-def _message(entry: dict[str, Any]) -> dict[str, str]:
-    """Of a message in either spelling of its keys. Text is not trimmed: see conversations.py."""
-    role = entry.get("from", entry.get("role"))
+def _message(entry: dict[str, Any]) -> tuple[Message, list[Any]]:
+    """Of a message in either spelling of its keys, and the pictures that it holds itself. Text is
+    not trimmed: see conversations.py."""
     value = entry.get("value", entry.get("content"))
-    role = {"user": "human", "assistant": "gpt"}.get(str(role), str(role))
-    return {"from": role, "value": value if isinstance(value, str) else text(value)}
+    pictures: list[Any] = []
+    if isinstance(value, list):
+        role, value, pictures = message_of(entry)
+    else:
+        role = str(entry.get("from", entry.get("role")))
+    role = {"user": "human", "assistant": "gpt"}.get(role, role)
+    return {"from": role, "value": value if isinstance(value, str) else text(value)}, pictures
 
 
 LLAVA = Form(
     "{train,val,test}.json of conversations, or one file as --source, and images/",
     _find_llava,
-    lambda path, _: records_of(path),
+    _dialogues,
     _llava_entry,
 )
 
@@ -213,32 +252,45 @@ LLAVA = Form(
 def _find_table(source: Path) -> dict[str, list[Path]]:
     if source.is_file():
         return {"train": [source]}
-    return by_words(source, tuple("{}" + ending for ending in READERS))
+    return by_words(source, tuple("{}" + ending for ending in READABLE))
 
 
-def _table_records(path: Path, settings: PrepareSettings) -> Iterator[Record | None]:
-    named = [settings.image_column, settings.question_column, settings.answer_column]
-    named += [name for name in (settings.id_column, settings.answer_type_column) if name]
-    return _with_columns(path, named)
+def _table_columns(settings: PrepareSettings) -> Asked:
+    return Asked(
+        settings.image_column,
+        settings.question_column,
+        settings.id_column or NO_COLUMN,
+        settings.answer_column,
+    )
+
+
+def _table_records(path: Path, settings: PrepareSettings) -> Iterator[Read]:
+    kind = settings.answer_type_column
+    for read in _with_columns(path, settings, _table_columns(settings)):
+        if kind is not None and read.error is None and kind not in read.values:
+            listed = ", ".join(name[:30] for name in read.header or tuple(read.values))
+            raise DataError("E1101", f"{path.name} has no column {kind[:30]!r}; it has {listed}.")
+        yield read
 
 
 def _table_entry(row: Record, split: str, settings: PrepareSettings) -> Entry:
-    row_id = None
-    if settings.id_column is not None:
-        row_id = text(row[settings.id_column])
-        if not row_id:
-            raise DataError("E1102", "the id is empty.")
+    columns = resolve(_table_columns(settings), tuple(row))
+    if columns.turns is not None:
+        return _llava_entry(row, split, settings)
     kind = settings.answer_type_column
-    return Entry(
-        (image_cell(row[settings.image_column]),),
-        question_and_answer(row[settings.question_column], row[settings.answer_column]),
-        row_id,
-        kind_of_answer(row[kind]) if kind else None,
+    cells = [None if name is None else row[name] for name in columns[:4]]
+    image, question, row_id, answer = cells
+    return question_entry(
+        image,
+        question,
+        answer,
+        id=id_text(row_id),
+        answer_type=kind_of_answer(row[kind]) if kind else None,
     )
 
 
 TABLE = Form(
-    "{train,validation,test}.{csv,jsonl,json,parquet}, or one such file as --source",
+    "{train,validation,test}.{csv,tsv,jsonl,json,parquet}, or one such file as --source",
     _find_table,
     _table_records,
     _table_entry,

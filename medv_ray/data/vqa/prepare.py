@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
-from collections.abc import Iterator
-from functools import lru_cache
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medv_ray.data.conversations import IMAGE_WORD, checked, place_images
+from medv_ray.data.conversations import checked, place_images
+from medv_ray.data.dataset import Message
 from medv_ray.data.dataset_writer import Row, Skip, write_dataset
 from medv_ray.data.decode_child import Decoder
 from medv_ray.data.images import TileSettings
 from medv_ray.data.prompts import check_storable
-from medv_ray.data.vqa.entries import SPLITS, Entry, Form
+from medv_ray.data.vqa.entries import SPLITS, Entry, Form, front
 from medv_ray.data.vqa.forms import DATA_RAD, HUB, LLAVA, PATHVQA, SLAKE, TABLE
 from medv_ray.data.vqa.settings import PrepareSettings
 from medv_ray.errors import CATALOGUE, DataError, SettingsError
+from medv_ray.tables import names
+from medv_ray.tables.cells import IMAGE_MARK, is_no_answer
+from medv_ray.tables.ids import normal, repeated_id
 
-MAX_ID_BYTES = 512
+BAD_ROW = CATALOGUE["E1109"].reason
+DROPPED = "dropped_answer"
+REPEATED_IDS = "rows have the id of an earlier one; they are called <id>#<split>-<row>"
+OTHER_CASE = "rows name an image in another case than its file's"
 CHECK_TILE = 32  # pixels; the tile itself is thrown away
 
 
@@ -66,7 +75,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
     with Decoder(settings.image, tile_check(settings)) as decoder:
         pictures = Pictures(settings, form, decoder)
         rows = {
-            split: split_rows(split, paths, form, settings, pictures, kind)
+            split: noted_rows(notes, split, paths, form, settings, pictures, kind)
             for split, paths in chosen.items()
         }
         return write_dataset(
@@ -101,7 +110,28 @@ def find_form(settings: PrepareSettings) -> tuple[Form, dict[str, list[Path]]]:
     return form, found
 
 
-def split_rows(
+class Remarks:
+    """What was changed or looks odd in a split, counted while its rows go by."""
+
+    def __init__(self) -> None:
+        self.words: Counter[str] = Counter()
+        self.doubtful: dict[str, list[int]] = defaultdict(list)
+        """Lines of answers that look like empty cells."""
+
+    def notes(self, split: str) -> Iterator[str]:
+        """Notes for dataset.json."""
+        for word, count in self.words.items():
+            yield f"{split}: {count} {word}"
+        for answer, lines in sorted(self.doubtful.items()):
+            some = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
+            yield (
+                f"{split}: {len(lines)} answers are {answer!r}, as empty cells are written "
+                f"(line {some}); --drop-answers {answer!r} leaves them out"
+            )
+
+
+def noted_rows(
+    notes: list[str],
     split: str,
     paths: list[Path],
     form: Form,
@@ -109,32 +139,86 @@ def split_rows(
     pictures: Pictures,
     kind: Kind,
 ) -> Iterator[Row | Skip]:
+    """`split_rows`; what was counted on the way goes to `notes` after the last."""
+    remarks = Remarks()
+    yield from split_rows(split, paths, form, settings, pictures, kind, remarks)
+    notes.extend(remarks.notes(split))
+
+
+def split_rows(
+    split: str,
+    paths: list[Path],
+    form: Form,
+    settings: PrepareSettings,
+    pictures: Pictures,
+    kind: Kind,
+    remarks: Remarks,
+) -> Iterator[Row | Skip]:
     """Rows of one split, and a Skip for every record that becomes none."""
-    seen: set[str] = set()
+    row_names = RowNames(split)
+    dropped = {answer.strip().casefold() for answer in settings.drop_answers}
     number = -1
     for path in paths:
-        for place, record in enumerate(form.records(path, settings)):
+        for index, read in enumerate(form.records(path, settings)):
             number += 1
-            source = f"{path.name}:{place}"
+            source = f"{path.name}:{index}"
             try:
-                if record is None:
-                    raise DataError("E1109", "the record is no object.")
-                entry = form.entry(record, split, settings)
+                if read.error is not None:
+                    raise read.error
+                entry = form.entry(read.values, split, settings)
                 if isinstance(entry, str):
-                    yield Skip(source, entry)
+                    yield Skip(source, entry, read.line)
+                    continue
+                answers = [m["value"] for m in entry.messages if m["from"] == "gpt"]
+                if dropped.intersection(answer.strip().casefold() for answer in answers):
+                    cause = "its answer is in --drop-answers"
+                    yield Skip(source, DROPPED, read.line, cause)
                     continue
                 check_messages(entry, kind)
-                row_id = check_id(entry.id or f"{split}-{number}", seen)
-                images = tuple(pictures.read(image) for image in entry.images)
-            except KeyError:
-                yield Skip(source, CATALOGUE["E1109"].reason)
+                images, changed = pictures.read_all(entry.images)
+                messages = marked(entry.messages, len(entry.images), len(images))
+                row_id = row_names.name(entry.id, number)
+            except KeyError as error:
+                field = str(error.args[0])[:30]
+                yield Skip(source, BAD_ROW, read.line, f"it has no {field!r}")
             except DataError as error:
-                yield Skip(source, error.reason)
+                yield Skip(source, error.reason, read.line, error.detail)
             else:
-                seen.add(row_id)
-                yield Row(
-                    row_id, images, entry.messages, entry.answer_type, entry.question_type, source
-                )
+                remarks.words.update((*entry.remarks, *changed))
+                if entry.id is not None and row_id != normal(entry.id):
+                    remarks.words[REPEATED_IDS] += 1
+                for answer in filter(is_no_answer, answers):
+                    remarks.doubtful[answer.strip()].append(read.line)
+                kinds = entry.answer_type, entry.question_type
+                yield Row(row_id, images, messages, *kinds, source)
+
+
+def marked(messages: list[Message], named: int, found: int) -> list[Message]:
+    """The messages with a mark for each image, where one name stood for several."""
+    start = front(named)
+    if named == found or not messages[0]["value"].startswith(start):
+        return messages
+    first = {**messages[0], "value": front(found) + messages[0]["value"][len(start) :]}
+    return [first, *messages[1:]]
+
+
+class RowNames:
+    """Ids of a split's rows, distinct: a repeated one becomes `<id>#<split>-<row>`."""
+
+    def __init__(self, split: str) -> None:
+        self._split = split
+        self._seen: set[str] = set()
+        self._made = re.compile(rf"(?:.*#)?{split}-\d+", re.DOTALL)
+
+    def name(self, own: str | None, number: int) -> str:
+        """The id of a row. Raises DataError E1104."""
+        made = f"{self._split}-{number}"
+        text = normal(own or made)
+        # an id that looks like one of ours gives way, so that ours stay distinct
+        if text in self._seen or (text != made and self._made.fullmatch(text)):
+            return repeated_id(text, made)
+        self._seen.add(text)
+        return text
 
 
 def check_messages(entry: Entry, kind: Kind) -> None:
@@ -147,18 +231,8 @@ def check_messages(entry: Entry, kind: Kind) -> None:
     for role, words in messages:
         if role == "assistant" and not words.strip():
             raise DataError("E1117", "an answer is empty.")
-        if role == "user" and kind.question_needed and not words.replace(IMAGE_WORD, "").strip():
+        if role == "user" and kind.question_needed and not words.replace(IMAGE_MARK, "").strip():
             raise DataError("E1301", "a question is empty.")
-
-
-def check_id(value: str, seen: set[str]) -> str:
-    """The id in its normal form. Raises DataError E1103 (seen before), E1104 or E1304."""
-    row_id = unicodedata.normalize("NFC", value).strip()
-    if check_storable(row_id) > MAX_ID_BYTES or not row_id.isprintable():
-        raise DataError("E1104", f"an id has more than {MAX_ID_BYTES} bytes or control characters.")
-    if row_id in seen:
-        raise DataError("E1103", "the id was seen before.")
-    return row_id
 
 
 def tile_check(settings: PrepareSettings) -> TileSettings | None:
@@ -179,11 +253,24 @@ class Pictures:
         self._decoder = decoder
         self._verdicts: dict[bytes, DataError | None] = {}
         # questions about one image stand together
-        self._load = lru_cache(maxsize=4)(self._load_file)
+        self._load = lru_cache(maxsize=4)(self._load_named)
+        self._listed = lru_cache(maxsize=1024)(self._list)
 
-    def read(self, image: bytes | str) -> bytes:
-        """Raises DataError E1108, E1111, E1112, E1201 .. E1212."""
-        data = image if isinstance(image, bytes) else self._load(image)
+    def read_all(self, images: Sequence[bytes | str]) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+        """The encoded bytes, and words for what was changed to find them.
+
+        Raises DataError E1108, E1111, E1112, E1201 .. E1212.
+        """
+        found: list[bytes] = []
+        words: set[str] = set()
+        for image in images:
+            loaded, loose = ([image], False) if isinstance(image, bytes) else self._load(image)
+            found += [self.checked(data) for data in loaded]
+            words |= {OTHER_CASE} if loose else set()
+        return tuple(found), tuple(words)
+
+    def checked(self, data: bytes) -> bytes:
+        """The bytes of an image that decodes. Raises DataError E1201 .. E1212."""
         key = hashlib.sha256(data).digest()
         if key not in self._verdicts:
             try:
@@ -196,24 +283,44 @@ class Pictures:
             raise DataError(verdict.code, verdict.detail)
         return data
 
-    def _load_file(self, name: str) -> bytes:
-        # exports made on Windows have its separators
-        relative = Path(name.strip().replace("\\", "/"))
-        if relative.is_absolute() or ".." in relative.parts or "\0" in name:
-            raise DataError("E1108", "the image path leaves the image folder.")
+    def _load_named(self, name: str) -> tuple[list[bytes], bool]:
+        """The file that a name means, or the files, and whether it differs in case.
+
+        As it is written first, in each of the folders.
+        """
+        path = names.relative(name)
+        outside = path.startswith("/")
+        for root in [] if outside else self._roots:
+            data = self._load_file(root, path)
+            if data is not None:
+                return [data], False
         for root in self._roots:
-            path = root / relative
-            try:
-                if not path.is_file():
-                    continue
-                if not path.resolve().is_relative_to(root):
-                    raise DataError("E1108", "the image path leaves the image folder.")
-                size = path.stat().st_size
-                if size > self._max_bytes:
-                    limit = f"the limit is {self._max_bytes}"
-                    raise DataError("E1112", f"the encoded image has {size} bytes; {limit}.")
-                return path.read_bytes()
-            except OSError as error:
-                kind = type(error).__name__
-                raise DataError("E1111", f"the image cannot be read ({kind}).") from None
+            found = names.find(name, root.name, partial(self._listed, root))
+            loaded = [self._load_file(root, one.path) for one in found]
+            if loaded and None not in loaded:
+                return [data for data in loaded if data is not None], any(f.warnings for f in found)
+        if outside:
+            raise DataError("E1108", "the image path leaves the image folder.")
         raise DataError("E1111", "the named image does not exist.")
+
+    def _list(self, root: Path, folder: str) -> names.Folder:
+        try:
+            return names.Folder(os.listdir(root / folder))
+        except (OSError, ValueError):
+            return names.Folder(())
+
+    def _load_file(self, root: Path, relative: str) -> bytes | None:
+        path = root / relative
+        try:
+            if not path.is_file():
+                return None
+            if not path.resolve().is_relative_to(root):
+                raise DataError("E1108", "the image path leaves the image folder.")
+            size = path.stat().st_size
+            if size > self._max_bytes:
+                limit = f"the limit is {self._max_bytes}"
+                raise DataError("E1112", f"the encoded image has {size} bytes; {limit}.")
+            return path.read_bytes()
+        except OSError as error:
+            kind = type(error).__name__
+            raise DataError("E1111", f"the image cannot be read ({kind}).") from None

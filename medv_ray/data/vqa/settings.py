@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import field_validator
+
 from medv_ray.settings import ImageSettings, Settings
+from medv_ray.tables.encoding import known_encoding
 
 KindName = Literal[
     "pathvqa-hf",
@@ -39,12 +42,23 @@ class PrepareSettings(Settings):
     language: Literal["en", "zh", "all"] = "en"
     """SLAKE's questions."""
     id_column: str | None = None
+    """None, or `none`: ids are split and row number."""
     image_column: str = "image"
     question_column: str = "question"
     answer_column: str = "answer"
     answer_type_column: str | None = None
     """Columns of a table of one's own."""
+    encoding: str | None = None
+    """Of csv, tsv and json files, such as `latin-1`. None: by the mark at the beginning of the
+    file, else UTF-8."""
+    drop_answers: tuple[str, ...] = ()
+    """Rows with one of these answers are left out, whatever their case; such as `N/A`."""
     check: Literal["decode", "header"] = "decode"
     """`decode` finds every damaged image now and not in training; `header` is some ten times
     faster."""
     image: ImageSettings = ImageSettings()
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, value: str | None) -> str | None:
+        return None if value is None else known_encoding(value)

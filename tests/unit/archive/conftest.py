@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medv_ray.archive.plan import plan, read_rows
+from medv_ray.archive.plan import Prior, plan, read_rows
 from medv_ray.archive.rows import quarantine_record, read_run, write_part
 from medv_ray.archive.run import Run
 from medv_ray.archive.sources import ArchiveSettings, open_archive
@@ -61,10 +61,13 @@ class Make:
                 tar.addfile(info, io.BytesIO(data))
         return path
 
-    def plan(self, digest: str = "settings", **settings):
+    def plan(self, digest: str = "settings", out=None, **settings):
+        """Of a run that begins, or of the one in `out`."""
         settings.setdefault("archive", str(self.archive))
         settings.setdefault("chunk_rows", 4)
-        return plan(open_archive(ArchiveSettings(**settings)), digest)
+        prior = Prior() if out is None else Prior.read(str(out))
+        archive = open_archive(ArchiveSettings(**settings), prior.images)
+        return plan(archive, digest, prior)
 
     @staticmethod
     def rows(planned) -> list:

@@ -15,7 +15,7 @@ def commit(number: int, part: str | None = None, rows: int = 32) -> dict:
     return {
         "op": "commit",
         "key": f"{number:032x}",
-        "place": f"{number + 10**9:032x}",
+        "source_key": f"{number + 10**9:032x}",
         "part": part or f"rows/part-{number:016x}.parquet",
         "sha256": f"{number:064x}",
         "size": 7000,
@@ -61,14 +61,16 @@ def test_merges_and_drops_are_loaded(store):
     again = [f"rows/part-{5:016x}.parquet", "rows/merged-a.parquet"]
     ledger.append(ledger.merge_record(again, "rows/merged-b.parquet", PartFile("bb", 9500)))
     ledger.forget_records(again)
-    ledger.append({"op": "drop", "places": [commit(1)["place"], commit(3)["place"]]})
-    ledger.append(commit(2, part="rows/part-again.parquet"))  # a later commit of a place counts
+    ledger.append({"op": "drop", "source_keys": [commit(1)["source_key"], commit(3)["source_key"]]})
+    ledger.append(
+        commit(2, part="rows/part-again.parquet")
+    )  # a later commit of a source_key counts
     loaded = Ledger.load(store)
     assert state(loaded) == state(ledger)
     assert loaded.held == {
-        "rows/merged-b.parquet": {commit(0)["place"], commit(5)["place"]},
-        f"rows/part-{4:016x}.parquet": {commit(4)["place"]},
-        "rows/part-again.parquet": {commit(2)["place"]},
+        "rows/merged-b.parquet": {commit(0)["source_key"], commit(5)["source_key"]},
+        f"rows/part-{4:016x}.parquet": {commit(4)["source_key"]},
+        "rows/part-again.parquet": {commit(2)["source_key"]},
     }
 
 
@@ -169,7 +171,7 @@ def test_no_flipped_bit_goes_unnoticed(folder):
         # the newline that ends the file looks like a crash: the last chunk is done again
         loaded = Ledger.load(folder)
         assert len(loaded.commits) == 19
-        assert all(ledger.commits[place] == c for place, c in loaded.commits.items())
+        assert all(ledger.commits[source_key] == c for source_key, c in loaded.commits.items())
 
 
 def test_a_full_disk_leaves_the_ledger_as_it_was(folder, monkeypatch):

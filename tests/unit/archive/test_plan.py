@@ -18,7 +18,9 @@ def test_keys_stay_while_nothing_changes_and_change_with_file_and_settings(make)
     before = make.plan()
     assert keys(make.plan()) == keys(before)
     assert not set(keys(make.plan("other settings"))) & set(keys(before))
-    assert [c.place for c in make.plan("other settings").chunks] == [c.place for c in before.chunks]
+    assert [c.source_key for c in make.plan("other settings").chunks] == [
+        c.source_key for c in before.chunks
+    ]
     path.touch()
     assert not set(keys(make.plan())) & set(keys(before))
 

@@ -13,7 +13,7 @@ from medv_ray.schema import ANSWER_SCHEMA
 @pytest.fixture
 def one(make, tmp_path):
     """A plan of one chunk, a store, and the chunk's records."""
-    make.parquet(rows=4, id=["a", None, "c", "d"])
+    make.parquet(rows=4, id=["a", "\0", "c", "d"])
     planned = make.plan()
     store = Store(str(tmp_path / "run"))
     return store, planned.chunks[0], make.records(planned, planned.chunks[0])
@@ -30,7 +30,7 @@ def test_a_part_has_the_schema_and_its_counts(one):
     assert table.schema.equals(ANSWER_SCHEMA)
     assert table.column("row").to_pylist() == [0, 1, 2, 3]
     assert table.column("id").to_pylist() == ["a", "a:1", "c", "d"]
-    assert table.column("code").to_pylist() == [None, "E1102", None, None]
+    assert table.column("code").to_pylist() == [None, "E1104", None, None]
     assert set(table.column("chunk").to_pylist()) == {chunk.key}
     assert Part(**part.to_json()) == part
 
@@ -66,7 +66,7 @@ def test_two_attempts_at_a_chunk_do_not_share_a_file(one):
 
 
 def test_a_quarantine_record_says_why(make):
-    make.parquet(rows=1, id=["a/b"])
+    make.parquet(rows=1, id=["a\0b"])
     row = make.rows(make.plan())[0]
     record = quarantine_record(row, row.error)
     assert record["status"] == "quarantined"

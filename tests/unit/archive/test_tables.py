@@ -1,4 +1,6 @@
+import csv
 import errno
+import io
 import json
 import os
 import random
@@ -6,7 +8,9 @@ import random
 import pytest
 
 from medv_ray.archive.plan import read_rows
-from medv_ray.errors import DataError
+from medv_ray.archive.sources import ArchiveSettings
+from medv_ray.errors import DataError, SettingsError
+from medv_ray.settings import build
 
 
 def codes(rows):
@@ -94,24 +98,24 @@ def test_llava_conversations(make, images):
     assert [(r.id, r.question, r.reference) for r in rows] == [
         ("3006", "Where is this?", "urinary"),
         ("x", "What?", "b"),
-        ("5", "typed  and <image>", "own"),
-        ("6", None, None),
+        ("5", "typed <image> and <image>", "own"),
+        ("6", None, "no question"),
         ("7", "R?", None),
         ("8", "R?", None),
     ]
-    assert codes(rows) == [None, None, None, "E1301", None, "E1109"]
+    assert codes(rows) == [None, None, "E1307", "E1301", None, None]
+    assert [len(row.images) for row in rows] == [1, 1, 0, 0, 1, 2]
+    assert rows[0].warnings == ("image_mark",)
 
 
 @pytest.mark.parametrize(
     "line",
     [
         '{"image": "0.png", "question": NaN}',
-        '{"image": "0.png", "question": "a", "x": Infinity}',
         '{"image": "0.png", "question": "a", "question": "b"}',
-        '{"image": "0.png", "question": "a", "answer": 1e400}',
+        '{"image": "0.png", "image": "1.png", "question": "a"}',
         '{"image": "0.png", "question": "half',
         '{"image": "0.png", "question": ' + "[" * 100_000 + "]" * 100_000 + "}",
-        '{"image": "0.png", "question": "a", "n": ' + "9" * 5000 + "}",
         "[1, 2]",
         "17",
         "<html>",
@@ -120,9 +124,29 @@ def test_llava_conversations(make, images):
 def test_a_bad_json_line_costs_itself_only(make, images, line):
     good = '{"image": "1.png", "question": "good?"}'
     planned, rows = rows_of(make, images, "q.jsonl", f"{good}\n{line}\n{good}")
-    assert codes(rows) == [None, "E1109", None]
+    wrong = "E1108" if line.count("image") == 2 else "E1109"
+    assert codes(rows) == [None, wrong, None]
     assert [row.id for row in rows] == ["q:0", "q:1", "q:2"]
     assert planned.rows == 3
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["NaN", "Infinity", "1e400", "9" * 5000, '{"a": 1, "a": 2}', '"\\ud800"', '1, "x": 2',
+     "[" * 100 + "]" * 100],
+)  # fmt: skip
+def test_what_nobody_asks_for_harms_no_row(make, images, odd):
+    line = '{"image": "1.png", "question": "good?", "x": ' + odd + "}"
+    _, rows = rows_of(make, images, "q.jsonl", f"{line}\n{line}")
+    assert codes(rows) == [None, None]
+
+
+def test_an_answer_that_is_no_text_harms_no_row_unless_it_is_asked_for(make, images):
+    lines = [f'{{"image": "1.png", "question": "a?", "answer": {a}}}' for a in ("NaN", "1e400")]
+    _, rows = rows_of(make, images, "q.jsonl", "\n".join(lines))
+    assert [(r.reference, r.warnings) for r in rows] == [(None, ()), (None, ("answer_is_no_text",))]
+    _, rows = rows_of(make, images, "q.jsonl", "\n".join(lines), answer_column="answer")
+    assert codes(rows) == [None, "E1109"]
 
 
 def test_odd_cells_of_json_rows(make, images):
@@ -143,23 +167,277 @@ def test_odd_cells_of_json_rows(make, images):
     ]
     _, rows = rows_of(make, images, "q.jsonl", "\n".join(records))
     assert codes(rows) == [
-        "E1109", "E1109", "E1104", "E1304", "E1304", "E1109", "E1108", "E1108", "E1109", None,
-        "E1111", "E1102", "E1103",
+        None, None, "E1104", "E1304", "E1304", "E1109", "E1108", "E1108", None, None,
+        "E1111", None, None,
     ]  # fmt: skip
     assert rows[9].reference == "True"
+    assert [rows[n].id for n in (0, 1, 11, 12)] == ["1.5", "inf", "q:11", "a #q:12"]
 
 
 def test_bad_csv_records_cost_themselves_only(make, images):
     text = 'image,question\n0.png,good?\n0.png\n0.png,a,b\n0.png,"a"b\n0.png,"half'
     _, rows = rows_of(make, images, "q.csv", text)
     assert codes(rows) == [None, "E1109", "E1109", "E1109", "E1109"]
-    text = "image,question\n0.png," + "x" * 200_000 + "\n0.png,good?\n"
-    assert codes(rows_of(make, images, "r.csv", text)[1]) == ["E1109", None]
 
 
-def test_bytes_that_are_not_utf8_are_bad_text_of_their_row(make, images):
-    _, rows = rows_of(make, images, "q.csv", b"image,question\n0.png,caf\xe9?\n0.png,good?\n")
+def test_large_cells(make, images):
+    """A question has a limit; a column that nobody asks for may be what it is."""
+    large, lines = "x" * 200_000, "\n".join(["line"] * 40_000)
+    text = f'image,question,note\n0.png,{large},a\n0.png,good?,{large}\n0.png,good?,"{lines}"\n'
+    assert codes(rows_of(make, images, "a.csv", text)[1]) == [None, None, None]
+    assert codes(rows_of(make, images, "b.csv", text, max_cell_bytes=1000)[1]) == [
+        "E1112", None, None
+    ]  # fmt: skip
+    record = json.dumps({"image": "0.png", "question": "a?", "note": large})
+    assert codes(rows_of(make, images, "c.jsonl", record, max_cell_bytes=1000)[1]) == [None]
+
+
+LATIN = "image,question\n0.png,café?\n1.png,good?\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "flag"),
+    [
+        (LATIN.encode("latin-1"), "--encoding latin-1"),
+        (LATIN.replace("é", "’").encode("cp1252"), "--encoding cp1252"),
+        (LATIN.encode("utf-16-le"), "--encoding utf-16-le"),
+        (LATIN.encode("utf-16-be"), "--encoding utf-16-be"),
+    ],
+)
+def test_another_encoding_is_named_and_can_be_given(make, images, data, flag):
+    with pytest.raises(DataError, match=f"E1120: q.csv: .*{flag}[.]") as caught:
+        rows_of(make, images, "q.csv", data)
+    assert "caf" not in str(caught.value)
+    _, rows = rows_of(make, images, "q.csv", data, encoding=flag.split()[1])
+    assert [row.question for row in rows] == [f"caf{'’' if '1252' in flag else 'é'}?", "good?"]
+
+
+def test_rows_that_are_not_utf8_can_be_left_out(make, images):
+    _, rows = rows_of(make, images, "q.csv", LATIN.encode("latin-1"), encoding="utf-8")
     assert codes(rows) == ["E1304", None]
+    with pytest.raises(SettingsError, match="latin-1, cp1252"):
+        build(ArchiveSettings, {"archive": "x", "encoding": "utf-7"})
+
+
+RECORDS = [
+    {"image": f"{n}.png", "question": q}
+    for n, q in enumerate(("größer, oder?", "腫瘍；？", 'say "a"\n| b', "🫁\tok?"))
+]
+
+
+def written(separator: str, **how) -> str:
+    sink = io.StringIO(newline="")
+    writer = csv.DictWriter(sink, ["image", "question"], delimiter=separator, **how)
+    writer.writeheader()
+    writer.writerows(RECORDS)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "gb18030"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["q.csv", "Q.TSV"])
+def test_tables_as_spreadsheets_write_them(make, images, separator, encoding, end, name):
+    text = written(separator, lineterminator=end)
+    told = {"encoding": encoding} if encoding == "gb18030" else {}
+    _, rows = rows_of(make, images, name, text.encode(encoding), chunk_rows=2, **told)
+    assert [row.question for row in rows] == [record["question"] for record in RECORDS]
+    assert codes(rows) == [None] * 4
+    text = f"sep={separator}{end}" + text
+    _, rows = rows_of(make, images, name, text.encode(encoding), chunk_rows=2, **told)
+    assert [row.question for row in rows] == [record["question"] for record in RECORDS]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,question,,\n0.png,a?,,\n1.png,b?\n",
+        "image,question\n0.png,a?,\n1.png,b?,,,\n",
+        ",image,question,note,note\n0,0.png,a?,x,y\n1,1.png,b?,x,y\n",
+        " image , question \n 0.png , a?\n1.png , b?\n",
+        'image, question, note\n0.png, a?, "x, y"\n1.png, b?, "x\ny"\n',
+        '"image","question","two\nlines"\n0.png,a?,x\n1.png,b?,y\n',
+        "\n\nimage,question\n0.png,a?\n\n1.png,b?\n",
+        "image;question;a,b,c\n0.png;a?;x,y\n1.png;b?;x\n",
+        "question,image\na?,images/0.png\nb?,./1.png\n",
+        "question,image\na?,/0.png\nb?,images\\1.png\n",
+    ],
+)
+def test_headers_and_blanks_of_spreadsheets(make, images, text):
+    _, rows = rows_of(make, images, "q.csv", text)
+    assert codes(rows) == [None, None]
+    assert [row.question.strip() for row in rows] == ["a?", "b?"]
+    assert [row.image for row in rows] == [b"image 0", b"image 1"]
+    assert [row.reference for row in rows] == [None, None]
+
+
+def test_names_of_files_in_another_form(make):
+    for name in (
+        "images/é.png",
+        "images/Scan/B.PNG",
+        "images/x.png",
+        "images/X.png",
+        "images/y.png",
+    ):
+        make.text(name, name.encode())
+    names = ["e\u0301.png", "É.PNG", "scan/b.png", "x.PNG", "x.png", "Y.png", "Images/y.png"]
+    text = "image,question\n" + "".join(f"{name},a?\n" for name in names)
+    planned, rows = rows_of(make, make.archive / "images", "q.csv", text)
+    assert codes(rows) == [None, None, None, "E1111", None, None, None]  # x.PNG may be two files
+    case = ("image_name_case",)
+    assert [row.warnings for row in rows] == [(), case, case, (), (), case, ()]
+    assert rows[2].image == b"images/Scan/B.PNG"
+    assert rows[4].image_name == "x.png"
+    assert (planned.images.missing, planned.images.examples) == (1, ("x.PNG",))
+
+
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [
+        ('"[""0.png"", ""1.png""]"', (b"image 0", b"image 1")),
+        ("0.png;1.png", (b"image 0", b"image 1")),
+        ("0.png | 1.png", (b"image 0", b"image 1")),
+        ("0.png;no.png", None),
+    ],
+)
+def test_several_pictures_in_a_cell_of_a_csv(make, images, cell, found):
+    _, (row,) = rows_of(make, images, "q.csv", f"image,question\n{cell},Which?\n")
+    assert (row.images or None, codes([row])) == (found, [None if found else "E1111"])
+
+
+def test_pictures_of_one_cell_share_their_objects(make, images):
+    record = json.dumps({"images": ["0.png", "1.png"], "question": "Which?"})
+    _, rows = rows_of(make, images, "q.jsonl", "\n".join([record] * 3))
+    assert [[id(image) for image in row.images] for row in rows] == [
+        [id(image) for image in rows[0].images]
+    ] * 3
+
+
+@pytest.mark.parametrize("name", ["q.csv", "q.jsonl"])
+@pytest.mark.parametrize(
+    ("question", "bare"),
+    [
+        ("<image>What?", "What?"),
+        ("<image>\nWhat?", "What?"),
+        ("What?\n<image>", "What?"),
+        ("<image> What? <image>", None),  # two marks, one picture
+        ("What is <image> here?", None),
+        ("<image>", None),
+        ("What is <IMAGE>?", "What is <IMAGE>?"),
+    ],
+)
+def test_llavas_mark_in_a_plain_question(make, images, name, question, bare):
+    rows = [{"image": "0.png", "question": question}]
+    if name == "q.csv":
+        sink = io.StringIO()
+        writer = csv.DictWriter(sink, ["image", "question"])
+        writer.writeheader()
+        writer.writerows(rows)
+        content = sink.getvalue()
+    else:
+        content = json.dumps(rows[0])
+    _, (row,) = rows_of(make, images, name, content)
+    if bare is None:
+        assert row.error.code in ("E1109", "E1301", "E1307")
+        return
+    assert (row.error, row.question) == (None, bare)
+    assert row.warnings == (() if bare == question else ("image_mark",))
+
+
+def test_a_question_of_ones_own_stays_text(make, images):
+    table = make.text("q.csv", "image\n0.png\n")
+    planned = make.plan(archive=str(table), images=str(images), question="What does <image> mean?")
+    assert make.rows(planned)[0].question == "What does <image> mean?"
+
+
+def turns(*said: str) -> list[dict]:
+    return [{"role": ("user", "assistant")[n % 2], "content": s} for n, s in enumerate(said)]
+
+
+@pytest.mark.parametrize(
+    ("record", "question", "images_", "code"),
+    [
+        ({"images": ["0.png"], "messages": turns("<image>What?", "x")}, "What?", 1, None),
+        ({"image": "0.png", "messages": turns("What?")}, "What?", 1, None),
+        (
+            {"images": ["0.png", "1.png"], "messages": turns("<image><image>Which?")},
+            "Which?", 2, None,
+        ),
+        ({"images": ["0.png"], "messages": turns("<image><image>Which?")}, "Which?", 0, "E1109"),
+        ({"images": ["0.png"], "messages": turns("a?", "b", "<image>c?")}, None, 0, "E1307"),
+        ({"images": ["0.png"], "messages": [{"role": "tool", "content": "x"}]}, None, 0, "E1109"),
+        ({"images": ["0.png"], "messages": "text"}, None, 0, "E1109"),
+        ({"images": ["0.png"], "messages": []}, None, 0, "E1301"),
+        (
+            {"messages": [{"role": "user", "content": [
+                {"type": "image", "image": "1.png"}, {"type": "text", "text": "What?"}]}]},
+            "What?", 1, None,
+        ),
+        ({"images": ["0.png"], "conversations": [{"from": "human", "value": "<image>\nA?"}]},
+         "A?", 1, None),
+    ],
+)  # fmt: skip
+def test_messages(make, images, record, question, images_, code):
+    _, (row,) = rows_of(make, images, "q.jsonl", json.dumps(record))
+    assert (row.question, len(row.images), codes([row])[0]) == (question, images_, code)
+
+
+def test_the_last_turn_is_asked_with_those_before_it(make, images):
+    record = {"images": ["0.png"], "messages": turns("<image>\nA?", "b", "C?", "d")}
+    _, (row,) = rows_of(make, images, "q.json", json.dumps([record]))
+    assert (row.question, row.reference) == ("C?", "d")
+    assert row.history == (("user", "A?"), ("assistant", "b"))
+
+
+PLAIN = [{"image": "0.png", "question": "a?"}, {"image": "1.png", "question": "b?"}]
+
+
+def renamed(**names: str) -> list[dict]:
+    """The plain rows under other names, with the ids 5 and 6."""
+    full = [{**row, "n": 5 + number} for number, row in enumerate(PLAIN)]
+    return [{new: row[old] for new, old in names.items()} for row in full]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "ids"),
+    [
+        ("q.json", {"7": PLAIN[0], "8": PLAIN[1]}, ["7", "8"]),
+        ("q.json", {"info": {"n": 1}, "data": PLAIN}, ["q:0", "q:1"]),
+        ("q.jsonl", PLAIN, ["q:0", "q:1"]),
+        ("q.json", renamed(img_name="image", question="question", qid="n"), ["5", "6"]),
+        ("q.json", renamed(image_name="image", question="question", qid="n"), ["5", "6"]),
+        ("q.jsonl", renamed(image="image", text="question", question_id="n"), ["5", "6"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("indent", [None, 1])
+def test_wrapped_tables_and_known_layouts(make, images, name, content, ids, indent):
+    _, rows = rows_of(make, images, name, json.dumps(content, indent=indent), chunk_rows=1)
+    assert [(r.id, r.question, r.image) for r in rows] == [
+        (ids[0], "a?", b"image 0"), (ids[1], "b?", b"image 1")
+    ]  # fmt: skip
+
+
+def test_records_over_the_borders_of_what_is_read_at_once(make, images):
+    records = [{"image": "0.png", "question": f"ü{n}?", "note": "n" * 5000} for n in range(600)]
+    records[300]["note"] = 'ä"]}\\' * 700_000
+    for content in (records, {"data": records}, {f"k{n}": r for n, r in enumerate(records)}):
+        _, rows = rows_of(make, images, "q.json", json.dumps(content, ensure_ascii=False))
+        assert [row.question for row in rows] == [f"ü{n}?" for n in range(600)]
+
+
+def test_what_is_told_of_a_missing_column(make, images):
+    for name, content, told in (
+        ("a.csv", "Image,Question\n0.png,a\n",
+         "has no column 'image' and no 'question'; it has Image, Question. "
+         "Perhaps --image-column Image --question-column Question[?]"),
+        ("b.json", '[{"filename": "0.png", "x": 1}]',
+         "it has filename, x. Perhaps --image-column filename"),
+        ("c.jsonl", '{"frage": "a?", "bild": "0.png"}',
+         "--image-column bild --question-column frage"),
+        ("d.csv", "image~question\n0.png~a\n", "none of its 1 .* Is something else than , ;"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=f"E1101: {name} .*{told}"):
+            rows_of(make, images, name, content)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +448,11 @@ def test_bytes_that_are_not_utf8_are_bad_text_of_their_row(make, images):
         ("q.csv", 'image,question\n0.png,"a\n0.png,"b"\n', "E1105"),
         ("q.csv", "image,question,image\n0.png,a,b\n", "E1109"),
         ("q.csv", "image,text\n0.png,a\n", "E1101"),
-        ("q.csv", "image;question\n0.png;a\n", "E1101"),
         ("q.csv", "image,question\n", "E1110"),
-        ("q.csv", "image,question\n0.png,a\n".encode("utf-16"), "E1105"),
+        ("q.csv", "image,question\n0.png,a\n".encode("utf-16") + b"x", "E1120"),
+        ("q.jsonl", json.dumps({"image": "0.png", "question": "a"}, indent=1) * 2, "E1105"),
+        ("q.jsonl", json.dumps({"image": "0.png", "question": "a"}, indent=1), "E1105"),
+        ("q.json", "{", "E1105"),
         ("q.json", '[{"image": "0.png", "question": "a"}, {"image"', "E1105"),
         ("q.json", "<html></html>", "E1105"),
         ("q.json", "[" * 100_000, "E1105"),
@@ -240,7 +520,8 @@ def test_images_that_rows_name_are_looked_up_without_reading_them(make, images):
     planned, rows = rows_of(
         make, images, "q.csv", "image,question\n0.png,a\n0.png,b\nsub/no.png,c\n../x.png,d\n"
     )
-    assert (planned.images.distinct, planned.images.missing) == (2, 2)
+    assert (planned.images.distinct, planned.images.missing) == (1, 2)
+    assert planned.images.examples == ("../x.png", "sub/no.png")
     assert codes(rows) == [None, None, "E1111", "E1108"]
     (images / "0.png").write_bytes(b"another image")
     changed = make.plan(archive=str(images), questions=str(make.archive / "q.csv"))

@@ -49,7 +49,7 @@ def test_a_key_keeps_its_dots_and_folders(make):
     make.tar([("s/1.2.840.113.dcm.jpg", b"x", {}), ("s/1.2.840.113.dcm.txt", b"q?", {})])
     rows = make.rows(make.plan())
     assert [(row.id, row.image_name, row.question) for row in rows] == [
-        ("s:1.2.840.113.dcm", "s/1.2.840.113.dcm", "q?")
+        ("s:1.2.840.113.dcm", "s/1.2.840.113.dcm.jpg", "q?")
     ]
 
 
@@ -82,9 +82,10 @@ def test_attacks_become_quarantined_rows(make):
     )
     planned = make.plan(question="What?")
     rows = make.rows(planned)
-    assert codes(rows) == [None, *["E1106"] * 8, "E1103", "E1104", None]
+    assert codes(rows) == [None, *["E1106"] * 8, None, "E1104", None]
     assert len({row.id for row in rows}) == 12
-    assert [row.image for row in rows if row.error is None] == [b"x", b"y"]
+    assert [row.image for row in rows if row.error is None] == [b"x", b"again", b"y"]
+    assert rows[9].id == "good#a:9"
 
 
 def test_rows_that_lack_a_part(make):

@@ -131,7 +131,7 @@ def test_one_odd_path_on_an_object_store_costs_one_row(make, s3_server, name):
     planned = make.plan(archive="s3://bucket/odd")
     rows = make.rows(planned)
     found = [row.error.code if row.error else None for row in rows]
-    assert found == [None, None if name == "pics//0.png" else "E1108", None]
+    assert found == [None, None if name.endswith("/0.png") else "E1108", None]
 
 
 @pytest.mark.parametrize("method", ["read", "listing", "top", "exists", "delete", "write"])

@@ -39,7 +39,11 @@ def code_of(call: Any) -> str:
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     two = row(7, (b"one", b"two"), answer_type="open", question_type="where", source="a.json:7")
-    index = write(tmp_path / "d", train=[row(0), Skip("a.json:1", "no_answer"), two], test=[row(9)])
+    index = write(
+        tmp_path / "d",
+        train=[row(0), Skip("a.json:1", "no_answer", 3, "empty"), two],
+        test=[row(9)],
+    )
     assert index["splits"] == {"train": 2, "test": 1}
     assert index["skipped"] == {"no_answer": 1}
     data = Dataset.open(tmp_path / "d")
@@ -50,7 +54,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert [data.image(sha) for sha in example.images] == [b"one", b"two"]
     assert [e.id for e in Dataset.open(tmp_path / "d", "test")] == ["r9"]
     assert (tmp_path / "d" / "skipped.csv").read_text().split() == [
-        "split,source,reason", "train,a.json:1,no_answer"
+        "split,source,reason,line,cause", "train,a.json:1,no_answer,3,empty"
     ]  # fmt: skip
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d"]
 

@@ -1,20 +1,22 @@
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from medv_ray.archive.chunks import Chunk
+from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.plan import plan
 from medv_ray.archive.rows import Part
 from medv_ray.archive.sources import open_archive
 from medv_ray.archive.store import Store
+from medv_ray.data.prompts import Turn
 from medv_ray.engine import Answer, Request
 from medv_ray.errors import DataError, RunError
-from medv_ray.on_ray.answerer import Renewed, is_out_of_memory
 from medv_ray.on_ray.chunk import ChunkScorer, reasons_of
+from medv_ray.on_ray.predictor import ReloadingPredictor, is_out_of_memory
 from tests.integration import stub
 
 Script = Callable[[Request], None]
@@ -56,6 +58,40 @@ def test_every_row_ends_once(tmp_path: Path) -> None:
     assert reasons == {"prompt_too_long": 1, "empty_question": 1}
 
 
+def test_a_row_reaches_the_engine_with_all_that_it_has(tmp_path: Path) -> None:
+    """Several pictures, the turns before the question, its system message."""
+    asked: list[Request] = []
+
+    class Listener(stub.Stub):
+        def answer(self, requests: Sequence[Request]) -> list[Answer | DataError]:
+            asked.extend(requests)
+            return super().answer(requests)
+
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "<image><image>Which?"},
+        {"role": "assistant", "content": "Left."},
+        {"role": "user", "content": "Why?"},
+    ]
+    pictures = [stub.png(1), stub.png(2)]
+    table = {"id": ["a", "a"], "images": [pictures, pictures], "messages": [turns, turns[:2]]}
+    pq.write_table(pa.table(table), tmp_path / "in.parquet")
+    settings = stub.settings(tmp_path)
+    planned = plan(open_archive(settings.archive), "digest")
+    scorer = ChunkScorer(planned.archive, Store(settings.out), settings.answer, Listener)
+    first, second = scorer.answer(scorer.read(planned.chunks[0]))
+    assert [len(request.images) for request in asked] == [2, 2]
+    assert [request.question for request in asked] == ["Why?", "Which?"]
+    assert asked[0].history == (Turn("user", "Which?"), Turn("assistant", "Left."))
+    assert (asked[0].system, asked[1].history) == ("Be brief.", ())
+    assert (first["id"], second["id"]) == ("a", "a#in:1")
+    assert "image_mark" in first["warnings"]
+    counters = scorer.take_counters()
+    assert (counters["images"], counters["warned_image_mark"]) == (2, 2)
+    assert counters["warned_id_repeated"] == 1
+    assert "warned_image_mark" not in scorer.take_counters()
+
+
 def test_a_raising_row_costs_only_itself(tmp_path: Path) -> None:
     scorer, chunk = scorer_of(tmp_path, ["a", "raise", "c", "raise"])
     part, reasons = scorer.score(chunk)
@@ -82,7 +118,7 @@ def test_memory_that_the_first_rows_all_lack_ends_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first_rows = 2  # each costs two collections of a test process' whole heap
-    monkeypatch.setattr("medv_ray.on_ray.answerer.FIRST_ROWS", first_rows)
+    monkeypatch.setattr("medv_ray.on_ray.predictor.FIRST_ROWS", first_rows)
     questions = ["memory"] * first_rows
     scorer, chunk = scorer_of(tmp_path, questions)
     with pytest.raises(RunError, match="E1508"):
@@ -106,7 +142,7 @@ def test_a_model_that_does_not_fit_is_told_as_memory(error: Exception) -> None:
         raise error
 
     with pytest.raises(RunError, match="E1508.*while it loaded"):
-        Renewed(make)
+        ReloadingPredictor(make)
 
 
 def test_memory_of_the_cpu_comes_as_a_plain_runtime_error() -> None:
@@ -152,13 +188,11 @@ def test_announced_rows_are_tried_one_by_one(tmp_path: Path) -> None:
 def test_rows_of_one_picture_stand_together(tmp_path: Path) -> None:
     scorer, chunk = scorer_of(tmp_path, list("abcdef"), per_image=1)
     stub.write_archive(tmp_path / "in.parquet", list("abcdef"), per_image=1)
-    rows = [SimpleNamespace(row=i, id=str(i), question=q, image=None) for i, q in enumerate("abab")]
     pictures = {"a": b"one", "b": b"two"}
-    for row in rows:
-        row.image = pictures[row.question]
-    ended = scorer._answer(rows)  # type: ignore[arg-type]
+    rows = [Row(str(i), 0, i, q, (pictures[q],)) for i, q in enumerate("abab")]
+    ended = scorer._answer(rows)
     assert Recorder.calls == [["a", "a", "b", "b"]]
-    seeds = [scorer._request(row).seed % 97 for row in rows]  # type: ignore[arg-type]
+    seeds = [scorer._request(row).seed % 97 for row in rows]
     assert [e.text for e in ended if isinstance(e, Answer)] == [f"yes {seed}" for seed in seeds]
 
 

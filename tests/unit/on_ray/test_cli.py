@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from medv_ray.archive.accuracy import Accuracy
+from medv_ray.archive.left_out import LeftOut
 from medv_ray.archive.run import Summary
 from medv_ray.cli import app, exit_code_of, merged, score_settings, summary_of
 from medv_ray.errors import CATALOGUE, SettingsError
-from medv_ray.on_ray.demo import ACCURACY_ROWS, accuracy, write_demo
+from medv_ray.on_ray.demo import write_demo
 from medv_ray.on_ray.doctor import _open_to_others
 from medv_ray.on_ray.score import Outcome, Session
 from medv_ray.settings import TOY
@@ -192,16 +194,21 @@ def test_doctor_finds_no_fault() -> None:
     assert str(Path.home()) not in result.output
 
 
-def test_a_large_run_is_not_read_again_for_its_last_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-    monkeypatch.setattr("medv_ray.on_ray.demo.accuracy", lambda out: asked.append(out) or {})
+def test_the_last_line_has_the_accuracy_and_what_was_left_out(tmp_path: Path) -> None:
     settings = score_settings(None, {**BASE, "out": str(tmp_path / "run")}, [])
-    for rows, told in ((ACCURACY_ROWS, {}), (ACCURACY_ROWS + 1, None)):
-        outcome = Outcome(Summary(rows, rows, 0, 0, 0, 0, {}), Session(), rows, rows, ())
-        assert summary_of(outcome, settings)["accuracy"] == told
-    assert len(asked) == 1
+    left_out = LeftOut()
+    left_out.add("a.txt", "not an image")
+    for found, shown in ((None, None), ({}, {}), ({"overall": Accuracy(4, 3)}, {"overall": 0.75})):
+        summary = Summary(4, 4, 0, 0, 0, 0, {}, found)
+        line = summary_of(Outcome(summary, Session(), 4, 4, (), left_out, 2), settings)
+        assert line["accuracy"] == shown
+        assert line["added_rows"] == 2
+        assert line["left_out"] == {
+            "files": 1,
+            "groups": [
+                {"ending": ".txt", "reason": "not an image", "files": 1, "examples": ["a.txt"]}
+            ],
+        }
 
 
 @pytest.mark.parametrize(
@@ -223,7 +230,3 @@ def test_a_port_that_answers_beyond_the_machine(
             pytest.skip("no IPv6 here")
         listener.listen()
         assert _open_to_others(listener.getsockname()[1]) is is_open
-
-
-def test_accuracy_of_nothing(tmp_path: Path) -> None:
-    assert accuracy(str(tmp_path)) == {}

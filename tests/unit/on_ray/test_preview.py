@@ -16,7 +16,7 @@ from tests.integration import stub
 
 
 def write(folder: Path, images: list[bytes]) -> None:
-    ids = [None if not number else f"r{number}" for number in range(len(images))]
+    ids = ["\0" if not number else f"r{number}" for number in range(len(images))]
     table = {"id": ids, "image": images, "question": ["what is this?"] * len(images)}
     pq.write_table(pa.table(table), folder / "in.parquet")
 
@@ -35,7 +35,8 @@ def test_every_row_of_a_small_archive_is_counted(tmp_path: Path) -> None:
     assert told["every_row"] == {
         "rows": 400,
         "distinct_images": len(set(images[1:])),
-        "problems": {"E1102": 1, "E1202": 3},
+        "problems": {"E1104": 1, "E1202": 3},
+        "warnings": {},
     }
     assert told["counted"].startswith("every row")
     assert told["sample"]["rows"] == 64
@@ -46,7 +47,7 @@ def test_rows_of_one_broken_picture_are_problems_all(tmp_path: Path) -> None:
     write(tmp_path, [stub.png(1), *[stub.png(2)[:60]] * 5, stub.png(3)])
     sample = told_of(tmp_path)["sample"]
     assert sample["distinct_images"] == 2
-    assert sample["problems"] == {"E1102": 1, "E1203": 5}
+    assert sample["problems"] == {"E1104": 1, "E1203": 5}
 
 
 @pytest.mark.parametrize(

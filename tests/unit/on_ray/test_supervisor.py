@@ -13,19 +13,19 @@ from medv_ray.on_ray.supervisor import (
 )
 
 
-def try_chunk(deaths: Deaths, place: str, rows: range, crashing: set[int]) -> list[int] | None:
+def try_chunk(deaths: Deaths, source_key: str, rows: range, crashing: set[int]) -> list[int] | None:
     """One attempt of an actor; None when it died, else the rows that it did not try."""
-    orders = deaths.start(place)
+    orders = deaths.start(source_key)
     assert not orders.skip
     for row in rows:
         if row in orders.crashed:
             continue
         if orders.announce:
-            deaths.row(place, row)
+            deaths.row(source_key, row)
         if row in crashing:
             return None
-    deaths.row(place, None)
-    deaths.done(place)
+    deaths.row(source_key, None)
+    deaths.done(source_key)
     return list(orders.crashed)
 
 

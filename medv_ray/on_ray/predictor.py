@@ -17,13 +17,13 @@ from medv_ray.errors import DataError, MedvError, RunError, is_out_of_memory
 from medv_ray.on_ray.options import ScoreSettings
 
 CRASH_CODE = 70  # EX_SOFTWARE
-PREDICTOR = "medv_ray.on_ray.answerer:load_predictor"
+PREDICTOR = "medv_ray.on_ray.predictor:load_predictor"
 FIRST_ROWS = 8
 """Rows out of memory before any was answered: then it is no matter of single rows, and each has
 cost two more loads of the model."""
 
 
-class Answerer(Protocol):
+class RowPredictor(Protocol):
     """What a chunk needs of a Predictor."""
 
     @property
@@ -37,7 +37,7 @@ class Answerer(Protocol):
         """Let go of everything."""
 
 
-def load_predictor(settings: ScoreSettings) -> Answerer:
+def load_predictor(settings: ScoreSettings) -> RowPredictor:
     """The predictor of a real job, on as many torch threads as an actor has cores."""
     if settings.pool.cpus >= 1:
         torch.set_num_threads(int(settings.pool.cpus))
@@ -45,10 +45,10 @@ def load_predictor(settings: ScoreSettings) -> Answerer:
     return Predictor.load(model, settings.answer, settings.engine)
 
 
-def find(path: str) -> Callable[[ScoreSettings], Answerer]:
+def find(path: str) -> Callable[[ScoreSettings], RowPredictor]:
     """The function that a `module:function` path names."""
     module, _, name = path.partition(":")
-    found: Callable[[ScoreSettings], Answerer] = getattr(importlib.import_module(module), name)
+    found: Callable[[ScoreSettings], RowPredictor] = getattr(importlib.import_module(module), name)
     return found
 
 
@@ -66,10 +66,10 @@ class Failed(NamedTuple):
     out_of_memory: bool
 
 
-class Renewed:
+class ReloadingPredictor:
     """The predictor that `make` makes. One that raised may hold half-done rows: it is replaced."""
 
-    def __init__(self, make: Callable[[], Answerer]) -> None:
+    def __init__(self, make: Callable[[], RowPredictor]) -> None:
         self._make = make
         self._predictor = self._load()
         self._counted: Counter[str] = Counter()  # at the last look
@@ -88,7 +88,7 @@ class Renewed:
             self._works |= any(isinstance(one, Answer) for one in ended)
             return ended
         # not in the handler: until it is left, the error's frames hold the model
-        self._renew()
+        self._reload()
         return failed
 
     def answer_alone(self, request: Request) -> Answer | DataError:
@@ -102,8 +102,8 @@ class Renewed:
             return DataError("E1509", f"{ended.kind} in one row.")
         self._short_rows += 1
         if self._short_rows == FIRST_ROWS and not self._works:
-            told = f"the first {FIRST_ROWS} rows of a worker all ran out of memory, each alone."
-            raise RunError("E1508", told)
+            text = f"the first {FIRST_ROWS} rows of a worker all ran out of memory, each alone."
+            raise RunError("E1508", text)
         return DataError("E1306", f"{ended.kind}: the row alone takes more memory than there is.")
 
     def take_counters(self) -> Counter[str]:
@@ -122,7 +122,7 @@ class Renewed:
             self._new[name] += count - self._counted[name]
         self._counted = now
 
-    def _renew(self) -> None:
+    def _reload(self) -> None:
         self._count()
         self._predictor.close()
         del self._predictor  # before the next one is made: there is seldom room for two
@@ -131,14 +131,14 @@ class Renewed:
         self._predictor = self._load()
         self._counted = Counter()
 
-    def _load(self) -> Answerer:
+    def _load(self) -> RowPredictor:
         try:
             return self._make()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            told = f"a worker ran out of memory ({type(error).__name__}) while it loaded the model."
-            raise RunError("E1508", told) from None
+            text = f"a worker ran out of memory ({type(error).__name__}) while it loaded the model."
+            raise RunError("E1508", text) from None
 
 
 def raise_if_fatal(error: Exception) -> None:

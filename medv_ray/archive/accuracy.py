@@ -1,0 +1,57 @@
+"""How many answers of a run are the archive's own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from medv_ray.archive.rows import read_run
+
+MOST_ROWS = 1_000_000
+"""Rows up to which a run ends with the comparison. All rows are read again for it: some seconds for
+these, minutes for 10^8."""
+
+
+class Accuracy(NamedTuple):
+    """Rows with a known answer, and those of them that were answered so."""
+
+    compared: int
+    right: int
+
+    @property
+    def share(self) -> float:
+        """Right ones of those compared, rounded to four digits."""
+        return round(self.right / self.compared, 4)
+
+
+def accuracy(out: str, kinds: Mapping[str, str] | None = None) -> dict[str, Accuracy]:
+    """Rows whose answer is the archive's own, after trimming and case folding: `overall`, and by
+    kind of question where `kinds` maps ids to them.
+
+    Rows without a known answer do not count; rows without an answer are wrong. Empty when no row
+    has a known answer. Raises RunError E1506 for a damaged run.
+    """
+    compared: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    for table in read_run(out, ["id", "answer", "reference"]):
+        for row in table.to_pylist():
+            if row["reference"] is None:
+                continue
+            same = normal(row["answer"] or "") == normal(row["reference"])
+            for kind in ("overall", *(() if kinds is None else (kinds.get(row["id"], "other"),))):
+                compared[kind] += 1
+                right[kind] += same
+    return {kind: Accuracy(count, right[kind]) for kind, count in compared.items()}
+
+
+def listed(found: Mapping[str, Accuracy] | None) -> dict[str, Any] | None:
+    """As metrics.json has it; None where nothing was compared."""
+    if found is None:
+        return None
+    return {kind: {"share": one.share, **one._asdict()} for kind, one in found.items()}
+
+
+def normal(text: str) -> str:
+    """Text for comparison."""
+    return text.strip().casefold()

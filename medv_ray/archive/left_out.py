@@ -1,0 +1,104 @@
+"""What a listing leaves out, counted by ending and reason: nothing is passed over in silence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from medv_ray.archive.store import TROUBLE, Stored, escaped, reason_of
+from medv_ray.formats import HEAD_BYTES, ending, format_of
+
+HIDDEN, EMPTY, NO_IMAGE, NOT_UTF8 = "hidden", "empty", "not an image", "name is not UTF-8"
+INDEX = "index of DICOM files"
+EXAMPLES = 3
+GROUPS = 6
+READERS = 16
+LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
+DICOM_INDEX = "dicomdir"
+
+
+@dataclass
+class LeftOut:
+    """Counts and a few names by (ending, reason)."""
+
+    groups: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = field(default_factory=dict)
+
+    def add(self, name: str, reason: str, count: int = 1) -> None:
+        """One more file, or `count` files of which `name` is not known and empty."""
+        key = (short_ending(name), reason)
+        before, names = self.groups.get(key, (0, ()))
+        if name and len(names) < EXAMPLES:
+            names = (*names, escaped(name))
+        self.groups[key] = (before + count, names)
+
+    def update(self, other: LeftOut) -> None:
+        """Add another count, of a tar's members, say."""
+        for key, (count, names) in other.groups.items():
+            before, known = self.groups.get(key, (0, ()))
+            self.groups[key] = (before + count, (known + names)[:EXAMPLES])
+
+    @property
+    def total(self) -> int:
+        """Files, or members of tars."""
+        return sum(count for count, _ in self.groups.values())
+
+    def listed(self) -> list[dict[str, Any]]:
+        """As metrics.json has it, the largest group first."""
+        return [
+            {"ending": end, "reason": reason, "files": count, "examples": list(names)}
+            for (end, reason), (count, names) in self._ordered()
+        ]
+
+    def __str__(self) -> str:
+        """`12 files (8 .txt not an image, 3 empty, 1 .zip not an image)`."""
+        words = [
+            f"{count} {end} {reason}" if end else f"{count} {reason}"
+            for (end, reason), (count, _) in self._ordered()
+        ]
+        more = f", and {len(words) - GROUPS} more kinds" if len(words) > GROUPS else ""
+        files = "file" if self.total == 1 else "files"
+        return f"{self.total} {files} ({', '.join(words[:GROUPS])}{more})"
+
+    def _ordered(self) -> list[tuple[tuple[str, str], tuple[int, tuple[str, ...]]]]:
+        return sorted(self.groups.items(), key=lambda item: (-item[1][0], item[0]))
+
+
+def short_ending(name: str) -> str:
+    """A name's ending where it looks like one: `.113` of a DICOM file's name is none."""
+    end = ending(name)
+    return end if re.fullmatch(r"\.[a-z][a-z0-9]{0,7}", end) else ""
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a picture's name is one that a system keeps for itself, beside the pictures."""
+    *folders, last = name.replace("\\", "/").split("/")
+    return last.startswith(".") or last.lower() in LITTER or "__MACOSX" in folders
+
+
+def is_index(name: str) -> bool:
+    """Whether a file is the index of a DICOM folder, which has DICOM's mark and no picture."""
+    return name.rpartition("/")[2].lower() == DICOM_INDEX
+
+
+def pictures_by_content(filesystem: Any, root: str, files: Sequence[Stored]) -> list[bool | str]:
+    """Whether each file's first bytes are a picture's; a reason in words where it is not one.
+
+    Reads HEAD_BYTES of each, `READERS` files at a time.
+    """
+
+    def look(file: Stored) -> bool | str:
+        if not file.size:
+            return EMPTY
+        if is_index(file.name):
+            return INDEX
+        try:
+            with filesystem.open_input_file(f"{root}/{file.name}") as opened:
+                return format_of(opened.read(HEAD_BYTES)) is not None or NO_IMAGE
+        except TROUBLE as error:
+            return f"cannot be read ({reason_of(error)})"
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(look, files))

@@ -1,0 +1,1 @@
+"""Tables as spreadsheets, data frames and datasets write them: text, columns, cells, file names."""

@@ -1,0 +1,136 @@
+"""Which column holds what: the names asked for, known layouts, and likely names for a message."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from medv_ray.errors import DataError
+
+MESSAGES = "messages"
+TURNS = (MESSAGES, "conversations", "conversatons")  # the last: a typing error of published files
+NO_COLUMN = "none"
+"""`--id-column none`: ids are made of file and row, whatever the table has."""
+
+
+class Asked(NamedTuple):
+    """The columns that a user asks for. `image` and `question` may be found in a known layout."""
+
+    image: str = "image"
+    question: str | None = "question"
+    """None: one fixed question for all rows."""
+    id: str | None = None
+    answer: str | None = None
+
+
+class Columns(NamedTuple):
+    """Names of the columns that a file has; None for one that it has not."""
+
+    image: str | None
+    question: str | None
+    id: str | None
+    answer: str | None
+    turns: str | None = None
+    """Of a dialogue, in place of the question."""
+
+
+LAYOUTS = (
+    ("img_name", "question", "qid"),  # SLAKE
+    ("image_name", "question", "qid"),  # VQA-RAD, as data_RAD has it
+    ("image", "text", "question_id"),  # LLaVA's questions
+)
+"""Columns of image, question and id; known when all three are there and the default ones not."""
+
+
+@lru_cache(maxsize=256)
+def resolve(asked: Asked, names: tuple[str, ...]) -> Columns:
+    """The columns among `names` that are asked for or stand for them."""
+    known = set(names)
+    layout = next((one for one in LAYOUTS if known.issuperset(one)), (None, None, None))
+    image, question, row_id = asked.image, asked.question, asked.id or "id"
+    turns = None
+    if image == "image" and image not in known:
+        image = "images" if "images" in known else layout[0] or image
+    if question == "question" and question not in known:
+        turns = next((name for name in TURNS if name in known), None)
+        question = layout[1] or question
+    if asked.id is None and row_id not in known:
+        row_id = layout[2] or row_id
+    answer = asked.answer or "answer"
+
+    def there(name: str | None) -> str | None:
+        return name if name in known else None
+
+    return Columns(
+        there(image),
+        None if turns else there(question),
+        None if asked.id == NO_COLUMN else there(row_id),
+        there(answer),
+        turns,
+    )
+
+
+def is_row(asked: Asked, names: tuple[str, ...]) -> bool:
+    """Whether one of these names is the image's, the question's or a dialogue's column."""
+    found = resolve(asked, names)
+    return found.image is not None or found.question is not None or found.turns is not None
+
+
+def find(asked: Asked, names: Sequence[str], file: str) -> Columns:
+    """`resolve`. Raises DataError E1101 for a missing column, E1109 for one that is there twice."""
+    found = resolve(asked, tuple(dict.fromkeys(names)))
+    needed = [("image", found.image or (found.turns and "messages"))]
+    if asked.question is not None:
+        needed.append(("question", found.question or found.turns))
+    if asked.id not in (None, NO_COLUMN):
+        needed.append(("id", found.id))
+    if asked.answer is not None:
+        needed.append(("answer", found.answer))
+    missing = {kind: str(getattr(asked, kind)) for kind, name in needed if name is None}
+    if missing:
+        raise no_column(file, missing, names)
+    twice = next((name for name in found if name is not None and list(names).count(name) > 1), None)
+    if twice is not None:
+        raise DataError("E1109", f"{file}: two columns have the name {twice[:30]!r}.")
+    return found
+
+
+_LIKELY = {
+    "image": "image images img imgs imgname imagename imagepath imgpath imagefile imageurl picture "
+    "pictures photo file filename filepath path bild datei",
+    "question": "question questions q prompt query instruction text input frage sent",
+    "answer": "answer answers a label reference response output gpt4answer antwort target",
+    "id": "id qid questionid uid uuid key index nr",
+}
+
+
+def no_column(file: str, missing: Mapping[str, str], found: Sequence[str]) -> DataError:
+    """E1101 with the columns that there are, and the flags that name likely ones.
+
+    A csv's are listed only where one of them has a likely name: the first line of a csv without a
+    header is a row, and its cells may be a patient's.
+
+    Args:
+        missing: names that were looked for, by kind (image, question, id, answer).
+    """
+    message = (
+        f"{file} has no column {' and no '.join(repr(name[:30]) for name in missing.values())}"
+    )
+    plain = [re.sub(r"\W|_", "", name).lower() for name in found]
+    every = {word for words in _LIKELY.values() for word in words.split()}
+    every |= {name.lower() for name in missing.values()}
+    if file.lower().endswith((".csv", ".tsv")) and not every.intersection(plain):
+        message += f": none of its {len(found)} has a name that is looked for"
+        why = "Is something else than , ; tab or | between them? Is its first line a header?"
+        return DataError("E1101", f"{message}. {why}")
+    flags = ""
+    for kind, wanted in missing.items():
+        order = [wanted.lower(), *_LIKELY[kind].split()]
+        near = [(order.index(p), n) for p, n in zip(plain, found, strict=True) if p in order]
+        flags += f" --{kind}-column {min(near)[1][:30]}" if near else ""
+    listed = ", ".join(name[:30] for name in found[:20] if name) or "none"
+    return DataError(
+        "E1101", f"{message}; it has {listed}." + (f" Perhaps{flags}?" if flags else "")
+    )

@@ -1,0 +1,220 @@
+import io
+import json
+import os
+import struct
+import tarfile
+
+import pytest
+from PIL import Image
+
+from medv_ray.archive.left_out import LeftOut
+from medv_ray.archive.run import Run
+from medv_ray.errors import DataError, RunError, SettingsError
+
+IDENTITY = {"model": "m"}
+ELEMENTS = b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100\x08\x00\x16\x00UI\x1a\x00" + b"1" * 26
+
+
+def picture(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def files() -> dict[str, bytes]:
+    """Ten kinds of files and some more, as a folder of a hospital may hold them."""
+    dicom = bytes(128) + b"DICM" + ELEMENTS
+    return {
+        "a.png": picture("PNG"),
+        "B.JPG": picture("JPEG"),
+        "c.dcm": dicom,
+        "d/1.2.840.113": dicom,
+        "e": ELEMENTS,
+        "f.svs": picture("TIFF"),
+        "report.SR": dicom,
+        "photo": picture("JPEG"),
+        "wrong.dat": picture("WEBP"),
+        "empty.png": b"",
+        "notes.txt": b"BM and other words",
+        "NOTES.TXT": b"words",
+        "none": b"",
+        "old.zip": b"PK\x03\x04rest",
+        "._a.png": b"\x00\x05\x16\x07",
+        "__MACOSX/a.png": b"\x00\x05\x16\x07",
+        ".DS_Store": b"\0\0\0\1Bud1",
+        "Thumbs.db": b"\xd0\xcf",
+        "DICOMDIR": dicom,
+        "q.csv": b"image,question\n",
+    }
+
+
+ROWS = [
+    "B.JPG", "a.png", "c.dcm", "d:1.2.840.113", "e", "empty.png", "f.svs", "photo", "report.SR",
+    "wrong.dat",
+]  # fmt: skip
+LEFT_OUT = {
+    (".txt", "not an image"): 2,
+    ("", "empty"): 1,
+    (".zip", "not an image"): 1,
+    (".png", "hidden"): 2,
+    ("", "hidden"): 1,
+    (".db", "hidden"): 1,
+    ("", "index of DICOM files"): 1,
+    (".csv", "a table; --question is asked of images"): 1,
+}
+
+
+def counts(planned) -> dict[tuple[str, str], int]:
+    return {key: count for key, (count, _) in planned.left_out.groups.items()}
+
+
+def test_every_file_of_a_folder_is_a_row_or_left_out_with_its_reason(make, tmp_path):
+    for name, data in files().items():
+        make.text(name, data)
+    planned = make.plan(question="What?")
+    assert [row.id for row in make.rows(planned)] == ROWS
+    assert counts(planned) == LEFT_OUT
+    assert planned.rows + planned.left_out.total == len(files())
+    make.job(planned, tmp_path / "run")
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["left_out"]["files"] == 10
+    assert {
+        "ending": ".txt", "reason": "not an image", "files": 2,
+        "examples": ["NOTES.TXT", "notes.txt"],
+    } in metrics["left_out"]["groups"]  # fmt: skip
+
+
+@pytest.mark.integration
+def test_the_same_on_an_object_store(make, s3_server):
+    from pyarrow import fs
+
+    for name, data in files().items():
+        make.text(name, data)
+    s3 = fs.FileSystem.from_uri("s3://bucket/kinds")[0]
+    fs.copy_files(str(make.archive), "bucket/kinds", destination_filesystem=s3)
+    planned = make.plan(archive="s3://bucket/kinds", question="What?")
+    assert [row.id for row in make.rows(planned)] == ROWS
+    assert counts(planned) == LEFT_OUT
+
+
+def test_every_member_of_a_tar_is_part_of_a_row_or_left_out(make):
+    table = files()
+    del table["q.csv"]
+    make.tar([(f"./{name}", data, {}) for name, data in table.items()])
+    planned = make.plan(question="What?")
+    ids = ["a", "B", "c", "d:1.2.840.113", "e", "f", "report.SR", "photo", "wrong.dat", "empty"]
+    assert [row.id for row in make.rows(planned)] == ids
+    wanted = {key: count for key, count in LEFT_OUT.items() if key[0] != ".csv"}
+    wanted[".txt", "a text; --question is asked of images"] = wanted.pop((".txt", "not an image"))
+    assert counts(planned) == wanted
+
+
+def test_a_key_of_a_name_without_ending_meets_its_text(make):
+    dicom = files()["c.dcm"]
+    make.tar([("s/1.2.840.113", dicom, {}), ("s/1.2.840.113.txt", b"What?", {})])
+    [row] = make.rows(make.plan())
+    assert (row.id, row.question, row.image, row.image_name) == (
+        "s:1.2.840.113", "What?", dicom, "s/1.2.840.113",
+    )  # fmt: skip
+
+
+def test_a_folder_of_files_without_endings_alone(make):
+    make.text("1.2.3", files()["c.dcm"])
+    with pytest.raises(SettingsError, match="images only"):
+        make.plan()
+    assert make.plan(question="What?").rows == 1
+
+
+def test_bmp_by_its_header_and_not_by_two_letters(make):
+    header = b"BM" + bytes(12) + struct.pack("<I", 40)
+    make.text("scan", header + bytes(60))
+    make.text("words", b"BMI of the patients, one a line, in kilograms a square metre")
+    planned = make.plan(question="What?")
+    assert [row.id for row in make.rows(planned)] == ["scan"]
+
+
+@pytest.mark.parametrize("settings", [{"question": "What?"}, {}])
+def test_a_name_that_is_not_utf8_stops_nothing(make, settings):
+    make.text("1.png", b"one")
+    make.text("q.csv", "image,question\n1.png,a?\n")
+    folder = os.fsencode(make.archive)
+    os.mkdir(folder + b"/d\xfe")
+    for name in (b"b\xff.png", b"n\xfe.txt", b"d\xfe/c.png"):
+        with open(folder + b"/" + name, "wb") as file:
+            file.write(b"x")
+    planned = make.plan(**settings)
+    assert planned.rows == 1
+    groups = {name for _, names in planned.left_out.groups.values() for name in names}
+    assert {"b\\xff.png", "n\\xfe.txt", "d\\xfe/c.png"} <= groups
+    for name in (".png", ".txt"):
+        assert counts(planned)[name, "name is not UTF-8"] in (1, 2)
+    assert make.plan(questions=str(make.archive / "q.csv")).rows == 1
+
+
+def test_a_member_whose_name_is_not_utf8(make):
+    path = make.tar([("good.jpg", b"x", {}), ("bXd.jpg", b"y", {})])
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for name in ("good.jpg", "b\xffd.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    planned = make.plan(question="What?")
+    assert [row.id for row in make.rows(planned)] == ["good"]
+    assert planned.left_out.listed() == [
+        {"ending": ".jpg", "reason": "name is not UTF-8", "files": 1, "examples": ["b\\xffd.jpg"]}
+    ]
+
+
+def test_an_output_folder_with_such_a_name_is_no_run_folder(make, tmp_path):
+    make.text("1.png", b"one")
+    out = tmp_path / "run"
+    out.mkdir()
+    with open(os.fsencode(out) + b"/\xff", "wb"):
+        pass
+    with pytest.raises(RunError) as caught:
+        Run.open(str(out), make.plan(question="q?"), IDENTITY)
+    assert caught.value.code == "E1507"
+
+
+def test_an_archive_whose_own_path_is_not_utf8(make):
+    with pytest.raises(SettingsError) as caught:
+        make.plan(archive=os.fsdecode(os.fsencode(make.archive) + b"/\xff"), question="q?")
+    assert caught.value.code == "E1001"
+
+
+def test_links_that_lead_back_or_nowhere(make):
+    make.text("a/1.png", b"one")
+    (make.archive / "a/again").symlink_to(make.archive)
+    (make.archive / "b.png").symlink_to(make.archive / "gone.png")
+    os.mkfifo(make.archive / "pipe.png")
+    planned = make.plan(question="What?")
+    assert [row.id for row in make.rows(planned)] == ["a:1.png"]
+    assert counts(planned) == {
+        (".png", "cannot be read (ENOENT)"): 1, (".png", "no regular file"): 1,
+    }  # fmt: skip
+
+
+def test_images_that_no_row_names_are_counted(make):
+    for name in ("1.png", "2.png", "3.png", "notes.doc"):
+        make.text(name, name)
+    make.text("q.csv", "image,question\n1.png,a?\nno.png,b?\n")
+    planned = make.plan()
+    assert counts(planned) == {("", "images that no row names"): 2, (".doc", "not a table file"): 1}
+
+
+def test_nothing_but_what_is_left_out(make):
+    make.text("a.txt", "x")
+    make.text("b.zip", "x")
+    with pytest.raises(DataError, match=r"2 files \(1 \.txt not an image, 1 \.zip not an image\)"):
+        make.plan(question="What?")
+
+
+def test_the_line_for_a_person():
+    found = LeftOut()
+    for number in range(8):
+        found.add(f"{number}.txt", "not an image")
+    for name in ("x", "y", "z"):
+        found.add(name, "empty")
+    found.add("a.zip", "not an image")
+    assert str(found) == "12 files (8 .txt not an image, 3 empty, 1 .zip not an image)"
+    assert found.listed()[0]["examples"] == ["0.txt", "1.txt", "2.txt"]

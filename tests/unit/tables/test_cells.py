@@ -1,0 +1,80 @@
+"""Cells: pictures in every form, marks, dialogues."""
+
+import base64
+from typing import Any
+
+import pytest
+
+from medv_ray.errors import DataError
+from medv_ray.tables.cells import (
+    Picture,
+    check_marks,
+    is_no_answer,
+    last_exchange,
+    pictures_of,
+    without_marks,
+)
+
+HEADS = {
+    "png": b"\x89PNG\r\n\x1a\n", "jpeg": b"\xff\xd8\xff\xe0", "gif": b"GIF89a", "bmp": b"BM6\0",
+    "tiff": b"II*\0", "motorola": b"MM\0*", "webp": b"RIFF", "dicom": bytes(128) + b"DICM",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(HEADS))
+@pytest.mark.parametrize("how", ["plain", "url", "lines", "urlsafe", "bytes"])
+def test_base64_of_every_format(kind: str, how: str) -> None:
+    data = HEADS[kind] + bytes(range(256))
+    text = base64.b64encode(data).decode()
+    value: Any = {
+        "plain": text,
+        "url": f"data:image/{kind};base64,{text}",
+        "lines": base64.encodebytes(data).decode(),
+        "urlsafe": base64.urlsafe_b64encode(data).decode().rstrip("="),
+        "bytes": text.encode(),
+    }[how]
+    assert pictures_of(value) == [Picture(None, data)]
+    assert pictures_of([{"bytes": value, "path": "a"}]) == [Picture("a", data)]
+
+
+@pytest.mark.parametrize(
+    "path", ["a.png", "/9j/a.png", "R0lGOD/" + "x" * 60 + ".gif", "123/456/" * 10, "[a].png", "Qk"]
+)
+def test_a_path_is_no_base64(path: str) -> None:
+    assert pictures_of(path) == [Picture(path, None)]
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        (None, "E1111"), ("", "E1111"), ([], "E1111"), (["a", None], "E1111"), ({}, "E1111"),
+        (float("nan"), "E1111"), (7, "E1108"), ("data:image/png,x", "E1108"),
+        ("data:image/png;base64,a", "E1109"), ("iVBORw0KGgo" + "A" * 5000 + "\xe9", "E1109"),
+    ],
+)  # fmt: skip
+def test_what_is_no_picture(value: Any, code: str) -> None:
+    with pytest.raises(DataError) as caught:
+        pictures_of(value)
+    assert caught.value.code == code
+
+
+def test_marks() -> None:
+    assert without_marks("<image>\n <image>a b?\n<image>") == ("a b?", 3)
+    assert without_marks(" a? ") == (" a? ", 0)
+    with pytest.raises(DataError, match="E1307"):
+        without_marks("<image> a <image> b")
+    check_marks(1, 3)
+    check_marks(2, 2)
+    with pytest.raises(DataError, match="marks 2 images and the row has 1"):
+        check_marks(2, 1)
+
+
+def test_a_dialogue_as_json_text_in_a_cell() -> None:
+    said = last_exchange('[{"role": "user", "content": "<image>a?"}]')
+    assert (said.question, said.reference, said.marks) == ("a?", None, 1)
+
+
+def test_answers_that_look_like_empty_cells() -> None:
+    assert [is_no_answer(a) for a in ("N/A", " NaN ", "-", "no", "none of it", "0")] == [
+        True, True, True, False, False, False
+    ]  # fmt: skip
