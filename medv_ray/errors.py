@@ -201,6 +201,11 @@ CATALOGUE: dict[str, Entry] = {
         "The DICOM header says that annotation, a name perhaps, is burned into the pixels.",
         "Clean the pixels and their BurnedInAnnotation first, or leave the image out.",
     ),
+    "E1213": Entry(
+        "nothing_shown",
+        "The picture's transparency hides it: laid on the background it is of one colour.",
+        "Save it without its alpha channel, or choose another --set image.background=...",
+    ),
     # questions and prompts
     "E1301": Entry(
         "empty_question", "The question is empty or white space.", "Fill the question column."

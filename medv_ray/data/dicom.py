@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medv_ray.data.depth import eight_bits
 from medv_ray.data.dicom_grey import Look, to_grey
+from medv_ray.data.pixels import stretch
 from medv_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -238,14 +240,17 @@ def _to_bytes(array: NDArray[Any], ds: Dataset) -> tuple[NDArray[np.uint8], list
         if "RedPaletteColorLookupTableDescriptor" not in ds:
             raise DataError("E1207", "the DICOM object names a palette that it does not hold.")
         table = apply_color_lut(array, ds)[..., :3]
-        table = table >> 8 if table.dtype.itemsize > 1 else table
+        if table.dtype.itemsize > 1:
+            table, more = eight_bits(table, table)
+            words = more + words
         return np.ascontiguousarray(table, np.uint8), ["palette", *words]
     if not colours.startswith("MONOCHROME"):
         bits = int(ds.get("BitsStored", ds.BitsAllocated))
         if colours.startswith("YBR"):
             words.append("ycbcr")
         if bits > 8:
-            array, words = array >> (bits - 8), [*words, f"depth_reduced:{bits}"]
+            low, high = int(array.min()), int(array.max())
+            array, words = stretch(array, low, high), [*words, f"colour16_scaled:{low}..{high}"]
         return np.ascontiguousarray(array, np.uint8), words
     if "RedPaletteColorLookupTableDescriptor" in ds:
         words.append("supplemental_palette_ignored")

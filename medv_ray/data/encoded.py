@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from medv_ray.errors import DataError, SettingsError
 
@@ -25,11 +24,9 @@ _ADAM7 = (
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
 )
 _INFLATE_STEP = 2**20
-# A marker that ends entropy-coded JPEG data: not a stuffed zero, a fill byte or a restart marker.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
-def open_header(data: bytes, formats: Sequence[str]) -> Image.Image:
+def open_header(data: bytes, formats: Sequence[str]) -> ImageFile.ImageFile:
     """The image with its header read and no pixel decoded.
 
     `Image.open` is not used: it forgets whether any format knew the bytes, and has pixel limits of
@@ -61,32 +58,8 @@ def open_header(data: bytes, formats: Sequence[str]) -> Image.Image:
     )
 
 
-def end_of_image(data: bytes, image_format: str | None) -> int | None:
-    """Offset just behind the image's own bytes, for JPEG and PNG; else None, as without an end."""
-    if image_format in ("JPEG", "MPO"):
-        return _end_of_jpeg(data)
-    return _end_of_png(data) if image_format == "PNG" else None
-
-
-def _end_of_jpeg(data: bytes) -> int | None:
-    place = 2
-    while (place := data.find(b"\xff", place)) >= 0 and place + 2 <= len(data):
-        marker = data[place + 1]
-        if marker == 0xD9:
-            return place + 2
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # no length follows
-            place += 1 if marker == 0xFF else 2
-            continue
-        place += 2 + max(int.from_bytes(data[place + 2 : place + 4], "big"), 2)
-        if marker == 0xDA:
-            found = _JPEG_MARKER.search(data, place)
-            if found is None:
-                return None
-            place = found.start()
-    return None
-
-
-def _end_of_png(data: bytes) -> int | None:
+def end_of_png(data: bytes) -> int | None:
+    """Offset just behind the image's own bytes; None without an end."""
     return next((end + 4 for kind, _, end in _png_chunks(data) if kind == b"IEND"), None)
 
 

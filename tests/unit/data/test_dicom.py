@@ -238,9 +238,11 @@ def test_colours() -> None:
     planar = dataset(COLOUR, "RGB", PlanarConfiguration=1)
     planar.PixelData = COLOUR.transpose(2, 0, 1).tobytes()
     assert np.array_equal(look(encode(planar))[0], COLOUR)
-    got, words = look(dicom(COLOUR.astype(np.uint16) << 8, "RGB"))
-    assert np.array_equal(got, COLOUR)
-    assert words == ("depth_reduced:16",)
+    deep = COLOUR.astype(np.uint16) * 16 + 7  # 12 bits, in a file that says 16
+    got, words = look(dicom(deep, "RGB"))
+    low, high = int(deep.min()), int(deep.max())
+    assert np.array_equal(got, np.rint((deep - low) * (255 / (high - low))))
+    assert words == (f"colour16_scaled:{low}..{high}",)
 
 
 def palette(depth: int) -> dict[str, object]:
