@@ -22,10 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medv_ray.data.causes import broken
 from medv_ray.data.depth import eight_bits
+from medv_ray.data.dicom_decoders import RLE, check_available, why
 from medv_ray.data.dicom_grey import Look, to_grey
 from medv_ray.data.pixels import stretch
-from medv_ray.errors import DataError
+from medv_ray.errors import DataError, MedvError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -34,7 +36,6 @@ IMPLICIT, EXPLICIT, DEFLATED, BIG = (
     *("1.2.840.10008.1.2", "1.2.840.10008.1.2.1"),
     *("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"),
 )
-RLE = "1.2.840.10008.1.2.5"
 _META, _SYNTAX = 2, 0x10  # group of the file meta information, element of the transfer syntax
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT")
 _BURNED_IN = 0x00280301  # the last tag of the header part
@@ -52,8 +53,8 @@ def is_dicom(data: bytes, formats: Sequence[str]) -> bool:
 class DicomFile:
     """A DICOM file with its header read and checked; no pixel is touched before `picture`.
 
-    Raises DataError E1202 (pydicom is not installed), E1203 (no readable header), E1207 (a header
-    that contradicts itself), E1209 (a header without end), E1211 (no rule for these pixels) and
+    Raises DataError E1202 (no picture, or pydicom is not installed), E1203 (no readable header),
+    E1207 (a header that contradicts itself), E1209 (a header without end), E1211 (no rule for these pixels) and
     E1212 (burned-in annotation).
     """
 
@@ -63,12 +64,16 @@ class DicomFile:
         self._data, self._max_bytes = data, max_bytes
         with _own_words(len(data)):
             self._syntax, self._start = _file_meta(data)
+            self._goes_on = False
             head = self._read(_BURNED_IN, _HEADER_BYTES)
             if str(head.get("BurnedInAnnotation", "")).strip().upper() == "YES":
                 detail = "the DICOM header says that annotation is burned into the pixels."
                 raise DataError("E1212", detail)
             if "Rows" not in head and "Columns" not in head:
-                raise DataError("E1203", "the DICOM object holds no picture.")
+                # a file that ends before the place of Rows is cut short
+                whole = self._goes_on or "DirectoryRecordSequence" in head
+                code, rest = ("E1202", " (a report, say)") if whole else ("E1203", "")
+                raise DataError(code, f"the DICOM object holds no picture{rest}.")
             rows, columns = (_integer(head, name, 1, 65535) for name in ("Rows", "Columns"))
             self.size = (columns, rows)
             """Width and height."""
@@ -81,8 +86,9 @@ class DicomFile:
         Raises DataError E1203 (damaged), E1207 (pixels that are not what the header announces),
         E1208 (values that are not finite), E1209 (unpacks beyond a limit), E1211 (no decoder).
         """
-        with _own_words(len(self._data)):
+        with _own_words(len(self._data)) as seen:
             ds = self._read(None, self._max_bytes)
+            seen.append(ds)
             self._check_pixels(ds)
             words = ["executable_preamble"] if self._data.startswith(_PROGRAMS) else []
             if not self._syntax:
@@ -104,6 +110,11 @@ class DicomFile:
             body = zlib.decompressobj(-zlib.MAX_WBITS).decompress(body, most)
             if last is None and len(body) == most:
                 raise DataError("E1209", f"the deflated DICOM unpacks beyond {most} bytes.")
+
+        def stop(tag: int, *_: Any) -> bool:
+            self._goes_on = last is not None and tag > last
+            return self._goes_on
+
         syntax = EXPLICIT if self._syntax == DEFLATED else self._syntax
         if not syntax:
             syntax = EXPLICIT if re.fullmatch(rb"[A-Z]{2}", body[4:6]) else IMPLICIT
@@ -111,7 +122,7 @@ class DicomFile:
             io.BytesIO(body) if last is None else _Counted(body),
             syntax == IMPLICIT,
             syntax != BIG,
-            stop_when=(lambda tag, *_: tag > last) if last is not None else None,
+            stop_when=stop if last is not None else None,
         )
         ds.file_meta = FileMetaDataset()
         ds.file_meta.TransferSyntaxUID = UID(syntax)
@@ -120,24 +131,13 @@ class DicomFile:
     def _check_pixels(self, ds: Dataset) -> None:
         """Raises DataError E1203, E1207 or E1211, before anything is decoded."""
         from pydicom.encaps import parse_fragments
-        from pydicom.pixels.decoders.base import get_decoder
         from pydicom.pixels.utils import get_expected_length
 
         if "PixelData" not in ds:
             kind = "E1211" if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds else "E1203"
             raise DataError(kind, "the DICOM object holds no PixelData.")
         syntax = ds.file_meta.TransferSyntaxUID
-        try:
-            available = get_decoder(syntax).is_available
-        except NotImplementedError:
-            available = False
-        if not available:
-            known = syntax if re.fullmatch(r"1\.2\.840\.10008\.[0-9.]{1,40}", syntax) else "private"
-            raise DataError(
-                "E1211",
-                f"no decoder for DICOM transfer syntax {known}; `medv-ray[dicom]` brings some, "
-                "python-gdcm more.",
-            )
+        check_available(syntax)
         held = ds.PixelData
         if not held:
             raise DataError("E1203", "the DICOM object's PixelData is empty.")
@@ -271,25 +271,28 @@ def _integer(ds: Dataset, name: str, least: int, most: int, default: int | None 
 
 
 @contextmanager
-def _own_words(size: int) -> Iterator[None]:
-    """Silence pydicom, and turn whatever it raises into a DataError with a text of ours."""
+def _own_words(size: int) -> Iterator[list[Dataset]]:
+    """Silence pydicom, and turn whatever it raises into an error with a text of ours.
+
+    The object that was read is to be put into the list, for the error to name its coding.
+    """
     try:
         import pydicom  # noqa: F401
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "pydicom":
+            raise broken("pydicom is installed and does not load.") from None
         detail = f"{size} bytes are DICOM; reading it needs `pip install 'medv-ray[dicom]'`."
         raise DataError("E1202", detail) from None
+    except Exception:  # ImportError of a missing library, and what a mix of versions raises
+        raise broken("pydicom is installed and does not load.") from None
+    seen: list[Dataset] = []
     logging.getLogger("pydicom").disabled = True
     try:
         with _QUIET, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield
-    except DataError:
+            yield seen
+    except MedvError:
         raise
-    except MemoryError:
-        raise DataError(
-            "E1209", f"decoding {size} bytes (DICOM) takes more memory than allowed."
-        ) from None
     # AttributeError, TypeError, KeyError, struct.error, RecursionError, zlib.error and more
-    except Exception:
-        detail = f"cannot decode {size} bytes (DICOM): damaged or cut short."
-        raise DataError("E1203", detail) from None
+    except Exception as error:
+        raise why(error, size, seen[0] if seen else None) from None

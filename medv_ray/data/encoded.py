@@ -9,15 +9,32 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image, ImageFile
 
-from medv_ray.errors import DataError, SettingsError
+from medv_ray.errors import DataError, RunError, SettingsError
 
-_LOOKS_LIKE = {
-    b"<": "HTML, XML or SVG text",
-    b"PK\x03\x04": "a ZIP archive",
-    b"%PDF": "a PDF",
-    b"%!PS": "PostScript",
-    b"\x1f\x8b": "gzip data",
-}
+# (offset, bytes, what it is, what reads it)
+_LOOKS_LIKE: tuple[tuple[int, bytes, str, str], ...] = (
+    (0, b"PK\x03\x04", "a ZIP archive", ""),
+    (0, b"%PDF", "a PDF", ""),
+    (0, b"%!PS", "PostScript", ""),
+    (0, b"\x1f\x8b", "gzip data", ""),
+    *((4, b"ftyp" + brand, "HEIC", "pillow-heif") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
+    (4, b"ftypavi", "AVIF", "Pillow with AVIF among image.formats"),
+    (0, b"\xff\x0a", "JPEG XL", "imagecodecs"),
+    (4, b"JXL \r\n\x87\n", "JPEG XL", "imagecodecs"),
+    (0, b"II\xbc", "JPEG XR", "imagecodecs"),
+    (4, b"jP  \r\n\x87\n", "JPEG 2000", "Pillow with JPEG2000 among image.formats"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000", "Pillow with JPEG2000 among image.formats"),
+    (0, b"\xff\xd8\xff\xf7", "JPEG-LS", "pyjpegls or imagecodecs"),
+    (0, b"8BPS", "Photoshop's PSD", "Pillow with PSD among image.formats"),
+    (0, b"\x76\x2f\x31\x01", "OpenEXR", "imagecodecs"),
+    (0, b"qoif", "QOI", "Pillow with QOI among image.formats"),
+    (0, b"SIMPLE  =", "FITS", "astropy"),
+    (344, b"n+1\0", "NIfTI", "nibabel"),
+    (0, b"NRRD", "NRRD", "pynrrd"),
+    (0, b"\x89HDF\r\n\x1a\n", "HDF5", "h5py"),
+    (0, b"\x93NUMPY", "an array of NumPy", "numpy"),
+    (128, b"DICM", "DICOM", ""),
+)
 # x and y of the first pixel, and the steps, of each pass of an interlaced PNG
 _ADAM7 = (
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
@@ -31,7 +48,8 @@ def open_header(data: bytes, formats: Sequence[str]) -> ImageFile.ImageFile:
 
     `Image.open` is not used: it forgets whether any format knew the bytes, and has pixel limits of
     its own. Raises DataError E1202 when no allowed format knows the bytes, SettingsError E1001 for
-    an unknown format, and whatever Pillow raises for a damaged header.
+    an unknown format, RunError E1513 for one that Pillow was built without, and whatever Pillow
+    raises for a damaged header.
     """
     Image.preinit()
     for name in formats:
@@ -44,18 +62,33 @@ def open_header(data: bytes, formats: Sequence[str]) -> ImageFile.ImageFile:
             rule = "is no format that Pillow tells by its first bytes."
             raise SettingsError("E1001", f"image.formats: {name[:20]!r} {rule}")
         known = accept(data[:16])
-        # a string says that Pillow was built without this format
-        if known and not isinstance(known, str):
+        if isinstance(known, str):  # it says that Pillow was built without this format
+            detail = f"Pillow is built without {name}, which image.formats lists."
+            raise RunError("E1513", detail)
+        if known:
             return factory(io.BytesIO(data), "")
-    start = data[:256].lstrip()
-    guesses = [name for magic, name in _LOOKS_LIKE.items() if start.startswith(magic)]
-    if data[128:132] == b"DICM":
-        guesses = ["DICOM"]
-    like = f"; they look like {guesses[0]}" if guesses else ""
     allowed = ", ".join(formats)
-    raise DataError(
-        "E1202", f"{len(data)} bytes are none of the allowed formats ({allowed}){like}."
-    )
+    detail = f"{len(data)} bytes are none of the allowed formats ({allowed}){_like(data)}."
+    raise DataError("E1202", detail)
+
+
+def _like(data: bytes) -> str:
+    """What the bytes look like, and what reads that; empty for none of the known kinds."""
+    if data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        return "; they look like HTML, XML or SVG text"
+    for place, magic, name, reader in _LOOKS_LIKE:
+        if data[place : place + len(magic)] == magic:
+            return f"; they look like {name}" + (f", which {reader} reads" if reader else "")
+    return ""
+
+
+def format_of(data: bytes) -> str | None:
+    """Pillow's name of the first of its common formats that knows the bytes, or None."""
+    Image.preinit()
+    for name, (_, accept) in Image.OPEN.items():
+        if accept is not None and accept(data[:16]) is True:
+            return name
+    return None
 
 
 def end_of_png(data: bytes) -> int | None:

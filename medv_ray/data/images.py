@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFile
 
 from medv_ray.data import jpeg
+from medv_ray.data.causes import judge
 from medv_ray.data.depth import is_deep, narrow_palette, read_deep
 from medv_ray.data.dicom import DicomFile, is_dicom
 from medv_ray.data.encoded import end_of_png, open_header, png_bytes
@@ -30,7 +31,7 @@ from medv_ray.data.pixels import (
     upright,
 )
 from medv_ray.data.tiles import TileSettings, cut
-from medv_ray.errors import DataError, SettingsError
+from medv_ray.errors import DataError, MedvError
 
 if TYPE_CHECKING:
     from medv_ray.settings import ImageSettings
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "TileSettings", "prepare"]
 
 _UNDECODED = 128  # grey that libjpeg leaves where the data ended early
-# what Pillow's plugins say of sound files whose bits or channels they do not read
-_NO_RULE = ("unknown pixel mode", "cannot handle", "Unsupported BMP")
 _ZERO_RUN = 512  # zero bytes in a row at the end of a JPEG's data
 
 
@@ -60,11 +59,12 @@ class Prepared:
 def prepare(data: bytes, image: ImageSettings, tiles: TileSettings) -> Prepared:
     """Tiles of an encoded image.
 
-    Nothing is decoded before the header passed all limits. Raises DataError E1112, E1201 .. E1212.
+    Nothing is decoded before the header passed all limits. Raises DataError E1112, E1201 .. E1213
+    and RunError E1513.
     """
     check_bytes(data, image)
     picture, warnings = decode(data, image)
-    with _own_words(len(data), None):
+    with _own_words(data, None):
         array = cut(picture, tiles)
     return Prepared(array, picture.size, tuple(warnings), hashlib.sha256(data).hexdigest())
 
@@ -82,12 +82,12 @@ def check_bytes(data: bytes, image: ImageSettings) -> None:
 def inspect(data: bytes, image: ImageSettings) -> Prepared:
     """What the header tells, without tiles: nothing is decoded.
 
-    Raises DataError E1112, E1201 .. E1212.
+    Raises DataError E1112, E1201 .. E1213 and RunError E1513.
     """
     check_bytes(data, image)
     source = _open(data, image)
     check_header(source.size, image)
-    with _own_words(len(data), source.format):
+    with _own_words(data, source.format):
         warnings = frame_words(source, image)
         # a PNG may carry its orientation behind the pixels, and Pillow's size of a TIFF has it
         turned = (
@@ -101,10 +101,12 @@ def inspect(data: bytes, image: ImageSettings) -> Prepared:
 
 
 def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:
-    """Upright RGB picture and warnings. Raises DataError E1202 .. E1212."""
+    """Upright RGB picture and warnings. Raises DataError E1202 .. E1213 and RunError
+    E1513.
+    """
     source = _open(data, image)
     check_header(source.size, image)
-    with _own_words(len(data), source.format):
+    with _own_words(data, source.format):
         warnings = frame_words(source, image)
         if isinstance(source, DicomFile):
             picture, words = source.picture()
@@ -135,7 +137,7 @@ def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:
 
 def _open(data: bytes, image: ImageSettings) -> ImageFile.ImageFile | DicomFile:
     """Header read, no pixel decoded."""
-    with _own_words(len(data), None):
+    with _own_words(data, None):
         if is_dicom(data, image.formats):
             return DicomFile(data, image.max_bytes)
         return open_header(data, image.formats)
@@ -221,24 +223,15 @@ def _filled(source: Image.Image) -> bool:
 
 
 @contextmanager
-def _own_words(size: int, image_format: str | None) -> Iterator[None]:
-    """Turn whatever Pillow raises into a DataError with a text of ours."""
-    what = f"{size} bytes ({image_format})" if image_format else f"{size} bytes"
+def _own_words(data: bytes, image_format: str | None) -> Iterator[None]:
+    """Turn whatever Pillow raises into an error with a text of ours."""
     try:
         yield
-    except (DataError, SettingsError):
+    except MedvError:
         raise
-    except MemoryError:
-        raise DataError("E1209", f"decoding {what} takes more memory than allowed.") from None
-    except Image.DecompressionBombError:
-        raise DataError("E1204", f"the header of {what} announces too many pixels.") from None
     # plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError and more
     except Exception as error:
-        if isinstance(error, ValueError) and "too large" in str(error):
-            raise DataError("E1209", f"a text chunk of {what} unpacks beyond its limit.") from None
-        if any(phrase in str(error) for phrase in _NO_RULE):
-            raise DataError("E1211", f"the pixels of {what} are of a kind not decoded.") from None
-        raise DataError("E1203", f"cannot decode {what}: damaged or cut short.") from None
+        raise judge(error, data, image_format) from None
 
 
 def _by(size: tuple[int, int]) -> str:

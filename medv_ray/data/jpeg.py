@@ -13,14 +13,18 @@ SOF0, SOF1, SOF2, SOF3 = 0xC0, 0xC1, 0xC2, 0xC3
 ARITHMETIC = (0xC9, 0xCA, 0xCB)
 JPEG_LS = 0xF7
 _FRAMES = {
-    SOF0: "baseline",
-    SOF1: "extended",
-    SOF2: "progressive",
-    SOF3: "lossless",
-    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical"),
-    **dict.fromkeys(ARITHMETIC, "arithmetic-coded"),
+    SOF0: "baseline JPEG",
+    SOF1: "extended JPEG",
+    SOF2: "progressive JPEG",
+    SOF3: "lossless JPEG",
+    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical JPEG"),
+    **dict.fromkeys(ARITHMETIC, "arithmetic-coded JPEG"),
     JPEG_LS: "JPEG-LS",
 }
+READERS = {JPEG_LS: "pyjpegls or imagecodecs", **dict.fromkeys(
+    (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "libjpeg of JPEG XT"
+)}
+"""What reads the ways of coding that no Pillow does; imagecodecs reads the others."""
 _SOS, _EOI = 0xDA, 0xD9
 # A marker that ends entropy-coded data: not a stuffed zero, a fill byte or a restart marker.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")

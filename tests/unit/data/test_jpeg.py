@@ -102,13 +102,13 @@ def test_components_without_a_scan() -> None:
 
 def test_what_the_markers_tell() -> None:
     found = jpeg.read(encode())
-    assert str(found.coding) == "8-bit baseline"
+    assert str(found.coding) == "8-bit baseline JPEG"
     assert found.coding is not None
     assert found.coding.plain
     assert not jpeg.unfinished(found)
     assert jpeg.uncoded(found) == ()
     progressive = jpeg.read(encode(progressive=True))
-    assert str(progressive.coding) == "8-bit progressive"
+    assert str(progressive.coding) == "8-bit progressive JPEG"
     assert progressive.scans[0][1:] == (0, 0, 1)  # DC, one bit left for later
     assert jpeg.read(b"\xff\xd8\xff").end is None
     assert jpeg.read(b"") == jpeg.Markers(None, (), None)
