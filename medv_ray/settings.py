@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from medv_ray.errors import SettingsError
+from medv_ray.formats import DEFAULT
 
 TOY = Path(__file__).with_name("assets") / "medv-tiny"
 """The checkpoint that comes with the package."""
@@ -195,7 +196,7 @@ class ImageSettings(Settings):
     """`square` squashes to one tile, `pad` pads to a square first, `anyres_max` adds tiles as
     LLaDA-V's
     anyres_max_4; `checkpoint` takes what the checkpoint's config says."""
-    formats: tuple[str, ...] = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "DICOM")
+    formats: tuple[str, ...] = DEFAULT
     """Pillow's names of the formats that may be decoded, and DICOM, which needs the extra
     `medv-ray[dicom]`."""
     max_bytes: PositiveInt = 256 * 2**20

@@ -12,8 +12,9 @@ from types import TracebackType
 from PIL import Image, TiffImagePlugin
 
 from medv_ray.data import jpeg
-from medv_ray.data.encoded import format_of, open_header
+from medv_ray.data.encoded import open_header
 from medv_ray.errors import DataError, MedvError, RunError
+from medv_ray.formats import HEAD_BYTES, format_of
 
 # what Pillow's plugins say of sound files whose bits or channels they do not read
 _NO_RULE = (
@@ -53,7 +54,7 @@ def judge(error: Exception, data: bytes, name: str | None) -> MedvError:
     RunError E1513 (a sound picture is not read here, either). The texts are ours.
     """
     what = f"{len(data)} bytes ({name})" if name else f"{len(data)} bytes"
-    name = name or format_of(data)
+    name = name or format_of(data[:HEAD_BYTES])
     if isinstance(error, MemoryError):
         return DataError("E1209", f"decoding {what} takes more memory than allowed.")
     if isinstance(error, Image.DecompressionBombError):

@@ -28,6 +28,7 @@ from medv_ray.data.dicom_decoders import RLE, check_available, why
 from medv_ray.data.dicom_grey import Look, to_grey
 from medv_ray.data.pixels import stretch
 from medv_ray.errors import DataError, MedvError
+from medv_ray.formats import HEAD_BYTES, dicom_start, format_of
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -47,33 +48,34 @@ _QUIET = threading.Lock()  # Python's list of warning filters belongs to all thr
 
 def is_dicom(data: bytes, formats: Sequence[str]) -> bool:
     """Whether the bytes say that they are DICOM, and it is one of the allowed formats."""
-    return data[128:132] == b"DICM" and "DICOM" in [name.upper() for name in formats]
+    is_one = format_of(data[:HEAD_BYTES]) == "DICOM"
+    return is_one and "DICOM" in [name.upper() for name in formats]
 
 
 class DicomFile:
     """A DICOM file with its header read and checked; no pixel is touched before `picture`.
 
     Raises DataError E1202 (no picture, or pydicom is not installed), E1203 (no readable header),
-    E1207 (a header that contradicts itself), E1209 (a header without end), E1211 (no rule for these pixels) and
-    E1212 (burned-in annotation).
+    E1207 (a header that contradicts itself), E1209 (a header without end), E1211 (no rule for these
+    pixels), E1212 (burned-in annotation) and RunError E1513.
     """
 
     format = "DICOM"
 
     def __init__(self, data: bytes, max_bytes: int) -> None:
         self._data, self._max_bytes = data, max_bytes
+        self._goes_on = False  # the header was read up to an element behind its part
         with _own_words(len(data)):
             self._syntax, self._start = _file_meta(data)
-            self._goes_on = False
             head = self._read(_BURNED_IN, _HEADER_BYTES)
             if str(head.get("BurnedInAnnotation", "")).strip().upper() == "YES":
                 detail = "the DICOM header says that annotation is burned into the pixels."
                 raise DataError("E1212", detail)
             if "Rows" not in head and "Columns" not in head:
-                # a file that ends before the place of Rows is cut short
-                whole = self._goes_on or "DirectoryRecordSequence" in head
-                code, rest = ("E1202", " (a report, say)") if whole else ("E1203", "")
-                raise DataError(code, f"the DICOM object holds no picture{rest}.")
+                # what a cut header lacks may have been there
+                if self._goes_on or "DirectoryRecordSequence" in head:
+                    raise DataError("E1202", "the DICOM object holds no picture (a report, say).")
+                raise DataError("E1203", "the DICOM header ends before it tells of a picture.")
             rows, columns = (_integer(head, name, 1, 65535) for name in ("Rows", "Columns"))
             self.size = (columns, rows)
             """Width and height."""
@@ -110,19 +112,19 @@ class DicomFile:
             body = zlib.decompressobj(-zlib.MAX_WBITS).decompress(body, most)
             if last is None and len(body) == most:
                 raise DataError("E1209", f"the deflated DICOM unpacks beyond {most} bytes.")
-
-        def stop(tag: int, *_: Any) -> bool:
-            self._goes_on = last is not None and tag > last
-            return self._goes_on
-
         syntax = EXPLICIT if self._syntax == DEFLATED else self._syntax
         if not syntax:
             syntax = EXPLICIT if re.fullmatch(rb"[A-Z]{2}", body[4:6]) else IMPLICIT
+
+        def is_behind(tag: int, *_: object) -> bool:
+            self._goes_on |= last is not None and tag > last
+            return self._goes_on
+
         ds = read_dataset(
             io.BytesIO(body) if last is None else _Counted(body),
             syntax == IMPLICIT,
             syntax != BIG,
-            stop_when=stop if last is not None else None,
+            stop_when=is_behind if last is not None else None,
         )
         ds.file_meta = FileMetaDataset()
         ds.file_meta.TransferSyntaxUID = UID(syntax)
@@ -172,7 +174,7 @@ def _file_meta(data: bytes) -> tuple[str, int]:
 
     Always explicit, little-endian. It is not left to pydicom, which inflates without a limit.
     """
-    place, syntax = 132, ""
+    place, syntax = dicom_start(data[:HEAD_BYTES]) or 0, ""
     while int.from_bytes(data[place : place + 2], "little") == _META and place + 8 <= len(data):
         element, kind = int.from_bytes(data[place + 2 : place + 4], "little"), data[place + 4 :][:2]
         long = kind in _LONG_VRS

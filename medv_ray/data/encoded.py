@@ -10,30 +10,25 @@ from collections.abc import Iterator, Sequence
 from PIL import Image, ImageFile
 
 from medv_ray.errors import DataError, RunError, SettingsError
+from medv_ray.formats import FORMATS, HEAD_BYTES, format_of, looks_like
 
-# (offset, bytes, what it is, what reads it)
+NAMES = frozenset(one.name for one in FORMATS)
+_READERS = {"JPEG2000": "Pillow, where image.formats lists it", "HEIF": "pillow-heif"}
+_READERS["AVIF"] = _READERS["JPEG2000"]
+# (offset, bytes, what it is, what reads it): pictures that are no format of the table
 _LOOKS_LIKE: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"PK\x03\x04", "a ZIP archive", ""),
-    (0, b"%PDF", "a PDF", ""),
-    (0, b"%!PS", "PostScript", ""),
-    (0, b"\x1f\x8b", "gzip data", ""),
-    *((4, b"ftyp" + brand, "HEIC", "pillow-heif") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
-    (4, b"ftypavi", "AVIF", "Pillow with AVIF among image.formats"),
     (0, b"\xff\x0a", "JPEG XL", "imagecodecs"),
     (4, b"JXL \r\n\x87\n", "JPEG XL", "imagecodecs"),
     (0, b"II\xbc", "JPEG XR", "imagecodecs"),
-    (4, b"jP  \r\n\x87\n", "JPEG 2000", "Pillow with JPEG2000 among image.formats"),
-    (0, b"\xff\x4f\xff\x51", "JPEG 2000", "Pillow with JPEG2000 among image.formats"),
-    (0, b"\xff\xd8\xff\xf7", "JPEG-LS", "pyjpegls or imagecodecs"),
-    (0, b"8BPS", "Photoshop's PSD", "Pillow with PSD among image.formats"),
+    (4, b"ftyphe", "HEIF", "pillow-heif"),
+    (0, b"8BPS", "Photoshop's PSD", "Pillow, where image.formats lists PSD"),
+    (0, b"qoif", "QOI", "Pillow, where image.formats lists QOI"),
     (0, b"\x76\x2f\x31\x01", "OpenEXR", "imagecodecs"),
-    (0, b"qoif", "QOI", "Pillow with QOI among image.formats"),
     (0, b"SIMPLE  =", "FITS", "astropy"),
     (344, b"n+1\0", "NIfTI", "nibabel"),
     (0, b"NRRD", "NRRD", "pynrrd"),
     (0, b"\x89HDF\r\n\x1a\n", "HDF5", "h5py"),
     (0, b"\x93NUMPY", "an array of NumPy", "numpy"),
-    (128, b"DICM", "DICOM", ""),
 )
 # x and y of the first pixel, and the steps, of each pass of an interlaced PNG
 _ADAM7 = (
@@ -52,20 +47,21 @@ def open_header(data: bytes, formats: Sequence[str]) -> ImageFile.ImageFile:
     raises for a damaged header.
     """
     Image.preinit()
-    for name in formats:
-        if name.upper() == "DICOM":  # dicom.py's
+    found = format_of(data[:HEAD_BYTES])
+    for name in map(str.upper, formats):
+        if name == "DICOM":  # dicom.py's
             continue
-        if name.upper() not in Image.OPEN:
+        if name not in Image.OPEN:
             Image.init()
-        factory, accept = Image.OPEN.get(name.upper(), (None, None))
+        factory, accept = Image.OPEN.get(name, (None, None))
         if factory is None or accept is None:
             rule = "is no format that Pillow tells by its first bytes."
             raise SettingsError("E1001", f"image.formats: {name[:20]!r} {rule}")
-        known = accept(data[:16])
+        known = accept(data[:16]) if name not in NAMES or found == name else False
         if isinstance(known, str):  # it says that Pillow was built without this format
             detail = f"Pillow is built without {name}, which image.formats lists."
             raise RunError("E1513", detail)
-        if known:
+        if known if name not in NAMES else found == name:
             return factory(io.BytesIO(data), "")
     allowed = ", ".join(formats)
     detail = f"{len(data)} bytes are none of the allowed formats ({allowed}){_like(data)}."
@@ -74,21 +70,13 @@ def open_header(data: bytes, formats: Sequence[str]) -> ImageFile.ImageFile:
 
 def _like(data: bytes) -> str:
     """What the bytes look like, and what reads that; empty for none of the known kinds."""
-    if data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        return "; they look like HTML, XML or SVG text"
-    for place, magic, name, reader in _LOOKS_LIKE:
+    found = looks_like(data[:HEAD_BYTES])
+    name, reader = found or "", _READERS.get(found or "", "")
+    for place, magic, kind, reads in () if found else _LOOKS_LIKE:
         if data[place : place + len(magic)] == magic:
-            return f"; they look like {name}" + (f", which {reader} reads" if reader else "")
-    return ""
-
-
-def format_of(data: bytes) -> str | None:
-    """Pillow's name of the first of its common formats that knows the bytes, or None."""
-    Image.preinit()
-    for name, (_, accept) in Image.OPEN.items():
-        if accept is not None and accept(data[:16]) is True:
-            return name
-    return None
+            name, reader = kind, reads
+    told = f", which {reader} reads" if reader else ""
+    return f"; they look like {name}{told}" if name else ""
 
 
 def end_of_png(data: bytes) -> int | None:

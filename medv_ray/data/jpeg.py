@@ -21,9 +21,10 @@ _FRAMES = {
     **dict.fromkeys(ARITHMETIC, "arithmetic-coded JPEG"),
     JPEG_LS: "JPEG-LS",
 }
-READERS = {JPEG_LS: "pyjpegls or imagecodecs", **dict.fromkeys(
-    (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "libjpeg of JPEG XT"
-)}
+READERS = {
+    JPEG_LS: "pyjpegls or imagecodecs",
+    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "libjpeg of JPEG XT"),
+}
 """What reads the ways of coding that no Pillow does; imagecodecs reads the others."""
 _SOS, _EOI = 0xDA, 0xD9
 # A marker that ends entropy-coded data: not a stuffed zero, a fill byte or a restart marker.

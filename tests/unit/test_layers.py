@@ -10,20 +10,24 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROWS = [
     ["medv_kernels"],
-    ["medv_ray.errors", "medv_ray.settings", "medv_ray.schema"],
+    ["medv_ray.errors", "medv_ray.settings", "medv_ray.schema", "medv_ray.formats"],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
     ["medv_ray.engine", "medv_ray.training", "medv_ray.client"],
     ["medv_ray.serving"],
     ["medv_ray.on_ray"],
     ["medv_ray.cli", "jobs"],
 ]
-# inside a row: settings may use errors, schema neither; a job is the command line's function
-WITHIN = {("medv_ray.settings", "medv_ray.errors"), ("jobs", "medv_ray.cli")}
+# inside a row: settings may use errors and formats; a job is the command line's function
+WITHIN = {
+    *(("medv_ray.settings", "medv_ray.errors"), ("medv_ray.settings", "medv_ray.formats")),
+    ("jobs", "medv_ray.cli"),
+}
 THIRD_PARTY = {
     "medv_kernels": {"torch", "triton"},
     "medv_ray.errors": set(),
     "medv_ray.settings": {"pydantic", "pydantic_core"},
     "medv_ray.schema": {"pyarrow"},
+    "medv_ray.formats": set(),
     "medv_ray.data": {"numpy", "PIL", "transformers", "tokenizers", "pyarrow", "pydicom"},
     "medv_ray.model": {"torch", "safetensors", "peft"},
     "medv_ray.diffusion": {"torch", "numpy"},
