@@ -8,6 +8,7 @@ import functools
 import io
 import os
 from types import TracebackType
+from typing import Any
 
 from PIL import Image, TiffImagePlugin
 
@@ -144,7 +145,7 @@ def _named(coding: jpeg.Coding | None) -> str:
     return f"{coding}, which {reader} reads"
 
 
-def _tiff_tags(data: bytes) -> dict[int, object]:
+def _tiff_tags(data: bytes) -> dict[int, Any]:
     """The first directory of a TIFF; empty where it cannot be read."""
     big = data[2:4] in (b"\x2b\0", b"\0\x2b")
     try:

@@ -355,6 +355,9 @@ def rle_resized(rows: int) -> bytes:
 
 WHOLE = dicom(GREY)
 J2K_FRAME, JPEG_FRAME = picture(GREY, "JPEG2000", no_jp2=True), picture(GREY, "JPEG")
+SOF = JPEG_FRAME.index(b"\xff\xc0")
+TWELVE = JPEG_FRAME[: SOF + 1] + b"\xc1" + JPEG_FRAME[SOF + 2 :][:2] + b"\x0c" + JPEG_FRAME[SOF + 5 :]
+EXTENDED = "1.2.840.10008.1.2.4.51"
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "31 cut at 50 %": (lambda: WHOLE[: len(WHOLE) // 2], "E1203 E1207"),
     "32 cut in the header": (lambda: WHOLE[:300], "E1203 E1207"),
@@ -404,6 +407,8 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "55 20,000 sequences deep": (deep_sequence, "E1203"),
     "55 200,000 elements": (tiny_elements, "E1209"),
     "56 random JPEG": (random_frame(JPEG), "E1203"),
+    "56 JPEG of 12 bits": (lambda: encapsulated(GREY, EXTENDED, [TWELVE], BitsStored=8), "E1211"),
+    "56 JPEG of 12 bits, mislabelled": (lambda: encapsulated(GREY, JPEG, [TWELVE]), "E1211"),
     "56 random JPEG 2000": (random_frame(JPEG_2000), "E1203"),
     "56 random JPEG-LS": (random_frame(JPEG_LS), "E1203 E1211"),
     "56 random RLE": (random_frame(RLE), "E1203"),
