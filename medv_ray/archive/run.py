@@ -255,7 +255,7 @@ class Run:
         return summary
 
     def _write_quarantine(self) -> dict[str, int]:
-        columns = ["id", "file", "row", "code", "reason", "chunk"]
+        columns = ["id", "file", "row", "image_paths", "code", "reason", "chunk"]
         found = []
         for name, places in self.ledger.held.items():
             commits = [self.ledger.commits[place] for place in places]

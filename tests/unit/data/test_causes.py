@@ -157,9 +157,7 @@ def test_a_package_that_does_not_load(
     assert "libx" not in str(caught.value)
 
 
-def test_a_dicom_plugin_that_does_not_load(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dicom_plugin_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pydicom = pytest.importorskip("pydicom")
     lossless = pydicom.uid.UID("1.2.840.10008.1.2.4.70")
     with pytest.raises(DataError, match="python-gdcm") as told:

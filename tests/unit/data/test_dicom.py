@@ -356,7 +356,8 @@ def rle_resized(rows: int) -> bytes:
 WHOLE = dicom(GREY)
 J2K_FRAME, JPEG_FRAME = picture(GREY, "JPEG2000", no_jp2=True), picture(GREY, "JPEG")
 SOF = JPEG_FRAME.index(b"\xff\xc0")
-TWELVE = JPEG_FRAME[: SOF + 1] + b"\xc1" + JPEG_FRAME[SOF + 2 :][:2] + b"\x0c" + JPEG_FRAME[SOF + 5 :]
+TWELVE = JPEG_FRAME[: SOF + 1] + b"\xc1" + JPEG_FRAME[SOF + 2 : SOF + 4] + b"\x0c"
+TWELVE += JPEG_FRAME[SOF + 5 :]
 EXTENDED = "1.2.840.10008.1.2.4.51"
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "31 cut at 50 %": (lambda: WHOLE[: len(WHOLE) // 2], "E1203 E1207"),
