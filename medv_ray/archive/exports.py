@@ -117,16 +117,16 @@ def write_parquet(path: str, tables: Iterator[pa.Table]) -> int:
 @contextmanager
 def _new(path: str) -> Iterator[Any]:
     """A file that is there as a whole or not at all. Raises RunError E1503, E1511."""
-    filesystem, place = resolve(path)
+    filesystem, target = resolve(path)
     local = "://" not in path
-    hidden = f"{place}.tmp" if local else place
-    name = posixpath.basename(place)
+    hidden = f"{target}.tmp" if local else target
+    name = posixpath.basename(target)
     try:
         with writing(name, 0), filesystem.open_output_stream(hidden) as file:
             yield file
         if local:
             with writing(name, 0):
-                os.replace(hidden, place)
+                os.replace(hidden, target)
     except BaseException:
         if local and os.path.exists(hidden):
             os.unlink(hidden)
@@ -138,8 +138,8 @@ def read_table(path: str) -> pa.Table:
 
     Raises DataError E1105 for one that is not readable, SettingsError E1001 for another ending.
     """
-    filesystem, place = resolve(path)
-    name = posixpath.basename(place)
+    filesystem, target = resolve(path)
+    name = posixpath.basename(target)
     end = posixpath.splitext(name)[1].lower()
     readers = {
         ".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_jsonl,
@@ -148,7 +148,7 @@ def read_table(path: str) -> pa.Table:
     if end not in readers:
         raise SettingsError("E1001", f"--join: a file of {', '.join(readers)}.")
     try:
-        with filesystem.open_input_file(place) as file:
+        with filesystem.open_input_file(target) as file:
             return _without_bytes(readers[end](file, end))
     except (ValueError, *TROUBLE) as error:
         kind = reason_of(error)
@@ -182,8 +182,8 @@ def _read_jsonl(file: Any, end: str) -> pa.Table:
     if not times:
         return table
     schema = table.schema  # Arrow makes times of texts that look so; the texts are wanted
-    for place in times:
-        schema = schema.set(place, pa.field(schema.names[place], pa.string()))
+    for index in times:
+        schema = schema.set(index, pa.field(schema.names[index], pa.string()))
     file.seek(0)
     return arrow_json.read_json(file, parse_options=arrow_json.ParseOptions(explicit_schema=schema))
 

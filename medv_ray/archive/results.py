@@ -94,15 +94,15 @@ def input_files(out: str) -> list[str]:
 def batches(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """The same rows in tables of BATCH_ROWS or more, but for the last; one at least."""
     held = [ANSWER_SCHEMA.empty_table()]
-    count, told = 0, False
+    count, yielded = 0, False
     for table in tables:
         if table.num_rows:
             held.append(table)
             count += table.num_rows
         if count >= BATCH_ROWS:
             yield pa.concat_tables(held)
-            held, count, told = [], 0, True
-    if count or not told:
+            held, count, yielded = [], 0, True
+    if count or not yielded:
         yield pa.concat_tables(held)
 
 
@@ -155,13 +155,13 @@ class Join:
     def add(self, rows: pa.Table) -> pa.Table:
         """The rows with the table's columns behind; null where the table has no such row."""
         if self._file is None:
-            place = pc.index_in(rows.column("id"), value_set=self._keys)
+            index = pc.index_in(rows.column("id"), value_set=self._keys)
         else:
             number = rows.column(ROW)
             mine = pc.equal(rows.column("file"), self._file)
             inside = pc.less(number, self._table.num_rows)
-            place = pc.if_else(pc.and_(mine, inside), number, None)
-        found = self._table.take(place)
+            index = pc.if_else(pc.and_(mine, inside), number, None)
+        found = self._table.take(index)
         for name in found.column_names:
             rows = rows.append_column(found.schema.field(name), found.column(name))
         return rows
@@ -174,8 +174,8 @@ def joined(out: str, path: str, table: pa.Table, on: str) -> Join:
     """
     if on != ROW or ROW in table.column_names:
         return Join(table, on)
-    place = "/" + path.replace("\\", "/")
-    fits = [number for number, name in enumerate(input_files(out)) if place.endswith("/" + name)]
+    whole = "/" + path.replace("\\", "/")
+    fits = [number for number, name in enumerate(input_files(out)) if whole.endswith("/" + name)]
     if len(fits) != 1:
         raise SettingsError("E1001", "--on row: --join is no input file of this run; join by id.")
     return Join(table, on, fits[0])

@@ -101,6 +101,6 @@ def cell(name: str, row: dict[str, Any]) -> str:
         value = ", ".join("-" if one is None else str(one) for one in value)
     if isinstance(value, float):
         value = f"{value:.3f}"
-    told = "-" if value is None else str(value)
-    printable = "".join(c if c.isprintable() else " " for c in told)
+    text = "-" if value is None else str(value)
+    printable = "".join(c if c.isprintable() else " " for c in text)
     return printable if len(printable) <= 120 else printable[:117] + "..."

@@ -125,8 +125,9 @@ def _not_read(data: bytes, name: str | None) -> str:
     pillow = TiffImagePlugin.COMPRESSION_INFO.get(compression, "")
     if compression not in _ANYWHERE and not _packs(pillow):
         known = _COMPRESSIONS.get(compression)
-        told = f"{compression} ({known})" if known else f"{compression}"
-        return f"a TIFF of compression {told}, which {_TIFF_READERS} may read"
+        if known is None:
+            return f"a TIFF of compression {compression}, which is none that is known here"
+        return f"a TIFF of compression {compression} ({known}), which {_TIFF_READERS} reads"
     if tags.get(_PLANAR) == _SEPARATE and tags.get(_EXTRA):
         return f"a TIFF of planes with extra channels, which {_TIFF_READERS} reads"
     return ""

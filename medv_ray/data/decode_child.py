@@ -149,7 +149,7 @@ class Decoder:
         # Where this process found its modules, the child finds them too; nothing else of the
         # environment goes along.
         keep = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-        found = os.pathsep.join(os.path.abspath(place) for place in sys.path)
+        found = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
         # each thread of a maths library would reserve address space
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:

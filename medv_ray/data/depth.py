@@ -148,10 +148,10 @@ def _straight(values: NDArray[np.uint16]) -> NDArray[np.uint16]:
 def _deep_codestream(image: Image.Image) -> bool:
     """Whether any component of a JPEG 2000 picture has more than 8 bits (ISO 15444-1, A.5.1)."""
     stream = getattr(image, "fp")  # noqa: B009
-    place = stream.tell()
+    before = stream.tell()
     stream.seek(0)
     head = stream.read(2**16)
-    stream.seek(place)
+    stream.seek(before)
     start = head.find(b"\xff\x4f\xff\x51")
     count = int.from_bytes(head[start + 40 : start + 42], "big")
     depths = head[start + 42 : start + 42 + 3 * count : 3]

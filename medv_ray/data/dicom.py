@@ -174,16 +174,19 @@ def _file_meta(data: bytes) -> tuple[str, int]:
 
     Always explicit, little-endian. It is not left to pydicom, which inflates without a limit.
     """
-    place, syntax = dicom_start(data[:HEAD_BYTES]) or 0, ""
-    while int.from_bytes(data[place : place + 2], "little") == _META and place + 8 <= len(data):
-        element, kind = int.from_bytes(data[place + 2 : place + 4], "little"), data[place + 4 :][:2]
+    offset, syntax = dicom_start(data[:HEAD_BYTES]) or 0, ""
+    while int.from_bytes(data[offset : offset + 2], "little") == _META and offset + 8 <= len(data):
+        element, kind = (
+            int.from_bytes(data[offset + 2 : offset + 4], "little"),
+            data[offset + 4 :][:2],
+        )
         long = kind in _LONG_VRS
-        start = place + (12 if long else 8)
+        start = offset + (12 if long else 8)
         length = int.from_bytes(data[start - (4 if long else 2) : start], "little")
         if element == _SYNTAX:
             syntax = data[start : start + min(length, 64)].rstrip(b"\0 ").decode("ascii")
-        place = start + length
-    return syntax, place
+        offset = start + length
+    return syntax, offset
 
 
 def _check_pixel_module(head: Dataset) -> None:

@@ -57,10 +57,10 @@ def check_available(syntax: UID) -> None:
     for name in _broken_plugins():
         raise broken(f"a DICOM decoder is installed and does not load: {name}.")
     kind, reader = _READERS.get(syntax.removeprefix(_FAMILY), ("", ""))
-    told = syntax if re.fullmatch(r"1\.2\.840\.10008\.[0-9.]{1,40}", syntax) else "private"
-    told += f" ({kind})" if kind else ""
+    text = syntax if re.fullmatch(r"1\.2\.840\.10008\.[0-9.]{1,40}", syntax) else "private"
+    text += f" ({kind})" if kind else ""
     reader = reader or "`medv-ray[dicom]` brings some, python-gdcm more"
-    raise DataError("E1211", f"no decoder for DICOM transfer syntax {told}; {reader}.")
+    raise DataError("E1211", f"no decoder for DICOM transfer syntax {text}; {reader}.")
 
 
 def _broken_plugins() -> Iterator[str]:
@@ -86,8 +86,8 @@ def why(error: Exception, size: int, ds: Dataset | None) -> MedvError:
     coding = None if ds is None else _coding(ds)
     if coding is not None and not coding.plain:
         reader = "DCMTK's dcmdjpeg" if coding.bits == 12 else "python-gdcm"
-        told = f"a {coding}, which is not read here; {reader} may read it"
-        return DataError("E1211", f"the frames of {size} bytes (DICOM) are {told}.")
+        text = f"a {coding}, which is not read here; {reader} may read it"
+        return DataError("E1211", f"the frames of {size} bytes (DICOM) are {text}.")
     if isinstance(error, NotImplementedError):
         return DataError("E1211", f"pydicom has no way to read the pixels of {size} bytes (DICOM).")
     return DataError("E1203", f"cannot decode {size} bytes (DICOM): damaged or cut short.")

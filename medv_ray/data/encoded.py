@@ -72,11 +72,11 @@ def _like(data: bytes) -> str:
     """What the bytes look like, and what reads that; empty for none of the known kinds."""
     found = looks_like(data[:HEAD_BYTES])
     name, reader = found or "", _READERS.get(found or "", "")
-    for place, magic, kind, reads in () if found else _LOOKS_LIKE:
-        if data[place : place + len(magic)] == magic:
+    for offset, magic, kind, reads in () if found else _LOOKS_LIKE:
+        if data[offset : offset + len(magic)] == magic:
             name, reader = kind, reads
-    told = f", which {reader} reads" if reader else ""
-    return f"; they look like {name}{told}" if name else ""
+    how = f", which {reader} reads" if reader else ""
+    return f"; they look like {name}{how}" if name else ""
 
 
 def end_of_png(data: bytes) -> int | None:
@@ -86,11 +86,11 @@ def end_of_png(data: bytes) -> int | None:
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(kind, start, end) of each chunk's content, without its checksum."""
-    place = 8
-    while place + 12 <= len(data):
-        end = place + 8 + int.from_bytes(data[place : place + 4], "big")
-        yield data[place + 4 : place + 8], place + 8, end
-        place = end + 4
+    offset = 8
+    while offset + 12 <= len(data):
+        end = offset + 8 + int.from_bytes(data[offset : offset + 4], "big")
+        yield data[offset + 4 : offset + 8], offset + 8, end
+        offset = end + 4
 
 
 def png_bytes(data: bytes) -> tuple[int, int, int]:

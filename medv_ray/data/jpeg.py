@@ -77,25 +77,25 @@ def read(data: bytes) -> Markers:
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, start, stop) of each segment's content, without its length; of the end marker
-    itself. Nothing behind a JPEG-LS frame's scan is told apart from its data.
+    itself. Nothing behind a JPEG-LS frame's scan can be told from its data.
     """
-    place = 2
-    while (place := data.find(b"\xff", place)) >= 0 and place + 2 <= len(data):
-        marker = data[place + 1]
+    offset = 2
+    while (offset := data.find(b"\xff", offset)) >= 0 and offset + 2 <= len(data):
+        marker = data[offset + 1]
         if marker == _EOI:
-            yield marker, place, place + 2
+            yield marker, offset, offset + 2
             return
         if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # no length follows
-            place += 1 if marker == 0xFF else 2
+            offset += 1 if marker == 0xFF else 2
             continue
-        start = place + 4
-        place += 2 + max(int.from_bytes(data[place + 2 : place + 4], "big"), 2)
-        yield marker, start, place
+        start = offset + 4
+        offset += 2 + max(int.from_bytes(data[offset + 2 : offset + 4], "big"), 2)
+        yield marker, start, offset
         if marker == _SOS:
-            found = _MARKER.search(data, place)
+            found = _MARKER.search(data, offset)
             if found is None:
                 return
-            place = found.start()
+            offset = found.start()
 
 
 def uncoded(markers: Markers) -> tuple[int, ...]:
@@ -120,10 +120,10 @@ def unfinished(markers: Markers) -> bool:
     if markers.coding is None or markers.coding.marker not in (SOF2, 0xCA):
         return False
     missing = dict.fromkeys(
-        ((one, place) for one in markers.coding.components for place in range(64)), 13
+        ((one, index) for one in markers.coding.components for index in range(64)), 13
     )
     for names, first, last, bits in markers.scans:
-        missing.update({(one, place): bits for one in names for place in range(first, last + 1)})
+        missing.update({(one, index): bits for one in names for index in range(first, last + 1)})
     return any(missing.values())
 
 

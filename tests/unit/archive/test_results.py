@@ -309,9 +309,9 @@ def test_the_command_refuses_what_would_do_harm(run, tmp_path):
         ["--limit", "0"],
         ["--reason", "E9"],
     ):
-        told = medv(run, *arguments)
-        assert told.exit_code == 2
-        assert "E1001" in told.stderr
+        message = medv(run, *arguments)
+        assert message.exit_code == 2
+        assert "E1001" in message.stderr
     assert table.read_text() == "id,age\na,7\n"
     assert medv(str(tmp_path), "--limit", "1").exit_code == 2
 
@@ -320,7 +320,7 @@ def test_control_characters_do_not_reach_the_terminal(make, tmp_path):
     make.parquet(rows=1, question=["\x1b[31mred\x07 [bold]x[/bold]"])
     out = str(tmp_path / "run")
     make.job(make.plan(), out)
-    told = medv(out).stdout
-    assert "\x1b" not in told
-    assert "\x07" not in told
-    assert "[bold]x" in told
+    message = medv(out).stdout
+    assert "\x1b" not in message
+    assert "\x07" not in message
+    assert "[bold]x" in message

@@ -42,8 +42,8 @@ def frame(marker: int, bits: int = 8) -> bytes:
 def compressed(number: int) -> bytes:
     """The TIFF with another number of a compression."""
     (start,) = struct.unpack_from("<I", TIFF, 4)
-    place = TIFF.index(struct.pack("<HH", 259, 3), start)
-    return TIFF[: place + 8] + struct.pack("<I", number) + TIFF[place + 12 :]
+    offset = TIFF.index(struct.pack("<HH", 259, 3), start)
+    return TIFF[: offset + 8] + struct.pack("<I", number) + TIFF[offset + 12 :]
 
 
 def raised(data: bytes, **settings: object) -> MedvError:
@@ -84,11 +84,11 @@ NOT_READ = {
 }
 
 
-@pytest.mark.parametrize(("data", "code", "told"), NOT_READ.values(), ids=NOT_READ)
-def test_what_is_not_read_is_not_called_damaged(data: bytes, code: str, told: str) -> None:
+@pytest.mark.parametrize(("data", "code", "message"), NOT_READ.values(), ids=NOT_READ)
+def test_what_is_not_read_is_not_called_damaged(data: bytes, code: str, message: str) -> None:
     found = raised(data)
     assert found.code == code
-    assert re.search(told, found.detail)
+    assert re.search(message, found.detail)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
@@ -160,9 +160,9 @@ def test_a_package_that_does_not_load(
 def test_a_dicom_plugin_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pydicom = pytest.importorskip("pydicom")
     lossless = pydicom.uid.UID("1.2.840.10008.1.2.4.70")
-    with pytest.raises(DataError, match="python-gdcm") as told:
+    with pytest.raises(DataError, match="python-gdcm") as message:
         dicom_decoders.check_available(lossless)
-    assert told.value.code == "E1211"
+    assert message.value.code == "E1211"
     package(tmp_path, "gdcm")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(RunError, match="does not load: gdcm") as caught:

@@ -42,16 +42,16 @@ def outcome(data: bytes) -> tuple[str, ...] | str:
 def parts(data: bytes) -> tuple[bytes, list[bytes]]:
     """What stands before the first scan, and each scan with the tables in front of it."""
     first = next(start - 4 for marker, start, _ in jpeg._segments(data) if marker == 0xDA)
-    scans, place = [], first
-    while data[place : place + 2] != END:
-        begin, marker = place, 0
+    scans, offset = [], first
+    while data[offset : offset + 2] != END:
+        begin, marker = offset, 0
         while marker != 0xDA:
-            marker = data[place + 1]
-            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-        found = jpeg._MARKER.search(data, place)
+            marker = data[offset + 1]
+            offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
+        found = jpeg._MARKER.search(data, offset)
         assert found is not None
-        place = found.start()
-        scans.append(data[begin:place])
+        offset = found.start()
+        scans.append(data[begin:offset])
     return data[:first], scans
 
 
