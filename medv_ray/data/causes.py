@@ -26,6 +26,8 @@ _DEFECTS = (AttributeError, NameError, AssertionError)
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 # tags and values of TIFF
 _COMPRESSION, _STRIPS, _TILES, _PLANAR, _EXTRA = 259, 273, 324, 284, 338
+_BITS, _SAMPLES, _SAMPLE_FORMAT = 258, 277, 339
+_SAMPLE_KINDS = {1: "unsigned", 2: "signed", 3: "float"}
 _OLD_JPEG, _JPEG, _SEPARATE = 6, 7, 2
 _ANYWHERE = (1, 2, 3, 4, 5, 8, 32773, 32946)  # compressions that every libtiff reads
 _COMPRESSIONS = {
@@ -70,7 +72,8 @@ def judge(error: Exception, data: bytes, name: str | None) -> MedvError:
     if kind:
         return DataError("E1211", f"{what} are {kind}.")
     if any(phrase in str(error) for phrase in _NO_RULE):
-        return DataError("E1211", f"the pixels of {what} are of a kind not decoded.")
+        sort = _samples(data) if name == "TIFF" else "of a kind not decoded"
+        return DataError("E1211", f"the pixels of {what} are {sort}.")
     return DataError("E1203", f"cannot decode {what}: damaged or cut short.")
 
 
@@ -117,9 +120,9 @@ def _not_read(data: bytes, name: str | None) -> str:
     if name != "TIFF":
         return ""
     tags = _tiff_tags(data)
-    compression = int(tags.get(_COMPRESSION, 1))
+    compression = _number(tags, _COMPRESSION, 1)
     if compression in (_OLD_JPEG, _JPEG):
-        start = (tags.get(_STRIPS) or tags.get(_TILES) or (0,))[0]
+        start = _number(tags, _STRIPS) or _number(tags, _TILES)
         coding = jpeg.read(data[start:]).coding
         return f"a TIFF that holds a {_named(coding)}" if _odd(coding) else ""
     pillow = TiffImagePlugin.COMPRESSION_INFO.get(compression, "")
@@ -128,9 +131,17 @@ def _not_read(data: bytes, name: str | None) -> str:
         if known is None:
             return f"a TIFF of compression {compression}, which is none that is known here"
         return f"a TIFF of compression {compression} ({known}), which {_TIFF_READERS} reads"
-    if tags.get(_PLANAR) == _SEPARATE and tags.get(_EXTRA):
+    if _number(tags, _PLANAR) == _SEPARATE and _EXTRA in tags:
         return f"a TIFF of planes with extra channels, which {_TIFF_READERS} reads"
     return ""
+
+
+def _samples(data: bytes) -> str:
+    """What a TIFF's pixels are made of, and what reads them."""
+    tags = _tiff_tags(data)
+    kind = _SAMPLE_KINDS.get(_number(tags, _SAMPLE_FORMAT, 1), "odd")
+    count, bits = _number(tags, _SAMPLES, 1), _number(tags, _BITS, 1)
+    return f"{count} {kind} samples of {bits} bits, which {_TIFF_READERS} reads"
 
 
 def _odd(coding: jpeg.Coding | None) -> bool:
@@ -144,6 +155,13 @@ def _never(coding: jpeg.Coding | None) -> bool:
 def _named(coding: jpeg.Coding | None) -> str:
     reader = jpeg.READERS.get(coding.marker, "imagecodecs") if coding else ""
     return f"{coding}, which {reader} reads"
+
+
+def _number(tags: dict[int, Any], tag: int, default: int = 0) -> int:
+    """The first value of a tag; the default where it is no whole number."""
+    value = tags.get(tag, default)
+    value = value[0] if isinstance(value, tuple) and value else value
+    return value if isinstance(value, int) and value >= 0 else default
 
 
 def _tiff_tags(data: bytes) -> dict[int, Any]:

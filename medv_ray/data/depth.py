@@ -96,12 +96,14 @@ def read_deep(
     low = min(low, high)
     count = bands + (alpha and bands == 3)
     result = np.zeros((first.height, first.width, count), np.uint8)
+    every = np.arange(65536)
+    colour_of, alpha_of = stretch(every, low, high), stretch(every, 0, opaque)
     for top, values in strips():
         part = result[top : top + len(values)]
         if alpha:
-            part[..., -1] = stretch(values[..., -1], 0, opaque)
+            part[..., -1] = alpha_of[values[..., -1]]
             part, values = part[..., :-1], values[..., :-1]
-        part[:] = stretch(values, low, high)
+        part[:] = colour_of[values]
     word = f"{'grey' if grey else 'colour'}16_scaled:{low}..{high}"
     return Image.fromarray(result), [word]
 

@@ -41,8 +41,13 @@ def frame(marker: int, bits: int = 8) -> bytes:
 
 def compressed(number: int) -> bytes:
     """The TIFF with another number of a compression."""
+    return retagged(259, number)
+
+
+def retagged(tag: int, number: int) -> bytes:
+    """The TIFF with another value of a tag."""
     (start,) = struct.unpack_from("<I", TIFF, 4)
-    offset = TIFF.index(struct.pack("<HH", 259, 3), start)
+    offset = TIFF.index(struct.pack("<HH", tag, 3), start)
     return TIFF[: offset + 8] + struct.pack("<I", number) + TIFF[offset + 12 :]
 
 
@@ -68,6 +73,7 @@ NOT_READ = {
     "JPEG 2000 in TIFF": (compressed(34712), "E1211", "JPEG 2000.*imagecodecs"),
     "LERC in TIFF": (compressed(34887), "E1211", "LERC"),
     "a private compression": (compressed(65000), "E1211", "65000"),
+    "floats of 64 bits": (retagged(258, 64), "E1211", "samples of 64 bits, which tifffile"),
     "HEIC": (b"\0\0\0\x18ftypheic" + bytes(64), "E1202", "pillow-heif"),
     "HEIC of another brand": (b"\0\0\0\x18ftyphevc" + bytes(64), "E1202", "pillow-heif"),
     "AVIF": (b"\0\0\0\x1cftypavif" + bytes(64), "E1202", "AVIF"),
