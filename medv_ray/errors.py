@@ -196,13 +196,19 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1211": Entry(
         "no_decode_rule",
-        "The image's pixel mode or compression has no stated conversion to RGB.",
-        "Convert it to 8-bit grey or RGB first.",
+        "The image's pixel mode or compression is not read here, or has no stated conversion to "
+        "RGB. It may well be sound.",
+        "Convert it to 8-bit grey or RGB first; the message names what reads it, if that is known.",
     ),
     "E1212": Entry(
         "phi_burned_in",
         "The DICOM header says that annotation, a name perhaps, is burned into the pixels.",
         "Clean the pixels and their BurnedInAnnotation first, or leave the image out.",
+    ),
+    "E1213": Entry(
+        "nothing_shown",
+        "The picture's transparency hides it: laid on the background it is of one colour.",
+        "Save it without its alpha channel, or choose another --set image.background=...",
     ),
     # questions and prompts
     "E1301": Entry(
@@ -379,6 +385,13 @@ CATALOGUE: dict[str, Entry] = {
         "Run the same command again; what was committed is kept. If it comes back, look at memory "
         "and at Ray's own log.",
     ),
+    "E1513": Entry(
+        "environment_broken",
+        "The worker's environment is broken: an image decoder does not start, a library does not "
+        "load, or a sound picture is not read. It is no picture's fault: no row was quarantined.",
+        "Mend what the message names (`pip install --force-reinstall pillow`, say; the limits of "
+        "processes and open files) and run the same command again; what was committed is kept.",
+    ),
     # training
     "E1601": Entry(
         "batch_does_not_divide",
@@ -517,7 +530,8 @@ class RunError(MedvError):
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(code, detail)
         # 2: a setting. 3: settings, model or input changed. 4: output in use. 5: disk full.
-        codes = {"E1507": 2, "E1502": 3, "E1604": 3, "E1501": 4, "E1503": 5}
+        # 6: this environment is broken.
+        codes = {"E1507": 2, "E1502": 3, "E1604": 3, "E1501": 4, "E1503": 5, "E1513": 6}
         self.exit_code = codes.get(code, 1)
 
 

@@ -20,6 +20,9 @@ ANSWER_SCHEMA = pa.schema(
         ),  # the archive's id, or "<file>:<row>" where it has none
         pa.field("file", pa.int32(), nullable=False),  # index of the input file in run.json
         pa.field("row", pa.int64(), nullable=False),  # row number in that file, from 0
+        pa.field(
+            "image_paths", pa.list_(pa.string())
+        ),  # one a picture, inside the archive (tar: shard.tar/member); null where it has none
         pa.field("question", pa.string()),
         pa.field("status", pa.string(), nullable=False),
         pa.field(
@@ -51,5 +54,6 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("chunk", pa.string(), nullable=False),
     ]
 )
-"""Columns of `rows/*.parquet`, in order. Units: seconds of wall time; confidences are
+"""Columns of `rows/*.parquet`, in order. A file of an older version lacks the younger ones: it is
+read as if they were null. Units: seconds of wall time; confidences are
 probabilities."""

@@ -50,12 +50,30 @@ def quarantine_record(row: Row, error: DataError) -> dict[str, Any]:
     return {
         "id": row.id,
         "row": row.row,
+        "image_paths": image_paths(row),
         "question": row.question,
         "reference": row.reference,
         "status": "quarantined",
         "code": error.code,
         "reason": error.reason,
     }
+
+
+def image_paths(row: Row, shard: str | None = None) -> list[str | None] | None:
+    """Where a row's pictures lie inside the archive; `shard`: the tar that its names are members
+    of. None for a picture that has no name, and for a row without pictures.
+
+    A name of bytes that are no UTF-8 has them escaped.
+    """
+    names: list[str | None] = list(getattr(row, "image_names", (row.image_name,)))
+    pictures = len(getattr(row, "images", (row.image,)))
+    names += [None] * (pictures - len(names))
+    if names in ([], [None]) and row.image is None:
+        return None
+    whole = [name if shard is None or name is None else f"{shard}/{name}" for name in names]
+    return [
+        name if name is None else name.encode(errors="backslashreplace").decode() for name in whole
+    ]
 
 
 def write_part(store: Store, chunk: Chunk, records: Sequence[dict[str, Any]]) -> Part:
@@ -107,12 +125,25 @@ def render(table: pa.Table) -> bytes:
 def read_part(
     store: Store, name: str, sha256: str, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """A committed file's rows. Raises RunError E1506 if it is not what was committed."""
+    """A committed file's rows; columns that it is too old to have are null.
+
+    Raises RunError E1506 if it is not what was committed.
+    """
     data = store.read(name)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise RunError("E1506", f"{name} does not match the checksum in the ledger.")
     opened = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-    return opened.read(columns, use_threads=False)
+    table = opened.read(columns, use_threads=False)
+    wanted = [ANSWER_SCHEMA.field(name) for name in columns or ANSWER_SCHEMA.names]
+    return pa.table(
+        [
+            table.column(field.name)
+            if field.name in table.column_names
+            else pa.nulls(table.num_rows, field.type)
+            for field in wanted
+        ],
+        pa.schema(wanted),
+    )
 
 
 def read_run(out: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

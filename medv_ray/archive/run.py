@@ -318,7 +318,7 @@ class Run:
         return summary
 
     def _write_quarantine(self) -> dict[str, int]:
-        columns = ["id", "file", "row", "code", "reason", "chunk"]
+        columns = ["id", "file", "row", "image_paths", "code", "reason", "chunk"]
         found = []
         for name, source_keys in self.ledger.held.items():
             commits = [self.ledger.commits[key] for key in source_keys]

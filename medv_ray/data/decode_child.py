@@ -12,6 +12,7 @@ JSON, and the tiles as raw uint8.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -30,10 +31,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
+from medv_ray.data.causes import broken
 from medv_ray.data.encoded import open_header
 from medv_ray.data.images import Prepared, check_bytes, inspect, prepare
 from medv_ray.data.tiles import TileSettings
-from medv_ray.errors import CATALOGUE, DataError, RunError, SettingsError
+from medv_ray.errors import CATALOGUE, DataError, MedvError, RunError, SettingsError
 
 if TYPE_CHECKING:
     from medv_ray.settings import ImageSettings
@@ -44,6 +46,8 @@ _REPLY_JSON_BYTES = 2**16
 _PIPE_BYTES = 2**20  # one tile of 384 x 384 fits, so that most replies are one write
 _START_SECONDS = 60.0
 _ORPHAN_CHECK_SECONDS = 5.0
+_FEW_BYTES = b"GIF89a" + bytes(32)
+_KINDS: dict[str, type[MedvError]] = {"E1001": SettingsError, "E1513": RunError}
 
 
 class Decoder:
@@ -77,20 +81,39 @@ class Decoder:
     def prepare(self, data: bytes) -> Prepared:
         """As `images.prepare`.
 
-        Raises DataError E1112, E1201 .. E1212 (E1209 when the child passed a limit or died), and
-        RunError E1509 when the child does not start.
+        Raises DataError E1112, E1201 .. E1213 (E1209 when the child passed a limit or died), and
+        RunError E1513 when a child does not start, or none reads what is sound.
         """
         check_bytes(data, self._image)
         with self._lock:
             how = self._try(data)
-            if isinstance(how, str):  # perhaps killed from outside, which is not the image's fault
+            # perhaps killed from outside, or spoilt by an image before: not this image's fault
+            if isinstance(how, (str, RunError)):
+                self._stop()
                 how = self._try(data)
+            if isinstance(how, RunError):
+                raise how
             if isinstance(how, str):
+                self._check_alive()
                 raise DataError("E1209", f"the decoder ended ({how}) on {len(data)} bytes, twice.")
             return how
 
-    def _try(self, data: bytes) -> Prepared | str:
-        """The reply, or how the child ended. Raises DataError, SettingsError and RunError."""
+    def _check_alive(self) -> None:
+        """Raises RunError E1513 unless a new child gives any answer to a picture of a few bytes."""
+        self._process = self._process or self._start()
+        try:
+            self._exchange(self._process, _FEW_BYTES, max(self._image.decode_seconds, 30.0))
+        except ValueError:  # an answer, though of no sense
+            self._stop()
+        except (EOFError, OSError) as error:
+            how = self._stop(leaving=not isinstance(error, TimeoutError))
+            raise broken(f"an image decoder ended ({how}) on a picture of a few bytes.") from None
+
+    def _try(self, data: bytes) -> Prepared | RunError | str:
+        """The reply, the child's word that it is broken, or how it ended.
+
+        Raises DataError, SettingsError, and RunError when the child does not start.
+        """
         if self._process is not None and self._process.poll() is not None:
             self._stop()
         if self._process is None:
@@ -100,8 +123,11 @@ class Decoder:
             return self._understand(*self._exchange(self._process, data, seconds))
         except (DataError, SettingsError):
             raise
+        except RunError as error:
+            return error
         except TimeoutError:
             self._stop()
+            self._check_alive()
             detail = f"decoding {len(data)} bytes took longer than {seconds:g} s."
             raise DataError("E1209", detail) from None
         except (EOFError, OSError):
@@ -123,18 +149,22 @@ class Decoder:
         # Where this process found its modules, the child finds them too; nothing else of the
         # environment goes along.
         keep = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-        found = os.pathsep.join(os.path.abspath(place) for place in sys.path)
+        found = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
         # each thread of a maths library would reserve address space
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            [sys.executable, "-s", "-P", "-W", "ignore", "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            env={**keep, **one_thread, "PYTHONPATH": found, "LC_ALL": "C.UTF-8"},
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-s", "-P", "-W", "ignore", "-m", __name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                env={**keep, **one_thread, "PYTHONPATH": found, "LC_ALL": "C.UTF-8"},
+                start_new_session=True,
+            )
+        except OSError as error:  # no room for a process, an open file or memory; no interpreter
+            word = errno.errorcode.get(error.errno or 0, type(error).__name__)
+            raise broken(f"the image decoder did not start ({word}).") from None
         for pipe in _pipes(process):
             os.set_blocking(pipe, False)
             # a user's total is limited; smaller pipes are only slower
@@ -147,7 +177,7 @@ class Decoder:
         except (TimeoutError, EOFError, OSError):
             self._process = process
             how = self._stop(leaving=True)
-            raise RunError("E1509", f"the image decoder did not start ({how}).") from None
+            raise broken(f"the image decoder did not start ({how}).") from None
         return process
 
     def _stop(self, leaving: bool = False) -> str:
@@ -186,7 +216,7 @@ class Decoder:
             raise ValueError("a reply of the wrong form")
         code = header.get("code")
         if code is not None:
-            kind = SettingsError if code == "E1001" else DataError
+            kind = _KINDS.get(code, DataError)
             raise kind(code if code in CATALOGUE else "E1209", str(header["detail"])[:500])
         width, height = header["size_wh"]
         words = tuple(str(word)[:100] for word in header["warnings"])
@@ -244,7 +274,7 @@ def main() -> None:
     image = cast("ImageSettings", SimpleNamespace(**setup["image"]))
     # the grid as lists, which serve as well
     tiles = None if setup["tiles"] is None else TileSettings(**setup["tiles"])
-    with contextlib.suppress(DataError, SettingsError):
+    with contextlib.suppress(MedvError):
         open_header(b"\0", image.formats)  # loads the plugins while files may still be opened
     limit(image.decode_bytes)
     replies.write(b"+")
@@ -290,7 +320,7 @@ def answer(
     """JSON header and tile bytes for one image."""
     try:
         prepared = inspect(data, image) if tiles is None else prepare(data, image, tiles)
-    except (DataError, SettingsError) as error:
+    except MedvError as error:
         return {"code": error.code, "detail": error.detail}, memoryview(b"")
     header = {
         "size_wh": prepared.size_wh,

@@ -22,8 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medv_ray.data.causes import broken
+from medv_ray.data.depth import eight_bits
+from medv_ray.data.dicom_decoders import RLE, check_available, why
 from medv_ray.data.dicom_grey import Look, to_grey
-from medv_ray.errors import DataError
+from medv_ray.data.pixels import stretch
+from medv_ray.errors import DataError, MedvError
 from medv_ray.formats import HEAD_BYTES, dicom_start, format_of
 
 if TYPE_CHECKING:
@@ -33,7 +37,6 @@ IMPLICIT, EXPLICIT, DEFLATED, BIG = (
     *("1.2.840.10008.1.2", "1.2.840.10008.1.2.1"),
     *("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"),
 )
-RLE = "1.2.840.10008.1.2.5"
 _META, _SYNTAX = 2, 0x10  # group of the file meta information, element of the transfer syntax
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT")
 _BURNED_IN = 0x00280301  # the last tag of the header part
@@ -52,9 +55,9 @@ def is_dicom(data: bytes, formats: Sequence[str]) -> bool:
 class DicomFile:
     """A DICOM file with its header read and checked; no pixel is touched before `picture`.
 
-    Raises DataError E1202 (pydicom is not installed, or the object is no picture), E1203 (no
-    readable header), E1207 (a header that contradicts itself), E1209 (a header without end), E1211
-    (no rule for these pixels) and E1212 (burned-in annotation).
+    Raises DataError E1202 (no picture, or pydicom is not installed), E1203 (no readable header),
+    E1207 (a header that contradicts itself), E1209 (a header without end), E1211 (no rule for these
+    pixels), E1212 (burned-in annotation) and RunError E1513.
     """
 
     format = "DICOM"
@@ -85,8 +88,9 @@ class DicomFile:
         Raises DataError E1203 (damaged), E1207 (pixels that are not what the header announces),
         E1208 (values that are not finite), E1209 (unpacks beyond a limit), E1211 (no decoder).
         """
-        with _own_words(len(self._data)):
+        with _own_words(len(self._data)) as seen:
             ds = self._read(None, self._max_bytes)
+            seen.append(ds)
             self._check_pixels(ds)
             words = ["executable_preamble"] if self._data.startswith(_PROGRAMS) else []
             if not self._syntax:
@@ -129,24 +133,13 @@ class DicomFile:
     def _check_pixels(self, ds: Dataset) -> None:
         """Raises DataError E1203, E1207 or E1211, before anything is decoded."""
         from pydicom.encaps import parse_fragments
-        from pydicom.pixels.decoders.base import get_decoder
         from pydicom.pixels.utils import get_expected_length
 
         if "PixelData" not in ds:
             kind = "E1211" if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds else "E1203"
             raise DataError(kind, "the DICOM object holds no PixelData.")
         syntax = ds.file_meta.TransferSyntaxUID
-        try:
-            available = get_decoder(syntax).is_available
-        except NotImplementedError:
-            available = False
-        if not available:
-            known = syntax if re.fullmatch(r"1\.2\.840\.10008\.[0-9.]{1,40}", syntax) else "private"
-            raise DataError(
-                "E1211",
-                f"no decoder for DICOM transfer syntax {known}; `medv-ray[dicom]` brings some, "
-                "python-gdcm more.",
-            )
+        check_available(syntax)
         held = ds.PixelData
         if not held:
             raise DataError("E1203", "the DICOM object's PixelData is empty.")
@@ -181,16 +174,19 @@ def _file_meta(data: bytes) -> tuple[str, int]:
 
     Always explicit, little-endian. It is not left to pydicom, which inflates without a limit.
     """
-    place, syntax = dicom_start(data[:HEAD_BYTES]) or 0, ""
-    while int.from_bytes(data[place : place + 2], "little") == _META and place + 8 <= len(data):
-        element, kind = int.from_bytes(data[place + 2 : place + 4], "little"), data[place + 4 :][:2]
+    offset, syntax = dicom_start(data[:HEAD_BYTES]) or 0, ""
+    while int.from_bytes(data[offset : offset + 2], "little") == _META and offset + 8 <= len(data):
+        element, kind = (
+            int.from_bytes(data[offset + 2 : offset + 4], "little"),
+            data[offset + 4 :][:2],
+        )
         long = kind in _LONG_VRS
-        start = place + (12 if long else 8)
+        start = offset + (12 if long else 8)
         length = int.from_bytes(data[start - (4 if long else 2) : start], "little")
         if element == _SYNTAX:
             syntax = data[start : start + min(length, 64)].rstrip(b"\0 ").decode("ascii")
-        place = start + length
-    return syntax, place
+        offset = start + length
+    return syntax, offset
 
 
 def _check_pixel_module(head: Dataset) -> None:
@@ -249,14 +245,17 @@ def _to_bytes(array: NDArray[Any], ds: Dataset) -> tuple[NDArray[np.uint8], list
         if "RedPaletteColorLookupTableDescriptor" not in ds:
             raise DataError("E1207", "the DICOM object names a palette that it does not hold.")
         table = apply_color_lut(array, ds)[..., :3]
-        table = table >> 8 if table.dtype.itemsize > 1 else table
+        if table.dtype.itemsize > 1:
+            table, more = eight_bits(table, table)
+            words = more + words
         return np.ascontiguousarray(table, np.uint8), ["palette", *words]
     if not colours.startswith("MONOCHROME"):
         bits = int(ds.get("BitsStored", ds.BitsAllocated))
         if colours.startswith("YBR"):
             words.append("ycbcr")
         if bits > 8:
-            array, words = array >> (bits - 8), [*words, f"depth_reduced:{bits}"]
+            low, high = int(array.min()), int(array.max())
+            array, words = stretch(array, low, high), [*words, f"colour16_scaled:{low}..{high}"]
         return np.ascontiguousarray(array, np.uint8), words
     if "RedPaletteColorLookupTableDescriptor" in ds:
         words.append("supplemental_palette_ignored")
@@ -277,25 +276,28 @@ def _integer(ds: Dataset, name: str, least: int, most: int, default: int | None 
 
 
 @contextmanager
-def _own_words(size: int) -> Iterator[None]:
-    """Silence pydicom, and turn whatever it raises into a DataError with a text of ours."""
+def _own_words(size: int) -> Iterator[list[Dataset]]:
+    """Silence pydicom, and turn whatever it raises into an error with a text of ours.
+
+    The object that was read is to be put into the list, for the error to name its coding.
+    """
     try:
         import pydicom  # noqa: F401
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "pydicom":
+            raise broken("pydicom is installed and does not load.") from None
         detail = f"{size} bytes are DICOM; reading it needs `pip install 'medv-ray[dicom]'`."
         raise DataError("E1202", detail) from None
+    except Exception:  # ImportError of a missing library, and what a mix of versions raises
+        raise broken("pydicom is installed and does not load.") from None
+    seen: list[Dataset] = []
     logging.getLogger("pydicom").disabled = True
     try:
         with _QUIET, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield
-    except DataError:
+            yield seen
+    except MedvError:
         raise
-    except MemoryError:
-        raise DataError(
-            "E1209", f"decoding {size} bytes (DICOM) takes more memory than allowed."
-        ) from None
     # AttributeError, TypeError, KeyError, struct.error, RecursionError, zlib.error and more
-    except Exception:
-        detail = f"cannot decode {size} bytes (DICOM): damaged or cut short."
-        raise DataError("E1203", detail) from None
+    except Exception as error:
+        raise why(error, size, seen[0] if seen else None) from None

@@ -151,8 +151,8 @@ def _range(stored: NDArray[Any], look: Look) -> tuple[float, float]:
 
 
 def _look_up(x: NDArray[Any], table: Table) -> NDArray[np.float64]:
-    place = np.rint(np.clip(x.astype(np.float64) - table.first, 0, len(table.values) - 1))
-    return table.values[place.astype(np.int64)]
+    index = np.rint(np.clip(x.astype(np.float64) - table.first, 0, len(table.values) - 1))
+    return table.values[index.astype(np.int64)]
 
 
 def _macro(ds: Dataset, name: str) -> Dataset:

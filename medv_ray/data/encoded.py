@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import io
-import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 
-from PIL import Image
+from PIL import Image, ImageFile
 
-from medv_ray.errors import DataError, SettingsError
+from medv_ray.errors import DataError, RunError, SettingsError
 from medv_ray.formats import FORMATS, HEAD_BYTES, format_of, looks_like
 
 NAMES = frozenset(one.name for one in FORMATS)
+_READERS = {"JPEG2000": "Pillow, where image.formats lists it", "HEIF": "pillow-heif"}
+_READERS["AVIF"] = _READERS["JPEG2000"]
+# (offset, bytes, what it is, what reads it): pictures that are no format of the table
+_LOOKS_LIKE: tuple[tuple[int, bytes, str, str], ...] = (
+    (0, b"\xff\x0a", "JPEG XL", "imagecodecs"),
+    (4, b"JXL \r\n\x87\n", "JPEG XL", "imagecodecs"),
+    (0, b"II\xbc", "JPEG XR", "imagecodecs"),
+    (4, b"ftyphe", "HEIF", "pillow-heif"),
+    (0, b"8BPS", "Photoshop's PSD", "Pillow, where image.formats lists PSD"),
+    (0, b"qoif", "QOI", "Pillow, where image.formats lists QOI"),
+    (0, b"\x76\x2f\x31\x01", "OpenEXR", "imagecodecs"),
+    (0, b"SIMPLE  =", "FITS", "astropy"),
+    (344, b"n+1\0", "NIfTI", "nibabel"),
+    (0, b"NRRD", "NRRD", "pynrrd"),
+    (0, b"\x89HDF\r\n\x1a\n", "HDF5", "h5py"),
+    (0, b"\x93NUMPY", "an array of NumPy", "numpy"),
+)
 # x and y of the first pixel, and the steps, of each pass of an interlaced PNG
 _ADAM7 = (
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
 )
 _INFLATE_STEP = 2**20
-# A marker that ends entropy-coded JPEG data: not a stuffed zero, a fill byte or a restart marker.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
-def open_header(data: bytes, formats: Sequence[str]) -> Image.Image:
+def open_header(data: bytes, formats: Sequence[str]) -> ImageFile.ImageFile:
     """The image with its header read and no pixel decoded.
 
     `Image.open` is not used: it forgets whether any format knew the bytes, and has pixel limits of
     its own. Raises DataError E1202 when no allowed format knows the bytes, SettingsError E1001 for
-    an unknown format, and whatever Pillow raises for a damaged header.
+    an unknown format, RunError E1513 for one that Pillow was built without, and whatever Pillow
+    raises for a damaged header.
     """
     Image.preinit()
     found = format_of(data[:HEAD_BYTES])
@@ -42,54 +57,40 @@ def open_header(data: bytes, formats: Sequence[str]) -> Image.Image:
         if factory is None or accept is None:
             rule = "is no format that Pillow tells by its first bytes."
             raise SettingsError("E1001", f"image.formats: {name[:20]!r} {rule}")
-        known = found == name if name in NAMES else accept(data[:16])
-        # a string says that Pillow was built without this format
-        if known and not isinstance(known, str):
+        known = accept(data[:16]) if name not in NAMES or found == name else False
+        if isinstance(known, str):  # it says that Pillow was built without this format
+            detail = f"Pillow is built without {name}, which image.formats lists."
+            raise RunError("E1513", detail)
+        if known if name not in NAMES else found == name:
             return factory(io.BytesIO(data), "")
-    guess = looks_like(data[:HEAD_BYTES])
-    like = f"; they look like {guess}" if guess else ""
     allowed = ", ".join(formats)
-    raise DataError(
-        "E1202", f"{len(data)} bytes are none of the allowed formats ({allowed}){like}."
-    )
+    detail = f"{len(data)} bytes are none of the allowed formats ({allowed}){_like(data)}."
+    raise DataError("E1202", detail)
 
 
-def end_of_image(data: bytes, image_format: str | None) -> int | None:
-    """Offset just behind the image's own bytes, for JPEG and PNG; else None, as without an end."""
-    if image_format in ("JPEG", "MPO"):
-        return _end_of_jpeg(data)
-    return _end_of_png(data) if image_format == "PNG" else None
+def _like(data: bytes) -> str:
+    """What the bytes look like, and what reads that; empty for none of the known kinds."""
+    found = looks_like(data[:HEAD_BYTES])
+    name, reader = found or "", _READERS.get(found or "", "")
+    for offset, magic, kind, reads in () if found else _LOOKS_LIKE:
+        if data[offset : offset + len(magic)] == magic:
+            name, reader = kind, reads
+    how = f", which {reader} reads" if reader else ""
+    return f"; they look like {name}{how}" if name else ""
 
 
-def _end_of_jpeg(data: bytes) -> int | None:
-    place = 2
-    while (place := data.find(b"\xff", place)) >= 0 and place + 2 <= len(data):
-        marker = data[place + 1]
-        if marker == 0xD9:
-            return place + 2
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # no length follows
-            place += 1 if marker == 0xFF else 2
-            continue
-        place += 2 + max(int.from_bytes(data[place + 2 : place + 4], "big"), 2)
-        if marker == 0xDA:
-            found = _JPEG_MARKER.search(data, place)
-            if found is None:
-                return None
-            place = found.start()
-    return None
-
-
-def _end_of_png(data: bytes) -> int | None:
+def end_of_png(data: bytes) -> int | None:
+    """Offset just behind the image's own bytes; None without an end."""
     return next((end + 4 for kind, _, end in _png_chunks(data) if kind == b"IEND"), None)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(kind, start, end) of each chunk's content, without its checksum."""
-    place = 8
-    while place + 12 <= len(data):
-        end = place + 8 + int.from_bytes(data[place : place + 4], "big")
-        yield data[place + 4 : place + 8], place + 8, end
-        place = end + 4
+    offset = 8
+    while offset + 12 <= len(data):
+        end = offset + 8 + int.from_bytes(data[offset : offset + 4], "big")
+        yield data[offset + 4 : offset + 8], offset + 8, end
+        offset = end + 4
 
 
 def png_bytes(data: bytes) -> tuple[int, int, int]:

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops, ImageFile
 
+from medv_ray.data import jpeg
+from medv_ray.data.causes import judge
+from medv_ray.data.depth import is_deep, narrow_palette, read_deep
 from medv_ray.data.dicom import DicomFile, is_dicom
-from medv_ray.data.encoded import end_of_image, open_header, png_bytes
+from medv_ray.data.encoded import end_of_png, open_header, png_bytes
 from medv_ray.data.pixels import (
     check_tiff_strips,
     header_words,
@@ -28,17 +31,14 @@ from medv_ray.data.pixels import (
     upright,
 )
 from medv_ray.data.tiles import TileSettings, cut
-from medv_ray.errors import DataError, SettingsError
+from medv_ray.errors import DataError, MedvError
 
 if TYPE_CHECKING:
     from medv_ray.settings import ImageSettings
 
 __all__ = ["Prepared", "TileSettings", "prepare"]
 
-_TAIL_ROWS = 8  # the smallest block row of a JPEG
 _UNDECODED = 128  # grey that libjpeg leaves where the data ended early
-# what Pillow's plugins say of sound files whose bits or channels they do not read
-_NO_RULE = ("unknown pixel mode", "cannot handle", "Unsupported BMP")
 _ZERO_RUN = 512  # zero bytes in a row at the end of a JPEG's data
 
 
@@ -59,11 +59,12 @@ class Prepared:
 def prepare(data: bytes, image: ImageSettings, tiles: TileSettings) -> Prepared:
     """Tiles of an encoded image.
 
-    Nothing is decoded before the header passed all limits. Raises DataError E1112, E1201 .. E1212.
+    Nothing is decoded before the header passed all limits. Raises DataError E1112, E1201 .. E1213
+    and RunError E1513.
     """
     check_bytes(data, image)
     picture, warnings = decode(data, image)
-    with _own_words(len(data), None):
+    with _own_words(data, None):
         array = cut(picture, tiles)
     return Prepared(array, picture.size, tuple(warnings), hashlib.sha256(data).hexdigest())
 
@@ -81,12 +82,12 @@ def check_bytes(data: bytes, image: ImageSettings) -> None:
 def inspect(data: bytes, image: ImageSettings) -> Prepared:
     """What the header tells, without tiles: nothing is decoded.
 
-    Raises DataError E1112, E1201 .. E1212.
+    Raises DataError E1112, E1201 .. E1213 and RunError E1513.
     """
     check_bytes(data, image)
     source = _open(data, image)
     check_header(source.size, image)
-    with _own_words(len(data), source.format):
+    with _own_words(data, source.format):
         warnings = frame_words(source, image)
         # a PNG may carry its orientation behind the pixels, and Pillow's size of a TIFF has it
         turned = (
@@ -100,10 +101,12 @@ def inspect(data: bytes, image: ImageSettings) -> Prepared:
 
 
 def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:
-    """Upright RGB picture and warnings. Raises DataError E1202 .. E1212."""
+    """Upright RGB picture and warnings. Raises DataError E1202 .. E1213 and RunError
+    E1513.
+    """
     source = _open(data, image)
     check_header(source.size, image)
-    with _own_words(len(data), source.format):
+    with _own_words(data, source.format):
         warnings = frame_words(source, image)
         if isinstance(source, DicomFile):
             picture, words = source.picture()
@@ -111,14 +114,19 @@ def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:
         announced, transposed = source.size, tiff_orientation(source)
         check_tiff_strips(source)
         warnings += header_words(source)
+        shown: Image.Image = source
+        if is_deep(source):
+            shown, words = read_deep(source, lambda: open_header(data, image.formats))
+            warnings += words
         source.load()
         if source.size != announced:
             sizes = f"{_by(announced)} pixels, the picture has {_by(source.size)}"
             raise DataError("E1207", f"the header announced {sizes}.")
-        rgb, words = to_rgb(source, image.background)
-        warnings += words
+        words = narrow_palette(source)
+        rgb, more = to_rgb(shown, image.background)
+        warnings += [*more, *words]
         if source.format in ("JPEG", "MPO", "PNG"):
-            warnings += tail_words(data, source, rgb)
+            warnings += tail_words(data, source)
         turn = orientation(source)
         if turn is None:
             warnings.append("exif_unreadable")
@@ -127,9 +135,9 @@ def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:
         return upright(rgb, turn or 1), warnings
 
 
-def _open(data: bytes, image: ImageSettings) -> Image.Image | DicomFile:
+def _open(data: bytes, image: ImageSettings) -> ImageFile.ImageFile | DicomFile:
     """Header read, no pixel decoded."""
-    with _own_words(len(data), None):
+    with _own_words(data, None):
         if is_dicom(data, image.formats):
             return DicomFile(data, image.max_bytes)
         return open_header(data, image.formats)
@@ -157,18 +165,22 @@ def frame_words(source: Image.Image | DicomFile, image: ImageSettings) -> list[s
     return [f"first_of_frames:{frames}"] if frames > 1 else []
 
 
-def tail_words(data: bytes, source: Image.Image, rgb: Image.Image) -> list[str]:
-    """Words for bytes behind the image and for a JPEG whose data look wiped at the end.
+def tail_words(data: bytes, source: Image.Image) -> list[str]:
+    """Words for bytes behind the image, and for a JPEG whose data look wiped at the end or that
+    lacks scans.
 
-    Raises DataError E1203 for a JPEG without an end, or whose data end before its last row (a
-    decoder fills in grey), and E1207 for a PNG whose data are not the rows that its header calls
-    for.
+    Raises DataError E1203 for a JPEG whose data end early (a decoder fills in grey), and E1207 for
+    a PNG whose data are not the rows that its header calls for.
     """
-    end = end_of_image(data, source.format)
+    end = end_of_png(data) if source.format == "PNG" else None
     words = []
     if source.format in ("JPEG", "MPO"):
-        if end is None or _ends_early(data, end, rgb):
-            raise DataError("E1203", f"the JPEG of {len(data)} bytes ends before its last row.")
+        markers = jpeg.read(data)
+        end = markers.end
+        if end is None or jpeg.uncoded(markers) or _ends_early(data, markers, source):
+            raise DataError("E1203", f"the JPEG of {len(data)} bytes ends before its picture does.")
+        if jpeg.unfinished(markers):
+            words.append("scans_missing")
         coded = data[: end - 2]
         if len(coded) - len(coded.rstrip(b"\0")) >= _ZERO_RUN:
             words.append("suspect_flat_tail")
@@ -186,40 +198,40 @@ def tail_words(data: bytes, source: Image.Image, rgb: Image.Image) -> list[str]:
     return words
 
 
-def _ends_early(data: bytes, end: int, rgb: Image.Image) -> bool:
-    """Whether a JPEG whose last rows are a decoder's filling grey ran out of data.
+def _ends_early(data: bytes, markers: jpeg.Markers, source: Image.Image) -> bool:
+    """Whether more coded data, put in front of the end marker, change the picture.
 
-    It may really be grey there. So more coded data are put in front of its end marker: a complete
-    picture does not change by that.
+    A complete picture does not change by that. It costs another decode, so a picture of one scan
+    is only asked when its last pixel may be a decoder's filling grey. Not told for arithmetic
+    coding, where T.81 D.1.8 lets an encoder leave out the zeros at the end.
     """
-    box = (0, max(rgb.height - _TAIL_ROWS, 0), rgb.width, rgb.height)
-    tail = rgb.crop(box)
-    if tail.getextrema() != ((_UNDECODED, _UNDECODED),) * 3:
+    if markers.coding is None or markers.end is None or markers.coding.marker in jpeg.ARITHMETIC:
         return False
-    longer = data[: end - 2] + bytes(range(1, 128)) * 8 + b"\xff\xd9"
-    again = open_header(longer, ["JPEG"]).convert("RGB")
-    return again.crop(box).tobytes() != tail.tobytes()
+    one_scan = len(markers.scans) == 1 and markers.coding.marker in (jpeg.SOF0, jpeg.SOF1)
+    if one_scan and not _filled(source):
+        return False
+    again = open_header(jpeg.prolonged(data, markers.end), ["JPEG"])
+    again.load()
+    return ImageChops.difference(again, source).getbbox() is not None
+
+
+def _filled(source: Image.Image) -> bool:
+    """Whether the last pixel may be what libjpeg fills in: its lightness is the middle one."""
+    last = source.crop((source.width - 1, source.height - 1, source.width, source.height))
+    light = last.getchannel("K") if source.mode == "CMYK" else last.convert("L")
+    return abs(int(np.asarray(light)[0, 0]) - _UNDECODED) <= 2
 
 
 @contextmanager
-def _own_words(size: int, image_format: str | None) -> Iterator[None]:
-    """Turn whatever Pillow raises into a DataError with a text of ours."""
-    what = f"{size} bytes ({image_format})" if image_format else f"{size} bytes"
+def _own_words(data: bytes, image_format: str | None) -> Iterator[None]:
+    """Turn whatever Pillow raises into an error with a text of ours."""
     try:
         yield
-    except (DataError, SettingsError):
+    except MedvError:
         raise
-    except MemoryError:
-        raise DataError("E1209", f"decoding {what} takes more memory than allowed.") from None
-    except Image.DecompressionBombError:
-        raise DataError("E1204", f"the header of {what} announces too many pixels.") from None
     # plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError and more
     except Exception as error:
-        if isinstance(error, ValueError) and "too large" in str(error):
-            raise DataError("E1209", f"a text chunk of {what} unpacks beyond its limit.") from None
-        if any(phrase in str(error) for phrase in _NO_RULE):
-            raise DataError("E1211", f"the pixels of {what} are of a kind not decoded.") from None
-        raise DataError("E1203", f"cannot decode {what}: damaged or cut short.") from None
+        raise judge(error, data, image_format) from None
 
 
 def _by(size: tuple[int, int]) -> str:

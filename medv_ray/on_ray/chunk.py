@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.plan import read_rows
-from medv_ray.archive.rows import Part, quarantine_record, write_part
+from medv_ray.archive.rows import Part, image_paths, quarantine_record, write_part
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
 from medv_ray.data.prompts import Role, Turn
@@ -71,9 +71,14 @@ class ChunkScorer:
         ended = self._answer_each(tried, announce) if announce else self._answer(tried)
         answers = {row.row: answer for row, answer in zip(tried, ended, strict=True)}
         return [
-            record or self._record(row, answers[row.row])
+            {**(record or self._record(row, answers[row.row])), "image_paths": self._paths(row)}
             for row, record in zip(rows, records, strict=True)
         ]
+
+    def _paths(self, row: Row) -> list[str | None] | None:
+        """Where the row's pictures lie inside the archive."""
+        shard = self._archive.files[row.file].name if self._archive.kind == "tar" else None
+        return image_paths(row, shard)
 
     def write(self, chunk: Chunk, records: Sequence[dict[str, Any]]) -> Part:
         """Write the part, durable but not committed. Raises RunError E1503, E1510, E1511."""

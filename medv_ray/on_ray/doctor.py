@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -32,7 +33,7 @@ class Check(NamedTuple):
 
 def check_all() -> Iterator[Check]:
     """All checks, each as it is done."""
-    for check in (_python, _packages, _processor, _memory, _temporary, _cluster, _asset):
+    for check in (_python, _packages, _pictures, _processor, _memory, _temporary, _cluster, _asset):
         yield from check()
 
 
@@ -47,6 +48,18 @@ def _packages() -> Iterator[Check]:
             yield Check("ok", name, metadata.version(name))
         except metadata.PackageNotFoundError:
             yield Check("fault", name, "not installed; `pip install medv-ray` brings it")
+
+
+def _pictures() -> Iterator[Check]:
+    """Each format is written and read again; E1513 is what a job would end with."""
+    from medv_ray.data.causes import works
+    from medv_ray.formats import DEFAULT
+
+    for name in DEFAULT:
+        if name != "DICOM" and not works(name):
+            yield Check("fault", "pictures", f"Pillow does not read a {name} that is sound")
+    if find_spec("pydicom") is None:
+        yield Check("note", "pictures", "no pydicom; `pip install 'medv-ray[dicom]'` reads DICOM")
 
 
 def _processor() -> Iterator[Check]:

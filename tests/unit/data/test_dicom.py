@@ -238,9 +238,11 @@ def test_colours() -> None:
     planar = dataset(COLOUR, "RGB", PlanarConfiguration=1)
     planar.PixelData = COLOUR.transpose(2, 0, 1).tobytes()
     assert np.array_equal(look(encode(planar))[0], COLOUR)
-    got, words = look(dicom(COLOUR.astype(np.uint16) << 8, "RGB"))
-    assert np.array_equal(got, COLOUR)
-    assert words == ("depth_reduced:16",)
+    deep = COLOUR.astype(np.uint16) * 16 + 7  # 12 bits, in a file that says 16
+    got, words = look(dicom(deep, "RGB"))
+    low, high = int(deep.min()), int(deep.max())
+    assert np.array_equal(got, np.rint((deep - low) * (255 / (high - low))))
+    assert words == (f"colour16_scaled:{low}..{high}",)
 
 
 def palette(depth: int) -> dict[str, object]:
@@ -353,6 +355,10 @@ def rle_resized(rows: int) -> bytes:
 
 WHOLE = dicom(GREY)
 J2K_FRAME, JPEG_FRAME = picture(GREY, "JPEG2000", no_jp2=True), picture(GREY, "JPEG")
+SOF = JPEG_FRAME.index(b"\xff\xc0")
+TWELVE = JPEG_FRAME[: SOF + 1] + b"\xc1" + JPEG_FRAME[SOF + 2 : SOF + 4] + b"\x0c"
+TWELVE += JPEG_FRAME[SOF + 5 :]
+EXTENDED = "1.2.840.10008.1.2.4.51"
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "31 cut at 50 %": (lambda: WHOLE[: len(WHOLE) // 2], "E1203 E1207"),
     "32 cut in the header": (lambda: WHOLE[:300], "E1203 E1207"),
@@ -402,6 +408,8 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "55 20,000 sequences deep": (deep_sequence, "E1203"),
     "55 200,000 elements": (tiny_elements, "E1209"),
     "56 random JPEG": (random_frame(JPEG), "E1203"),
+    "56 JPEG of 12 bits": (lambda: encapsulated(GREY, EXTENDED, [TWELVE], BitsStored=8), "E1211"),
+    "56 JPEG of 12 bits, mislabelled": (lambda: encapsulated(GREY, JPEG, [TWELVE]), "E1211"),
     "56 random JPEG 2000": (random_frame(JPEG_2000), "E1203"),
     "56 random JPEG-LS": (random_frame(JPEG_LS), "E1203 E1211"),
     "56 random RLE": (random_frame(RLE), "E1203"),

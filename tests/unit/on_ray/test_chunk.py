@@ -1,3 +1,5 @@
+import io
+import tarfile
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.plan import plan
 from medv_ray.archive.rows import Part
-from medv_ray.archive.sources import open_archive
+from medv_ray.archive.sources import ArchiveSettings, open_archive
 from medv_ray.archive.store import Store
 from medv_ray.data.prompts import Turn
 from medv_ray.engine import Answer, Request
@@ -97,6 +99,35 @@ def test_a_raising_row_costs_only_itself(tmp_path: Path) -> None:
     part, reasons = scorer.score(chunk)
     assert statuses(part) == (2, 0, 2)
     assert reasons == {"internal_error": 2}
+
+
+def test_a_broken_environment_ends_the_job_and_quarantines_nothing(tmp_path: Path) -> None:
+    class Broken(stub.Stub):
+        def answer(self, requests: Sequence[Request]) -> list[Answer | DataError]:
+            raise RunError("E1513", "Pillow does not read a JPEG that is sound.")
+
+    scorer, chunk = scorer_of(tmp_path, ["a"], make=Broken)
+    with pytest.raises(RunError) as caught:
+        scorer.score(chunk)
+    assert (caught.value.code, caught.value.exit_code) == ("E1513", 6)
+    assert not Store(str(tmp_path / "run")).listing("rows")
+
+
+def test_records_name_their_pictures(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "part-7.tar", "w") as tar:
+        for name, data in (("a/1.txt", b"why"), ("a/1.png", b"picture"), ("a/2.txt", b"bad")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    settings = ArchiveSettings(archive=str(tmp_path / "part-7.tar"))
+    planned = plan(open_archive(settings), "digest")
+    answer = stub.settings(tmp_path).answer
+    scorer = ChunkScorer(planned.archive, Store(str(tmp_path / "run")), answer, Recorder)
+    (chunk,) = planned.chunks
+    good, bad = scorer.answer(scorer.read(chunk))
+    assert good["image_paths"][0].startswith("part-7.tar/a/1")
+    assert bad["status"] == "quarantined"
+    assert bad["image_paths"][0].startswith("part-7.tar/a/2")
 
 
 def test_low_confidence_abstains(tmp_path: Path) -> None:
