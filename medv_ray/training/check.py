@@ -23,8 +23,13 @@ from medv_ray.training.writers import check_writers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-ROUNDING = ("micro_batch_size", "gradient_checkpointing")
-"""Settings of a stage that another run of it may change; so may `shard`, but for its dtype."""
+
+def rounding(stage: StageSettings) -> set[str]:
+    """Settings of a stage that change rounding alone: a run that lacks memory may go on with
+    others. So may `shard`, but for its dtype."""
+    # end-of-text padding depends on which rows stand together
+    together = {"micro_batch_size"} if stage.padding == "hidden" else set()
+    return {"gradient_checkpointing", *together}
 
 
 def check(settings: TrainSettings) -> dict[str, Any]:
@@ -51,8 +56,7 @@ def check(settings: TrainSettings) -> dict[str, Any]:
         error.exit_code = SettingsError.exit_code  # nothing was started
         raise
     return {
-        # what changes rounding alone is left out: a run that lacks memory goes on with less
-        "stage": stage.model_dump(mode="json", exclude={*ROUNDING}),
+        "stage": stage.model_dump(mode="json", exclude=rounding(stage)),
         "dtype": settings.shard.dtype,
         "logit_size": settings.logit_size,
         "base_sha256": weights.digest(settings.model),

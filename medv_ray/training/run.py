@@ -27,10 +27,11 @@ from medv_ray.training.events import Events
 from medv_ray.training.export import pick, write_adapter, write_model
 from medv_ray.training.job import DTYPES, LOCK, MANIFEST, NOTE, PARTIAL, TrainSettings
 from medv_ray.training.loop import Report, Saving, fit
-from medv_ray.training.objective import Objective
+from medv_ray.training.objective import Objective, Padding
 from medv_ray.training.optim import choose_trainable
 from medv_ray.training.remedies import savings
 from medv_ray.training.samples import Samples
+from medv_ray.training.stages import StageSettings
 from medv_ray.training.watch import Watch
 
 
@@ -123,7 +124,7 @@ def train_worker(
     with out_of_memory_told(settings):
         model = build_model(settings, device)
         samples = Samples(dataset, tokenizer, stage, model, settings.picture_cache_bytes)
-        engine = make_engine(Objective(model, SpecialIds.of(tokenizer).mask), settings)
+        engine = make_engine(make_objective(model, SpecialIds.of(tokenizer), stage), settings)
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
     num_steps = stage.steps(len(dataset))
     digest = identity_digest(identity)
@@ -159,6 +160,14 @@ def train_worker(
         ):
             watch.write(events(report))
             yield report
+
+
+def make_objective(model: Medv, special: SpecialIds, stage: StageSettings) -> Objective:
+    """The stage's loss on a model whose config is the stage's."""
+    if stage.padding == "hidden":
+        return Objective(model, special.mask)
+    limit = min(stage.max_length, model.config.max_length)
+    return Objective(model, special.mask, Padding(special.eos, limit))
 
 
 def make_engine(objective: Objective, settings: TrainSettings) -> Engine:
