@@ -65,5 +65,11 @@ class TrainSettings(Settings):
     logit_size: Literal["checkpoint", "tokenizer"] = "tokenizer"
     """See ModelSettings."""
     picture_cache_bytes: NonNegativeInt = 2**30
-    """Features (or tiles) of pictures that each worker keeps over the epochs."""
+    """Features (or tiles) of pictures that each worker keeps over the epochs, in host memory."""
+    device_cache_bytes: NonNegativeInt = 2**29
+    """Features of a frozen vision tower that each worker leaves on its GPU besides; none on a
+    CPU."""
+    prefetch_rows: NonNegativeInt = 16
+    """Rows that a thread of each worker reads, decodes and takes through a frozen vision tower
+    before they are needed; 0: in the step's own time."""
     watch: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)

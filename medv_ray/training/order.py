@@ -37,6 +37,11 @@ def positions(step: int, batch_size: int, rank: int, num_workers: int) -> range:
     return range(first, first + share)
 
 
+def worker_positions(steps: range, batch_size: int, rank: int, num_workers: int) -> Iterator[int]:
+    """Positions of these steps that a worker computes, in their order."""
+    return (p for step in steps for p in positions(step, batch_size, rank, num_workers))
+
+
 def micro_batches(places: range, size: int) -> Iterator[range]:
     """Pieces of `size` positions."""
     for first in range(places.start, places.stop, size):

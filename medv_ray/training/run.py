@@ -29,6 +29,7 @@ from medv_ray.training.job import DTYPES, LOCK, MANIFEST, NOTE, PARTIAL, TrainSe
 from medv_ray.training.loop import Report, Saving, fit
 from medv_ray.training.objective import Objective, Padding
 from medv_ray.training.optim import choose_trainable
+from medv_ray.training.order import worker_positions
 from medv_ray.training.remedies import savings
 from medv_ray.training.samples import Samples
 from medv_ray.training.stages import StageSettings
@@ -123,7 +124,10 @@ def train_worker(
     tokenizer = load_tokenizer(settings.model)
     with out_of_memory_told(settings):
         model = build_model(settings, device)
-        samples = Samples(dataset, tokenizer, stage, model, settings.picture_cache_bytes)
+        samples = Samples(
+            dataset, tokenizer, stage, model,
+            settings.picture_cache_bytes, settings.device_cache_bytes,
+        )  # fmt: skip
         engine = make_engine(make_objective(model, SpecialIds.of(tokenizer), stage), settings)
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
     num_steps = stage.steps(len(dataset))
@@ -155,6 +159,10 @@ def train_worker(
         ) as watch,
         out_of_memory_told(settings),
     ):
+        due = worker_positions(
+            range(start, num_steps), stage.batch_size, engine.rank, engine.num_workers
+        )
+        samples.prefetch(due, settings.prefetch_rows)
         for report in fit(
             engine, samples, stage, num_steps, saving, start, stop, samples.row, leaving
         ):
@@ -192,6 +200,12 @@ def out_of_memory_told(settings: TrainSettings) -> Iterator[None]:
         return
     stage, plain = settings.stage, settings.shard.engine == "plain"
     found = [s for s in savings(stage, settings.shard) if not (plain and "offload" in s)]
+    if (
+        settings.workers.num_gpus
+        and settings.device_cache_bytes
+        and "vision" not in stage.trainable
+    ):
+        found.insert(0, "device_cache_bytes=0")
     told = f"a worker ran out of memory with stage.micro_batch_size={stage.micro_batch_size}"
     ways = f"Use more workers, or one or several of: --set {', --set '.join(found)}."
     raise RunError("E1605", f"{told}. {ways if found else 'Use more workers or shorter rows.'}")
