@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +18,7 @@ import pyarrow.parquet as pq
 
 from medv_ray.data.dataset import FORMAT, GROUP_ROWS, INDEX, SCHEMA, Message, image_path, row_bytes
 from medv_ray.errors import DataError, RunError
+from medv_ray.files import disk_error, sync
 
 SKIPPED = "skipped.csv"
 LOCK = ".medv-dataset.lock"
@@ -203,11 +202,7 @@ def _own(partial: Path) -> Iterator[Path]:
 def _sync(partial: Path) -> None:
     """Everything on disk, in one pass at the end: most of it was written back by then."""
     for path in [*partial.rglob("*"), partial]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(path)
 
 
 def _replaced(folder: Path) -> Path:
@@ -223,11 +218,7 @@ def _publish(partial: Path, folder: Path) -> None:
     partial.rename(folder)
     (folder / LOCK).unlink()
     shutil.rmtree(old, ignore_errors=True)
-    handle = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(folder.parent)
 
 
 @contextlib.contextmanager
@@ -236,7 +227,4 @@ def _told() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError("E1503", "no space is left for the dataset.") from None
-        why = errno.errorcode.get(error.errno or 0, type(error).__name__)
-        raise RunError("E1511", f"the dataset could not be written ({why}).") from None
+        raise disk_error("the dataset", error) from None

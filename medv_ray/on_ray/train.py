@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -17,20 +16,17 @@ from typing import Any, NamedTuple
 from medv_ray.archive.lock import Lock
 from medv_ray.archive.store import Store
 from medv_ray.errors import CheckpointError, DataError, MedvError, RunError, SettingsError
+from medv_ray.files import DISK, disk_error, disk_errors_told, is_full
 from medv_ray.on_ray.cluster import running_ray
 from medv_ray.on_ray.preflight import check_workers
 from medv_ray.settings import model_folder
 from medv_ray.training.check import check
-from medv_ray.training.checkpoint import FULL, is_full
-from medv_ray.training.job import MODEL, NOTE, TrainSettings
+from medv_ray.training.job import FAILED, MODEL, NOTE, STOP, TrainSettings
 from medv_ray.training.run import begin, export, is_run
 from medv_ray.training.watch import EVENTS, StepEvent
 
-STOP, FAILED = "stop", "failed.json"
 ERRORS = {cls.__name__: cls for cls in (CheckpointError, DataError, RunError, SettingsError)}
 GROUP_TIMEOUT_S = 300
-DISK = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EIO)
-"""Errors of a disk, for which another try is no help."""
 TELL_S = 5.0
 WAITING_LOOKS = 12  # a minute
 
@@ -72,7 +68,7 @@ def train(
     began = time.monotonic()
     settings = located(settings)
     identity = check(settings)
-    with alone(settings.out, take_over):
+    with alone(settings.out, take_over), disk_errors_told("the run folder"):
         out = Path(settings.out)
         if new_run or not is_run(out, identity) or not (out / MODEL).is_dir():
             run_on_ray(settings, identity, new_run, address, tell)
@@ -171,7 +167,9 @@ def run_workers(settings: TrainSettings, identity: dict[str, Any]) -> None:
         told_of = getattr(error, "worker_failures", {}).values()
         failures = [getattr(e, "_base_exc", e) for e in told_of]
         if any(map(is_full, failures)):
-            raise RunError("E1503", "the disk of the run folder is full.") from None
+            raise RunError(
+                "E1503", "the run folder could not be written: the disk is full."
+            ) from None
         kinds = sorted({type(e).__name__ for e in failures})
         told = f"training workers failed more than {workers.max_failures} times"
         raise RunError("E1508", f"{told} ({', '.join(kinds) or 'lost'}).") from None
@@ -217,9 +215,7 @@ def work(config: dict[str, Any]) -> None:
     except OSError as error:
         if error.errno not in DISK:
             raise  # of a connection: another try may help
-        kind = errno.errorcode[error.errno]
-        told = f"a worker could not write to the run folder ({kind})."
-        fail(out, RunError("E1503" if is_full(error) else "E1511", told))
+        fail(out, disk_error("the run folder", error))
         raise
     except MedvError as error:
         fail(out, error)
@@ -232,7 +228,11 @@ def fail(out: Path, error: MedvError) -> None:
     with suppress(OSError):  # on a full disk the driver hears of the exception alone
         partial = out / f"{FAILED}.{os.getpid()}"
         partial.write_text(json.dumps(told))
-        os.replace(partial, out / FAILED)
+        # the first one's word, unless the disk is full, which may be why others could not write
+        if is_full(error) or not (out / FAILED).exists():
+            os.replace(partial, out / FAILED)
+        else:
+            partial.unlink()
 
 
 def preempted() -> bool:

@@ -35,7 +35,8 @@ def rounding(stage: StageSettings) -> set[str]:
 def check(settings: TrainSettings) -> dict[str, Any]:
     """Everything that can be known before the first step; what must be equal for a resume.
 
-    Raises SettingsError, DataError or CheckpointError; RunError E1507 for an output folder of
+    Raises SettingsError, DataError or CheckpointError, E1405 for a weight that is not finite too,
+    which takes a pass over the base; RunError E1507 for an output folder of
     something else.
     """
     stage, workers = settings.stage, settings.workers
@@ -48,6 +49,7 @@ def check(settings: TrainSettings) -> dict[str, Any]:
         check_batch(stage, count)
     check_packages(settings)
     config, tokenizer = check_base(settings)
+    weights.check(settings.model)
     try:
         dataset = Dataset.open(settings.data, settings.split)
         data_sha256 = dataset.digest
@@ -88,7 +90,7 @@ def check_packages(settings: TrainSettings) -> None:
 
 
 def check_base(settings: TrainSettings) -> tuple[ModelConfig, PreTrainedTokenizerFast]:
-    """The base model's config as the stage sees it, and its tokenizer; no weight is read.
+    """The base model's config as the stage sees it, and its tokenizer; no weight's value is read.
 
     Raises as `weights.read_headers`, `load_tokenizer` and `stage_config`.
     """

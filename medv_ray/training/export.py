@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from medv_ray.errors import RunError, SettingsError
+from medv_ray.files import file_sha256
 from medv_ray.model import lora, weights
 from medv_ray.model.importing import LICENCES
 from medv_ray.model.new_folder import new_folder
 from medv_ray.model.shards import DTYPES, Stored, open_shard
-from medv_ray.training.checkpoint import Checkpoints, SavedState, file_sha256, read_manifest
+from medv_ray.training.checkpoint import Checkpoints, SavedState, read_manifest
 from medv_ray.training.optim import choose_trainable
 from medv_ray.training.stages import StageSettings
 

@@ -16,11 +16,13 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from medv_ray.settings import Settings
 from medv_ray.training.stages import ShardSettings, StageSettings
 
-MANIFEST, PARTIAL, MODEL = "run.json", "run.tmp", "model"
+MANIFEST, PARTIAL, MODEL = "run.json", "run.json.tmp", "model"
 LOCK = "lock"
 """The driver's (`archive.lock`): no sign of a run, and left alone when one starts over."""
 NOTE = "note"
 """What a worker has to say to whoever started the job."""
+STOP, FAILED = "stop", "failed.json"
+"""That the workers are to stop, and why they did."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.errors import RunError
+from medv_ray.files import disk_errors_told, write_atomic
 from medv_ray.model import lora, weights
 from medv_ray.model.medv import Medv
 from medv_ray.model.new_folder import check_free
@@ -25,7 +24,7 @@ from medv_ray.training.checkpoint import Checkpoints, SavedState
 from medv_ray.training.engine import Engine, PlainEngine
 from medv_ray.training.events import Events
 from medv_ray.training.export import pick, write_adapter, write_model
-from medv_ray.training.job import DTYPES, LOCK, MANIFEST, NOTE, PARTIAL, TrainSettings
+from medv_ray.training.job import DTYPES, MANIFEST, NOTE, TrainSettings
 from medv_ray.training.loop import Report, Saving, fit
 from medv_ray.training.objective import Objective, Padding
 from medv_ray.training.optim import choose_trainable
@@ -33,30 +32,26 @@ from medv_ray.training.order import worker_positions
 from medv_ray.training.remedies import savings
 from medv_ray.training.samples import Samples
 from medv_ray.training.stages import StageSettings
+from medv_ray.training.start_over import remove_run
 from medv_ray.training.watch import Watch
 
 
 def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = False) -> Path:
-    """The run folder, made or found to be of the same run; `new_run` empties it first.
+    """The run folder, made or found to be of the same run; `new_run` removes a run's files first.
 
-    Raises RunError E1604 for another run, E1507 for a manifest that cannot be read.
+    Raises RunError E1604 for another run, E1507 for a manifest that cannot be read or files of
+    others in `model/`, E1503 and E1511 where the disk does not take it.
     """
     out = Path(settings.out)
     manifest = out / MANIFEST
     if new_run and manifest.is_file():
-        # the manifest goes last: without it, what a kill left would be no run's
-        for entry in sorted(out.iterdir(), key=lambda entry: entry == manifest):
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry.name != LOCK:
-                entry.unlink()
+        remove_run(out)
     if is_run(out, identity):
         return out
     out.mkdir(parents=True, exist_ok=True)
     told = {"identity": identity, "settings": settings.model_dump(mode="json", exclude={"out"})}
-    partial = out / PARTIAL
-    partial.write_text(json.dumps(told, indent=1) + "\n")
-    os.replace(partial, manifest)
+    with disk_errors_told("run.json"):
+        write_atomic(manifest, (json.dumps(told, indent=1) + "\n").encode())
     return out
 
 
@@ -142,9 +137,8 @@ def train_worker(
         checkpoints.restore(engine, start, manifest)
         if engine.rank == 0:
             told = f"checkpoints of steps {damaged} are not whole; " if damaged else ""
-            partial = out / f"{NOTE}.tmp"  # the driver reads it meanwhile
-            partial.write_text(f"{told}going on from step {start}")
-            os.replace(partial, out / NOTE)
+            # the driver reads it meanwhile
+            write_atomic(out / NOTE, f"{told}going on from step {start}".encode())
     saving = Saving(checkpoints, settings.save_every, about)
     events = Events(model.config, stage, len(dataset), model.device, engine.num_workers)
     with (

@@ -10,7 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROWS = [
     ["medv_kernels"],
-    ["medv_ray.errors", "medv_ray.setting_errors", "medv_ray.settings", "medv_ray.schema"],
+    [
+        *("medv_ray.errors", "medv_ray.files", "medv_ray.setting_errors", "medv_ray.settings"),
+        "medv_ray.schema",
+    ],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
     ["medv_ray.engine", "medv_ray.training", "medv_ray.client"],
     ["medv_ray.serving"],
@@ -19,6 +22,7 @@ ROWS = [
 ]
 # inside a row: settings may use errors, schema neither; a job is the command line's function
 WITHIN = {
+    ("medv_ray.files", "medv_ray.errors"),
     ("medv_ray.setting_errors", "medv_ray.errors"),
     ("medv_ray.settings", "medv_ray.errors"),
     ("medv_ray.settings", "medv_ray.setting_errors"),
@@ -27,6 +31,7 @@ WITHIN = {
 THIRD_PARTY = {
     "medv_kernels": {"torch", "triton"},
     "medv_ray.errors": set(),
+    "medv_ray.files": set(),
     "medv_ray.setting_errors": {"pydantic"},
     "medv_ray.settings": {"pydantic", "pydantic_core"},
     "medv_ray.schema": {"pyarrow"},

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from medv_ray.data.dataset import image_path
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.engine import Answer, Predictor, Request
-from medv_ray.errors import DataError, MedvError, RunError, SettingsError
+from medv_ray.errors import CheckpointError, DataError, MedvError, RunError, SettingsError
 from medv_ray.model import weights
 from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings, build
 from medv_ray.training import run
@@ -330,6 +330,23 @@ def test_bad_settings_are_told_before_the_first_step(stage: dict[str, object], t
     values = {"name": "x", "lr": 1e-3, "batch_size": 4} | stage
     with pytest.raises(SettingsError, match=told):
         build(StageSettings, values)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_base_that_is_not_finite_is_found_before_anything_starts(
+    home: Path, tmp_path: Path, number: float
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(home / "base", base)
+    [file] = base.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["lm_head.weight"][1, 2] = number
+    save_file(tensors, file, metadata={"format": "pt"})
+    settings = job(home, tmp_path).model_copy(update={"model": str(base)})
+    with pytest.raises(CheckpointError, match=r"E1405: lm_head.weight is not finite") as caught:
+        check(settings)
+    assert caught.value.exit_code == 2
+    assert not Path(settings.out).exists()
 
 
 def test_a_batch_that_does_not_divide_among_workers() -> None:
