@@ -2,7 +2,7 @@ r"""A training step beside a slow decoder: rows made in the step's own time, and
 
     python benchmarks/bench_train.py --slow-decoder [--steps 6] [--repeats 5]
 
-Set-up: random weights, a language tower of 7 M parameters and the toy's vision tower, frozen; steps
+Set-up: random weights, a language tower of 14 M parameters, the toy's vision tower, frozen; steps
 of 8 rows with a picture each, no picture twice. So most of a step is spent in torch, as on a GPU.
 The project's decoder, in its child process, with a wait that makes each picture take `share` of
 what a row of the step takes (0.5, 1 and 2). Arms, in turn in one process: `step` (rows are there),
@@ -121,7 +121,7 @@ def write_base(folder: Path) -> None:
     torch.manual_seed(0)
     toy = weights.load(TOY).config
     language = replace(
-        toy.language, hidden_size=384, intermediate_size=1536, num_hidden_layers=3,
+        toy.language, hidden_size=384, intermediate_size=1536, num_hidden_layers=6,
         num_attention_heads=6, num_key_value_heads=6,
     )  # fmt: skip
     model = Medv(replace(toy, language=language))

@@ -1,43 +1,44 @@
-"""Files on a local disk: written whole or not at all, and what a disk's error means."""
+"""Local files: whole or not there at all, and their digests.
+
+What `write_atomic` wrote is there after a power cut, as a whole or as it was before.
+"""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from medv_ray.errors import RunError
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Errors of a disk that has no room."""
-DISK = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EIO)
-"""Errors of a disk, for which another try is no help."""
+PathLike = str | os.PathLike[str]
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file that is there whole, on disk, or not at all; one that is there is replaced.
+def write_atomic(path: PathLike, data: bytes) -> None:
+    """Have a file with this content in the place of an earlier one. Raises OSError."""
+    hidden = f"{os.fspath(path)}.tmp"
+    write_durably(hidden, data)
+    put_in_place(hidden, path)
 
-    Raises OSError; nothing of it is left then.
-    """
-    partial = path.with_name(path.name + ".tmp")
+
+def write_durably(path: PathLike, data: bytes) -> None:
+    """Write a file and force its bytes to disk; leave nothing on failure. Raises OSError."""
     try:
-        with partial.open("wb") as file:
+        with open(path, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
     except BaseException:
-        with suppress(OSError):
-            partial.unlink()
+        Path(path).unlink(missing_ok=True)
         raise
-    sync(path.parent)
 
 
-def sync(place: Path) -> None:
-    """Force a file, or the names in a folder, to disk. Raises OSError."""
+def put_in_place(hidden: PathLike, path: PathLike) -> None:
+    """Rename a file or a folder, and force the name to disk. Raises OSError."""
+    os.replace(hidden, path)
+    sync(os.path.dirname(path) or ".")
+
+
+def sync(place: PathLike) -> None:
+    """Force a file's bytes, or the names in a folder, to disk. Raises OSError."""
     handle = os.open(place, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -45,34 +46,7 @@ def sync(place: Path) -> None:
         os.close(handle)
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: PathLike) -> str:
     """64 hex digits of a file's content. Raises OSError."""
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether it says that a disk has no room; safetensors tells the system's error in words, and
-    an error of ours has its code."""
-    told = any(f"os error {code})" in str(error) for code in FULL)
-    return told or getattr(error, "errno", None) in FULL or getattr(error, "code", "") == "E1503"
-
-
-def disk_error(what: str, error: BaseException) -> RunError:
-    """E1503 for a full disk, else E1511; `what` could not be written."""
-    number = getattr(error, "errno", None)
-    kind = errno.errorcode.get(number or 0, type(error).__name__)
-    if is_full(error):
-        return RunError("E1503", f"{what} could not be written: the disk is full.")
-    return RunError("E1511", f"{what} could not be written ({kind}).")
-
-
-@contextmanager
-def disk_errors_told(what: str) -> Iterator[None]:
-    """Errors of a disk as `disk_error`; others go on as they are."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DISK:
-            raise
-        raise disk_error(what, error) from None

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from medv_ray.disk import is_full
 from medv_ray.errors import RunError, SettingsError
-from medv_ray.files import is_full, sync
+from medv_ray.files import sync
 
 PARTIAL = ".partial"
 

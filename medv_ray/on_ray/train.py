@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from medv_ray.archive.lock import Lock
 from medv_ray.archive.store import Store
+from medv_ray.disk import DISK, disk_error, disk_errors_told, is_full
 from medv_ray.errors import CheckpointError, DataError, MedvError, RunError, SettingsError
-from medv_ray.files import DISK, disk_error, disk_errors_told, is_full
 from medv_ray.on_ray.cluster import running_ray
 from medv_ray.on_ray.preflight import check_workers
 from medv_ray.settings import model_folder

@@ -26,8 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from medv_ray.disk import is_full
 from medv_ray.errors import RunError
-from medv_ray.files import file_sha256, is_full, sync, write_atomic
+from medv_ray.files import file_sha256, sync, write_atomic
 from medv_ray.training.engine import Engine, Slice
 
 FORMAT = 1

@@ -12,8 +12,9 @@ import torch
 
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
+from medv_ray.disk import disk_errors_told
 from medv_ray.errors import RunError
-from medv_ray.files import disk_errors_told, write_atomic
+from medv_ray.files import write_atomic
 from medv_ray.model import lora, weights
 from medv_ray.model.medv import Medv
 from medv_ray.model.new_folder import check_free

@@ -11,7 +11,11 @@ ROOT = Path(__file__).parents[2]
 ROWS = [
     ["medv_kernels"],
     [
-        *("medv_ray.errors", "medv_ray.files", "medv_ray.setting_errors", "medv_ray.settings"),
+        "medv_ray.errors",
+        "medv_ray.disk",
+        "medv_ray.files",
+        "medv_ray.setting_errors",
+        "medv_ray.settings",
         "medv_ray.schema",
     ],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
@@ -22,7 +26,7 @@ ROWS = [
 ]
 # inside a row: settings may use errors, schema neither; a job is the command line's function
 WITHIN = {
-    ("medv_ray.files", "medv_ray.errors"),
+    ("medv_ray.disk", "medv_ray.errors"),
     ("medv_ray.setting_errors", "medv_ray.errors"),
     ("medv_ray.settings", "medv_ray.errors"),
     ("medv_ray.settings", "medv_ray.setting_errors"),
@@ -31,6 +35,7 @@ WITHIN = {
 THIRD_PARTY = {
     "medv_kernels": {"torch", "triton"},
     "medv_ray.errors": set(),
+    "medv_ray.disk": set(),
     "medv_ray.files": set(),
     "medv_ray.setting_errors": {"pydantic"},
     "medv_ray.settings": {"pydantic", "pydantic_core"},

@@ -1,40 +1,12 @@
-"""Files that are there whole or not at all, and what a disk's error means."""
+"""What a disk's error means: a full disk is told as such, and by one code."""
 
 import errno
-import hashlib
-import os
-from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
+from medv_ray.disk import disk_error, disk_errors_told, is_full
 from medv_ray.errors import RunError
-from medv_ray.files import disk_error, disk_errors_told, file_sha256, is_full, write_atomic
-
-
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    file = tmp_path / "run.json"
-    for data in (b"first", b"second, longer", b""):
-        write_atomic(file, data)
-        assert file.read_bytes() == data
-        assert file_sha256(file) == hashlib.sha256(data).hexdigest()
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_what_cannot_be_written_leaves_the_file_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "run.json"
-    write_atomic(file, b"before")
-
-    def full(handle: int) -> None:
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="full"):
-        write_atomic(file, b"after")
-    assert file.read_bytes() == b"before"
-    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(
