@@ -80,14 +80,14 @@ def main(
             raise SettingsError("E1001", f"--{name} is missing; `--help` lists all options.")
     settings = build(TrainSettings, values)
     done = train(settings, new_run, take_over, address, show)
-    tell({"summary": "done" if done.whole else "stopped", **told(done)})
+    tell({"summary": "done" if done.whole else "stopped", **summary_of(done)})
     return 0 if done.whole else 1
 
 
 def show_demo(out: Path, address: Text) -> int:
     result = run_tune_demo(out, address=address, tell=show)
     if not result.tuned:
-        stages = {name: told(done) for name, done in result.stages.items()}
+        stages = {name: summary_of(done) for name, done in result.stages.items()}
         tell({"summary": "stopped", "stages": stages})
         return 1
     for name, scores in (("base", result.base), ("tuned", result.tuned)):
@@ -100,14 +100,14 @@ def show_demo(out: Path, address: Text) -> int:
     tell(
         {
             "summary": "done",
-            "stages": {name: told(done) for name, done in result.stages.items()},
+            "stages": {name: summary_of(done) for name, done in result.stages.items()},
             "exact_match": {"base": result.base["overall"], "tuned": result.tuned["overall"]},
         }
     )
     return 0
 
 
-def told(done: Trained) -> dict[str, Any]:
+def summary_of(done: Trained) -> dict[str, Any]:
     return {**done._asdict(), "seconds": round(done.seconds, 1)}
 
 

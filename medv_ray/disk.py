@@ -15,10 +15,12 @@ DISK = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISD
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether it says that a disk has no room; safetensors tells the system's error in words, and
+    """Whether it says that a disk has no room; safetensors puts the system's error in words, and
     an error of ours has its code."""
-    told = any(f"os error {code})" in str(error) for code in FULL)
-    return told or getattr(error, "errno", None) in FULL or getattr(error, "code", "") == "E1503"
+    in_words = any(f"os error {code})" in str(error) for code in FULL)
+    return (
+        in_words or getattr(error, "errno", None) in FULL or getattr(error, "code", "") == "E1503"
+    )
 
 
 def disk_error(what: str, error: BaseException) -> RunError:
@@ -31,7 +33,7 @@ def disk_error(what: str, error: BaseException) -> RunError:
 
 
 @contextmanager
-def disk_errors_told(what: str) -> Iterator[None]:
+def disk_errors(what: str) -> Iterator[None]:
     """Errors of a disk as `disk_error`; others go on as they are."""
     try:
         yield

@@ -62,11 +62,11 @@ def write_dataset(
     E1507 (the folder holds something else), E1511 (cannot be written).
     """
     folder = Path(folder).absolute()
-    with _told():
+    with _disk_errors():
         if _replaced(folder).exists() and not folder.exists():  # a kill between two renames
             _replaced(folder).rename(folder)
         check_target(folder, name)
-    with _told(), _own(folder.with_name(folder.name + ".tmp")) as partial:
+    with _disk_errors(), _own(folder.with_name(folder.name + ".tmp")) as partial:
         counts: dict[str, Any] = {}
         held: dict[str, set[bytes]] = {}
         with (partial / SKIPPED).open("w", newline="") as file:
@@ -223,7 +223,7 @@ def _publish(partial: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _disk_errors() -> Iterator[None]:
     """Failures of the disk in words of the catalogue."""
     try:
         yield

@@ -42,8 +42,8 @@ def check(settings: TrainSettings) -> dict[str, Any]:
     stage, workers = settings.stage, settings.workers
     check_free_or_run(Path(settings.out))
     if settings.shard.engine == "plain" and workers.num_workers > 1:
-        told = f"shard.engine=plain is one process, not {workers.num_workers} workers"
-        raise SettingsError("E1001", f"{told}: use shard.engine=zero3, or --num-workers 1.")
+        text = f"shard.engine=plain is one process, not {workers.num_workers} workers"
+        raise SettingsError("E1001", f"{text}: use shard.engine=zero3, or --num-workers 1.")
     most = workers.num_workers
     for count in range(workers.min_workers or most, most + 1):
         check_batch(stage, count)
@@ -84,8 +84,8 @@ def check_packages(settings: TrainSettings) -> None:
     }
     missing = [name for name, needed in wanted.items() if needed and find_spec(name) is None]
     if missing:
-        told = f"this training needs {' and '.join(missing)}: pip install 'medv-ray[train]'."
-        raise SettingsError("E1003", told)
+        text = f"this training needs {' and '.join(missing)}: pip install 'medv-ray[train]'."
+        raise SettingsError("E1003", text)
     check_writers(settings.watch)
 
 
@@ -98,8 +98,8 @@ def check_base(settings: TrainSettings) -> tuple[ModelConfig, PreTrainedTokenize
     tokenizer = load_tokenizer(settings.model)
     vocab_size = config.language.vocab_size
     if settings.logit_size == "tokenizer" and len(tokenizer) > vocab_size:
-        told = f"the tokenizer has {len(tokenizer)} tokens, the head {vocab_size} rows."
-        raise CheckpointError("E1408", told)
+        text = f"the tokenizer has {len(tokenizer)} tokens, the head {vocab_size} rows."
+        raise CheckpointError("E1408", text)
     return stage_config(config, settings.stage), tokenizer
 
 
@@ -110,6 +110,6 @@ def stage_config(config: ModelConfig, stage: StageSettings) -> ModelConfig:
         raise SettingsError("E1001", f"stage.trainable={parts}: the model is language alone.")
     merge = config.mm_patch_merge_type if stage.merge == "checkpoint" else stage.merge
     if merge == "spatial_unpad" and "unpad" not in config.mm_patch_merge_type:
-        told = "stage.merge=spatial_unpad: the model has no image_newline; use flat or checkpoint."
-        raise SettingsError("E1001", told)
+        text = "stage.merge=spatial_unpad: the model has no image_newline; use flat or checkpoint."
+        raise SettingsError("E1001", text)
     return replace(config, attention=stage.attention, mm_patch_merge_type=merge)

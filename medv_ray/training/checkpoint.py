@@ -205,8 +205,8 @@ def write_slices(engine: Engine, folder: Path) -> None:
         if sum(value.nbytes for value in tensors.values()) > FILE_BYTES:
             flush()
     flush()
-    told = {"files": files, "shapes": shapes}
-    write_atomic(folder / f"rank-{engine.rank:05d}.json", json.dumps(told).encode())
+    record = {"files": files, "shapes": shapes}
+    write_atomic(folder / f"rank-{engine.rank:05d}.json", json.dumps(record).encode())
 
 
 def _gather(folder: Path, engine: Engine) -> dict[str, Any]:
@@ -214,15 +214,15 @@ def _gather(folder: Path, engine: Engine) -> dict[str, Any]:
     files: dict[str, str] = {}
     shapes: dict[str, list[int]] = {}
     for rank in range(engine.num_workers):
-        told = json.loads((folder / f"rank-{rank:05d}.json").read_bytes())
-        files |= told["files"]
-        shapes |= told["shapes"]
+        record = json.loads((folder / f"rank-{rank:05d}.json").read_bytes())
+        files |= record["files"]
+        shapes |= record["shapes"]
     return {"files": files, "shapes": shapes}
 
 
 def _digest_of(manifest: Mapping[str, Any]) -> str:
-    told = {name: value for name, value in manifest.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    content = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

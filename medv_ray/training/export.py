@@ -43,14 +43,14 @@ def pick(checkpoints: Checkpoints, step: int | None) -> dict[str, Any]:
         if manifest is not None and is_whole(checkpoints.at(number), manifest):
             break
     else:
-        told = f"none of {len(there)} checkpoints is whole."
+        text = f"none of {len(there)} checkpoints is whole."
         if step is not None:
-            told = f"the checkpoint of step {step} is not whole; leave --step out, or take another."
-        raise RunError("E1603", told if there else "there is no checkpoint yet.")
+            text = f"the checkpoint of step {step} is not whole; leave --step out, or take another."
+        raise RunError("E1603", text if there else "there is no checkpoint yet.")
     if step is None and number < manifest["num_steps"]:
-        told = f"the stage is not done: step {number} of {manifest['num_steps']}"
+        text = f"the stage is not done: step {number} of {manifest['num_steps']}"
         ways = f"The job's own command goes on; --step {number} exports it as it is."
-        raise SettingsError("E1001", f"{told}. {ways}")
+        raise SettingsError("E1001", f"{text}. {ways}")
     return manifest
 
 
@@ -112,8 +112,8 @@ def write_adapter(
         raise SettingsError("E1001", "--adapter: the stage trained none; leave it out.")
     config, stored = weights.read_headers(base)
     if stage.attention != config.attention:
-        told = f"it was trained with attention={stage.attention}, its base has {config.attention}"
-        raise SettingsError("E1001", f"--adapter: {told}; without --adapter it is merged.")
+        text = f"it was trained with attention={stage.attention}, its base has {config.attention}"
+        raise SettingsError("E1001", f"--adapter: {text}; without --adapter it is merged.")
     dtype = DTYPES[next(iter(stored.values())).dtype]  # no copy is made
     model = weights.load(base, dtype)
     choose_trainable(model, stage)

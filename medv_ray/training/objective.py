@@ -43,7 +43,7 @@ class Sample:
     labels: Tensor
     """int64[P], IGNORE where the token is no target."""
     ends: tuple[int, ...]
-    """Of the segments of attention, as places in `ids`; one where all see all."""
+    """Of the segments of attention, as indices in `ids`; one where all see all."""
     pictures: tuple[Picture, ...]
     seed: int
     """Of the noise level and the mask."""
@@ -154,7 +154,7 @@ class Objective(nn.Module):
     def _embed(
         self, samples: Sequence[Sample], images: list[list[Tensor]], masked: list[Tensor]
     ) -> list[Tensor]:
-        """float[S, D] of each row, the mask token at its masked places."""
+        """float[S, D] of each row, the mask token at its masked positions."""
         texts = []
         for sample, found, hidden in zip(samples, images, masked, strict=True):
             ids = _spread(sample.ids, sample.ids, found)
@@ -204,7 +204,7 @@ def pad_with_targets(
 
 
 def _spread(ids: Tensor, values: Tensor, images: Sequence[Tensor]) -> Tensor:
-    """int64[P] -> int64[S]: IGNORE at every place of an image."""
+    """int64[P] -> int64[S]: IGNORE at every position of an image."""
     gaps = [values.new_full((len(image),), IGNORE) for image in images]
     return fill_slots(ids, values[ids != IMAGE_SLOT], gaps)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def row_told(dataset: Dataset, row: int) -> Iterator[None]:
+def naming_row(dataset: Dataset, row: int) -> Iterator[None]:
     """Put the dataset's row number in front of what a DataError says."""
     try:
         yield
@@ -35,7 +35,7 @@ class Row(NamedTuple):
     labels: list[int]
     """As many: the id itself where it is a target, else IGNORE."""
     ends: tuple[int, ...]
-    """Of the segments of attention, as places in `ids`."""
+    """Of the segments of attention, as indices in `ids`."""
 
 
 class RowEncoder:
@@ -74,9 +74,9 @@ class RowEncoder:
         filling = [self._fill] * (fill_length(stage.answer_fill, length, number) - length)
         ids, labels = ids + filling, labels + filling
         if stage.token_after_image == "reference":
-            lost = {place + 1 for place, token in enumerate(ids) if token == IMAGE_SLOT}
-            kept = [place for place in range(len(ids)) if place not in lost]
-            ids, labels = [ids[place] for place in kept], [labels[place] for place in kept]
+            lost = {index + 1 for index, token in enumerate(ids) if token == IMAGE_SLOT}
+            kept = [index for index in range(len(ids)) if index not in lost]
+            ids, labels = [ids[index] for index in kept], [labels[index] for index in kept]
         return ids, labels
 
 

@@ -12,7 +12,7 @@ import torch
 
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
-from medv_ray.disk import disk_errors_told
+from medv_ray.disk import disk_errors
 from medv_ray.errors import RunError
 from medv_ray.files import write_atomic
 from medv_ray.model import lora, weights
@@ -50,9 +50,9 @@ def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = Fal
     if is_run(out, identity):
         return out
     out.mkdir(parents=True, exist_ok=True)
-    told = {"identity": identity, "settings": settings.model_dump(mode="json", exclude={"out"})}
-    with disk_errors_told("run.json"):
-        write_atomic(manifest, (json.dumps(told, indent=1) + "\n").encode())
+    record = {"identity": identity, "settings": settings.model_dump(mode="json", exclude={"out"})}
+    with disk_errors("run.json"):
+        write_atomic(manifest, (json.dumps(record, indent=1) + "\n").encode())
     return out
 
 
@@ -118,7 +118,7 @@ def train_worker(
     stage, out = settings.stage, Path(settings.out)
     dataset = Dataset.open(settings.data, settings.split)
     tokenizer = load_tokenizer(settings.model)
-    with out_of_memory_told(settings):
+    with memory_errors(settings):
         model = build_model(settings, device)
         samples = Samples(
             dataset, tokenizer, stage, model,
@@ -137,9 +137,9 @@ def train_worker(
             raise RunError("E1604", "the checkpoints are of another run.")
         checkpoints.restore(engine, start, manifest)
         if engine.rank == 0:
-            told = f"checkpoints of steps {damaged} are not whole; " if damaged else ""
+            text = f"checkpoints of steps {damaged} are not whole; " if damaged else ""
             # the driver reads it meanwhile
-            write_atomic(out / NOTE, f"{told}going on from step {start}".encode())
+            write_atomic(out / NOTE, f"{text}going on from step {start}".encode())
     saving = Saving(checkpoints, settings.save_every, about)
     events = Events(model.config, stage, len(dataset), model.device, engine.num_workers)
     with (
@@ -152,7 +152,7 @@ def train_worker(
             run_name=f"{stage.name}-{digest[:6]}",
             settings=settings.model_dump(mode="json", exclude={"model", "data", "out"}),
         ) as watch,
-        out_of_memory_told(settings),
+        memory_errors(settings),
     ):
         due = worker_positions(
             range(start, num_steps), stage.batch_size, engine.rank, engine.num_workers
@@ -182,7 +182,7 @@ def make_engine(objective: Objective, settings: TrainSettings) -> Engine:
 
 
 @contextmanager
-def out_of_memory_told(settings: TrainSettings) -> Iterator[None]:
+def memory_errors(settings: TrainSettings) -> Iterator[None]:
     """Turn a lack of memory into RunError E1605 with the settings that take less."""
     try:
         yield
@@ -201,9 +201,9 @@ def out_of_memory_told(settings: TrainSettings) -> Iterator[None]:
         and "vision" not in stage.trainable
     ):
         found.insert(0, "device_cache_bytes=0")
-    told = f"a worker ran out of memory with stage.micro_batch_size={stage.micro_batch_size}"
+    text = f"a worker ran out of memory with stage.micro_batch_size={stage.micro_batch_size}"
     ways = f"Use more workers, or one or several of: --set {', --set '.join(found)}."
-    raise RunError("E1605", f"{told}. {ways if found else 'Use more workers or shorter rows.'}")
+    raise RunError("E1605", f"{text}. {ways if found else 'Use more workers or shorter rows.'}")
 
 
 def export(
@@ -234,13 +234,13 @@ def export(
         raise RunError("E1604", "the checkpoints are of another run.")
     base = Path(settings.model)
     if not base.is_dir():
-        told = f"base {base.name!r} is not where the run began with it. Name where it lies"
-        raise RunError("E1604", f"{told} with --model.")
+        text = f"base {base.name!r} is not where the run began with it. Name where it lies"
+        raise RunError("E1604", f"{text} with --model.")
     base_sha256 = weights.digest(base)
     if base_sha256 != identity["base_sha256"]:
-        told = f"base {base.name!r} has digest {base_sha256[:12]}; the run began with "
-        told += f"{identity['base_sha256'][:12]}"
-        raise RunError("E1604", f"{told}. Put it back, or name where it lies with --model.")
+        text = f"base {base.name!r} has digest {base_sha256[:12]}; the run began with "
+        text += f"{identity['base_sha256'][:12]}"
+        raise RunError("E1604", f"{text}. Put it back, or name where it lies with --model.")
     number: int = manifest["step"]
     state = SavedState(checkpoints.at(number), manifest)
     if adapter:
@@ -253,7 +253,7 @@ def export(
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Identity and settings of a run folder. Raises RunError E1507 for what is none."""
     try:
-        told = json.loads((folder / MANIFEST).read_bytes())
-        return dict(told["identity"]), {**told["settings"], "out": str(folder)}
+        record = json.loads((folder / MANIFEST).read_bytes())
+        return dict(record["identity"]), {**record["settings"], "out": str(folder)}
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError("E1507", f"{folder.name!r} holds no readable run.json.") from None

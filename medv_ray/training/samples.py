@@ -19,7 +19,7 @@ from medv_ray.training.lengths import tile_settings
 from medv_ray.training.objective import Picture, Sample
 from medv_ray.training.order import Order, noise_seed
 from medv_ray.training.prefetch import Prefetch
-from medv_ray.training.rows import RowEncoder, row_told
+from medv_ray.training.rows import RowEncoder, naming_row
 from medv_ray.training.stages import StageSettings
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Samples:
 
     def _make(self, position: int) -> Sample:
         number = self.row(position)
-        with row_told(self._dataset, number):
+        with naming_row(self._dataset, number):
             example = self._dataset[number]
             row = self._encode(example.conversations, len(example.images), number)
             several = len(example.images) > 1

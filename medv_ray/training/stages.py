@@ -122,8 +122,8 @@ class StageSettings(Settings):
             ("token_after_image", ("training",)),
         ):
             if getattr(self, name) not in fitting:
-                told = f"template={self.template} takes no {name}={getattr(self, name)}"
-                raise ValueError(f"{told}, but {' or '.join(map(str, fitting))}")
+                text = f"template={self.template} takes no {name}={getattr(self, name)}"
+                raise ValueError(f"{text}, but {' or '.join(map(str, fitting))}")
 
     def steps(self, num_rows: int) -> int:
         """Steps over `num_rows` rows; epochs follow each other without a gap, the rest of the last

@@ -44,8 +44,8 @@ def remove_run(out: Path) -> None:
     foreign = sorted(entry.name for entry in _entries(out / MODEL) if not _is_ours(entry))
     if foreign:
         more = ", ..." if len(foreign) > SHOWN_NAMES else ""
-        told = f"{MODEL}/ holds what the run did not make: {', '.join(foreign[:SHOWN_NAMES])}{more}"
-        raise RunError("E1507", f"{told}. Move it away; nothing was removed.")
+        text = f"{MODEL}/ holds what the run did not make: {', '.join(foreign[:SHOWN_NAMES])}{more}"
+        raise RunError("E1507", f"{text}. Move it away; nothing was removed.")
     for name in FOLDERS:
         entries = _entries(out / name)
         for entry in filter(_is_ours, entries):

@@ -5,7 +5,7 @@ import errno
 import pytest
 from safetensors import SafetensorError
 
-from medv_ray.disk import disk_error, disk_errors_told, is_full
+from medv_ray.disk import disk_error, disk_errors, is_full
 from medv_ray.errors import RunError
 
 
@@ -32,8 +32,8 @@ def test_a_full_disk_is_told_from_others(error: Exception | None, full: bool) ->
 
 
 def test_an_error_that_is_no_disks_goes_on() -> None:
-    with pytest.raises(ConnectionResetError), disk_errors_told("it"):
+    with pytest.raises(ConnectionResetError), disk_errors("it"):
         raise ConnectionResetError(errno.ECONNRESET, "x")
     told = r"E1511: it could not be written \(EROFS\)"
-    with pytest.raises(RunError, match=told), disk_errors_told("it"):
+    with pytest.raises(RunError, match=told), disk_errors("it"):
         raise OSError(errno.EROFS, "x")

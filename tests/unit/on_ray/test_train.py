@@ -88,7 +88,9 @@ def test_a_note_of_a_worker_is_told_once(
     Path(settings.out).mkdir()
     (Path(settings.out) / NOTE).write_text("checkpoints of steps [6] are not whole")
     seen: list[int] = []
-    with on_ray_train.telling(settings, lambda stage, event: seen.append(event.step), "room for 1"):
+    with on_ray_train.reporting(
+        settings, lambda stage, event: seen.append(event.step), "room for 1"
+    ):
         time.sleep(0.3)
     told = capsys.readouterr().err
     assert told.count("not whole") == 1

@@ -143,7 +143,7 @@ def test_a_thread_without_memory_is_a_run_without_memory(
     workers = settings.workers.model_copy(update={"num_gpus": 1})
     with (
         pytest.raises(RunError, match="device_cache_bytes=0"),
-        run.out_of_memory_told(settings.model_copy(update={"workers": workers})),
+        run.memory_errors(settings.model_copy(update={"workers": workers})),
     ):
         raise MemoryError
 

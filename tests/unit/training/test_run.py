@@ -293,7 +293,7 @@ def test_out_of_memory_names_settings(home: Path, tmp_path: Path) -> None:
     settings = job(home, tmp_path)
     sharded = settings.model_copy(update={"shard": ShardSettings(offload_params=True)})
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
-        with pytest.raises(RunError, match="E1605") as caught, run.out_of_memory_told(sharded):
+        with pytest.raises(RunError, match="E1605") as caught, run.memory_errors(sharded):
             raise error
     detail = caught.value.detail
     assert "stage.micro_batch_size=2" in detail
@@ -303,11 +303,11 @@ def test_out_of_memory_names_settings(home: Path, tmp_path: Path) -> None:
     ):
         assert f"--set {assignment}" in detail
     assert "offload_params" not in detail
-    with pytest.raises(RunError) as caught, run.out_of_memory_told(settings):
+    with pytest.raises(RunError) as caught, run.memory_errors(settings):
         raise MemoryError
     assert "shard.engine=zero3" in caught.value.detail
     assert "offload" not in caught.value.detail
-    with pytest.raises(RuntimeError, match="other"), run.out_of_memory_told(settings):
+    with pytest.raises(RuntimeError, match="other"), run.memory_errors(settings):
         raise RuntimeError("other")
 
 
