@@ -70,8 +70,8 @@ def arms(model: Medv, prompt: Tensor, mask_id: int) -> dict[str, Callable[[], Te
     spec = SampleSpec(gen_length=LENGTH, block_length=LENGTH, steps=LENGTH, mask_id=mask_id)
 
     def ours() -> Tensor:
-        door = FullRecompute(packed, [packed.embed(prompt)])
-        for state in sample(door, spec, head=head):
+        denoiser = FullRecompute(packed, [packed.embed(prompt)])
+        for state in sample(denoiser, spec, head=head):
             final = state
         return final.x[0]
 
@@ -184,11 +184,11 @@ def measure_dual(vocabulary: int, repeats: int) -> dict[str, object]:
     prompt = model.embed(torch.randint(0, vocabulary - 1, (LONG_PROMPT,), generator=generator))
     head = pack(model.head)
 
-    def run(door: FullRecompute, steps: int) -> tuple[Tensor, int]:
+    def run(denoiser: FullRecompute, steps: int) -> tuple[Tensor, int]:
         spec = SampleSpec(LENGTH, LENGTH, steps, vocabulary - 1)
         with torch.inference_mode():
-            *_, final = sample(door, spec, head=head)
-        return final.x[0], door.computed
+            *_, final = sample(denoiser, spec, head=head)
+        return final.x[0], denoiser.computed
 
     def full() -> FullRecompute:
         return FullRecompute(model, [prompt])
@@ -199,11 +199,11 @@ def measure_dual(vocabulary: int, repeats: int) -> dict[str, object]:
 
     if not torch.equal(run(full(), 4)[0], run(dual(1), 4)[0]):
         raise SystemExit("wrong result, not timed: a refresh at every step is not exact")
-    doors = {"full": full, "dual": lambda: dual(REFRESH)}
-    tokens = {name: run(make(), LENGTH) for name, make in doors.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in doors}
+    denoisers = {"full": full, "dual": lambda: dual(REFRESH)}
+    tokens = {name: run(make(), LENGTH) for name, make in denoisers.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in denoisers}
     for _ in range(repeats):
-        for name, make in doors.items():
+        for name, make in denoisers.items():
             start = time.process_time()
             got = run(make(), LENGTH)[0]
             seconds[name].append(time.process_time() - start)

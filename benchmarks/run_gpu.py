@@ -36,12 +36,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
+from medv_ray.engine.lane import Lane
+
 import bench_select
 import bench_train_loss
 from circumstances import circumstances
 from medv_kernels import ops, reference
 from medv_ray.diffusion.sampler import Denoising, SampleSpec, sample
-from medv_ray.engine.lane import Lane
 from medv_ray.model.config import LanguageConfig, ModelConfig
 from medv_ray.model.denoise import FullRecompute
 from medv_ray.model.medv import Medv

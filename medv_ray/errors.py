@@ -9,6 +9,7 @@ Longer than a module should be: it is one list, which is looked up by code.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -533,3 +534,22 @@ def explain(code: str) -> str:
             f"{code[:20]!r} is not a code of the catalogue ({min(CATALOGUE)} .. {max(CATALOGUE)}).",
         )
     return f"{code.upper()} {entry.reason}\n  cause: {entry.cause}\n  fix:   {entry.fix}"
+
+
+SHORT_OF_MEMORY = (
+    "out of memory",  # torch, CUDA, Triton
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER, cuSPARSE
+    "can't allocate memory",  # torch's CPU allocator
+    "not enough memory",
+    "Cannot allocate memory",
+)
+"""What libraries say in errors that have no class of their own for it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, of the machine or of the GPU, was short."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in SHORT_OF_MEMORY)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from medv_kernels.launch import cdiv, check_device, constant, number, on, power_of_two
-from medv_kernels.reference_commit import BlockState, check_rule
+from medv_kernels.reference_commit import ResponseState, check_rule
 
 MOST = 4096
 """Positions of a row, which one program holds."""
@@ -39,7 +39,8 @@ def commit(
     new, chosen = torch.empty_like(x, memory_format=torch.contiguous_format), _empty(x, torch.bool)
     if x.numel() == 0:
         return new, chosen
-    rest, rank = rest.contiguous(), _ranks(eligible.contiguous(), rest.contiguous(), None)
+    rest = rest.contiguous()
+    rank = _ranks(eligible.contiguous(), rest, rest, None)
     rule, number = _rule(threshold, factor, x.device)
     counts = rank if k is None else torch.as_tensor(k, device=x.device).contiguous()
     from medv_kernels import triton_commit as kernels
@@ -59,17 +60,20 @@ def commit(
 
 @torch.no_grad()
 def commit_step(
-    state: BlockState,
+    state: ResponseState,
     token: Tensor,
     rest: Tensor,
+    limit: Tensor,
+    step: Tensor,
     k: Tensor | None = None,
     *,
     mask_id: int,
+    key: Tensor | None = None,
     stop_ids: Sequence[Sequence[int]] = (),
-    threshold: float | None = None,
-    factor: float | None = None,
+    begin: int = 0,
+    threshold: Tensor | None = None,
+    factor: Tensor | None = None,
     num_masks: Tensor | None = None,
-    steps: int | None = None,
 ) -> None:
     """As `reference.commit_step`. The tensors of `state` are contiguous, and stay where they are.
 
@@ -81,21 +85,20 @@ def commit_step(
     if x.numel() == 0:
         return
     _check_contiguous(state)
-    rest = rest.contiguous()
-    rank = _ranks(state.masked, rest, state)
-    rule, number = _rule(threshold, factor, x.device)
+    rest, limit = rest.contiguous(), limit.contiguous()
+    rank = _ranks(state.masked, rest if key is None else key.contiguous(), rest, limit)
+    value = next(v for v in (k, threshold, factor) if v is not None)
+    rule = 0 if k is not None else 1 if threshold is not None else 2
     sequences, sizes, width = _sequences(stop_ids, x.device)
-    limit = k.shape[1] if k is not None else -1 if steps is None else steps
     from medv_kernels import triton_commit as kernels
 
     with on(x.device):
         kernels.commit_step[(len(x),)](
-            *(x, state.masked.view(torch.int8), state.block_start, state.block_end, state.stop),
-            *(state.step, state.total, state.token_confidence, state.token_step),
-            *(state.failed.view(torch.int8), state.left, token.contiguous(), rest, rank),
-            *(rank if k is None else k.contiguous(), number),
+            *(x, state.masked.view(torch.int8), state.stop, state.token_confidence),
+            *(state.token_step, state.failed.view(torch.int8), token.contiguous(), rest, rank),
+            *(limit, step.contiguous(), value.contiguous()),
             rank if num_masks is None else num_masks.contiguous(),
-            *(sequences, sizes, x.shape[1], limit, limit if k is not None else 1, mask_id),
+            *(sequences, sizes, x.shape[1], begin, mask_id),
             ROW=power_of_two(x.shape[1]),
             RULE=rule,
             COUNTED=num_masks is not None,
@@ -105,20 +108,20 @@ def commit_step(
         )
 
 
-def _ranks(eligible: Tensor, rest: Tensor, state: BlockState | None) -> Tensor:
-    """int32[B, L]; of a state only positions before the row's limit are ranked."""
+def _ranks(eligible: Tensor, key: Tensor, rest: Tensor, limit: Tensor | None) -> Tensor:
+    """int32[B, L]; with int64[B] limits only positions before the row's are ranked."""
     rows, length = eligible.shape
     if length > MOST:
         raise ValueError(f"rows of {length} positions: a program holds at most {MOST}")
     rank = _empty(eligible, torch.int32)
     tiles = cdiv(length, TILE)
-    ends = (rank, rank) if state is None else (state.block_end, state.stop)
     from medv_kernels import triton_commit as kernels
 
     with on(rank.device):
         kernels.ranks[(rows, tiles)](
-            *(rest, eligible.view(torch.int8), *ends, rank, length),
-            LIMITED=state is not None,
+            *(key, rest, eligible.view(torch.int8), rank if limit is None else limit),
+            *(rank, length),
+            LIMITED=limit is not None,
             TILE=TILE,
             TILES=tiles,
             num_warps=4,
@@ -146,7 +149,7 @@ def _sequences(
     return ids_on, sizes_on, width
 
 
-def _check_contiguous(state: BlockState) -> None:
+def _check_contiguous(state: ResponseState) -> None:
     loose = [name for name, part in vars(state).items() if not part.is_contiguous()]
     if loose:
         raise ValueError(f"the state is changed in place: {loose} must be contiguous")

@@ -14,10 +14,13 @@ from medv_kernels import reference
 from medv_kernels.reference import Selection
 
 
-def select(rows: Tensor, *args: Any, k: int | None = None, **more: Any) -> Selection:
-    """`reference.select`; on a GPU `k` saves nothing, and all odds are whole."""
-    if not takes_kernels(rows):
-        more["k"] = k
+def select(
+    rows: Tensor, *args: Any, k: int | None = None, allowed: Tensor | None = None, **more: Any
+) -> Selection:
+    """`reference.select`; on a GPU `k` saves nothing, and all odds are whole. Rows with `allowed`
+    ids are chosen for in plain torch on any device."""
+    if allowed is not None or not takes_kernels(rows):
+        return reference.select(rows, *args, k=k, allowed=allowed, **more)
     found: Selection = _of(rows, "select")(rows, *args, **more)
     return found
 
@@ -28,7 +31,7 @@ def commit(x: Tensor, *args: Any, **more: Any) -> tuple[Tensor, Tensor]:
     return found
 
 
-def commit_step(state: reference.BlockState, *args: Any, **more: Any) -> None:
+def commit_step(state: reference.ResponseState, *args: Any, **more: Any) -> None:
     """`reference.commit_step`."""
     _of(state.x, "commit_step", "commit")(state, *args, **more)
 

@@ -26,20 +26,22 @@ from torch import Tensor
 from medv_kernels import noise
 from medv_kernels.linear import PackedWeight, linear
 from medv_kernels.reference_commit import (
-    BlockState,
+    ResponseState,
     accepted_by_factor,
     accepted_by_threshold,
     commit,
     commit_step,
+    find_stop,
 )
 
 __all__ = [
-    "BlockState",
+    "ResponseState",
     "Selection",
     "accepted_by_factor",
     "accepted_by_threshold",
     "commit",
     "commit_step",
+    "find_stop",
     "join",
     "select",
 ]
@@ -77,6 +79,7 @@ def select(
     second: bool = False,
     check: bool = True,
     k: int | None = None,
+    allowed: Tensor | None = None,
 ) -> Selection:
     """Choose a token for every row.
 
@@ -92,9 +95,11 @@ def select(
         unconditional: like `rows`, without the prompt; for guidance, which takes
             un + (cfg_scale + 1) (cond - un) for logits.
         second: find the best other token too, and with it `gap`.
-        check: False does not raise for a row without an answer (below): its `rest` is NaN.
+        check: False does not raise for a row without an answer (below): its token is 0, its `rest`
+            NaN.
         k: the rows compete for so many places. `rest` of a row that cannot be among the k smallest
             may be no more than a lower bound, which is above these.
+        allowed: bool[N, V], ids that may be chosen; others are forbidden to that row.
 
     Raises FloatingPointError for a row with a NaN or infinite logit, or with every token forbidden.
     Neither `rows` nor `head` is changed.
@@ -102,7 +107,7 @@ def select(
     check_draws(temperature, uniform, keys, len(rows))
     if isinstance(head, Tensor):
         head = head[:logit_size]
-    written = len(forbidden) > 0 or unconditional is not None or not check
+    written = len(forbidden) > 0 or unconditional is not None or allowed is not None
     parts = []
     for start in range(0, len(rows), PIECE):
         piece = slice(start, start + PIECE)
@@ -115,14 +120,14 @@ def select(
         draws = None if uniform is None or temperature == 0 else uniform[piece]
         if keys is not None and temperature > 0:
             draws = noise.uniform(keys[piece], logits.shape[1])
-        bad = None if check else ~logits.amax(1).isfinite()
-        if bad is not None:
-            logits.masked_fill_(bad[:, None], 0.0)  # any row that has an answer; it is marked below
+        if allowed is not None:
+            logits.masked_fill_(~allowed[piece, : logits.shape[1]], -torch.inf)
         before = logits.clone() if second else None
-        part = Selection(*choose(logits, list(unranked), temperature, draws, k))
+        part = Selection(*choose(logits, list(unranked), temperature, draws, k, check))
         if before is not None:
-            part = part._replace(gap=_gap(before, part.token))
-        parts.append(part if bad is None else _mark(part, bad))
+            gap = _gap(before, part.token)
+            part = part._replace(gap=gap.masked_fill(part.rest.isnan(), torch.nan))
+        parts.append(part)
     return join(parts, rows.device, second)
 
 
@@ -138,6 +143,8 @@ def check_draws(temperature: float, uniform: Tensor | None, keys: Tensor | None,
 
 def join(parts: Sequence[Selection], device: torch.device, second: bool = False) -> Selection:
     """The selections of pieces of rows as one; of no pieces, an empty one."""
+    if len(parts) == 1:
+        return parts[0]
     token, number = torch.empty(0, device=device).long(), torch.empty(0, device=device).double()
     gaps = [part.gap for part in parts if part.gap is not None]
     return Selection(
@@ -160,9 +167,3 @@ def _gap(logits: Tensor, token: Tensor) -> Tensor:
     """float64[n], the token's logit minus the largest other one. Overwrites the logits."""
     own = logits.gather(1, token[:, None])[:, 0].double()
     return own - logits.scatter_(1, token[:, None], -torch.inf).amax(1).double()
-
-
-def _mark(part: Selection, bad: Tensor) -> Selection:
-    """The selection with token 0 and NaN where bool[n] says that there is no answer."""
-    gap = None if part.gap is None else part.gap.masked_fill(bad, torch.nan)
-    return Selection(part.token.masked_fill(bad, 0), part.rest.masked_fill(bad, torch.nan), gap)

@@ -1,4 +1,4 @@
-"""Which positions of a step take their token, in plain torch; and a whole step of a block.
+"""Which positions of a step take their token, in plain torch; and a whole step, in place.
 
 Every rule is a number of accepted ranks, counted from 1 in the order of `rest` ascending, ties to
 the lowest position:
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+WORST = torch.finfo(torch.float64).max
 
 
 def commit(
@@ -56,7 +58,7 @@ def commit(
     return torch.where(chosen, token, x), chosen
 
 
-def check_rule(k: object, threshold: float | None, factor: float | None) -> None:
+def check_rule(k: object, threshold: object, factor: object) -> None:
     """Raises ValueError unless exactly one rule is given."""
     given = [
         name
@@ -67,18 +69,18 @@ def check_rule(k: object, threshold: float | None, factor: float | None) -> None
         raise ValueError(f"give one of k, threshold and factor, not {given or 'none of them'}")
 
 
-def accepted_by_threshold(rest: Tensor, eligible: Tensor, threshold: float) -> Tensor:
+def accepted_by_threshold(rest: Tensor, eligible: Tensor, threshold: float | Tensor) -> Tensor:
     """int64[B]: eligible positions of confidence >= threshold, at least one where any is eligible.
 
     Args:
-        rest: float[B, L].  eligible: bool[B, L].
+        rest: float[B, L].  eligible: bool[B, L].  threshold: a number, or float64[B, 1].
     """
     sure = (eligible & (confidence_of(rest) >= threshold)).sum(1)
     return torch.maximum(sure, eligible.any(1).long())
 
 
 def accepted_by_factor(
-    rest: Tensor, eligible: Tensor, factor: float, num_masks: Tensor | None = None
+    rest: Tensor, eligible: Tensor, factor: float | Tensor, num_masks: Tensor | None = None
 ) -> Tensor:
     """int64[B]: the ranks before the first that fails; see the module. As for `commit`, else."""
     num_eligible = eligible.sum(1)
@@ -99,149 +101,119 @@ def confidence_of(rest: Tensor) -> Tensor:
 def _best(rest: Tensor, able: Tensor, count: Tensor) -> Tensor:
     """bool[B, L], the count[b] positions of smallest `rest` among those that are able."""
     # an eligible position of probability 0 still goes before one that is not eligible
-    worst = torch.finfo(torch.float64).max
-    key = rest.double().clamp(max=worst).masked_fill_(~able, torch.inf)
+    key = torch.where(able, rest.double().clamp(max=WORST), torch.inf)
     first = torch.arange(rest.shape[1], device=rest.device) < count[:, None]  # in order of rank
-    return torch.zeros_like(able).scatter_(1, key.argsort(dim=1, stable=True), first) & able
+    chosen = torch.empty_like(able).scatter_(1, key.argsort(dim=1, stable=True), first)
+    return chosen.logical_and_(able)
 
 
 @dataclass
-class BlockState:
-    """Rows in the middle of a block, on the device. Rows share nothing."""
+class ResponseState:
+    """Responses that are being denoised, on the device. Rows share nothing."""
 
     x: Tensor
-    """int64[B, L], tokens now; positions count from the start of the answer."""
+    """int64[B, L], tokens now."""
     masked: Tensor
     """bool[B, L]."""
-    block_start: Tensor
-    """int64[B], first position of the row's block."""
-    block_end: Tensor
-    """int64[B], one past its last."""
     stop: Tensor
     """int64[B], where the first stop sequence begins; L where none was found."""
-    step: Tensor
-    """int64[B], steps taken in this block."""
-    total: Tensor
-    """int64[B], steps taken in all blocks."""
     token_confidence: Tensor
     """float32[B, L], probability of each token when it was committed, 0 where none was."""
     token_step: Tensor
-    """int32[B, L], `total` at that time, -1 where none was."""
+    """int32[B, L], the row's step at that time, -1 where none was."""
     failed: Tensor
-    """bool[B], a row that needed odds and got NaN; nothing of it changes any more."""
-    left: Tensor
-    """int64[B], masks that keep the block going: those before the stop, or the block's own where
-    there is none. 0 where the block is over, for want of steps or after a failure too."""
+    """bool[B], a row that needed odds and got NaN; that step changed nothing of it."""
 
     @classmethod
-    def begin(cls, x: Tensor, masked: Tensor, start: Tensor, end: Tensor) -> BlockState:
-        """Rows before their first step in the block [start, end); x and masked become its own."""
+    def begin(cls, x: Tensor, masked: Tensor) -> ResponseState:
+        """Rows before their first step; x int64[B, L] and masked bool[B, L] become its own."""
         rows, length = x.shape
-        zero = torch.zeros(rows, dtype=torch.int64, device=x.device)
-        state = cls(
-            *(x.contiguous(), masked.contiguous(), start.clone(), end.clone()),
-            *(zero + length, zero, zero.clone()),
+        return cls(
+            x.contiguous(),
+            masked.contiguous(),
+            torch.full((rows,), length, device=x.device),
             torch.zeros(x.shape, dtype=torch.float32, device=x.device),
             torch.full(x.shape, -1, dtype=torch.int32, device=x.device),
-            *(zero.bool(), zero.clone()),
+            torch.zeros(rows, dtype=torch.bool, device=x.device),
         )
-        state.left = _left(state)
-        return state
-
-    def enter_block(self, which: Tensor, start: Tensor, end: Tensor) -> None:
-        """Move the rows of bool[B] `which` to the block [start, end), int64[B], before its first
-        step; in place and on the device.
-        """
-        self.block_start.copy_(torch.where(which, start, self.block_start))
-        self.block_end.copy_(torch.where(which, end, self.block_end))
-        self.step.masked_fill_(which, 0)
-        self.left.copy_(torch.where(which & ~self.failed, _left(self), self.left))
 
 
 @torch.no_grad()
 def commit_step(
-    state: BlockState,
+    state: ResponseState,
     token: Tensor,
     rest: Tensor,
+    limit: Tensor,
+    step: Tensor,
     k: Tensor | None = None,
     *,
     mask_id: int,
+    key: Tensor | None = None,
     stop_ids: Sequence[Sequence[int]] = (),
-    threshold: float | None = None,
-    factor: float | None = None,
+    begin: int = 0,
+    threshold: Tensor | None = None,
+    factor: Tensor | None = None,
     num_masks: Tensor | None = None,
-    steps: int | None = None,
 ) -> None:
-    """Take one step of every row's block, in place. A row whose block is over is left as it is.
+    """Take one step of every row, in place. Masked positions before a row's limit may be committed.
 
-    Positions before the stop, or before the block's end where there is none, may be committed. A
-    committed mask token leaves its position masked. Stop sequences are tried in order until a stop
-    is known, so later only the first can move it, and only to the left.
+    A committed mask token leaves its position masked. Stop sequences are tried in order until a
+    stop is known, so later only the first can move it, and only to the left.
 
     Args:
-        token: int64[B, L] and rest: float[B, L] of this step; ignored where not eligible.
-        k: int64[B, steps], how many row b commits at its step. Or `threshold` or `factor`, as in
-            `commit`.
+        token: int64[B, L] and rest: float[B, L] of this step; ignored where nothing may be
+            committed.
+        limit: int64[B], one past the last position that may be; 0 for a row that takes no step.
+        step: int64[B], the number that committed positions get for `token_step`.
+        k: int64[B], how many are committed. Or `threshold` or `factor`, float64[B], as in `commit`.
+        key: float[B, L], what is ranked, ascending, in place of `rest`.
         stop_ids: the stop sequences.
-        steps: with threshold or factor, the most steps of a block; by default no limit.
+        begin: stop sequences are looked for from this position on.
+        num_masks: int64[B], for `factor`, as in `commit`.
     """
     check_rule(k, threshold, factor)
-    steps = steps if k is None else k.shape[1]
-    eligible = state.masked & (_places(state) < _limit(state)[:, None])
-    active = ~state.failed & (state.left > 0)
-    now, needed = None, active
+    places = torch.arange(state.x.shape[1], device=state.x.device)
+    eligible = state.masked & (places < limit[:, None])
+    bad = (eligible & rest.isnan()).any(1)
+    state.failed |= bad
+    eligible &= ~bad[:, None]
     if k is not None:
-        now = k.gather(1, state.step.clamp(max=k.shape[1] - 1)[:, None])[:, 0]
-        needed = active & (now > 0)
-    state.failed |= needed & (eligible & rest.isnan()).any(1)
-    active = active & ~state.failed
-    able = eligible & active[:, None]
-    new, chosen = commit(
-        *(state.x, able, token, rest, now),
-        threshold=threshold,
-        factor=factor,
-        num_masks=num_masks,
-    )
-    state.x.copy_(new)
-    state.masked &= ~chosen | (new == mask_id)
-    state.token_confidence.copy_(
-        torch.where(chosen, confidence_of(rest).float(), state.token_confidence)
-    )
-    state.token_step.copy_(torch.where(chosen, state.total.int()[:, None], state.token_step))
-    state.stop.copy_(torch.where(active, _find_stop(new, stop_ids, state.stop), state.stop))
-    state.step += active
-    state.total += active
-    over = state.failed if steps is None else state.failed | (state.step >= steps)
-    left = torch.where(active, _left(state), state.left)
-    state.left.copy_(left.masked_fill(over, 0))
+        count = k
+    elif threshold is not None:
+        count = accepted_by_threshold(rest, eligible, threshold[:, None])
+    else:
+        assert factor is not None
+        count = accepted_by_factor(rest, eligible, factor[:, None], num_masks)
+    chosen = _best(rest if key is None else key, eligible, count)
+    torch.where(chosen, token, state.x, out=state.x)
+    landed = (token != mask_id).logical_and_(chosen)
+    torch.gt(state.masked, landed, out=state.masked)
+    confidence = confidence_of(rest).float()
+    torch.where(chosen, confidence, state.token_confidence, out=state.token_confidence)
+    torch.where(chosen, step.int()[:, None], state.token_step, out=state.token_step)
+    find_stop(state.x, stop_ids, state.stop, begin)
 
 
-def _places(state: BlockState) -> Tensor:
-    return torch.arange(state.x.shape[1], device=state.x.device)
+def find_stop(x: Tensor, sequences: Sequence[Sequence[int]], stop: Tensor, begin: int = 0) -> None:
+    """Where each row of int64[B, L] is cut, from position `begin` on, given int64[B] where it was
+    cut before, L where nowhere; in place.
 
-
-def _limit(state: BlockState) -> Tensor:
-    """int64[B], one past the last position that may be committed."""
-    return torch.where(state.stop < state.x.shape[1], state.stop, state.block_end)
-
-
-def _left(state: BlockState) -> Tensor:
-    """int64[B], masks between the block's start (0 once a stop is known) and the limit."""
-    start = torch.where(state.stop < state.x.shape[1], 0, state.block_start)
-    inside = (_places(state) >= start[:, None]) & (_places(state) < _limit(state)[:, None])
-    return (state.masked & inside).sum(1)
-
-
-def _find_stop(x: Tensor, sequences: Sequence[Sequence[int]], stop: Tensor) -> Tensor:
-    """int64[B], where each row of x is cut, given where it was cut before; L where nowhere."""
-    rows, length = x.shape
-    open_ = torch.ones(rows, dtype=torch.bool, device=x.device)  # rows that try this sequence
+    The sequences are tried in order until a cut is known. So once there is one, only the first
+    sequence can move it, and only to the left: the reference's rule, which may keep a later cut
+    than a fresh search would find.
+    Source: LLaDA-V generate_with_embeds.
+    """
+    length, more = x.shape[1], None
     for sequence in sequences:
-        if 0 < len(sequence) <= length:
-            windows = x.unfold(1, len(sequence), 1)  # [B, L - m + 1, m]
-            hits = (windows == torch.tensor(sequence, device=x.device)).all(2)
-            places = torch.arange(hits.shape[1], device=x.device)
-            first = places.expand_as(hits).masked_fill(~hits, length).amin(1)
-            stop = torch.where(open_, torch.minimum(stop, first), stop)
-        open_ = open_ & (stop == length)
-    return stop
+        if 0 < len(sequence) <= length - begin:
+            hits = x[:, begin : length - len(sequence) + 1] == sequence[0]
+            for offset, token in enumerate(sequence[1:], start=1):
+                end = length - len(sequence) + 1 + offset
+                hits &= x[:, begin + offset : end] == token
+            places = torch.arange(begin, begin + hits.shape[1], device=x.device)
+            first = torch.where(hits, places, length).amin(1)
+            if more is not None:  # rows whose cut is known do not try it
+                first = torch.where(more, first, length)
+            torch.minimum(stop, first, out=stop)
+        if len(sequences) > 1:
+            more = stop == length

@@ -64,6 +64,7 @@ def choose(
     temperature: float = 0.0,
     uniform: Tensor | None = None,
     k: int | None = None,
+    check: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Token int64[n] and odds float64[n] of each row of float32[n, V]; see `select`.
 
@@ -71,23 +72,26 @@ def choose(
         uniform: float64[n, V], the draws where the temperature is above 0.
         k: the rows compete for so many places: what cannot be among the k smallest odds may be no
             more than a lower bound of itself.
+        check: False gives token 0 and odds NaN to a row whose largest logit is not finite.
 
-    Raises FloatingPointError for a row whose largest logit is not finite.
+    Raises FloatingPointError for such a row.
     """
     found = largest(logits)
-    if not torch.isfinite(found.best).all():
-        row = int((~torch.isfinite(found.best)).nonzero()[0])
+    finite = torch.isfinite(found.best)
+    if check and not finite.all():
+        row = int((~finite).nonzero()[0])
         raise FloatingPointError(
             f"the largest logit of row {row} of {len(logits)} is {found.best[row].item()}: "
             "the weights or the hidden states are not finite, or every token is forbidden"
         )
     plain = uniform is None and not unranked and logits.device.type == "cpu"
     if k is None or not plain or not 0 < k < len(logits):
-        return _all(logits, found, unranked, temperature, uniform)
-    rest = _smallest(logits, found, k)
-    if rest is None:
-        rest = _all(logits, found, [], 0.0, None)[1]
-    return found.top, _settle_close(logits, found, rest, k)
+        token, rest = _all(logits, found, unranked, temperature, uniform)
+    else:
+        token, few = found.top, _smallest(logits, found, k)
+        rest = _all(logits, found, [], 0.0, None)[1] if few is None else few
+        rest = _settle_close(logits, found, rest, k)
+    return (token, rest) if check else (token * finite, rest.masked_fill(~finite, torch.nan))
 
 
 def _all(
@@ -97,11 +101,11 @@ def _all(
     tokens, rests, height = [], [], _height(logits)
     for start in range(0, len(logits), height):
         some = slice(start, start + height)
-        token = found.top[some]
+        token = top = found.top[some]
         if uniform is not None:
             token = _gumbel(logits[some], found.best[some], temperature, uniform[some])
         tokens.append(token)
-        rests.append(_odds(logits[some], found.best[some], found.top[some], token, unranked))
+        rests.append(_odds(logits[some], found.best[some], top, token, unranked))
     return torch.cat(tokens), torch.cat(rests)
 
 

@@ -2,7 +2,7 @@
 
     rank[b, i] = how many able j have key_j < key_i, or key_j == key_i and j < i     (from 0)
 
-`key` is `rest` cut at the largest float64, so that odds of inf still rank. Able is an eligible
+`key` is cut at the largest float64, so that odds of inf still rank. Able is an eligible
 position whose rest is not NaN; the others get the rank `NEVER`. Counting needs no sort, takes any k
 and leaves ties to the lowest position. Reference: reference_commit.py.
 
@@ -22,37 +22,22 @@ RULE_FACTOR = tl.constexpr(2)
 
 
 @triton.jit
-def window(masked, block_start, block_end, stop, row, i, length):
-    """A row's mask bool at positions i, and whether i lies before the limit, and inside the window.
-
-    The limit is the stop or, without one (stop = L), the block's end; the window begins at 0 or at
-    the block's start.
-    """
-    found = tl.load(stop + row)
-    known = found < length
-    limit = tl.where(known, found, tl.load(block_end + row))
-    start = tl.where(known, 0, tl.load(block_start + row))
-    on = tl.load(masked + row * length + i, mask=i < length, other=0) != 0
-    return on & (i < limit), on & (i >= start) & (i < limit)
-
-
-@triton.jit
-def keys_of(rest, eligible, block_end, stop, row, i, length, LIMITED: tl.constexpr):
+def keys_of(key, rest, eligible, limit, row, i, length, LIMITED: tl.constexpr):
     """Keys float64 at positions i of a row, and which are able."""
     on = tl.load(eligible + row * length + i, mask=i < length, other=0) != 0
     if LIMITED:
-        found = tl.load(stop + row)
-        on = on & (i < tl.where(found < length, found, tl.load(block_end + row)))
-    key = tl.load(rest + row * length + i, mask=i < length, other=0.0).to(tl.float64)
-    return tl.where(key > LARGEST, LARGEST, key), on & (key == key)
+        on = on & (i < tl.load(limit + row))
+    ranked = tl.load(key + row * length + i, mask=i < length, other=0.0).to(tl.float64)
+    odds = tl.load(rest + row * length + i, mask=i < length, other=0.0)
+    return tl.where(ranked > LARGEST, LARGEST, ranked), on & (odds == odds)
 
 
 @triton.jit
 def ranks(
+    key,
     rest,
     eligible,
-    block_end,
-    stop,
+    limit,
     rank,
     length,
     LIMITED: tl.constexpr,
@@ -65,13 +50,13 @@ def ranks(
     """
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    key, able = keys_of(rest, eligible, block_end, stop, row, i, length, LIMITED)
+    mine, able = keys_of(key, rest, eligible, limit, row, i, length, LIMITED)
     count = tl.zeros((TILE,), tl.int32)
     for tile in range(TILES):
         j = tile * TILE + tl.arange(0, TILE)
-        other, there = keys_of(rest, eligible, block_end, stop, row, j, length, LIMITED)
-        before = (other[None, :] < key[:, None]) | (
-            (other[None, :] == key[:, None]) & (j[None, :] < i[:, None])
+        other, there = keys_of(key, rest, eligible, limit, row, j, length, LIMITED)
+        before = (other[None, :] < mine[:, None]) | (
+            (other[None, :] == mine[:, None]) & (j[None, :] < i[:, None])
         )
         count += tl.sum((before & there[None, :]).to(tl.int32), 1)
     tl.store(rank + row * length + i, tl.where(able, count, NEVER), mask=i < length)
@@ -155,6 +140,7 @@ def first_stop(
     count,
     row,
     length,
+    begin,
     found,
     sequences,
     sizes,
@@ -167,7 +153,7 @@ def first_stop(
     trying = tl.full((), 1, tl.int32)
     for s in tl.static_range(NUM_STOPS):
         size = tl.load(sizes + s)
-        hit = (size > 0) & (i + size <= length)
+        hit = (size > 0) & (i >= begin) & (i + size <= length)
         for w in tl.static_range(WIDTH):
             now = after_step(x, token, rank, count, row, i + w, length)
             hit = hit & ((w >= size) | (now == tl.load(sequences + s * WIDTH + w)))
@@ -181,26 +167,21 @@ def first_stop(
 def commit_step(
     x,
     masked,
-    block_start,
-    block_end,
     stop,
-    step,
-    total,
     token_confidence,
     token_step,
     failed,
-    left,
     token,
     rest,
     rank,
-    k,
+    limit,
+    step,
     rule,
     num_masks,
     sequences,
     sizes,
     length,
-    steps,
-    k_width,
+    begin,
     mask_id,
     ROW: tl.constexpr,
     RULE: tl.constexpr,
@@ -208,50 +189,34 @@ def commit_step(
     NUM_STOPS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """One step of a row, in place. Grid (B,). steps below 0: no limit."""
+    """One step of a row, in place. Grid (B,). `rule` holds each row's k, threshold or factor."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, ROW)
     at, inside = row * length + i, i < length
-    taken_before = tl.load(step + row)
-    active = (tl.load(failed + row) == 0) & (tl.load(left + row) > 0)
-    if active:
-        odds = tl.load(rest + at, mask=inside, other=0.0).to(tl.float64)
-        order = tl.load(rank + at, mask=inside, other=NEVER)
+    odds = tl.load(rest + at, mask=inside, other=0.0).to(tl.float64)
+    order = tl.load(rank + at, mask=inside, other=NEVER)
+    before = tl.load(masked + at, mask=inside, other=0) != 0
+    lost = before & (i < tl.load(limit + row)) & (odds != odds)
+    if tl.max(lost.to(tl.int32), 0) > 0:
+        tl.store(failed + row, 1)
+    else:
         able = order < NEVER
-        eligible, _ = window(masked, block_start, block_end, stop, row, i, length)
-        wanted = tl.full((), 1, tl.int64)
-        if RULE == RULE_K:
-            last = tl.minimum(taken_before, k_width - 1)
-            wanted = tl.load(k + row * k_width + last).to(tl.int64)
-        lost = tl.max((eligible & (odds != odds)).to(tl.int32), 0)
-        if (wanted > 0) & (lost > 0):
-            tl.store(failed + row, 1)
-            tl.store(left + row, 0)
-        else:
-            masks = tl.full((), -1, tl.int64)
-            if COUNTED:
-                masks = tl.load(num_masks + row)
-            confidence = 1 / (1 + odds)
-            count = accepted(order, confidence, able, wanted, tl.load(rule), masks, RULE)
-            taken = able & (order < count)
-            new = tl.load(token + at, mask=taken, other=0)
-            done = tl.load(total + row)
-            found = first_stop(
-                *(x, token, rank, count, row, length, tl.load(stop + row), sequences, sizes),
-                *(ROW, NUM_STOPS, WIDTH),
-            )
-            known = found < length
-            limit = tl.where(known, found, tl.load(block_end + row))
-            start = tl.where(known, 0, tl.load(block_start + row))
-            still = tl.load(masked + at, mask=inside, other=0) != 0
-            still = still & ((taken == 0) | (new == mask_id))
-            remain = tl.sum((still & (i >= start) & (i < limit)).to(tl.int64), 0)
-            over = (steps >= 0) & (taken_before + 1 >= steps)
-            tl.store(x + at, new, mask=taken)
-            tl.store(masked + at, still.to(tl.int8), mask=inside)
-            tl.store(token_confidence + at, confidence.to(tl.float32), mask=taken)
-            tl.store(token_step + at, tl.zeros_like(i) + done.to(tl.int32), mask=taken)
-            tl.store(stop + row, found)
-            tl.store(step + row, taken_before + 1)
-            tl.store(total + row, done + 1)
-            tl.store(left + row, tl.where(over, 0, remain))
+        masks = tl.full((), -1, tl.int64)
+        if COUNTED:
+            masks = tl.load(num_masks + row)
+        number = tl.load(rule + row)
+        confidence = 1 / (1 + odds)
+        count = accepted(order, confidence, able, number.to(tl.int64), number, masks, RULE)
+        taken = able & (order < count)
+        new = tl.load(token + at, mask=taken, other=0)
+        found = first_stop(
+            *(x, token, rank, count, row, length, begin, tl.load(stop + row), sequences, sizes),
+            *(ROW, NUM_STOPS, WIDTH),
+        )
+        still = before & ((taken == 0) | (new == mask_id))
+        tl.store(x + at, new, mask=taken)
+        tl.store(masked + at, still.to(tl.int8), mask=inside)
+        tl.store(token_confidence + at, confidence.to(tl.float32), mask=taken)
+        done = tl.load(step + row).to(tl.int32)
+        tl.store(token_step + at, tl.zeros_like(i) + done, mask=taken)
+        tl.store(stop + row, found)

@@ -56,7 +56,7 @@ def log_likelihood(
     """Estimate of log p(answer | prompt), nats: minus the sum of CE / mask ratio, averaged.
 
     Args:
-        denoise: makes door 1 with the prompt bound to so many rows.
+        denoise: makes denoiser 1 with the prompt bound to so many rows.
         answer: int64[T], T > 0; one sample is enough for T = 1.
         num_samples: noisy copies in all, a multiple of `copies`.
         copies: B, rows of one forward pass.
@@ -64,18 +64,18 @@ def log_likelihood(
     """
     if num_samples % copies:
         raise ValueError(f"num_samples={num_samples} must be a multiple of copies={copies}")
-    door = denoise(copies)
-    guide = door.unconditional(mask_id) if cfg_scale > 0 else None
+    denoiser = denoise(copies)
+    guide = denoiser.unconditional(mask_id) if cfg_scale > 0 else None
     total = 0.0
     for _ in range(num_samples // copies):
         noisy = spread_masks(len(answer), copies, generator)
-        total += _negative_bound(door, guide, answer, noisy, mask_id, cfg_scale)
+        total += _negative_bound(denoiser, guide, answer, noisy, mask_id, cfg_scale)
     return -total * copies / num_samples
 
 
 @torch.no_grad()
 def _negative_bound(
-    door: Denoise,
+    denoiser: Denoise,
     guide: Denoise | None,
     answer: Tensor,
     noisy: NoisyAnswers,
@@ -86,12 +86,12 @@ def _negative_bound(
     masked = noisy.masked.to(answer.device)
     x = torch.where(masked, mask_id, answer)
     total, row_of = 0.0, masked.nonzero()[:, 0]
-    hidden = door(x, masked)
+    hidden = denoiser(x, masked)
     base = None if guide is None else guide(x, masked)
     for piece in _pieces(len(hidden)):
-        logits = (hidden[piece] @ door.head.T).float()
+        logits = (hidden[piece] @ denoiser.head.T).float()
         if base is not None:
-            un = (base[piece] @ door.head.T).float()
+            un = (base[piece] @ denoiser.head.T).float()
             logits = un + (cfg_scale + 1) * (logits - un)
         targets = answer.expand_as(masked)[masked][piece]
         ratio = noisy.ratio.to(logits.device)[row_of[piece]]

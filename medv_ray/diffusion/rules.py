@@ -1,10 +1,12 @@
-"""Which positions of a row may be committed, and where its answer ends.
+"""Where a response stands: its block, its step, and which positions it may commit.
 
-Positions count from the start of x. Shapes: B rows, L positions.
+Positions count from the start of x, and the first block begins at `start`. Shapes: B rows, L
+positions.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,113 +14,137 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medv_ray.diffusion.draws import Draws
+from medv_ray.diffusion.schedule import remain_probability, transfer_schedule
+from medv_ray.diffusion.spec import Canvas, SampleSpec
+
 
 @dataclass
-class RowProgress:
-    """Where one row stands. Rows share nothing: no answer depends on the others.
+class Row:
+    """One response, as far as the host knows. Rows share nothing: no answer depends on the others.
 
-    Blocks run left to right, each for `steps` steps; a block ends early once it has no mask. Once a
-    stop sequence is found, only positions before it count: they replace the block's limit, and
-    blocks after it do not run.
+    Blocks run left to right, each for its steps; a block ends early once it has no mask. Once a
+    stop sequence is found, only positions before it count, and blocks after it do not run.
     Source: LLaDA-V generate_with_embeds.
     """
 
+    spec: SampleSpec
     start: int
     """First position of the first block."""
-    end: int
-    """One past the last block."""
-    block_length: int
-    steps: int
-    """Steps of each block."""
-    run_all_steps: bool
-    """Run the steps of a block that has no mask left, as LLaDA does."""
-    block: int = 0
-    step: int = 0
-    """Step within the block."""
-    total: int = 0
-    """Steps taken in all blocks."""
+    masks: list[int]
+    """Positions that are masked, ascending."""
+    draws: Draws | None = None
+    seed: int = 0
+    """For noise="keyed"."""
     stop: int | None = None
     """Where the first stop sequence begins."""
+    canvas: Canvas | None = None
+    """Where it says which tokens positions may take."""
+    block: int = 0
+    step: int = 0
+    """Steps taken in this block."""
+    total: int = 0
+    """Steps taken in all blocks."""
+    forward_passes: int = 0
+    """Steps that needed the model."""
     schedule: list[int] = field(default_factory=list)
-    """Tokens that each step of this block commits; empty before the block begins."""
+    """Tokens that each step of this block commits."""
     done: bool = False
+    failed: bool = False
+    """The model's answer was not finite."""
+
+    def __post_init__(self) -> None:
+        self._begin_block()
+        self._settle()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has steps to take."""
+        return not (self.done or self.failed)
 
     @property
     def block_start(self) -> int:
-        return self.start + self.block * self.block_length
+        return self.start + self.block * self.spec.block_length
 
     @property
     def limit(self) -> int:
         """One past the last position that may be committed."""
-        return self.block_start + self.block_length if self.stop is None else self.stop
+        end = self.block_start + self.spec.block_length
+        return end if self.stop is None else min(end, self.stop)
 
     @property
     def k(self) -> int:
-        """Tokens to commit now."""
+        """Tokens to commit now, by the schedule."""
         return self.schedule[self.step]
 
-    def count_masks(self, masked: Tensor) -> int:
-        """Masks of this block in a row bool[L]."""
-        return int(masked[self.block_start : self.block_start + self.block_length].sum())
+    @property
+    def remain(self) -> float:
+        """The chance of a masked token to stay masked now, with remasking="independent"."""
+        return remain_probability(self.step, self.spec.steps_per_block)
 
-    def block_is_over(self, masked: Tensor) -> bool:
-        """Whether this block takes no further step."""
-        if self.step == self.steps:
+    def need(self) -> list[int]:
+        """Positions whose odds this step needs; none where it commits nothing."""
+        spec = self.spec
+        always = spec.rule != "schedule" or spec.remasking == "independent"
+        if not self.running or not (always or self.k > 0):
+            return []
+        return self.masks[: bisect_left(self.masks, self.limit)]
+
+    def advance(self, masks: list[int], stop: int | None, failed: bool, passed: bool) -> None:
+        """What a step has come to; `passed`: it needed the model. A failed one does not count."""
+        self.forward_passes += passed
+        self.failed = failed
+        if not failed:
+            self.masks, self.stop = masks, stop
+            self.step, self.total = self.step + 1, self.total + 1
+            self._settle()
+
+    def _settle(self) -> None:
+        """Move to the next step that is taken."""
+        while not self.done and self._block_is_over():
+            self.block, self.step = self.block + 1, 0
+            end = self.start + self.spec.gen_length
+            self.done = self.block_start >= (end if self.stop is None else self.stop)
+            if not self.done:
+                self._begin_block()
+
+    def _begin_block(self) -> None:
+        start = self.block_start
+        count = self._count(start, start + self.spec.block_length)
+        self.schedule = transfer_schedule(count, self.spec.steps_per_block)
+
+    def _block_is_over(self) -> bool:
+        if self.step == self.spec.steps_per_block:
             return True
-        if self.run_all_steps:
+        if self.spec.run_all_steps:
             return False
-        if self.stop is not None:
-            return not bool(masked[: self.stop].any())
-        return self.count_masks(masked) == 0
+        end = self.block_start + self.spec.block_length
+        # a stop inside the block: masks that earlier blocks have left keep it going, too
+        known = self.stop is not None and self.stop < end
+        return self._count(0 if known else self.block_start, self.limit) == 0
 
-    def next_block(self) -> None:
-        """Enter the following block; the row ends behind its last block or its stop."""
-        self.block, self.step, self.schedule = self.block + 1, 0, []
-        self.done = self.block_start >= (self.end if self.stop is None else self.stop)
-
-
-def find_stop(answer: Tensor, sequences: Sequence[Sequence[int]], found: int | None) -> int | None:
-    """Where the answer int64[L] is cut, given where it was cut before.
-
-    The sequences are tried in order until a cut is known. So once there is one, only the first
-    sequence can move it, and only to the left: the reference's rule, which may keep a later cut
-    than a fresh search would find.
-    Source: LLaDA-V generate_with_embeds.
-    """
-    for sequence in sequences:
-        if 0 < len(sequence) <= len(answer):
-            windows = answer.unfold(0, len(sequence), 1)  # [L - m + 1, m]
-            hits = (windows == torch.tensor(sequence, device=answer.device)).all(1).nonzero()
-            if len(hits) and (found is None or int(hits[0]) < found):
-                found = int(hits[0])
-        if found is not None:
-            break
-    return found
+    def _count(self, start: int, end: int) -> int:
+        """Masks from `start` to before `end`."""
+        return bisect_left(self.masks, end) - bisect_left(self.masks, start)
 
 
-def commit_as_topk(
-    x: Tensor,
-    eligible: Tensor,
-    token: Tensor,
-    rest: Tensor,
-    k: Sequence[int],
-    before: Sequence[int],
-    after: int,
-) -> tuple[Tensor, Tensor]:
-    """As `medv_kernels.reference.commit`, with ties as torch.topk leaves them on the CPU.
+def topk_order(rest: Tensor, need: Sequence[int], count: int, before: int, after: int) -> Tensor:
+    """float64[L], 0 where a position is among the `count` best and 1 elsewhere, with ties as
+    torch.topk leaves them on the CPU.
 
     That order is not specified and depends on the length of the whole sequence, so prompt and
-    suffix count: `before` positions in front of each row, `after` behind. Ties are the rule with
+    suffix count: `before` positions in front of the row, `after` behind. Ties are the rule with
     LLaDA's confidence_eos_eot_inf, where every end token has probability 0.
+
+    Args:
+        rest: float64[L] on the CPU, ranked ascending.
+        need: positions that may be committed.
     """
     # an eligible position of probability 0 still goes before one that is not eligible
     worst = torch.finfo(torch.float64).max
-    value = (-rest.double().clamp(max=worst)).masked_fill(~eligible, -torch.inf).cpu()
-    chosen = torch.zeros_like(eligible)
-    for b, count in enumerate(k):
-        whole = functional.pad(value[b], (before[b], after), value=-torch.inf)
-        picked = torch.zeros(len(whole), dtype=torch.bool)
-        picked[whole.topk(min(count, len(whole))).indices] = True
-        chosen[b] = picked[before[b] : before[b] + x.shape[1]].to(x.device)
-    chosen &= eligible
-    return torch.where(chosen, token, x), chosen
+    value = torch.full_like(rest, -torch.inf)
+    value[need] = -rest[need].clamp(max=worst)
+    whole = functional.pad(value, (before, after), value=-torch.inf)
+    order = torch.ones_like(whole)
+    order[whole.topk(min(count, len(whole))).indices] = 0.0
+    return order[before : before + len(rest)]

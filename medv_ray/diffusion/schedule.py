@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
 
-
-def transfer_schedule(masked: Tensor, steps: int) -> Tensor:
-    """Tokens to commit at each step, int64[B, steps], of a block that begins with int64[B] masks.
+def transfer_schedule(masked: int, steps: int) -> list[int]:
+    """Tokens to commit at each of `steps` steps of a block that begins with `masked` masks.
 
     n masks over s steps: n // s each, the first n % s steps one more. With s > n the last steps
     commit nothing.
     Source: LLaDA generate.py, get_num_transfer_tokens.
     """
-    base = masked[:, None] // steps
-    extra = torch.arange(steps, device=masked.device) < masked[:, None] % steps
-    return base + extra
+    base, extra = divmod(masked, steps)
+    return [base + (step < extra) for step in range(steps)]
 
 
 def remain_probability(step: int, steps: int) -> float:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import torch
+from torch import Tensor
 
 from medv_ray.errors import SettingsError
 
@@ -87,3 +91,65 @@ class SampleSpec:
         if not self.confidence_eos_eot_inf or self.eos_id is None or self.eot_id is None:
             return ()
         return (self.eot_id,) if self.temperature > 0 else (self.eos_id, self.eot_id)
+
+    @property
+    def kind(self) -> SampleSpec:
+        """What rows that share a batch have in common: all but steps, threshold and factor."""
+        blocks = self.gen_length // self.block_length
+        return replace(self, steps=blocks, threshold=0.0, factor=0.0)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What is known of a response before it is denoised. Positions count from its start."""
+
+    pinned: Mapping[int, int] = field(default_factory=dict)
+    """Tokens that stand at positions from the beginning and never change."""
+    allowed: Mapping[int, Collection[int]] = field(default_factory=dict)
+    """The only tokens that a position may take; confidence is a share of these. Forbidden tokens
+    stay forbidden."""
+
+    def check(self, spec: SampleSpec, vocabulary: int) -> None:
+        """Raises SettingsError E1001 where a position or a token does not exist, a pinned token is
+        the mask, or nothing is left to choose from."""
+        for name, positions in (("pinned", self.pinned), ("allowed", self.allowed)):
+            for i in positions:
+                if not 0 <= i < spec.gen_length:
+                    raise SettingsError(
+                        "E1001",
+                        f"{name}: position {i} lies outside the response of gen_length="
+                        f"{spec.gen_length} positions, which count from 0.",
+                    )
+        size = vocabulary if spec.logit_size is None else min(vocabulary, spec.logit_size)
+        for i, token in self.pinned.items():
+            if not 0 <= token < vocabulary or token == spec.mask_id:
+                raise SettingsError(
+                    "E1001",
+                    f"pinned: {token} at position {i} is no token that can stand there; ids run "
+                    f"from 0 to {vocabulary - 1}, and the mask is {spec.mask_id}.",
+                )
+        for i, tokens in self.allowed.items():
+            wrong = [token for token in tokens if not 0 <= token < size]
+            if wrong:
+                raise SettingsError(
+                    "E1001", f"allowed: {wrong[0]} at position {i} is no id below {size}."
+                )
+            if i not in self.pinned and set(tokens) <= {*spec.excluded, spec.mask_id}:
+                raise SettingsError(
+                    "E1001",
+                    f"allowed: position {i} may take no token, as sampler.forbidden and the mask "
+                    "leave none of its set.",
+                )
+
+    def sets(self, length: int, begin: int, vocabulary: int) -> tuple[Tensor, Tensor]:
+        """bool[A, V] sets of tokens and int64[L], the set of each position of x; the first set is
+        all. `begin`: where the response begins in x."""
+        found: dict[frozenset[int], int] = {}
+        which = torch.zeros(length, dtype=torch.int64)
+        for i, tokens in self.allowed.items():
+            which[begin + i] = found.setdefault(frozenset(tokens), len(found) + 1)
+        sets = torch.zeros(len(found) + 1, vocabulary, dtype=torch.bool)
+        sets[0] = True
+        for tokens, number in found.items():
+            sets[number, list(tokens)] = True
+        return sets, which

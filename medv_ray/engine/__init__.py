@@ -1,4 +1,4 @@
-"""Door 2: requests in, answers and denoising states out."""
+"""The engine: requests in, answers and denoising states out."""
 
 from medv_ray.engine.engine import Engine
 from medv_ray.engine.predictor import Predictor

@@ -60,7 +60,7 @@ def state_of(ids: Sequence[int | None], position: int, spec: SampleSpec, vocab_s
 
 def inspect_position(
     model: Medv,
-    door: FullRecompute,
+    denoiser: FullRecompute,
     x: Tensor,
     position: int,
     spec: SampleSpec,
@@ -71,7 +71,7 @@ def inspect_position(
     """One forward pass over a state.
 
     Args:
-        door: exact, of one row.
+        denoiser: exact, of one row.
         x: int64[1, L], the mask's id where it stands.
         prompt_ids: with IMAGE_SLOTs.
         features: of the pictures in the slots.
@@ -79,10 +79,9 @@ def inspect_position(
 
     Raises DataError E1305 for logits that are not finite.
     """
-    need = torch.zeros_like(x, dtype=torch.bool)
-    need[0, position] = True
-    one = door.one_pass(0, x[0].to(model.device), need[0].to(model.device))
-    hidden, attention = look(model.model, one.embeds, int(one.places[0]), one.ends, LAYERS)
+    asked = torch.tensor([position], device=model.device)
+    one = denoiser.one_pass(0, x[0].to(model.device), asked)
+    hidden, attention = look(model.model, one.embeds, int(one.positions[0]), one.ends, LAYERS)
     logits = (model.head @ hidden).double()  # [V]
     if not bool(logits.isfinite().all()):
         raise DataError("E1305", "NaN or infinity in the state that was asked about.")

@@ -1,4 +1,4 @@
-"""What goes through door 2: requests in, answers and views of the denoising out."""
+"""What goes through the engine: requests in, answers and views of the denoising out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from medv_ray.data.images import Prepared
 from medv_ray.data.prompts import Turn
+from medv_ray.diffusion.spec import Canvas
 from medv_ray.settings import SamplerSettings
 
 
@@ -27,6 +28,8 @@ class Request:
     """Overrides the engine's sampler settings."""
     system: str | None = None
     """In place of the system sentence of the prompt settings; empty: none."""
+    canvas: Canvas | None = None
+    """What is known of the response from the beginning."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,11 @@ class Answer:
     token_confidence: tuple[float, ...]
     """Probability of each token at the step at which it was committed."""
     token_step: tuple[int, ...]
-    """The step, from 0, at which each token was committed; -1 for the suffix, which is given."""
+    """The step, from 0, at which each token was committed; -1 for pinned tokens and the suffix,
+    which are given."""
     forward_passes: int
     seconds: float
-    """Wall time from taking a slot to leaving it."""
+    """Wall time from the first look at the request to its end."""
     finish: str
     """`stop`: a stop sequence was found. `length`: all of gen_length. `cancelled`."""
     warnings: tuple[str, ...] = ()
@@ -50,7 +54,7 @@ class Answer:
     prompt_tokens: int = 0
     """Positions before the response, those of images included."""
     waited_s: float = 0.0
-    """From being admitted to taking a slot."""
+    """From being admitted to that look."""
     vision_s: float = 0.0
     """Of `seconds`, what decoding and the vision tower took."""
     last: View | None = None
@@ -93,7 +97,7 @@ class Counters:
     memory_waits: int = 0
     """Requests that waited for room for their keys and values."""
     memory_shortages: int = 0
-    """Times that the slots became fewer because memory ran out."""
+    """Times that fewer requests ran together from then on, because memory was short."""
     answers: int = 0
 
 

@@ -1,4 +1,4 @@
-"""Door 1 with kept keys and values: a pass computes a window of the sequence, not all of it.
+"""The denoiser with a KV cache: a pass computes a window of the sequence, not all of it.
 
 That approximates: what is kept was computed before the latest tokens were committed. It is exact
 for what does not see them: in a model whose attention cuts the prompt, all before the last cut.
@@ -25,13 +25,30 @@ Kind = Literal["prefix", "dual"]
 
 
 @dataclass
+class Refresh:
+    """When a row computes all of its positions: at the first pass of a block, and then at every
+    `interval`-th one."""
+
+    interval: int | None
+    """None: not again in the block."""
+    block: int = -1
+    calls: int = 0
+    """Passes since the block was entered."""
+
+    def due(self, block: int) -> bool:
+        """Whether the coming pass, which is for `block`, is one; counts it."""
+        if block != self.block:
+            self.block, self.calls = block, 0
+        call, self.calls = self.calls, self.calls + 1
+        return call % (self.interval or call + 1) == 0
+
+
+@dataclass
 class _Kept:
     """What one row keeps."""
 
     keys: KeyValues
-    block: int = -1
-    calls: int = 0
-    """Passes since the block was entered."""
+    refresh: Refresh
 
 
 class Cached(FullRecompute):
@@ -73,24 +90,26 @@ class Cached(FullRecompute):
 
     def unconditional(self, mask_id: int) -> Self:
         """As FullRecompute's, with keys and values of its own."""
-        door = super().unconditional(mask_id)
-        door._kept, door._store = {}, None
-        return door
+        blind = super().unconditional(mask_id)
+        blind._kept, blind._store = {}, None
+        return blind
 
     def kept_bytes(self, gen_length: int) -> int:
         """Bytes of the keys and values of all rows."""
-        places = sum(self.sequence_length(b, gen_length) for b in range(len(self._prompts)))
-        return kept_bytes(self.model.config.language, self.model.dtype, places)
+        positions = sum(self.sequence_length(b, gen_length) for b in range(len(self._prompts)))
+        return kept_bytes(self.model.config.language, self.model.dtype, positions)
 
-    def one_pass(self, b: int, x: Tensor, need: Tensor) -> Pass:
+    def one_pass(self, b: int, x: Tensor, positions: Tensor) -> Pass:
         row = self._kept.get(b)
         if row is None:
-            row = self._kept[b] = _Kept(self._begin(b))
-        places = need.nonzero().flatten() + self.prompt_length(b)
-        start, end = self._window(b, row, int(places[0]), int(places[-1]), len(x))
+            row = self._kept[b] = _Kept(self._begin(b), Refresh(self.refresh_interval))
+        prompt = self.prompt_length(b)
+        start, end = self._window(b, row, int(positions[0]), int(positions[-1]), len(x))
         row.keys.start = start
         ends = (*self._ends[b], self.sequence_length(b, len(x)))
-        return Pass(self._row(b, x)[start:end], places - start, ends, row.keys)
+        self.computed += end - start
+        sequence = torch.cat((self._prompts[b], self.model.embed(x), self._suffix))  # [S, D]
+        return Pass(sequence[start:end], positions + (prompt - start), ends, row.keys)
 
     def _begin(self, b: int) -> KeyValues:
         """Keys and values of what of a prompt is known before the first pass."""
@@ -102,17 +121,16 @@ class Cached(FullRecompute):
         return found
 
     def _window(self, b: int, row: _Kept, first: int, last: int, length: int) -> tuple[int, int]:
-        """(start, end) of what the coming pass computes; needed places run from first to last."""
+        """(start, end) of what the coming pass computes, in the sequence; needed positions of the
+        response run from first to last."""
         prompt, whole = self.prompt_length(b), self.sequence_length(b, length)
-        block = (first - prompt) // self.block_length
-        if block != row.block:
-            row.block, row.calls = block, 0
-        call, row.calls = row.calls, row.calls + 1
-        if call % (self.refresh_interval or call + 1) == 0:
+        block = first // self.block_length
+        if row.refresh.due(block):
             cut = self._ends[b][-1] if self._ends[b] else 0
             return min(len(row.keys), cut), whole
-        start = prompt + block * self.block_length
-        return start, whole if self.kind == "prefix" else max(start + self.block_length, last + 1)
+        start = block * self.block_length
+        end = prompt + max(start + self.block_length, last + 1)
+        return prompt + start, whole if self.kind == "prefix" else end
 
 
 class PromptStore:

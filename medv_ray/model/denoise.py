@@ -1,4 +1,4 @@
-"""Door 1 by full recompute: hidden states of response positions, prompt and image already bound.
+"""The exact denoiser: hidden states of response positions, prompt and image already bound.
 
 Shapes: B rows, L response positions, P prompt positions (image tokens included), S all positions
 of a row, D width, N needed positions.
@@ -23,14 +23,14 @@ IMAGE_SLOT = -200
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Token ids with slots, and the images that fill them in order."""
+    """Token ids with placeholders, and the images that fill them in order."""
 
     ids: Tensor
     """int64[P], IMAGE_SLOT at each image."""
     images: tuple[Tensor, ...] = ()
     """float[I, D] each, from `Medv.encode_image`."""
     ends: tuple[int, ...] = ()
-    """Where attention is cut within the prompt, as places in `ids`: see `LanguageTower`."""
+    """Where attention is cut within the prompt, as positions in `ids`: see `LanguageTower`."""
 
 
 class Pass(NamedTuple):
@@ -38,17 +38,23 @@ class Pass(NamedTuple):
 
     embeds: Tensor
     """float[W, D], the whole row, or a window of it where `keys` know the rest."""
-    places: Tensor
+    positions: Tensor
     """int64[N], those asked for, counted from the window's start."""
     ends: tuple[int, ...]
     """Of the segments of the whole row."""
     keys: KeyValues | None = None
 
+    @torch.no_grad()
+    def hidden(self, model: Medv) -> Tensor:
+        """float[N, D], the last hidden states of what is asked for."""
+        embeds = self.embeds[None]
+        return model.hidden(embeds, need=self.positions, ends=self.ends, keys=self.keys)[0]
+
 
 def splice(model: Medv, ids: Tensor, images: Sequence[Tensor]) -> Tensor:
-    """Embeddings of `ids`, image tokens in place of each slot: int64[P] -> float[P', D].
+    """Embeddings of `ids`, image tokens in place of each IMAGE_SLOT: int64[P] -> float[P', D].
 
-    Raises ValueError when slots and images differ in number.
+    Raises ValueError when placeholders and images differ in number.
     """
     ids = ids.to(model.device)
     return fill_slots(ids, model.embed(ids[ids != IMAGE_SLOT]), images)
@@ -59,10 +65,10 @@ def fill_slots(ids: Tensor, text: Tensor, images: Sequence[Tensor]) -> Tensor:
 
     Args:
         ids: int64[P], IMAGE_SLOT at each image.
-        text: [P - slots, ...].
-        images: [I, ...] each, what comes in place of a slot.
+        text: [P - images, ...].
+        images: [I, ...] each, what comes in place of a placeholder.
 
-    Raises ValueError when slots and images differ in number.
+    Raises ValueError when placeholders and images differ in number.
     """
     slots = (ids == IMAGE_SLOT).nonzero().flatten().tolist()
     if len(slots) != len(images):
@@ -75,14 +81,15 @@ def fill_slots(ids: Tensor, text: Tensor, images: Sequence[Tensor]) -> Tensor:
 
 
 def splice_ends(ids: Tensor, images: Sequence[Tensor], ends: Sequence[int]) -> tuple[int, ...]:
-    """Places in `ids`, int64[P], as places in the embeddings, where a slot is a whole image."""
+    """Positions in `ids`, int64[P], as positions in the embeddings, where a placeholder is a whole
+    image."""
     slots = (ids == IMAGE_SLOT).nonzero().flatten().tolist()
     more = [(slot, len(image) - 1) for slot, image in zip(slots, images, strict=True)]
     return tuple(end + sum(grown for slot, grown in more if slot < end) for end in ends)
 
 
 class FullRecompute:
-    """The exact door: prompt, response and suffix go through the tower at every call.
+    """Prompt, response and suffix go through the tower at every call.
 
     A row's result does not depend on other rows. On CPU each row is computed alone, which makes it
     so to the last bit and costs nothing; elsewhere rows are padded on the right, padding is hidden
@@ -133,17 +140,17 @@ class FullRecompute:
         return len(self._prompts[b]) + gen_length + len(self._suffix)
 
     def kept_bytes(self, gen_length: int) -> int:
-        """Bytes that the door keeps between calls, at most."""
+        """Bytes of keys and values that are kept between calls, at most."""
         return 0
 
     @torch.no_grad()
     def unconditional(self, mask_id: int) -> Self:
-        """The same door with the mask token at every prompt and suffix position, for guidance."""
+        """The same with the mask token at every prompt and suffix position, for guidance."""
         mask = self.model.embed(torch.tensor([mask_id], device=self.model.device))  # [1, D]
-        door = copy.copy(self)
-        door._prompts = [mask.expand_as(prompt) for prompt in self._prompts]
-        door._suffix = mask.expand_as(self._suffix)
-        return door
+        blind = copy.copy(self)
+        blind._prompts = [mask.expand_as(prompt) for prompt in self._prompts]
+        blind._suffix = mask.expand_as(self._suffix)
+        return blind
 
     def __call__(self, x: Tensor, need: Tensor) -> Tensor:
         """Last hidden states of the needed positions.
@@ -154,51 +161,30 @@ class FullRecompute:
 
         Returns: float[N, D], row after row, positions ascending. Rows without need cost nothing.
         """
-        return forward_rows([self], [x], [need])[0]
+        x, need = x.to(self.model.device), need.to(self.model.device)
+        rows = need.any(dim=1).nonzero().flatten().tolist()
+        passes = [self.one_pass(b, x[b], need[b].nonzero().flatten()) for b in rows]
+        if self.together and len(rows) > 1 and all(len(one.ends) == 1 for one in passes):
+            states = _padded(self.model, [one.embeds for one in passes])
+            found = [state[one.positions] for state, one in zip(states, passes, strict=True)]
+        else:
+            found = [one.hidden(self.model) for one in passes]
+        return torch.cat([self.head.new_empty((0, self.head.shape[1])), *found])
 
-    def _row(self, b: int, x: Tensor) -> Tensor:
-        return torch.cat((self._prompts[b], self.model.embed(x), self._suffix))  # [S, D]
+    def one(self, b: int, x: Tensor, positions: Sequence[int]) -> Tensor:
+        """float[N, D] of some ascending positions of row b alone, given int64[L]."""
+        at = torch.tensor(positions, dtype=torch.int64, device=self.model.device)
+        return self.one_pass(b, x, at).hidden(self.model)
 
-    def one_pass(self, b: int, x: Tensor, need: Tensor) -> Pass:
-        """What has to be computed for the needed positions bool[L] of row b, given int64[L]."""
-        row = self._row(b, x)
-        places = need.nonzero().flatten() + self.prompt_length(b)
-        return Pass(row, places, (*self._ends[b], len(row)))
+    def one_pass(self, b: int, x: Tensor, positions: Tensor) -> Pass:
+        """What has to be computed for int64[N] ascending positions of row b, given int64[L].
 
-
-@torch.no_grad()
-def forward_rows(
-    doors: Sequence[FullRecompute], xs: Sequence[Tensor], needs: Sequence[Tensor]
-) -> list[Tensor]:
-    """Advance several doors of one model in one pass; result i is `doors[i](xs[i], needs[i])`.
-
-    Args:
-        doors: of one model; their rows and response lengths may differ.
-        xs: int64[B_i, L_i] each.
-        needs: bool[B_i, L_i] each.
-    """
-    passes: list[Pass] = []
-    owners: list[int] = []
-    for owner, (door, x, need) in enumerate(zip(doors, xs, needs, strict=True)):
-        x, need = x.to(door.model.device), need.to(door.model.device)
-        for b in need.any(dim=1).nonzero().flatten().tolist():
-            passes.append(door.one_pass(b, x[b], need[b]))
-            door.computed += len(passes[-1].embeds)
-            owners.append(owner)
-    padded = [i for i, one in enumerate(passes) if doors[owners[i]].together and len(one.ends) == 1]
-    made: dict[int, Tensor] = {}
-    if padded:
-        states = _padded(doors[0].model, [passes[i].embeds for i in padded])
-        made = {i: state[passes[i].places] for i, state in zip(padded, states, strict=True)}
-    found = [[door.head.new_empty((0, door.head.shape[1]))] for door in doors]
-    for i, (owner, one) in enumerate(zip(owners, passes, strict=True)):
-        found[owner].append(made[i] if i in made else _alone(doors[owner].model, one))
-    return [torch.cat(pieces) for pieces in found]
-
-
-def _alone(model: Medv, one: Pass) -> Tensor:
-    """Hidden states of the places that are asked for, float[N, D]."""
-    return model.hidden(one.embeds[None], need=one.places, ends=one.ends, keys=one.keys)[0]
+        Its positions are counted as done.
+        """
+        embeds = torch.cat((self._prompts[b], self.model.embed(x), self._suffix))  # [S, D]
+        self.computed += len(embeds)
+        ends = (*self._ends[b], len(embeds))
+        return Pass(embeds, positions + self.prompt_length(b), ends)
 
 
 def _padded(model: Medv, rows: list[Tensor]) -> Tensor:

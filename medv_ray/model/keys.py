@@ -14,10 +14,10 @@ from torch import Tensor
 from medv_ray.model.config import LanguageConfig
 
 
-def kept_bytes(language: LanguageConfig, dtype: torch.dtype, places: int) -> int:
-    """Bytes of the keys and values of so many places in all layers."""
+def kept_bytes(language: LanguageConfig, dtype: torch.dtype, positions: int) -> int:
+    """Bytes of the keys and values of so many positions in all layers."""
     width = language.num_key_value_heads * language.head_dim
-    return 2 * language.num_hidden_layers * width * places * dtype.itemsize
+    return 2 * language.num_hidden_layers * width * positions * dtype.itemsize
 
 
 class Keys(Protocol):
@@ -25,26 +25,26 @@ class Keys(Protocol):
 
     @property
     def start(self) -> int:
-        """First place of the window that the pass computes."""
+        """First position of the window that the pass computes."""
 
     def put(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Those of the pass, float[B, K, W, C] -> those to attend to, float[B, K, S, C]."""
 
     def __len__(self) -> int:
-        """Places whose keys and values are there."""
+        """Positions whose keys and values are there."""
 
 
 class KeyValues:
     """Rotated keys and values of every layer, as far as they have been computed.
 
-    A pass computes the places `start` .. `start + W`, at most from the first one that is missing
-    on. Theirs are put over the old ones or behind them; other places keep what an earlier pass
-    left. Source: Fast-dLLM, which keeps keys before their rotation: the same, at fixed places.
+    A pass computes the positions `start` .. `start + W`, at most from the first one that is missing
+    on. Theirs are put over the old ones or behind them; other positions keep what an earlier pass
+    left. Source: Fast-dLLM, which keeps keys before their rotation: the same, at fixed positions.
     """
 
     def __init__(self, layers: int) -> None:
         self.start = 0
-        """First place of the window of the coming pass."""
+        """First position of the window of the coming pass."""
         self._kept: list[tuple[Tensor, Tensor] | None] = [None] * layers
 
     def put(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ class KeyValues:
         return more
 
     def __len__(self) -> int:
-        """Places whose keys and values are there."""
+        """Positions whose keys and values are there."""
         return 0 if self._kept[0] is None else self._kept[0][0].shape[2]
 
     @property

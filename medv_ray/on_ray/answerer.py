@@ -13,8 +13,7 @@ import torch
 
 from medv_kernels import cpu
 from medv_ray.engine import Answer, Predictor, Request
-from medv_ray.engine.memory import is_out_of_memory
-from medv_ray.errors import DataError, MedvError, RunError
+from medv_ray.errors import DataError, MedvError, RunError, is_out_of_memory
 from medv_ray.on_ray.options import ScoreSettings
 
 CRASH_CODE = 70  # EX_SOFTWARE
@@ -146,5 +145,5 @@ def raise_if_fatal(error: Exception) -> None:
     """Errors that no other row would escape: end the job, or the process where only that helps."""
     if isinstance(error, MedvError) and not isinstance(error, DataError):
         raise error
-    if isinstance(error, torch.AcceleratorError):
+    if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
         os._exit(CRASH_CODE)  # the CUDA context is lost; a new process gets a new one

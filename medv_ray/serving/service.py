@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 from medv_ray.data.images import Prepared
-from medv_ray.engine.doors import default_budget
 from medv_ray.engine.engine import Engine
 from medv_ray.engine.inspection import Inspection
 from medv_ray.engine.predictor import load_model
 from medv_ray.engine.request import Answer, Request, View
+from medv_ray.engine.running import default_budget
 from medv_ray.errors import MedvError, RunError, SettingsError
 from medv_ray.model import lora, weights
 from medv_ray.serving.completions import Texts

@@ -19,9 +19,8 @@ from typing import Any, TypeVar
 import torch
 
 from medv_ray.engine.engine import Engine
-from medv_ray.engine.memory import is_out_of_memory
 from medv_ray.engine.request import Answer, Request, View
-from medv_ray.errors import MedvError, RunError
+from medv_ray.errors import MedvError, RunError, is_out_of_memory
 
 log = logging.getLogger(__name__)
 Event = View | Answer | MedvError
@@ -95,7 +94,7 @@ class Stepper:
                 future.set_exception(
                     RunError("E1306", f"{type(error).__name__}.") if short else error
                 )
-                if isinstance(error, torch.AcceleratorError):
+                if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
                     raise  # the GPU's context is lost
 
         def queue_up() -> None:
@@ -196,7 +195,7 @@ class Stepper:
         try:
             ended = engine.step()
         except Exception as error:
-            if isinstance(error, torch.AcceleratorError):
+            if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
                 raise  # the GPU's context is lost
             kind, short = type(error).__name__, is_out_of_memory(error)
             ticket = engine.give_up()

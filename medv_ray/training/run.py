@@ -13,7 +13,7 @@ import torch
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.disk import disk_errors
-from medv_ray.errors import RunError
+from medv_ray.errors import RunError, is_out_of_memory
 from medv_ray.files import write_atomic
 from medv_ray.model import lora, weights
 from medv_ray.model.medv import Medv
@@ -186,10 +186,8 @@ def memory_errors(settings: TrainSettings) -> Iterator[None]:
     """Turn a lack of memory into RunError E1605 with the settings that take less."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
-        pass
-    except RuntimeError as error:  # of torch on a CPU
-        if "DefaultCPUAllocator" not in str(error):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
     else:
         return

@@ -1,4 +1,4 @@
-"""Doors with kept keys and values, and the rules that commit as many tokens as are confident:
+"""Denoisers with kept keys and values, and the rules that commit as many tokens as are confident:
 Fast-dLLM (05), LLaDA-V's hook (06); its runs from an image (10) stand in test_sampler.
 """
 
@@ -13,22 +13,22 @@ from medv_ray.diffusion.sampler import Denoising, SampleSpec, sample
 from medv_ray.model.cache import Cached
 from medv_ray.model.denoise import FullRecompute
 from medv_ray.model.keys import KeyValues
-from tests.golden.test_sampler import hook_door, llada_v, spec_of
+from tests.golden.test_sampler import hook_denoiser, llada_v, spec_of
 
 
-def lengths_of(door: FullRecompute, spec: SampleSpec) -> tuple[Denoising, list[list[int]]]:
+def lengths_of(denoiser: FullRecompute, spec: SampleSpec) -> tuple[Denoising, list[list[int]]]:
     """A run to its end, and the positions that each of its passes computed, by block."""
     denoising = Denoising.blank(spec)
     lengths: list[list[int]] = []
     before, block = 0, -1
-    for state in sample(door, spec, denoising):
-        if door.computed > before:
+    for state in sample(denoiser, spec, denoising):
+        if denoiser.computed > before:
             found = int((denoising.token_step[0] == state.step - 1).nonzero()[0])
             if found // spec.block_length != block:
                 block = found // spec.block_length
                 lengths.append([])
-            lengths[-1].append(door.computed - before)
-            before = door.computed
+            lengths[-1].append(denoiser.computed - before)
+            before = denoiser.computed
     return denoising, lengths
 
 
@@ -39,10 +39,10 @@ def test_fast_dllm(golden: Any, tower: Any, key: str) -> None:
     rule = {} if run["threshold"] is None else {"rule": "threshold", "threshold": run["threshold"]}
     spec = SampleSpec(run["gen_length"], length, run["steps"], golden.case("05")["mask_id"], **rule)
     embeds = model.embed(prompt).detach()
-    door = FullRecompute(model, [embeds])
+    denoiser = FullRecompute(model, [embeds])
     if run["fn"] != "plain":
-        door = Cached(model, [embeds], kind=run["fn"], block_length=length)
-    denoising, lengths = lengths_of(door, spec)
+        denoiser = Cached(model, [embeds], kind=run["fn"], block_length=length)
+    denoising, lengths = lengths_of(denoiser, spec)
 
     assert torch.equal(torch.cat([prompt, denoising.x[0]])[None], tensors[f"{key}.out"])
     if run["fn"] != "plain":
@@ -92,5 +92,5 @@ def test_hook_of_llada_v(golden: Any, tower: Any, key: str) -> None:
     case, ids = golden.case("06"), tensors.get(f"prompt_ids.{run['prompt']}")
     embeds = tensors[f"prompt_embeds.{run['prompt']}"] if ids is None else model.embed(ids)
     spec = spec_of(run, case["mask_id"], forbidden_ids=tuple(case["forbidden_ids"]))
-    door = hook_door(model, embeds[0].detach(), run)
-    llada_v(door, run, spec, tensors)
+    denoiser = hook_denoiser(model, embeds[0].detach(), run)
+    llada_v(denoiser, run, spec, tensors)

@@ -15,24 +15,24 @@ from medv_ray.model.denoise import FullRecompute
 
 
 class Watched:
-    """A door that keeps the x it was given."""
+    """A denoiser that keeps the x it was given."""
 
-    def __init__(self, door: Any, seen: list[Tensor]) -> None:
-        self.door, self.seen = door, seen
+    def __init__(self, denoiser: Any, seen: list[Tensor]) -> None:
+        self.denoiser, self.seen = denoiser, seen
 
     @property
     def head(self) -> Tensor:
-        return self.door.head
+        return self.denoiser.head
 
     def __call__(self, x: Tensor, need: Tensor) -> Tensor:
         self.seen.append(x)
-        return self.door(x, need)
+        return self.denoiser(x, need)
 
     def unconditional(self, mask_id: int) -> Any:
-        return self.door.unconditional(mask_id)
+        return self.denoiser.unconditional(mask_id)
 
     def prompt_length(self, b: int) -> int:
-        return self.door.prompt_length(b)
+        return self.denoiser.prompt_length(b)
 
 
 @pytest.mark.subcases("13", "c")

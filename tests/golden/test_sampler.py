@@ -21,7 +21,7 @@ from medv_ray.settings import ImageSettings
 
 
 class WholeSequence:
-    """Door whose x is the whole sequence, prompt included, as in LLaDA; keys may be masked."""
+    """Denoiser whose x is the whole sequence, prompt included, as in LLaDA; keys may be masked."""
 
     def __init__(self, model: Medv, maskable: Tensor, keys: Tensor | None, mask_id: int) -> None:
         self.model, self.maskable, self.keys, self.mask_id = model, maskable, keys, mask_id
@@ -38,9 +38,9 @@ class WholeSequence:
             return self.model.hidden(self.model.embed(x), self.keys)[need]
 
     def unconditional(self, mask_id: int) -> WholeSequence:
-        door = copy.copy(self)
-        door.blind = True
-        return door
+        denoiser = copy.copy(self)
+        denoiser.blind = True
+        return denoiser
 
     def prompt_length(self, b: int) -> int:
         return 0
@@ -93,9 +93,9 @@ def llada(
     maskable = x == spec.mask_id  # this is how LLaDA finds them: masks in the prompt too
     if keys is not None:
         keys = torch.cat([keys.bool(), torch.ones(rows, length, dtype=torch.bool)], dim=1)
-    door = WholeSequence(model, maskable, keys, spec.mask_id)
-    denoising = Denoising(spec, x, maskable, prompt.shape[1], generators_of(run), [0] * rows)
-    states = [state.x for state in sample(door, spec, denoising)]
+    denoiser = WholeSequence(model, maskable, keys, spec.mask_id)
+    denoising = Denoising.of(spec, x, maskable, prompt.shape[1], generators_of(run), [0] * rows)
+    states = [state.x for state in sample(denoiser, spec, denoising)]
     assert_states(states, tensors[f"{run['key']}.states"])
     assert torch.equal(denoising.x, tensors[f"{run['key']}.out"])
     return denoising
@@ -114,8 +114,8 @@ def test_llada_generate(golden: Any, tower: Any, key: str) -> None:
 @pytest.mark.subcases("03", "table")
 def test_transfer_schedule(golden: Any, key: str) -> None:
     for entry in golden.case("03")["transfer_schedule"]:
-        got = transfer_schedule(torch.tensor(entry["mask_counts"]), entry["steps"])
-        assert got.tolist() == entry["num_transfer_tokens"]
+        got = [transfer_schedule(count, entry["steps"]) for count in entry["mask_counts"]]
+        assert got == entry["num_transfer_tokens"]
 
 
 @pytest.mark.subcases("07", "g")
@@ -136,14 +136,14 @@ def special_ids(golden: Any) -> dict[str, int]:
 
 
 def llada_v(
-    door: FullRecompute, run: dict[str, Any], spec: SampleSpec, tensors: dict[str, Tensor]
+    denoiser: FullRecompute, run: dict[str, Any], spec: SampleSpec, tensors: dict[str, Tensor]
 ) -> None:
     """A run of LLaDA-V for one row, checked at every state and pass where the case stores them."""
-    denoising = Denoising.blank(spec, 1, generators_of(run), [door.prompt_length(0)])
+    denoising = Denoising.blank(spec, 1, generators_of(run), [denoiser.prompt_length(0)])
     states, computed = [], [0]
-    for state in sample(door, spec, denoising):
+    for state in sample(denoiser, spec, denoising):
         states.append(state.x[0])
-        computed.append(door.computed)
+        computed.append(denoiser.computed)
     if "forward_lengths" in run:
         assert [b - a for a, b in pairwise(computed[1:])] == run["forward_lengths"]
     if f"{run['key']}.states" in tensors:
@@ -152,8 +152,8 @@ def llada_v(
     assert denoising.step == run["forward_calls"]
 
 
-def hook_door(model: Medv, prompt: Prompt | Tensor, run: dict[str, Any]) -> Cached:
-    """The door of a run with LLaDA-V's hook."""
+def hook_denoiser(model: Medv, prompt: Prompt | Tensor, run: dict[str, Any]) -> Cached:
+    """The denoiser of a run with LLaDA-V's hook."""
     interval = run["prefix_refresh_interval"]
     return Cached(
         model,
@@ -206,8 +206,8 @@ def test_image_to_tokens(golden: Any, seeing: Any, key: str) -> None:
         stop_ids=((eot,),),
     )
     cached = run["path"] == "fast_dllm_hook"
-    door = hook_door(model, prompt, run) if cached else FullRecompute(model, [prompt])
-    llada_v(door, run, spec, tensors)
+    denoiser = hook_denoiser(model, prompt, run) if cached else FullRecompute(model, [prompt])
+    llada_v(denoiser, run, spec, tensors)
 
 
 def case_ids(golden: Any) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A door whose hidden rows are logits, and an independent sampler to compare with."""
+"""A denoiser whose hidden rows are logits, and an independent sampler to compare with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 VOCABULARY, MASK = 12, 11
 
 
-class TableDoor:
+class TableDenoiser:
     """Logits that depend on the whole row of x, made by a small fixed random net.
 
     The head is the identity, so hidden rows are logits. `calls` counts forward passes, `rows` what
@@ -45,15 +45,15 @@ class TableDoor:
         self.rows += len(out)
         return out
 
-    def unconditional(self, mask_id: int) -> TableDoor:
-        door = TableDoor(99, self.prompt)
-        return door
+    def unconditional(self, mask_id: int) -> TableDenoiser:
+        denoiser = TableDenoiser(99, self.prompt)
+        return denoiser
 
     def prompt_length(self, b: int) -> int:
         return self.prompt
 
 
-def plain_sample(door: TableDoor, spec: Any) -> list[list[int]]:
+def plain_sample(denoiser: TableDenoiser, spec: Any) -> list[list[int]]:
     """States before each step and the last, of one row; LLaDA-V's algorithm, number by number.
 
     Only low_confidence at temperature 0, without guidance; every rule.
@@ -76,7 +76,7 @@ def plain_sample(door: TableDoor, spec: Any) -> list[list[int]]:
             states.append(list(x))
             limit = block.stop if stop is None else stop
             able = [i for i in range(limit) if x[i] == spec.mask_id]
-            best = {i: plain_choice(door.logits(torch.tensor(x))[i], spec) for i in able}
+            best = {i: plain_choice(denoiser.logits(torch.tensor(x))[i], spec) for i in able}
             ranked = sorted(able, key=lambda i, best=best: (best[i][1], i))
             if spec.rule != "schedule":
                 later = spec.rule == "factor_llada_v"
@@ -131,10 +131,10 @@ def plain_stop(x: list[int], sequences: Any, stop: int | None) -> int | None:
 
 
 @pytest.fixture(scope="session")
-def door() -> Callable[..., TableDoor]:
-    return TableDoor
+def denoiser() -> Callable[..., TableDenoiser]:
+    return TableDenoiser
 
 
 @pytest.fixture(scope="session")
-def plain() -> Callable[[TableDoor, Any], list[list[int]]]:
+def plain() -> Callable[[TableDenoiser, Any], list[list[int]]]:
     return plain_sample

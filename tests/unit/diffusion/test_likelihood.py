@@ -13,7 +13,7 @@ from medv_ray.diffusion.likelihood import log_likelihood, spread_masks
 VOCABULARY = 6
 
 
-class FixedDoor:
+class FixedDenoiser:
     """The same logits at every position, whatever x."""
 
     def __init__(self, logits: Tensor) -> None:
@@ -24,8 +24,8 @@ class FixedDoor:
         self.most = max(self.most, int(need.sum()))
         return self.row.expand(int(need.sum()), -1)
 
-    def unconditional(self, mask_id: int) -> "FixedDoor":
-        return FixedDoor(torch.zeros(VOCABULARY))
+    def unconditional(self, mask_id: int) -> "FixedDenoiser":
+        return FixedDenoiser(torch.zeros(VOCABULARY))
 
     def prompt_length(self, b: int) -> int:
         return 0
@@ -45,14 +45,19 @@ def test_is_exact_for_a_model_that_ignores_its_input() -> None:
     """CE / ratio then sums to T times the mean CE when all targets are equal."""
     logits = torch.linspace(-1, 1, VOCABULARY)
     answer = torch.full((9,), 2)
-    got = log_likelihood(lambda rows: FixedDoor(logits), answer, 5, num_samples=32, copies=4)
+    got = log_likelihood(lambda rows: FixedDenoiser(logits), answer, 5, num_samples=32, copies=4)
     assert got == pytest.approx(9 * float(logits.log_softmax(0)[2]), rel=1e-5)
 
 
 def test_guidance_acts_on_the_logits() -> None:
     logits = torch.linspace(-1, 1, VOCABULARY)
     got = log_likelihood(
-        lambda rows: FixedDoor(logits), torch.tensor([1]), 5, num_samples=4, copies=4, cfg_scale=1.0
+        lambda rows: FixedDenoiser(logits),
+        torch.tensor([1]),
+        5,
+        num_samples=4,
+        copies=4,
+        cfg_scale=1.0,
     )
     assert got == pytest.approx(float((2 * logits).log_softmax(0)[1]), rel=1e-5)
 
@@ -62,7 +67,12 @@ def test_averages_to_the_truth_where_targets_differ() -> None:
     answer = torch.tensor([0, 3, 1, 4])
     generator = torch.Generator().manual_seed(0)
     got = log_likelihood(
-        lambda rows: FixedDoor(logits), answer, 5, num_samples=4096, copies=16, generator=generator
+        lambda rows: FixedDenoiser(logits),
+        answer,
+        5,
+        num_samples=4096,
+        copies=16,
+        generator=generator,
     )
     assert got == pytest.approx(float(logits.log_softmax(0)[answer].sum()), rel=0.03)
     assert not math.isnan(got)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medv_ray.diffusion.rules import find_stop
+from medv_kernels.reference import find_stop
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,11 @@ from medv_ray.diffusion.rules import find_stop
     ],
 )
 def test_find_stop(answer: list, sequences: list, found: int | None, want: int | None) -> None:
-    assert find_stop(torch.tensor(answer), sequences, found) == want
+    size = len(answer)
+    for begin in (0, 2):  # what stands in front of the answer is not looked at
+        row = torch.tensor(
+            [[9, sequences[0][0] if sequences and sequences[0] else 9][:begin] + answer]
+        )
+        stop = torch.tensor([begin + (size if found is None else found)])
+        find_stop(row, sequences, stop, begin)
+        assert int(stop) == begin + (size if want is None else want)

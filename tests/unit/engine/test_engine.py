@@ -7,6 +7,8 @@ import torch
 
 from medv_ray.data import prompts
 from medv_ray.engine import Answer, Engine, Predictor, Request, row_seed
+from medv_ray.engine.predictor import load_model
+from medv_ray.engine.running import RunningBatch
 from medv_ray.errors import CheckpointError, DataError, SettingsError
 from medv_ray.model import denoise, lora, weights
 from medv_ray.model.config import ModelConfig
@@ -25,9 +27,21 @@ SAMPLER = SamplerSettings(gen_length=8, block_length=4, steps=4, stop=())
 WARM = SamplerSettings(gen_length=8, block_length=8, steps=4, temperature=1.0, stop=())
 
 
-def load(folder: Path, engine: EngineSettings | None = None, **answer: object) -> Predictor:
+def load(
+    folder: Path,
+    engine: EngineSettings | None = None,
+    together: bool | None = None,
+    **answer: object,
+) -> Predictor:
+    """`together`: as on a GPU."""
     settings = AnswerSettings(**{"sampler": SAMPLER, **answer})  # type: ignore[arg-type]
-    return Predictor.load(ModelSettings(path=str(folder), device="cpu"), settings, engine)
+    model, tokenizer = load_model(ModelSettings(path=str(folder), device="cpu"))
+    return Predictor(Engine(model, tokenizer, settings, engine or EngineSettings(), together))
+
+
+def essence(answer: object) -> object:
+    assert isinstance(answer, Answer)
+    return answer.token_ids, answer.token_step, answer.finish
 
 
 @pytest.fixture
@@ -280,24 +294,67 @@ def test_an_error_before_a_failing_step_is_not_lost(
     assert engine.give_up() is None
 
 
-def test_of_several_that_step_together_none_is_given_up(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("together", [False, True])
+def test_of_several_the_one_that_is_to_blame_is_found(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, together: bool
 ) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError
-
-    with load(folder, EngineSettings(slots=2)) as predictor:
+    """A step of several raises: each runs alone then, and only one of them does so again."""
+    asked = [Request(f"question {n}", seed=n) for n in range(4)]
+    with load(folder, EngineSettings(slots=3), together) as predictor:
         engine = predictor.engine
-        tickets = [engine.admit(Request("one")), engine.admit(Request("two"))]
-        assert engine.step() == []
-        monkeypatch.setattr(engine, "_advance", fail)
-        with pytest.raises(RuntimeError):
+        want = predictor.answer(asked)
+        step, poisoned = RunningBatch.step, [engine.admit(asked[0])]
+
+        def fails(self: RunningBatch, head: object) -> object:
+            if any(s.ticket in poisoned and s.batch is self for s in engine._running):
+                raise ValueError("a defect")
+            return step(self, head)  # type: ignore[arg-type]
+
+        tickets = [*poisoned, *(engine.admit(request) for request in asked[1:])]
+        monkeypatch.setattr(RunningBatch, "step", fails)
+        ended: dict[int, object] = {}
+        raised = 0
+        while not engine.idle:
+            try:
+                ended |= dict(engine.step())
+            except ValueError:
+                raised += 1
+                assert engine.give_up() == poisoned[0]
+        assert raised == 1
+        assert [essence(ended[ticket]) for ticket in tickets[1:]] == [*map(essence, want[1:])]
+        assert engine._limit == 3, "afterwards requests run together again"
+        assert engine.counters.memory_shortages == 0
+
+
+def test_what_touches_the_state_runs_under_one_rule(folder: Path) -> None:
+    """The state's tensors are made in inference mode, and outside of it nobody may write to them.
+    Every other public method may be called by any thread."""
+    free = {"idle", "decode", "token_text", "text", "stop_ids", "spec", "close"}
+    public = {name for name in vars(Engine) if not name.startswith("_")}
+    ruled = {name for name in public if getattr(vars(Engine)[name], "stateful", False)}
+    assert public == ruled | free
+    assert not ruled & free
+    assert ruled == {"admit", "cancel", "give_up", "step", "view", "inspect"}
+    for name in ruled:
+        with load(folder, EngineSettings(slots=2), True) as predictor:
+            engine = predictor.engine
+            request = Request("why?", seed=3)
+            ticket, other = engine.admit(request), engine.admit(request)
             engine.step()
-        assert engine.give_up() is None
-        engine.cancel(tickets[0])
-        with pytest.raises(RuntimeError):
-            engine.step()
-        assert engine.give_up() == tickets[1]
+            mask: list[int | None] = [None] * SAMPLER.gen_length
+            arguments = {
+                "admit": (request,),
+                "cancel": (ticket,),
+                "view": (ticket,),
+                "inspect": (request, mask, 0),
+            }
+            engine._at_work = [ticket]
+            assert not torch.is_inference_mode_enabled()
+            getattr(engine, name)(*arguments.get(name, ()))
+            ended = {}
+            while not engine.idle:
+                ended |= dict(engine.step())
+            assert isinstance(ended[other], Answer)
 
 
 def test_several_turns_change_the_answer_and_keep_the_image_first(predictor: Predictor) -> None:

@@ -43,13 +43,21 @@ LOSS_TYPES = {
 }
 STATE_TYPES = {
     **dict.fromkeys(("x", "new", "k", "num_masks", "sequences", "sizes"), "*i64"),
-    **dict.fromkeys(("block_start", "block_end", "stop", "step", "total", "left"), "*i64"),
+    **dict.fromkeys(("limit", "stop", "step"), "*i64"),
+    **dict.fromkeys(("key", "rest"), "*fp64"),
     **dict.fromkeys(("masked", "eligible", "failed", "chosen"), "*i8"),
     "rank": "*i32",
     "rule": "*fp64",
     "token_confidence": "*fp32",
     "token_step": "*i32",
 }
+
+
+def step_types(rule: int) -> dict[str, str]:
+    """A step's k are integers."""
+    return STATE_TYPES | ({"rule": "*i64"} if rule == 0 else {})
+
+
 Case = tuple[str, Callable[[], Any]]
 """A line's name, and what compiles the kernel."""
 
@@ -91,7 +99,7 @@ def cases() -> Iterator[Case]:
 
 SIZES = (
     *("cond_stride", "free_stride", "uniform_stride", "rows_stride", "head_stride", "stride"),
-    *("out_stride", "vocabulary", "splits", "length", "steps", "k_width", "mask_id", "count"),
+    *("out_stride", "vocabulary", "splits", "length", "begin", "mask_id", "count"),
     *("width", "field"),
 )
 """Integers that Triton compiles in where they are 1, and then are no tensors in the kernel."""
@@ -115,7 +123,7 @@ def small() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
         options = {"ROW": 1, "RULE": rule, "COUNTED": True}
         yield "commit.commit", triton_commit.commit, STATE_TYPES, options
         options = {**options, "NUM_STOPS": 1, "WIDTH": 1}
-        yield "commit.commit_step", triton_commit.commit_step, STATE_TYPES, options
+        yield "commit.commit_step", triton_commit.commit_step, step_types(rule), options
 
 
 def selections(dtype: str) -> Iterator[Case]:
@@ -156,7 +164,7 @@ def commits() -> Iterator[Case]:
             yield f"commit.commit {rule} {row}", case
             options = {**options, "NUM_STOPS": 2, "WIDTH": 2}
             case = partial(
-                compile_one, triton_commit.commit_step, STATE_TYPES, options, num_warps=8
+                compile_one, triton_commit.commit_step, step_types(rule), options, num_warps=8
             )
             yield f"commit.commit_step {rule} {row}", case
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medv_kernels import commit as kernel
 from medv_kernels import reference, triton_commit
-from medv_kernels.reference import BlockState
+from medv_kernels.reference import ResponseState
 
 REST = st.sampled_from([0.0, 1e-30, 0.1, 0.25, 0.25, 1.0, 1.0, 3.0, 1e300, math.inf, math.nan])
 MASK = 9
@@ -159,20 +159,16 @@ STOPS = [[], [[3]], [[2, 3], [1]], [[], [4]], [[1, 1, 1], [5], [2, 2]]]
 
 @st.composite
 def steps(draw: st.DrawFn) -> dict[str, Any]:
-    length = draw(st.integers(2, 9))
-    rows = draw(st.integers(1, 3))
-    starts = draw(st.lists(st.integers(0, length - 1), min_size=rows, max_size=rows))
-    rule = draw(
-        st.sampled_from(["k", {"threshold": 0.6}, {"threshold": 0.6, "steps": 2}, {"factor": 0.7}])
-    )
+    length, rows = draw(st.integers(2, 9)), draw(st.integers(1, 3))
     return {
         "shape": (rows, length),
-        "starts": starts,
-        "rule": rule,
+        "rule": draw(st.sampled_from(["k", "threshold", "factor"])),
         "seed": draw(st.integers(0, 10**6)),
         "stops": draw(st.sampled_from(STOPS)),
+        "begin": draw(st.integers(0, 2)),
         "nan": draw(st.booleans()),
         "masks": draw(st.booleans()),
+        "key": draw(st.booleans()),
     }
 
 
@@ -185,93 +181,121 @@ def steps(draw: st.DrawFn) -> dict[str, Any]:
 @pytest.mark.usefixtures("poison")
 def test_step_kernel_equals_the_reference(device: torch.device, case: dict[str, Any]) -> None:
     (rows, length), generator = case["shape"], torch.manual_seed(case["seed"])
-    start = torch.tensor(case["starts"])
     x = torch.randint(6, (rows, length), generator=generator)
     masked = torch.rand(rows, length, generator=generator) < 0.9
     x[masked] = MASK
-    want = BlockState.begin(x, masked, start, torch.minimum(start + 4, torch.tensor(length)))
-    got = BlockState(**{name: part.clone().to(device) for name, part in vars(want).items()})
+    want = ResponseState.begin(x, masked)
+    got = ResponseState(**{name: part.clone().to(device) for name, part in vars(want).items()})
     homes = {name: part.data_ptr() for name, part in vars(got).items()}
-    rule = case["rule"]
-    if rule == "k":
-        rule = {"k": torch.randint(0, 3, (rows, 5), generator=generator)}
-    if case["masks"] and "factor" in rule:
-        rule = {**rule, "num_masks": masked.sum(1)}
     for step in range(6):
         token = torch.randint(6, (rows, length), generator=generator)
         token[torch.rand(rows, length, generator=generator) < 0.15] = MASK
         rest = torch.rand(rows, length, generator=generator, dtype=torch.float64) * 2
         if case["nan"] and step == 1:
-            rest[0, case["starts"][0]] = torch.nan
-        options = {"mask_id": MASK, "stop_ids": case["stops"]}
-        reference.commit_step(want, token, rest, **rule, **options)
-        there = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in rule.items()}
-        kernel.commit_step(got, token.to(device), rest.to(device), **there, **options)
+            rest[0, 0] = torch.nan
+        limit = torch.randint(0, length + 1, (rows,), generator=generator)
+        rule: dict[str, Any] = {"k": torch.randint(0, 3, (rows,), generator=generator)}
+        if case["rule"] != "k":
+            rule = {case["rule"]: torch.rand(rows, generator=generator, dtype=torch.float64)}
+        if case["masks"] and "factor" in rule:
+            rule["num_masks"] = want.masked.sum(1)
+        if case["key"]:
+            rule["key"] = torch.randint(0, 3, (rows, length), generator=generator).double()
+        number = torch.full((rows,), step)
+        options = {"mask_id": MASK, "stop_ids": case["stops"], "begin": case["begin"]}
+        there = {n: v.to(device) for n, v in rule.items()}
+        given = [part.to(device) for part in (token, rest, limit, number)]
+        reference.commit_step(want, token, rest, limit, number, **rule, **options)
+        kernel.commit_step(got, *given, **there, **options)
         for name, part in vars(want).items():
             assert torch.equal(part, getattr(got, name).cpu()), name
             assert getattr(got, name).data_ptr() == homes[name]
 
 
-def begin(rows: int, length: int, device: torch.device) -> BlockState:
+def begin(rows: int, length: int, device: torch.device) -> ResponseState:
     x = torch.full((rows, length), MASK, device=device)
-    start = torch.zeros(rows, dtype=torch.int64, device=device)
-    return BlockState.begin(x, x == MASK, start, start + length)
+    return ResponseState.begin(x, x == MASK)
+
+
+def step_of(take: Callable, state: ResponseState, token: Tensor, rest: Tensor, **more: Any) -> None:
+    """One step of all rows, committing one token each, unless `more` says otherwise."""
+    rows, length = state.x.shape
+    whole = torch.full((rows,), length, device=token.device)
+    given = {"limit": whole, "step": torch.zeros_like(whole), "k": torch.ones_like(whole)} | more
+    take(state, token, rest, given.pop("limit"), given.pop("step"), mask_id=MASK, **given)
 
 
 @pytest.mark.parametrize("step", [reference.commit_step, kernel.commit_step])
-def test_a_row_whose_odds_are_nan_changes_no_more(step: Callable, device: torch.device) -> None:
+def test_a_row_whose_odds_are_nan_does_not_change(step: Callable, device: torch.device) -> None:
     state = begin(2, 4, device)
-    k = torch.ones(2, 4, dtype=torch.int64, device=device)
+    before = copy.deepcopy(state)
     token = torch.arange(8, device=device).view(2, 4)
     rest = torch.rand(2, 4, device=device)
     rest[0, 2] = torch.nan
-    step(state, token, rest, k, mask_id=MASK)
+    step_of(step, state, token, rest)
     assert state.failed.tolist() == [True, False]
-    assert state.left.tolist() == [0, 3]
-    assert state.step.tolist() == state.total.tolist() == [0, 1]
-    before = copy.deepcopy(state)
-    step(state, token, rest.nan_to_num(1.0), k, mask_id=MASK)
+    assert state.masked.sum(1).tolist() == [4, 3]
+    before.failed[0] = True
     for name, part in vars(state).items():
         assert torch.equal(part[0], getattr(before, name)[0]), name
-    assert state.step.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("step", [reference.commit_step, kernel.commit_step])
-def test_a_row_with_nothing_left_rests(step: Callable, device: torch.device) -> None:
-    """So a caller makes it wait: nothing of it changes, though it has masks and steps."""
+def test_a_row_without_limit_rests(step: Callable, device: torch.device) -> None:
+    """So a caller makes it wait: nothing of it changes, whatever its odds are."""
     state = begin(2, 4, device)
-    state.left[0] = 0
     before = copy.deepcopy(state)
-    k = torch.ones(2, 4, dtype=torch.int64, device=device)
     token, rest = torch.zeros(2, 4, dtype=torch.int64, device=device), torch.rand(2, 4).to(device)
-    step(state, token, rest, k, mask_id=MASK)
+    rest[0] = torch.nan
+    step_of(step, state, token, rest, limit=torch.tensor([0, 4], device=device))
     for name, part in vars(state).items():
         assert torch.equal(part[0], getattr(before, name)[0]), name
-    assert state.left.tolist() == [0, 3]
+    assert state.masked.sum(1).tolist() == [4, 3]
 
 
 @pytest.mark.parametrize("step", [reference.commit_step, kernel.commit_step])
-def test_nan_where_nothing_is_committed_is_no_failure(step: Callable, device: torch.device) -> None:
-    """A step of k = 0 needs no odds; nor do positions behind the limit or without a mask."""
+def test_nan_where_nothing_may_be_committed_is_no_failure(
+    step: Callable, device: torch.device
+) -> None:
+    """Behind the limit, or without a mask."""
     state = begin(1, 4, device)
     state.masked[0, 0] = False
-    state.block_end[0] = 3
-    k = torch.tensor([[0, 1]], device=device)
     token = torch.zeros(1, 4, dtype=torch.int64, device=device)
     rest = torch.full((1, 4), torch.nan, device=device)
-    step(state, token, rest, k, mask_id=MASK)
     rest[0, 1:3] = 0.5
-    step(state, token, rest, k, mask_id=MASK)
+    limit, number = torch.tensor([3], device=device), torch.tensor([7], device=device)
+    step_of(step, state, token, rest, limit=limit, step=number)
     assert state.failed.tolist() == [False]
     assert state.x.tolist() == [[MASK, 0, MASK, MASK]]
-    assert state.token_step.tolist() == [[-1, 1, -1, -1]]
+    assert state.token_step.tolist() == [[-1, 7, -1, -1]]
     assert state.token_confidence[0].tolist() == pytest.approx([0, 1 / 1.5, 0, 0], rel=1e-6)
-    assert state.left.tolist() == [0]  # the block has had its two steps
+
+
+@pytest.mark.parametrize("step", [reference.commit_step, kernel.commit_step])
+def test_each_row_has_a_threshold_of_its_own(step: Callable, device: torch.device) -> None:
+    state = begin(3, 4, device)
+    token = torch.zeros(3, 4, dtype=torch.int64, device=device)
+    rest = torch.tensor([0.0, 0.5, 1.0, 3.0], device=device).expand(3, 4)
+    threshold = torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64, device=device)
+    step_of(step, state, token, rest, k=None, threshold=threshold)
+    assert (~state.masked).sum(1).tolist() == [1, 3, 4]
+
+
+@pytest.mark.parametrize("step", [reference.commit_step, kernel.commit_step])
+def test_another_key_may_decide_who_is_first(step: Callable, device: torch.device) -> None:
+    """The odds still say how sure a token is."""
+    state = begin(1, 3, device)
+    token = torch.zeros(1, 3, dtype=torch.int64, device=device)
+    rest = torch.tensor([[0.0, 1.0, torch.inf]], device=device)
+    key = torch.tensor([[3.0, 2.0, -1.0]], device=device, dtype=torch.float64)
+    step_of(step, state, token, rest, key=key, k=torch.tensor([2], device=device))
+    assert state.masked.tolist() == [[True, False, False]]
+    assert state.token_confidence.tolist() == [[0.0, 0.5, 0.0]]
 
 
 @pytest.mark.parametrize("step", [reference.commit_step, kernel.commit_step])
 def test_order_of_stop_sequences(step: Callable, device: torch.device) -> None:
-    """The table of medv_ray's find_stop: found where before, and now. L, here 4, is nowhere."""
+    """Found where before, and now. L, here 4, is nowhere."""
     for answer, sequences, before, want in [
         ([1, 2, 3], [[2, 3], [1]], 4, 1),  # the first that occurs, not the leftmost
         ([1, 2, 3], [[8], [3]], 4, 2),
@@ -288,8 +312,8 @@ def test_order_of_stop_sequences(step: Callable, device: torch.device) -> None:
         state.x[0, :3] = torch.tensor(answer, device=device)
         state.stop[0] = before
         token = torch.zeros(1, 4, dtype=torch.int64, device=device)
-        nothing = torch.zeros(1, 9, dtype=torch.int64, device=device)
-        step(state, token, token.float(), nothing, mask_id=MASK, stop_ids=sequences)
+        nothing = torch.zeros(1, dtype=torch.int64, device=device)
+        step_of(step, state, token, token.float(), k=nothing, stop_ids=sequences)
         assert int(state.stop) == want, (answer, sequences, before)
 
 
@@ -298,4 +322,4 @@ def test_state_must_be_contiguous(device: torch.device) -> None:
     state.x = state.x.T
     state.masked = state.masked.T
     with pytest.raises(ValueError, match="x.*masked.*must be contiguous"):
-        kernel.commit_step(state, state.x, state.token_confidence, threshold=0.5, mask_id=MASK)
+        step_of(kernel.commit_step, state, state.x, state.token_confidence)

@@ -1,4 +1,4 @@
-"""Doors with kept keys and values against full attention in float64, written by hand.
+"""Denoisers with kept keys and values against full attention in float64, written by hand.
 
 Shapes: S sequence, W window, D width, C width of a head, P prompt, L response positions.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from medv_ray.model.cache import Cached, PromptStore
-from medv_ray.model.denoise import IMAGE_SLOT, FullRecompute, Prompt, forward_rows, splice
+from medv_ray.model.denoise import IMAGE_SLOT, FullRecompute, Prompt, splice
 from medv_ray.model.keys import KeyValues
 from medv_ray.model.medv import Medv
 from tests.unit.model.conftest import TOY, make_model
@@ -50,8 +50,8 @@ def needed(*places: Sequence[int]) -> Tensor:
     return need
 
 
-def run(door: FullRecompute, calls: Sequence[Call]) -> list[Tensor]:
-    return [door(x, need) for x, need in calls]
+def run(denoiser: FullRecompute, calls: Sequence[Call]) -> list[Tensor]:
+    return [denoiser(x, need) for x, need in calls]
 
 
 def assert_close(got: Sequence[Tensor], want: Sequence[Tensor], atol: float = 1e-5) -> None:
@@ -134,7 +134,7 @@ class Plain:
     def run(
         self, calls: Sequence[tuple[Tensor, Tensor]], kind: str, interval: int | None
     ) -> list[Tensor]:
-        """What a door returns for int64[L], bool[L] calls."""
+        """What a denoiser returns for int64[L], bool[L] calls."""
         block, count, found = -1, 0, []
         for x, need in calls:
             places = need.nonzero().flatten().tolist()
@@ -174,17 +174,19 @@ def wild_calls(seed: int, rows: int = 3) -> list[Call]:
 @pytest.mark.parametrize("cut", [False, True])
 def test_refreshing_at_every_pass_is_full_recompute(toy: Medv, kind: Any, cut: bool) -> None:
     full = FullRecompute(toy, prompts(cut), SUFFIX)
-    door = Cached(
+    denoiser = Cached(
         toy, prompts(cut), SUFFIX, kind=kind, block_length=BLOCK, refresh_interval=1,
         store=PromptStore(2**20),
     )  # fmt: skip
     calls = wild_calls(1)
-    assert_close(run(door, calls), run(full, calls))
-    assert [door.prompt_length(b) for b in range(3)] == [full.prompt_length(b) for b in range(3)]
+    assert_close(run(denoiser, calls), run(full, calls))
+    assert [denoiser.prompt_length(b) for b in range(3)] == [
+        full.prompt_length(b) for b in range(3)
+    ]
     if not cut:
-        assert door.computed == full.computed
+        assert denoiser.computed == full.computed
     else:
-        assert door.computed < full.computed
+        assert denoiser.computed < full.computed
 
 
 @pytest.mark.parametrize("interval", [1, 2, 3, None])
@@ -193,11 +195,11 @@ def test_equals_plain_attention_at_every_call(toy: Medv, kind: Any, interval: in
     """Cut prompts too: what a refresh does not compute again is what it would compute."""
     calls = wild_calls(2)
     for cut in (False, True):
-        door = Cached(
+        denoiser = Cached(
             toy, prompts(cut), SUFFIX, kind=kind, block_length=BLOCK, refresh_interval=interval,
             store=PromptStore(2**20),
         )  # fmt: skip
-        got = run(door, calls)
+        got = run(denoiser, calls)
         rows = [
             Plain(toy, prompt, SUFFIX).run([(x[b], need[b]) for x, need in calls], kind, interval)
             for b, prompt in enumerate(prompts(cut))
@@ -206,7 +208,7 @@ def test_equals_plain_attention_at_every_call(toy: Medv, kind: Any, interval: in
 
 
 def test_plain_attention_is_the_models_own(toy: Medv) -> None:
-    """The yardstick itself, so that an error in it is not taken for one of the door."""
+    """The yardstick itself, so that an error in it is not taken for one of the denoiser."""
     prompt, x = prompts()[1], draw(3, L)
     ids = torch.cat((x, torch.tensor(SUFFIX)))
     row = torch.cat((splice(toy, prompt.ids, prompt.images), toy.embed(ids)))
@@ -217,16 +219,16 @@ def test_plain_attention_is_the_models_own(toy: Medv) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("interval", [None, 3])
 def test_how_many_positions_run(toy: Medv, kind: Any, interval: int | None) -> None:
-    door = Cached(
+    denoiser = Cached(
         toy, prompts()[:1], SUFFIX, kind=kind, block_length=BLOCK, refresh_interval=interval
     )
     whole = 9 + L + 2
-    assert door.sequence_length(0, L) == whole
+    assert denoiser.sequence_length(0, L) == whole
     counts = []
     for places in [(0, 1), (1, 2), (2,), (3,), (4,), (5,), (3, 6), (6,), (11,)]:
-        before = door.computed
-        door(draw(len(counts), 1, L), needed(places))
-        counts.append(door.computed - before)
+        before = denoiser.computed
+        denoiser(draw(len(counts), 1, L), needed(places))
+        counts.append(denoiser.computed - before)
     again = whole if interval else None  # the fourth pass of a block
     if kind == "prefix":
         first, second = whole - 9, whole - 9 - BLOCK
@@ -238,11 +240,14 @@ def test_how_many_positions_run(toy: Medv, kind: Any, interval: int | None) -> N
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_window_that_reaches_over_its_block(toy: Medv, kind: Any) -> None:
     """A mask left in an earlier block is where the window begins; it ends with the last need."""
-    door = Cached(toy, prompts()[:1], kind=kind, block_length=BLOCK)
-    door(draw(1, 1, L), needed((2, 6)))
-    before, calls = door.computed, [(draw(1, 1, L), needed((2, 6))), (draw(2, 1, L), needed((2,)))]
-    found = run(door, calls)
-    assert door.computed - before == (7 + 4 if kind == "dual" else 2 * L)
+    denoiser = Cached(toy, prompts()[:1], kind=kind, block_length=BLOCK)
+    denoiser(draw(1, 1, L), needed((2, 6)))
+    before, calls = (
+        denoiser.computed,
+        [(draw(1, 1, L), needed((2, 6))), (draw(2, 1, L), needed((2,)))],
+    )
+    found = run(denoiser, calls)
+    assert denoiser.computed - before == (7 + 4 if kind == "dual" else 2 * L)
     plain = Plain(toy, prompts()[0])
     want = plain.run([(x[0], need[0]) for x, need in [calls[0], *calls]], kind, None)[1:]
     assert_close(found, want, 1e-4)
@@ -256,14 +261,14 @@ def test_what_is_outside_the_window_is_stale_until_a_refresh(
     need, x = needed((5, 7)), draw(5, 1, L)
 
     def second_and_third(place: int | None) -> tuple[Tensor, Tensor]:
-        door = Cached(
+        denoiser = Cached(
             toy, prompts()[1:2], SUFFIX, kind=kind, block_length=BLOCK, refresh_interval=2
         )
-        door(x, need)
+        denoiser(x, need)
         changed = x.clone()
         if place is not None:
             changed[0, place] = (changed[0, place] + 1) % 59
-        return door(changed, need), door(changed, need)
+        return denoiser(changed, need), denoiser(changed, need)
 
     second, third = second_and_third(None)
     for place in range(L):
@@ -272,7 +277,7 @@ def test_what_is_outside_the_window_is_stale_until_a_refresh(
         assert not torch.allclose(refreshed, third)
 
 
-def cut_door(model: Medv, prompt: Prompt, store: PromptStore | None, **more: Any) -> Cached:
+def cut_denoiser(model: Medv, prompt: Prompt, store: PromptStore | None, **more: Any) -> Cached:
     given = {"kind": "prefix", "block_length": BLOCK, "refresh_interval": 1} | more
     return Cached(model, [prompt], SUFFIX, store=store, **given)
 
@@ -283,13 +288,13 @@ def test_of_a_cut_prompt_nothing_is_computed_twice(toy: Medv) -> None:
     want = run(FullRecompute(toy, [prompt], SUFFIX), calls)
     store = PromptStore(2**20)
     for number, asked in enumerate((store, store, None)):
-        door = cut_door(toy, prompt, asked)
-        assert_close([door(*calls[0])], want[:1])
+        denoiser = cut_denoiser(toy, prompt, asked)
+        assert_close([denoiser(*calls[0])], want[:1])
         first = 10 if number != 1 else 0  # the second asker finds the first segment
-        assert door.computed == first + 2 + 2 + L + 2
-        before = door.computed
-        assert_close(run(door, calls[1:]), want[1:])
-        assert door.computed - before == (2 + L + 2) * len(calls[1:])
+        assert denoiser.computed == first + 2 + 2 + L + 2
+        before = denoiser.computed
+        assert_close(run(denoiser, calls[1:]), want[1:])
+        assert denoiser.computed - before == (2 + L + 2) * len(calls[1:])
     assert (store.hits, store.misses, store.evictions) == (1, 1, 0)
 
 
@@ -300,12 +305,12 @@ def test_questions_about_one_image_share_its_keys(toy: Medv) -> None:
     asked = [Prompt(torch.cat((start, draw(seed, 4 + seed))), image, (4,)) for seed in range(3)]
     calls = [(x[:1], need[:1]) for x, need in wild_calls(5)]
     more: dict[str, Any] = {"kind": "dual", "refresh_interval": 2}
-    alone = [run(cut_door(toy, prompt, PromptStore(2**20), **more), calls) for prompt in asked]
+    alone = [run(cut_denoiser(toy, prompt, PromptStore(2**20), **more), calls) for prompt in asked]
     store = PromptStore(2**20)
     shared = store.get(toy, splice(toy, start, image))
     before = [[part.clone() for part in shared.of(layer)] for layer in range(2)]
-    doors = [cut_door(toy, prompt, store, **more) for prompt in asked]
-    found = [forward_rows(doors, [x] * 3, [need] * 3) for x, need in calls]  # side by side
+    denoisers = [cut_denoiser(toy, prompt, store, **more) for prompt in asked]
+    found = [[denoiser(x, need) for denoiser in denoisers] for x, need in calls]  # by turns
     for b in range(3):
         assert all(torch.equal(step[b], want) for step, want in zip(found, alone[b], strict=True))
     assert (store.hits, store.misses) == (3, 1)
@@ -313,7 +318,7 @@ def test_questions_about_one_image_share_its_keys(toy: Medv) -> None:
         assert len(shared) == 10
         assert all(map(torch.equal, shared.of(layer), before[layer]))
     other = Prompt(asked[0].ids, (image[0] + 1e-3,), (4,))
-    cut_door(toy, other, store)(*calls[0])
+    cut_denoiser(toy, other, store)(*calls[0])
     assert store.misses == 2
 
 
@@ -345,12 +350,12 @@ def test_a_store_without_room_changes_nothing(toy: Medv) -> None:
     prompt = prompts(cut=True)[1]
     calls = [(x[:1], need[:1]) for x, need in wild_calls(6)]
     stores = PromptStore(2**20), PromptStore(0)
-    kept, none = (run(cut_door(toy, prompt, store), calls) for store in stores)
+    kept, none = (run(cut_denoiser(toy, prompt, store), calls) for store in stores)
     assert all(map(torch.equal, kept, none))
     assert stores[1].nbytes == stores[1].hits == 0
 
 
-def test_the_unconditional_door_keeps_its_own(toy: Medv) -> None:
+def test_the_unconditional_denoiser_keeps_its_own(toy: Medv) -> None:
     given: dict[str, Any] = {"kind": "dual", "block_length": BLOCK, "refresh_interval": 3}
     calls = wild_calls(7)
     for cut in (False, True):
@@ -363,12 +368,12 @@ def test_the_unconditional_door_keeps_its_own(toy: Medv) -> None:
         told = store.hits, store.misses
         blind = run(make().unconditional(MASK), calls)
         assert told == (store.hits, store.misses), "masks are nobody's image"
-        door = make()
-        late = door.unconditional(MASK)
-        mixed = [(door(x, need), late(x, need)) for x, need in calls]
+        denoiser = make()
+        late = denoiser.unconditional(MASK)
+        mixed = [(denoiser(x, need), late(x, need)) for x, need in calls]
         assert all(map(torch.equal, [a for a, _ in mixed], seen))
         assert all(map(torch.equal, [b for _, b in mixed], blind))
-        after = door.unconditional(MASK)  # also of a door that has been used
+        after = denoiser.unconditional(MASK)  # also of a denoiser that has been used
         assert all(map(torch.equal, run(after, calls), blind))
         exact = FullRecompute(toy, prompts(cut), SUFFIX).unconditional(MASK)
         assert_close(blind[:1], run(exact, calls[:1]))
@@ -382,14 +387,14 @@ def test_kept_bytes_is_what_is_held(kind: Any, kv_heads: int) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         model = model.to(dtype)
         for cut in (False, True):
-            door = Cached(
+            denoiser = Cached(
                 model, prompts(cut), SUFFIX, kind=kind, block_length=BLOCK,
                 refresh_interval=2, store=PromptStore(2**20),
             )  # fmt: skip
-            promised = door.kept_bytes(L)
-            run(door, wild_calls(8))
-            assert promised == sum(kept.keys.nbytes for kept in door._kept.values())
-            assert promised == door.kept_bytes(L)
+            promised = denoiser.kept_bytes(L)
+            run(denoiser, wild_calls(8))
+            assert promised == sum(kept.keys.nbytes for kept in denoiser._kept.values())
+            assert promised == denoiser.kept_bytes(L)
     assert FullRecompute(model, prompts()).kept_bytes(L) == 0
 
 
@@ -397,43 +402,21 @@ def test_shared_heads_agree_with_plain_attention() -> None:
     language = dataclasses.replace(TOY.language, num_key_value_heads=1)
     model = make_model(dataclasses.replace(TOY, language=language), seed=1)
     calls = [(x[:1], need[:1]) for x, need in wild_calls(9)]
-    door = Cached(model, prompts()[:1], SUFFIX, kind="dual", block_length=BLOCK)
+    denoiser = Cached(model, prompts()[:1], SUFFIX, kind="dual", block_length=BLOCK)
     want = Plain(model, prompts()[0], SUFFIX).run([(x[0], n[0]) for x, n in calls], "dual", None)
-    assert_close(run(door, calls), want, 1e-4)
-
-
-@pytest.mark.parametrize("order", [(0, 1), (1, 0), (1, 2, 0), (0, 2, 1), (2, 0)])
-def test_doors_of_every_kind_advance_in_one_pass(toy: Medv, order: tuple[int, ...]) -> None:
-    """As on a GPU, where rows of exact doors run in one padded batch and others alone."""
-
-    def make() -> list[FullRecompute]:
-        text, image, _ = prompts()
-        doors = [
-            FullRecompute(toy, [text, image], SUFFIX, together=True),
-            Cached(toy, [text], kind="dual", block_length=BLOCK),
-            FullRecompute(toy, [prompts(cut=True)[1]], together=True),
-        ]
-        return [doors[number] for number in order]
-
-    apart, beside = make(), make()
-    for x, need in wild_calls(3):
-        rows = [range(len(door._prompts)) for door in apart]
-        xs, needs = [x[list(some)] for some in rows], [need[list(some)] for some in rows]
-        want = [door(x, need) for door, x, need in zip(apart, xs, needs, strict=True)]
-        assert_close(forward_rows(beside, xs, needs), want)
-    assert [door.computed for door in beside] == [door.computed for door in apart]
+    assert_close(run(denoiser, calls), want, 1e-4)
 
 
 def test_a_row_that_needs_nothing_keeps_what_it_has(toy: Medv) -> None:
     """It counts as no pass: its refresh does not move."""
     x = draw(1, 1, L)
     calls = [(x, needed((0,))), (x, needed(())), (x, needed((1,))), (x, needed((2,)))]
-    door = Cached(toy, prompts()[:1], kind="dual", block_length=BLOCK, refresh_interval=2)
+    denoiser = Cached(toy, prompts()[:1], kind="dual", block_length=BLOCK, refresh_interval=2)
     counts = []
     for call in calls:
-        before = door.computed
-        door(*call)
-        counts.append(door.computed - before)
+        before = denoiser.computed
+        denoiser(*call)
+        counts.append(denoiser.computed - before)
     assert counts == [9 + L, 0, BLOCK, 9 + L]
 
 

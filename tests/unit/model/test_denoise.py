@@ -1,4 +1,4 @@
-"""Door 1: what it returns, and that a row does not depend on its company."""
+"""Denoiser 1: what it returns, and that a row does not depend on its company."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ from medv_ray.model.denoise import (
     IMAGE_SLOT,
     FullRecompute,
     Prompt,
-    forward_rows,
     splice,
     splice_ends,
 )
@@ -49,9 +48,9 @@ def test_ends_move_by_the_images_before_them():
     assert splice_ends(ids, images, range(1, 6)) == (1, 4, 5, 15, 16)
 
 
-def test_the_door_returns_needed_rows_of_the_whole_sequence(toy, prompts):
+def test_the_denoiser_returns_needed_rows_of_the_whole_sequence(toy, prompts):
     suffix = (11, 12)
-    door = FullRecompute(toy, prompts, suffix)
+    denoiser = FullRecompute(toy, prompts, suffix)
     x, need = draw(6, 4, L), draw(7, 4, L) % 2 == 0
     need[3] = False
     want = []
@@ -62,20 +61,20 @@ def test_the_door_returns_needed_rows_of_the_whole_sequence(toy, prompts):
                 toy.embed(torch.cat((x[b], torch.tensor(suffix)))),
             )
         )
-        assert door.sequence_length(b, L) == len(embeds)
-        start = door.prompt_length(b)
+        assert denoiser.sequence_length(b, L) == len(embeds)
+        start = denoiser.prompt_length(b)
         want.append(toy.hidden(embeds[None])[0, start : start + L][need[b]])
-    got = door(x, need)
+    got = denoiser(x, need)
     assert got.shape == (int(need.sum()), 32)
-    # the door's last layer works on fewer rows at a time: the same up to rounding
+    # the denoiser's last layer works on fewer rows at a time: the same up to rounding
     torch.testing.assert_close(got, torch.cat(want), atol=1e-5, rtol=1e-5)
-    assert torch.equal(door.head, toy.head)
+    assert torch.equal(denoiser.head, toy.head)
 
 
 def test_nothing_needed_is_nothing_computed(toy, prompts, monkeypatch):
-    door = FullRecompute(toy, prompts)
+    denoiser = FullRecompute(toy, prompts)
     monkeypatch.setattr(toy, "hidden", lambda *_, **__: pytest.fail("computed"))
-    assert door(draw(1, 4, L), torch.zeros(4, L, dtype=torch.bool)).shape == (0, 32)
+    assert denoiser(draw(1, 4, L), torch.zeros(4, L, dtype=torch.bool)).shape == (0, 32)
 
 
 @pytest.mark.parametrize("company", [[0], [1, 0], [0, 2, 3], [3, 1, 0], [0, 0, 0]])
@@ -83,8 +82,8 @@ def test_on_cpu_a_row_is_the_same_to_the_bit_in_any_company(toy, prompts, compan
     x = draw(8, 4, L)
     need = torch.ones(1, L, dtype=torch.bool)
     alone = FullRecompute(toy, [prompts[0]], (3,))(x[:1], need)
-    door = FullRecompute(toy, [prompts[i] for i in company], (3,))
-    got = door(x[company], need.expand(len(company), -1)).reshape(len(company), L, -1)
+    denoiser = FullRecompute(toy, [prompts[i] for i in company], (3,))
+    got = denoiser(x[company], need.expand(len(company), -1)).reshape(len(company), L, -1)
     assert torch.equal(got[company.index(0)], alone)
 
 
@@ -100,41 +99,33 @@ def test_rows_in_one_padded_batch_agree_with_rows_alone(toy, prompts):
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_several_doors_advance_in_one_pass(toy, prompts, together, monkeypatch):
-    doors = [
-        FullRecompute(toy, prompts[:1], together=together),
-        FullRecompute(toy, prompts[1:3], (5,), together=together),
-        FullRecompute(toy, prompts[3:], together=together),
-    ]
-    xs = [draw(1, 1, 4), draw(2, 2, L), draw(3, 1, 9)]
-    needs = [x % 3 > 0 for x in xs]
-    needs[2][:] = False
-    want = [door(x, need) for door, x, need in zip(doors, xs, needs, strict=True)]
-    passes = []
-    hidden = toy.hidden
+def test_passes_of_several_rows(toy, prompts, together, monkeypatch):
+    """One for all where they run together; a row that needs nothing takes part in none."""
+    passes, hidden = [], toy.hidden
     count = lambda *args, **named: passes.append(1) or hidden(*args, **named)  # noqa: E731
     monkeypatch.setattr(toy, "hidden", count)
-    got = forward_rows(doors, xs, needs)
+    need = draw(2, 4, L) % 3 > 0
+    need[2] = False
+    denoiser = FullRecompute(toy, prompts, (5,), together=together)
+    found = denoiser(draw(1, 4, L), need)
+    assert len(found) == int(need.sum())
     assert len(passes) == (1 if together else 3)
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    if not together:
-        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert denoiser.computed == sum(denoiser.sequence_length(b, L) for b in (0, 1, 3))
 
 
-def test_the_unconditional_door_sees_no_prompt_image_or_suffix(toy, prompts):
+def test_the_unconditional_denoiser_sees_no_prompt_image_or_suffix(toy, prompts):
     x, need = draw(4, 2, L), torch.ones(2, L, dtype=torch.bool)
-    door = FullRecompute(toy, prompts[1:3], (5, 6))
-    blind = door.unconditional(MASK)
+    denoiser = FullRecompute(toy, prompts[1:3], (5, 6))
+    blind = denoiser.unconditional(MASK)
     got = blind(x, need)
     for b in range(2):
-        ids = torch.full((door.sequence_length(b, L),), MASK)
-        start = door.prompt_length(b)
+        ids = torch.full((denoiser.sequence_length(b, L),), MASK)
+        start = denoiser.prompt_length(b)
         ids[start : start + L] = x[b]
         want = toy.hidden(toy.embed(ids)[None])[0, start : start + L]
-        # the door's last layer works for fewer places, which some CPUs round otherwise
+        # the denoiser's last layer works for fewer places, which some CPUs round otherwise
         torch.testing.assert_close(got.reshape(2, L, -1)[b], want)
-    assert not torch.allclose(door(x, need), got)
+    assert not torch.allclose(denoiser(x, need), got)
 
 
 def test_embeddings_may_stand_for_a_prompt(toy, prompts):

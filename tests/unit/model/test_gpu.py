@@ -24,10 +24,10 @@ def test_gpu_agrees_with_cpu(toy, tmp_path):
     prompts = [torch.randn(n, 32) for n in (9, 21, 0)]
     x = torch.randint(0, 60, (3, 6))
     need = x % 2 == 0
-    door = FullRecompute(model, prompts, (3,))
-    assert door.together
+    denoiser = FullRecompute(model, prompts, (3,))
+    assert denoiser.together
     want = FullRecompute(toy, prompts, (3,))(x, need)
-    torch.testing.assert_close(door(x, need).cpu(), want, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(denoiser(x, need).cpu(), want, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

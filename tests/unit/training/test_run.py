@@ -292,7 +292,12 @@ class Exchange:
 def test_out_of_memory_names_settings(home: Path, tmp_path: Path) -> None:
     settings = job(home, tmp_path)
     sharded = settings.model_copy(update={"shard": ShardSettings(offload_params=True)})
-    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+    for error in (
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ):
         with pytest.raises(RunError, match="E1605") as caught, run.memory_errors(sharded):
             raise error
     detail = caught.value.detail

@@ -15,7 +15,7 @@ import torch
 from medv_ray.data.prompts import Turn
 from medv_ray.diffusion.sampler import Denoising
 from medv_ray.engine import Answer, Engine, Predictor, Request
-from medv_ray.engine import slot as slot_module
+from medv_ray.engine.denoisers import RowByRow
 from medv_ray.errors import CheckpointError, DataError, explain
 from medv_ray.model.cache import Cached
 from medv_ray.model.denoise import FullRecompute
@@ -111,30 +111,33 @@ def test_refreshing_at_every_step_is_exact(
         assert mine[2] == theirs[2]
 
 
-def test_who_gets_which_door(folders: dict[str, Path]) -> None:
+def test_who_gets_which_denoiser(folders: dict[str, Path]) -> None:
     for attention, path in folders.items():
         with load(path) as loaded:
             for chosen in SAMPLERS:
                 engine = loaded.engine
                 ticket = engine.admit(asking(3, chosen))
                 engine.step()
-                (slot,) = engine._slots
-                door = slot.door
+                (state,) = engine._running
+                rows = state.batch.denoiser  # type: ignore[union-attr]
+                assert isinstance(rows, RowByRow)
+                denoiser = rows.rows[state.row]
                 if chosen.cache == "none" and attention != "prefix":
-                    assert type(door) is FullRecompute
-                    assert slot.kv_bytes == 0
+                    assert type(denoiser) is FullRecompute
+                    assert engine._batches.nbytes == 0
                 else:
-                    assert isinstance(door, Cached)
+                    assert isinstance(denoiser, Cached)
                     exact = chosen.cache == "none"
                     interval = 1 if exact else chosen.refresh_interval
-                    assert door.kind == ("prefix" if exact else chosen.cache)
-                    assert (door.refresh_interval, door.block_length) == (interval, 4)
-                    per_place = 2 * 2 * 32 * 4  # keys and values, layers, width, float32
-                    places = door.sequence_length(0, 8) * (2 if chosen.cfg_scale else 1)
-                    assert slot.kv_bytes == per_place * places
+                    assert denoiser.kind == ("prefix" if exact else chosen.cache)
+                    assert (denoiser.refresh_interval, denoiser.block_length) == (interval, 4)
+                    per_position = 2 * 2 * 32 * 4  # keys and values, layers, width, float32
+                    positions = denoiser.sequence_length(0, 8) * (2 if chosen.cfg_scale else 1)
+                    assert engine._batches.nbytes == per_position * positions
                 engine.cancel(ticket)
                 engine.step()
                 assert engine.idle
+                assert engine._batches.nbytes == 0
 
 
 def test_presets_spare_passes_and_caches_positions(folder: Path) -> None:
@@ -179,19 +182,21 @@ def kv_bytes(folder: Path, request: Request) -> int:
     with load(folder) as loaded:
         ticket = loaded.engine.admit(request)
         loaded.engine.step()
-        found = loaded.engine._slots[0].kv_bytes
+        found = loaded.engine._batches.nbytes
         loaded.engine.cancel(ticket)
         return found
 
 
 def until_idle(engine: Engine) -> tuple[dict[int, Answer | DataError], list[list[int]]]:
-    """Answers by ticket, in the order of their end, and which tickets held a slot at each step."""
+    """Answers by ticket, in the order of their end, and which tickets had a row at each step."""
     ended: dict[int, Answer | DataError] = {}
     held = []
     while not engine.idle:
         found = engine.step()
         ended |= dict(found)
-        held.append(sorted([*(ticket for ticket, _ in found), *(s.ticket for s in engine._slots)]))
+        held.append(
+            sorted([*(ticket for ticket, _ in found), *(s.ticket for s in engine._running)])
+        )
         assert len(held) < 500
     return ended, held
 
@@ -214,7 +219,7 @@ def test_requests_wait_for_room_in_their_order(folder: Path, spare: int, togethe
 
 
 def test_nobody_overtakes_who_waits_for_room(folder: Path) -> None:
-    """Also who needs no keys and values; and a slot is not taken by one that waits."""
+    """Also who needs no keys and values; and a row is not taken by one that waits."""
     rows = [asking(5, DUAL), asking(6, DUAL), asking(7, EXACT), asking(8, EXACT)]
     want = alone(folder, rows)
     with load(folder, slots=3, kv_cache_bytes=kv_bytes(folder, rows[0])) as tight:
@@ -268,8 +273,8 @@ def test_kept_beginnings_give_way_to_requests(folders: dict[str, Path]) -> None:
             tickets, ended = [loaded.engine.admit(row) for row in rows], {}
             while not loaded.engine.idle:
                 ended |= dict(loaded.engine.step())
-                taken = sum(slot.kv_bytes for slot in loaded.engine._slots)
-                assert taken + loaded.engine._doors._store.nbytes <= budget
+                batches = loaded.engine._batches
+                assert batches.nbytes + batches.prompts.nbytes <= budget
             assert [essence(ended[ticket]) for ticket in tickets] == want
             told.append((loaded.counters.prompt_hits, loaded.counters.prompt_evictions))
     assert told[2] == (6, 0)
@@ -290,11 +295,16 @@ def raising(original: Callable[..., Any], fails: Callable[..., bool]) -> Callabl
 
 @pytest.fixture
 def room_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets how many doors may come together before a pass runs out of memory."""
+    """Sets how many requests may run together before memory runs out, when a batch has stepped."""
     limit = [1000]
-    fails = lambda doors, *_: len(doors) > limit[0]  # noqa: E731
-    pass_ = raising(slot_module.forward_rows, fails)
-    monkeypatch.setattr(slot_module, "forward_rows", pass_)
+
+    def advance(self: Engine) -> None:
+        original(self)
+        if len(self._running) > limit[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    original = Engine._advance
+    monkeypatch.setattr(Engine, "_advance", advance)
     return lambda number: limit.__setitem__(0, number)
 
 
@@ -363,7 +373,7 @@ def test_out_of_memory_in_the_middle_of_a_step(
             return count[0] == 4
 
         with monkeypatch.context() as patch:
-            patch.setattr(Denoising, "advance", raising(Denoising.advance, fourth))
+            patch.setattr(Denoising, "propose", raising(Denoising.propose, fourth))
             assert [essence(one) for one in short.answer(rows)] == want
         assert short.counters.memory_shortages == 1
     with load(folder, slots=2) as short:
@@ -412,7 +422,7 @@ def test_out_of_memory_in_the_vision_tower_waits_for_a_free_slot(
     want = alone(folder, rows)
     with load(folder, slots=4) as short:
         engine, model = short.engine, short.engine._model
-        crowded = lambda *_: len(engine._slots) >= 2  # noqa: E731
+        crowded = lambda *_: len(engine._running) >= 2  # noqa: E731
         encode = raising(model.encode_image, crowded)
         monkeypatch.setattr(model, "encode_image", encode)
         tickets = [engine.admit(row) for row in rows]
