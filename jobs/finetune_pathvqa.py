@@ -50,7 +50,7 @@ def main(
     num_workers: Annotated[int | None, Option(help="Workers.")] = None,
     num_gpus: Annotated[int | None, Option(help="GPUs of a worker: 0 or 1.")] = None,
     address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
-    new_run: Annotated[bool, Option("--new-run", help="Wipe the run folder, start over.")] = False,
+    new_run: Annotated[bool, Option("--new-run", help="Remove the run's files first.")] = False,
     take_over: Annotated[
         bool, Option("--take-over", help="Ignore the lock of a job that is surely dead.")
     ] = False,

@@ -19,13 +19,12 @@ from medv_ray.data.prompts import (
     message,
 )
 from medv_ray.errors import DataError
+from medv_ray.markers import IGNORE as IGNORE
 from medv_ray.settings import PromptSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-IGNORE = -100
-"""Label of a token that is neither masked nor predicted."""
 IMAGE_WORD = "<image>"
 ROLES = {"human": "user", "gpt": "assistant"}
 

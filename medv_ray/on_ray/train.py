@@ -59,7 +59,7 @@ def train(
     `model/` is there. SIGTERM and Ctrl-C save after the step and end early.
 
     Args:
-        new_run: wipe the run folder first.
+        new_run: remove what the run made first; other files stay.
         take_over: ignore the lock of a job on another machine that is surely dead.
 
     Raises what `check`, `begin`, `train_worker` and `export` raise, RunError E1501 for a folder in

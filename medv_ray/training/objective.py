@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from medv_ray.diffusion.loss import row_losses, token_losses
-from medv_ray.diffusion.noise import IGNORE, draw, forward_noise
-from medv_ray.model.denoise import IMAGE_SLOT, fill_slots, splice_ends
+from medv_ray.diffusion.noise import draw, forward_noise
+from medv_ray.markers import IGNORE, IMAGE_SLOT
+from medv_ray.model.denoise import fill_slots, splice_ends
 from medv_ray.model.medv import Medv
 
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from medv_ray.data.conversations import IGNORE, encode_conversation
+from medv_ray.data.conversations import encode_conversation
 from medv_ray.data.dataset import Dataset
-from medv_ray.data.prompts import IMAGE_SLOT, SpecialIds
+from medv_ray.data.prompts import SpecialIds
 from medv_ray.data.segments import assistant_header, segment_ends, spoken
 from medv_ray.errors import DataError
+from medv_ray.markers import IGNORE, IMAGE_SLOT
 from medv_ray.settings import PromptSettings
 from medv_ray.training.stages import StageSettings
 

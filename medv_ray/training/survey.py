@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
-from medv_ray.data.conversations import IGNORE
 from medv_ray.data.dataset import Dataset, Example, image_path
-from medv_ray.data.prompts import IMAGE_SLOT
 from medv_ray.errors import DataError, SettingsError
+from medv_ray.markers import IGNORE, IMAGE_SLOT
 from medv_ray.model.config import ModelConfig
 from medv_ray.training.lengths import ImageTokens
 from medv_ray.training.rows import RowEncoder, naming_row

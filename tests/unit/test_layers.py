@@ -12,8 +12,10 @@ ROWS = [
     ["medv_kernels"],
     [
         "medv_ray.errors",
+        "medv_ray.canvases",
         "medv_ray.disk",
         "medv_ray.files",
+        "medv_ray.markers",
         "medv_ray.setting_errors",
         "medv_ray.settings",
         "medv_ray.schema",
@@ -35,8 +37,10 @@ WITHIN = {
 THIRD_PARTY = {
     "medv_kernels": {"torch", "triton"},
     "medv_ray.errors": set(),
+    "medv_ray.canvases": set(),
     "medv_ray.disk": set(),
     "medv_ray.files": set(),
+    "medv_ray.markers": set(),
     "medv_ray.setting_errors": {"pydantic"},
     "medv_ray.settings": {"pydantic", "pydantic_core"},
     "medv_ray.schema": {"pyarrow"},
