@@ -2,6 +2,7 @@ r"""Loss with the language head on masked rows against logits at every position:
 peak memory of the loss, time of a step.
 
     python benchmarks/bench_train.py [--width 512] [--repeats 5] [--device cuda --dtype bfloat16]
+    python benchmarks/bench_train.py --slow-decoder     a step beside a decoder: bench_train_feed.py
 
 Set-up: V = 126,464, one row of 819 tokens of which 40 are targets, noise level t = 0.5 (its mean in
 training). A step is the loss and its backward pass from hidden states and head; the towers before
@@ -184,7 +185,15 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.5, help="t; 1 masks all targets")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--slow-decoder", action="store_true", help="bench_train_feed.py instead")
+    parser.add_argument("--steps", type=int, default=6, help="of an arm beside the slow decoder")
     args = parser.parse_args()
+    if args.slow_decoder:
+        import bench_train_feed
+
+        for line in bench_train_feed.measure(args.steps, args.repeats):
+            print(json.dumps(line), flush=True)
+        return
     dtype = getattr(torch, args.dtype)
     print(json.dumps(measure(args.width, dtype, args.device, args.noise, args.repeats)), flush=True)
 

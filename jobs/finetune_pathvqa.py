@@ -50,7 +50,7 @@ def main(
     num_workers: Annotated[int | None, Option(help="Workers.")] = None,
     num_gpus: Annotated[int | None, Option(help="GPUs of a worker: 0 or 1.")] = None,
     address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
-    new_run: Annotated[bool, Option("--new-run", help="Wipe the run folder, start over.")] = False,
+    new_run: Annotated[bool, Option("--new-run", help="Remove the run's files first.")] = False,
     take_over: Annotated[
         bool, Option("--take-over", help="Ignore the lock of a job that is surely dead.")
     ] = False,
@@ -80,14 +80,14 @@ def main(
             raise SettingsError("E1001", f"--{name} is missing; `--help` lists all options.")
     settings = build(TrainSettings, values)
     done = train(settings, new_run, take_over, address, show)
-    tell({"summary": "done" if done.whole else "stopped", **told(done)})
+    tell({"summary": "done" if done.whole else "stopped", **summary_of(done)})
     return 0 if done.whole else 1
 
 
 def show_demo(out: Path, address: Text) -> int:
     result = run_tune_demo(out, address=address, tell=show)
     if not result.tuned:
-        stages = {name: told(done) for name, done in result.stages.items()}
+        stages = {name: summary_of(done) for name, done in result.stages.items()}
         tell({"summary": "stopped", "stages": stages})
         return 1
     for name, scores in (("base", result.base), ("tuned", result.tuned)):
@@ -100,14 +100,14 @@ def show_demo(out: Path, address: Text) -> int:
     tell(
         {
             "summary": "done",
-            "stages": {name: told(done) for name, done in result.stages.items()},
+            "stages": {name: summary_of(done) for name, done in result.stages.items()},
             "exact_match": {"base": result.base["overall"], "tuned": result.tuned["overall"]},
         }
     )
     return 0
 
 
-def told(done: Trained) -> dict[str, Any]:
+def summary_of(done: Trained) -> dict[str, Any]:
     return {**done._asdict(), "seconds": round(done.seconds, 1)}
 
 

@@ -168,8 +168,8 @@ def tiles(seed: int, number: int) -> Iterator[synthetic.Row]:
     """Tiles to ask about, the first of them grey."""
     rows = synthetic.rows(number, seed, split="train", per_image=1)
     grey = synthetic.grey_image()
-    for place, row in enumerate(rows):
-        yield replace(row, image=grey) if place < round(BLANK_SHARE * number) else row
+    for index, row in enumerate(rows):
+        yield replace(row, image=grey) if index < round(BLANK_SHARE * number) else row
 
 
 def captions(shown: Sequence[synthetic.Row], rng: np.random.Generator) -> Iterator[Row]:
@@ -206,9 +206,9 @@ def chat(shown: Sequence[synthetic.Row], rng: np.random.Generator) -> Iterator[R
 def ask(tile: synthetic.Row, kind: int, rng: np.random.Generator) -> tuple[str, str]:
     """A true question and its answer; every answer that the tile allows is as likely."""
     true = quiz.true_of(tile.attributes)
-    told = true[quiz.QUESTION_TYPES[kind]] or true["colour"]
-    answer = list(told)[rng.integers(len(told))]
-    return told[answer][rng.integers(len(told[answer]))], answer
+    words = true[quiz.QUESTION_TYPES[kind]] or true["colour"]
+    answer = list(words)[rng.integers(len(words))]
+    return words[answer][rng.integers(len(words[answer]))], answer
 
 
 def row(tile: synthetic.Row, name: str, turns: Sequence[tuple[str, str]]) -> Row:

@@ -418,7 +418,8 @@ CATALOGUE: dict[str, Entry] = {
         "training_memory",
         "A worker ran out of memory in a training step.",
         "Lower stage.micro_batch_size, keep stage.gradient_checkpointing, set "
-        "shard.offload_optimizer or use more workers: the result stays the same. Or train LoRA: "
+        "shard.offload_optimizer or use more workers: the result stays the same (but with "
+        "stage.padding=end_of_text, which the first changes). Or train LoRA: "
         "stage.lora.rank=16. `medv plan train` says what fits.",
     ),
     # the endpoint

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -22,12 +21,15 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from medv_ray.errors import SettingsError
 from medv_ray.formats import DEFAULT
+from medv_ray.setting_errors import kinds_of, refused
 
 TOY = Path(__file__).with_name("assets") / "medv-tiny"
 """The checkpoint that comes with the package."""
@@ -45,6 +47,16 @@ class Settings(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic takes true as 1, also from YAML's `yes`."""
+        kinds = kinds_of(cls.model_fields[info.field_name or ""].annotation)
+        values = value if isinstance(value, list | tuple) else (value,)
+        if bool not in kinds and kinds & {int, float} and any(isinstance(v, bool) for v in values):
+            raise PydanticCustomError("no_number", "must be a number, not true or false")
+        return value
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -290,38 +302,7 @@ def build(cls: type[S], values: dict[str, Any], quote: bool = True) -> S:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or cls.__name__
-        code = first["type"] if first["type"].startswith("E1") else "E1001"
-        given = (
-            ""
-            if isinstance(first.get("input"), dict) or not quote
-            else f" (given: {str(first.get('input'))[:60]!r})"
-        )
-        rule = first["msg"]
-        if first["type"] == "missing":
-            rule = "is missing"
-        elif first["type"] == "extra_forbidden":
-            known = _names(cls, first["loc"][:-1])
-            near = get_close_matches(str(first["loc"][-1]), known) or known
-            rule, given = f"there is no such setting; there are: {', '.join(near)}", ""
-        elif first["type"] == "tuple_type":
-            parts = [part.strip() for part in str(first.get("input")).split(",")] if quote else []
-            rule = f"must be a JSON list, such as {json.dumps(parts)}"
-        more = f" And {error.error_count() - 1} more." if error.error_count() > 1 else ""
-        raise SettingsError(code, f"{field}: {rule}{given}.{more}") from None
-
-
-def _names(cls: type[BaseModel], path: Iterable[int | str]) -> list[str]:
-    """Settings of a group; empty where the path leads to none."""
-    for part in path:
-        field = cls.model_fields.get(str(part))
-        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-        groups = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        if not groups:
-            return []
-        cls = groups[0]
-    return list(cls.model_fields)
+        raise refused(cls, error, quote) from None
 
 
 def identity_digest(identity: dict[str, Any]) -> str:

@@ -61,8 +61,8 @@ def plan_train_command(
         plans = [plan(plan_settings(stage, given, sets), config)]
     found = [[] if each.fits else remedies(each.settings, config) for each in plans]
     if as_json:
-        told = [plan_json(*pair) for pair in zip(plans, found, strict=True)]
-        print_json({"plans": told} if table else told[0])
+        made = [plan_json(*pair) for pair in zip(plans, found, strict=True)]
+        print_json({"plans": made} if table else made[0])
     else:
         console = Console(width=None if sys.stdout.isatty() else 140)
         console.print(table_view(plans) if table else plan_view(plans[0]))
@@ -133,8 +133,8 @@ def data_preview_command(
 
     known = {name: name for name in get_args(Template)}
     if template not in known:
-        told = f"--template {template[:20]!r}: one of {', '.join(known)}."
-        raise SettingsError("E1001", told)
+        text = f"--template {template[:20]!r}: one of {', '.join(known)}."
+        raise SettingsError("E1001", text)
     prompt = build(PromptSettings, {"system": system, "token_after_image": "training"})
     dataset = Dataset.open(data, split)
     page = preview(

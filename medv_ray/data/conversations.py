@@ -19,14 +19,13 @@ from medv_ray.data.prompts import (
     message,
 )
 from medv_ray.errors import DataError
+from medv_ray.markers import IGNORE as IGNORE
 from medv_ray.settings import PromptSettings
 from medv_ray.tables.cells import IMAGE_MARK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-IGNORE = -100
-"""Label of a token that is neither masked nor predicted."""
 ROLES = {"human": "user", "gpt": "assistant"}
 
 Conversation = Sequence[Mapping[str, str]]

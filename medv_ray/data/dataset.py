@@ -83,9 +83,9 @@ class Dataset:
         footer = self._file.metadata
         rows = [footer.row_group(n).num_rows for n in range(footer.num_row_groups)]
         self._starts: list[int] = [0, *accumulate(rows)]
-        told = index["splits"][split]
-        if self._starts[-1] != told:
-            raise _changed(f"{self._name} has {self._starts[-1]} rows, {INDEX} says {told}")
+        listed = index["splits"][split]
+        if self._starts[-1] != listed:
+            raise _changed(f"{self._name} has {self._starts[-1]} rows, {INDEX} says {listed}")
         self._kept: OrderedDict[int, pa.Table] = OrderedDict()
         self._used_bytes = 0
         self._lock = threading.Lock()

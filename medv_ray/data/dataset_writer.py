@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medv_ray.data.dataset import FORMAT, GROUP_ROWS, INDEX, SCHEMA, Message, image_path, row_bytes
+from medv_ray.disk import disk_error
 from medv_ray.errors import DataError, RunError
+from medv_ray.files import sync
 
 SKIPPED = "skipped.csv"
 LOCK = ".medv-dataset.lock"
@@ -67,11 +67,11 @@ def write_dataset(
     E1507 (the folder holds something else), E1511 (cannot be written).
     """
     folder = Path(folder).absolute()
-    with _told():
+    with _disk_errors():
         if _replaced(folder).exists() and not folder.exists():  # a kill between two renames
             _replaced(folder).rename(folder)
         check_target(folder, name)
-    with _told(), _own(folder.with_name(folder.name + ".tmp")) as partial:
+    with _disk_errors(), _own(folder.with_name(folder.name + ".tmp")) as partial:
         counts: dict[str, Any] = {}
         held: dict[str, set[bytes]] = {}
         with (partial / SKIPPED).open("w", newline="") as file:
@@ -225,11 +225,7 @@ def _own(partial: Path) -> Iterator[Path]:
 def _sync(partial: Path) -> None:
     """Everything on disk, in one pass at the end: most of it was written back by then."""
     for path in [*partial.rglob("*"), partial]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(path)
 
 
 def _replaced(folder: Path) -> Path:
@@ -245,20 +241,13 @@ def _publish(partial: Path, folder: Path) -> None:
     partial.rename(folder)
     (folder / LOCK).unlink()
     shutil.rmtree(old, ignore_errors=True)
-    handle = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(folder.parent)
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _disk_errors() -> Iterator[None]:
     """Failures of the disk in words of the catalogue."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError("E1503", "no space is left for the dataset.") from None
-        why = errno.errorcode.get(error.errno or 0, type(error).__name__)
-        raise RunError("E1511", f"the dataset could not be written ({why}).") from None
+        raise disk_error("the dataset", error) from None

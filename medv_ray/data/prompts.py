@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from medv_ray.errors import CheckpointError, DataError
+from medv_ray.markers import IMAGE_SLOT as IMAGE_SLOT
 from medv_ray.settings import PromptSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-IMAGE_SLOT = -200
-"""Stands where an image's tokens go; never embedded (LLaVA's IMAGE_TOKEN_INDEX)."""
 
 Role = Literal["user", "assistant"]
 

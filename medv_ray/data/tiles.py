@@ -8,13 +8,14 @@ H = W = tile side in pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from medv_ray.canvases import best_canvas as best_canvas
 
 PAD_GREY = 127
 """int(0.5 * 255), the vision tower's mean colour."""
@@ -60,22 +61,6 @@ def pad_to_square(picture: Image.Image) -> Image.Image:
     canvas = Image.new("RGB", (longer, longer), (PAD_GREY, PAD_GREY, PAD_GREY))
     canvas.paste(picture, ((longer - width) // 2, (longer - height) // 2))
     return canvas
-
-
-def best_canvas(size: tuple[int, int], grid: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The canvas (w, h) on which most of the picture's own pixels fit, then the one with least
-    waste, then the first.
-
-    Raises ValueError for an empty grid.
-    """
-    width, height = size
-
-    def merit(canvas: tuple[int, int]) -> tuple[int, int]:
-        scale = min(canvas[0] / width, canvas[1] / height)
-        effective = min(int(width * scale) * int(height * scale), width * height)
-        return effective, effective - canvas[0] * canvas[1]
-
-    return max(grid, key=merit)  # max keeps the first of equals
 
 
 def fit_canvas(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -135,8 +135,3 @@ def row_losses(losses: Tensor, row_of: Tensor, labels: Tensor) -> Tensor:
     """
     num_targets = (labels != IGNORE).sum(1).clamp(min=1).to(losses.device)
     return losses.new_zeros(len(labels)).index_add(0, row_of, losses) / num_targets
-
-
-def mask_tokens(ids: Tensor, masked: Tensor, mask_id: int) -> Tensor:
-    """int64[B, S], `ids` with the mask token at masked positions."""
-    return torch.where(masked, mask_id, ids)

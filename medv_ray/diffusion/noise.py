@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-IGNORE = -100
-"""Label of a position that is no target: never masked, never in the loss."""
+from medv_ray.markers import IGNORE as IGNORE
 
 
 class Noise(NamedTuple):

@@ -14,11 +14,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from medv_ray.markers import IMAGE_SLOT as IMAGE_SLOT
 from medv_ray.model.keys import KeyValues
 from medv_ray.model.medv import Medv
-
-IMAGE_SLOT = -200
-"""Stands in a prompt's ids where an image goes; never embedded."""
 
 
 @dataclass(frozen=True, eq=False)

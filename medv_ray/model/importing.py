@@ -18,6 +18,7 @@ import torch
 
 from medv_ray import __version__
 from medv_ray.errors import CheckpointError, SettingsError
+from medv_ray.files import file_sha256
 from medv_ray.model import weights
 from medv_ray.model.config import ModelConfig
 from medv_ray.model.new_folder import check_free, new_folder
@@ -25,7 +26,6 @@ from medv_ray.model.pickles import Pickled, check_storages, contents, read_tenso
 from medv_ray.model.shards import (
     DTYPES,
     PICKLES,
-    file_sha256,
     inside,
     join,
     published_name,

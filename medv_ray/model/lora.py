@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from medv_ray import __version__
 from medv_ray.errors import CheckpointError, SettingsError
+from medv_ray.files import file_sha256
 from medv_ray.model.llada import Linear
 from medv_ray.model.medv import Medv
 from medv_ray.model.shards import (
     DTYPES,
     Stored,
-    file_sha256,
     files_sha256,
     join,
     open_shard,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -12,7 +11,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from medv_ray.disk import is_full
 from medv_ray.errors import RunError, SettingsError
+from medv_ray.files import sync
 
 PARTIAL = ".partial"
 
@@ -49,16 +50,4 @@ def new_folder(target: Path, size_bytes: int) -> Iterator[Path]:
             raise
     except (OSError, SafetensorError) as error:
         told = f"folder {target.name!r} takes {size_bytes / 1e9:.1f} GB; nothing of it is kept."
-        code = getattr(error, "errno", None)
-        # safetensors gives the number in words
-        full = code in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC})" in str(error)
-        raise RunError("E1503" if full else "E1511", told) from None
-
-
-def sync(place: Path) -> None:
-    """Force a file, or the names in a folder, to disk. Raises OSError."""
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        raise RunError("E1503" if is_full(error) else "E1511", told) from None

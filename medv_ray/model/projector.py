@@ -13,26 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medv_ray.canvases import best_canvas as best_canvas
+
 
 def build_projector(vision_size: int, hidden_size: int) -> nn.Sequential:
     """`mlp2x_gelu`: linear, exact GELU, linear; published as `model.mm_projector.0` and `.2`."""
     first, second = nn.Linear(vision_size, hidden_size), nn.Linear(hidden_size, hidden_size)
     return nn.Sequential(first, nn.GELU(), second)
-
-
-def best_canvas(size_wh: tuple[int, int], canvases: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The canvas (width, height) that shows most of an image, and wastes least where several do.
-
-    It is the choice that the tiling made: the first of equals. Source: LLaVA's anyres rule.
-    """
-    width, height = size_wh
-
-    def worth(canvas: tuple[int, int]) -> tuple[int, int]:
-        scale = min(canvas[0] / width, canvas[1] / height)
-        shown = min(int(width * scale) * int(height * scale), width * height)
-        return shown, -(canvas[0] * canvas[1] - shown)
-
-    return max(canvases, key=worth)
 
 
 def merge_tiles(

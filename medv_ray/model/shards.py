@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from medv_ray.errors import CheckpointError
+from medv_ray.files import file_sha256
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -92,12 +93,6 @@ def join(names: Iterable[str]) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""
     return ", ".join(name[:120] for name in ordered[:5]) + more
-
-
-def file_sha256(file: Path) -> str:
-    """64 hex digits of a file's content."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def files_sha256(files: Iterable[Path]) -> str:

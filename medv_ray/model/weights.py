@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from medv_ray.errors import CheckpointError, SettingsError
+from medv_ray.files import write_atomic
 from medv_ray.model.config import ModelConfig
 from medv_ray.model.medv import Medv
 from medv_ray.model.shards import (
@@ -210,9 +211,7 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 def write_json(file: Path, value: dict[str, Any]) -> None:
     """Replace the file in one step."""
-    partial = file.with_name(file.name + ".tmp")
-    partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    os.replace(partial, file)
+    write_atomic(file, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _compare(model: Medv, stored: Mapping[str, Stored]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -16,21 +15,18 @@ from typing import Any, NamedTuple
 
 from medv_ray.archive.lock import Lock
 from medv_ray.archive.store import Store
+from medv_ray.disk import DISK, disk_error, disk_errors, is_full
 from medv_ray.errors import CheckpointError, DataError, MedvError, RunError, SettingsError
 from medv_ray.on_ray.cluster import running_ray
 from medv_ray.on_ray.preflight import check_workers
 from medv_ray.settings import model_folder
 from medv_ray.training.check import check
-from medv_ray.training.checkpoint import FULL, is_full
-from medv_ray.training.job import MODEL, NOTE, TrainSettings
+from medv_ray.training.job import FAILED, MODEL, NOTE, STOP, TrainSettings
 from medv_ray.training.run import begin, export, is_run
 from medv_ray.training.watch import EVENTS, StepEvent
 
-STOP, FAILED = "stop", "failed.json"
 ERRORS = {cls.__name__: cls for cls in (CheckpointError, DataError, RunError, SettingsError)}
 GROUP_TIMEOUT_S = 300
-DISK = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EIO)
-"""Errors of a disk, for which another try is no help."""
 TELL_S = 5.0
 WAITING_LOOKS = 12  # a minute
 
@@ -63,7 +59,7 @@ def train(
     `model/` is there. SIGTERM and Ctrl-C save after the step and end early.
 
     Args:
-        new_run: wipe the run folder first.
+        new_run: remove what the run made first; other files stay.
         take_over: ignore the lock of a job on another machine that is surely dead.
 
     Raises what `check`, `begin`, `train_worker` and `export` raise, RunError E1501 for a folder in
@@ -72,7 +68,7 @@ def train(
     began = time.monotonic()
     settings = located(settings)
     identity = check(settings)
-    with alone(settings.out, take_over):
+    with alone(settings.out, take_over), disk_errors("the run folder"):
         out = Path(settings.out)
         if new_run or not is_run(out, identity) or not (out / MODEL).is_dir():
             run_on_ray(settings, identity, new_run, address, tell)
@@ -112,11 +108,11 @@ def run_on_ray(
         fits = check_workers(settings.workers, cluster.capacity)
         workers = settings.workers
         few = fits < (workers.min_workers or workers.num_workers)
-        told = f"room for {fits} of {workers.num_workers} workers; waiting for more" if few else ""
+        text = f"room for {fits} of {workers.num_workers} workers; waiting for more" if few else ""
         begin(settings, identity, new_run)
         for name in (STOP, FAILED, NOTE):
             (out / name).unlink(missing_ok=True)
-        with stopping(out), telling(settings, tell, told):
+        with stopping(out), reporting(settings, tell, text):
             run_workers(settings, identity)
     if (out / FAILED).is_file():
         failed = json.loads((out / FAILED).read_text())
@@ -131,8 +127,8 @@ def located(settings: TrainSettings) -> TrainSettings:
     given = {name: getattr(settings, name) for name in ("model", "data", "out")}
     for name, path in given.items():
         if "://" in path:
-            told = f"{name}: training reads and writes folders that all workers see, not addresses"
-            raise SettingsError("E1001", f"{told}; mount it, or copy it to such a folder.")
+            text = f"{name}: training reads and writes folders that all workers see, not addresses"
+            raise SettingsError("E1001", f"{text}; mount it, or copy it to such a folder.")
     paths = {name: os.path.abspath(path) for name, path in given.items()}
     paths["model"] = os.path.abspath(model_folder(given["model"]))
     return settings.model_copy(update=paths)
@@ -168,13 +164,15 @@ def run_workers(settings: TrainSettings, identity: dict[str, Any]) -> None:
     except ray.train.TrainingFailedError as error:
         if (out / FAILED).is_file():
             return  # the workers said why
-        told_of = getattr(error, "worker_failures", {}).values()
-        failures = [getattr(e, "_base_exc", e) for e in told_of]
+        failed_workers = getattr(error, "worker_failures", {}).values()
+        failures = [getattr(e, "_base_exc", e) for e in failed_workers]
         if any(map(is_full, failures)):
-            raise RunError("E1503", "the disk of the run folder is full.") from None
+            raise RunError(
+                "E1503", "the run folder could not be written: the disk is full."
+            ) from None
         kinds = sorted({type(e).__name__ for e in failures})
-        told = f"training workers failed more than {workers.max_failures} times"
-        raise RunError("E1508", f"{told} ({', '.join(kinds) or 'lost'}).") from None
+        text = f"training workers failed more than {workers.max_failures} times"
+        raise RunError("E1508", f"{text} ({', '.join(kinds) or 'lost'}).") from None
 
 
 def apart(call: Callable[[], Any]) -> None:
@@ -217,9 +215,7 @@ def work(config: dict[str, Any]) -> None:
     except OSError as error:
         if error.errno not in DISK:
             raise  # of a connection: another try may help
-        kind = errno.errorcode[error.errno]
-        told = f"a worker could not write to the run folder ({kind})."
-        fail(out, RunError("E1503" if is_full(error) else "E1511", told))
+        fail(out, disk_error("the run folder", error))
         raise
     except MedvError as error:
         fail(out, error)
@@ -228,11 +224,15 @@ def work(config: dict[str, Any]) -> None:
 
 def fail(out: Path, error: MedvError) -> None:
     """Leave word that the job is to end, and why."""
-    told = {"kind": type(error).__name__, "code": error.code, "detail": error.detail}
+    word = {"kind": type(error).__name__, "code": error.code, "detail": error.detail}
     with suppress(OSError):  # on a full disk the driver hears of the exception alone
         partial = out / f"{FAILED}.{os.getpid()}"
-        partial.write_text(json.dumps(told))
-        os.replace(partial, out / FAILED)
+        partial.write_text(json.dumps(word))
+        # the first one's word, unless the disk is full, which may be why others could not write
+        if is_full(error) or not (out / FAILED).exists():
+            os.replace(partial, out / FAILED)
+        else:
+            partial.unlink()
 
 
 def preempted() -> bool:
@@ -266,7 +266,7 @@ def stopping(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def telling(settings: TrainSettings, tell: Tell, waiting: str = "") -> Iterator[None]:
+def reporting(settings: TrainSettings, tell: Tell, waiting: str = "") -> Iterator[None]:
     """Hand on the last step, and a worker's note, while the workers go on; `waiting` each minute
     until the first step."""
     over, out = threading.Event(), Path(settings.out)

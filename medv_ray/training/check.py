@@ -23,26 +23,33 @@ from medv_ray.training.writers import check_writers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-ROUNDING = ("micro_batch_size", "gradient_checkpointing")
-"""Settings of a stage that another run of it may change; so may `shard`, but for its dtype."""
+
+def rounding(stage: StageSettings) -> set[str]:
+    """Settings of a stage that change rounding alone: a run that lacks memory may go on with
+    others. So may `shard`, but for its dtype."""
+    # end-of-text padding depends on which rows stand together
+    together = {"micro_batch_size"} if stage.padding == "hidden" else set()
+    return {"gradient_checkpointing", *together}
 
 
 def check(settings: TrainSettings) -> dict[str, Any]:
     """Everything that can be known before the first step; what must be equal for a resume.
 
-    Raises SettingsError, DataError or CheckpointError; RunError E1507 for an output folder of
+    Raises SettingsError, DataError or CheckpointError, E1405 for a weight that is not finite too,
+    which takes a pass over the base; RunError E1507 for an output folder of
     something else.
     """
     stage, workers = settings.stage, settings.workers
     check_free_or_run(Path(settings.out))
     if settings.shard.engine == "plain" and workers.num_workers > 1:
-        told = f"shard.engine=plain is one process, not {workers.num_workers} workers"
-        raise SettingsError("E1001", f"{told}: use shard.engine=zero3, or --num-workers 1.")
+        text = f"shard.engine=plain is one process, not {workers.num_workers} workers"
+        raise SettingsError("E1001", f"{text}: use shard.engine=zero3, or --num-workers 1.")
     most = workers.num_workers
     for count in range(workers.min_workers or most, most + 1):
         check_batch(stage, count)
     check_packages(settings)
     config, tokenizer = check_base(settings)
+    weights.check(settings.model)
     try:
         dataset = Dataset.open(settings.data, settings.split)
         data_sha256 = dataset.digest
@@ -51,8 +58,7 @@ def check(settings: TrainSettings) -> dict[str, Any]:
         error.exit_code = SettingsError.exit_code  # nothing was started
         raise
     return {
-        # what changes rounding alone is left out: a run that lacks memory goes on with less
-        "stage": stage.model_dump(mode="json", exclude={*ROUNDING}),
+        "stage": stage.model_dump(mode="json", exclude=rounding(stage)),
         "dtype": settings.shard.dtype,
         "logit_size": settings.logit_size,
         "base_sha256": weights.digest(settings.model),
@@ -78,13 +84,13 @@ def check_packages(settings: TrainSettings) -> None:
     }
     missing = [name for name, needed in wanted.items() if needed and find_spec(name) is None]
     if missing:
-        told = f"this training needs {' and '.join(missing)}: pip install 'medv-ray[train]'."
-        raise SettingsError("E1003", told)
+        text = f"this training needs {' and '.join(missing)}: pip install 'medv-ray[train]'."
+        raise SettingsError("E1003", text)
     check_writers(settings.watch)
 
 
 def check_base(settings: TrainSettings) -> tuple[ModelConfig, PreTrainedTokenizerFast]:
-    """The base model's config as the stage sees it, and its tokenizer; no weight is read.
+    """The base model's config as the stage sees it, and its tokenizer; no weight's value is read.
 
     Raises as `weights.read_headers`, `load_tokenizer` and `stage_config`.
     """
@@ -92,8 +98,8 @@ def check_base(settings: TrainSettings) -> tuple[ModelConfig, PreTrainedTokenize
     tokenizer = load_tokenizer(settings.model)
     vocab_size = config.language.vocab_size
     if settings.logit_size == "tokenizer" and len(tokenizer) > vocab_size:
-        told = f"the tokenizer has {len(tokenizer)} tokens, the head {vocab_size} rows."
-        raise CheckpointError("E1408", told)
+        text = f"the tokenizer has {len(tokenizer)} tokens, the head {vocab_size} rows."
+        raise CheckpointError("E1408", text)
     return stage_config(config, settings.stage), tokenizer
 
 
@@ -104,6 +110,6 @@ def stage_config(config: ModelConfig, stage: StageSettings) -> ModelConfig:
         raise SettingsError("E1001", f"stage.trainable={parts}: the model is language alone.")
     merge = config.mm_patch_merge_type if stage.merge == "checkpoint" else stage.merge
     if merge == "spatial_unpad" and "unpad" not in config.mm_patch_merge_type:
-        told = "stage.merge=spatial_unpad: the model has no image_newline; use flat or checkpoint."
-        raise SettingsError("E1001", told)
+        text = "stage.merge=spatial_unpad: the model has no image_newline; use flat or checkpoint."
+        raise SettingsError("E1001", text)
     return replace(config, attention=stage.attention, mm_patch_merge_type=merge)

@@ -26,16 +26,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from medv_ray.disk import is_full
 from medv_ray.errors import RunError
-from medv_ray.model.new_folder import sync
+from medv_ray.files import file_sha256, sync, write_atomic
 from medv_ray.training.engine import Engine, Slice
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 FILE_BYTES = 2**30
 """Slices are written once about this much has come together; so much host memory it takes."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Errors of a disk that has no room."""
 
 
 class Checkpoints:
@@ -64,7 +63,7 @@ class Checkpoints:
             def publish() -> None:
                 manifest = {"format": FORMAT, "step": step, **about, **_gather(partial, engine)}
                 manifest["digest"] = _digest_of(manifest)
-                _write(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+                write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
                 _publish(partial, self.folder / name)
 
             self._together(engine, publish)
@@ -206,8 +205,8 @@ def write_slices(engine: Engine, folder: Path) -> None:
         if sum(value.nbytes for value in tensors.values()) > FILE_BYTES:
             flush()
     flush()
-    told = {"files": files, "shapes": shapes}
-    _write(folder / f"rank-{engine.rank:05d}.json", json.dumps(told).encode())
+    record = {"files": files, "shapes": shapes}
+    write_atomic(folder / f"rank-{engine.rank:05d}.json", json.dumps(record).encode())
 
 
 def _gather(folder: Path, engine: Engine) -> dict[str, Any]:
@@ -215,15 +214,15 @@ def _gather(folder: Path, engine: Engine) -> dict[str, Any]:
     files: dict[str, str] = {}
     shapes: dict[str, list[int]] = {}
     for rank in range(engine.num_workers):
-        told = json.loads((folder / f"rank-{rank:05d}.json").read_bytes())
-        files |= told["files"]
-        shapes |= told["shapes"]
+        record = json.loads((folder / f"rank-{rank:05d}.json").read_bytes())
+        files |= record["files"]
+        shapes |= record["shapes"]
     return {"files": files, "shapes": shapes}
 
 
 def _digest_of(manifest: Mapping[str, Any]) -> str:
-    told = {name: value for name, value in manifest.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    content = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -238,24 +237,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if manifest.get("format") == FORMAT and named else None
 
 
-def file_sha256(file: Path) -> str:
-    """64 hex digits."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def _matches(file: Path, digest: str) -> bool:
     try:
         return file_sha256(file) == digest
     except OSError:
         return False
-
-
-def _write(file: Path, data: bytes) -> None:
-    with file.open("wb") as opened:
-        opened.write(data)
-        opened.flush()
-        os.fsync(opened.fileno())
 
 
 def _publish(partial: Path, final: Path) -> None:
@@ -265,9 +251,3 @@ def _publish(partial: Path, final: Path) -> None:
         shutil.rmtree(final)
     os.replace(partial, final)
     sync(final.parent)
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether it says that a disk has no room; safetensors tells the system's error in words."""
-    told = any(f"os error {code}" in str(error) for code in FULL)
-    return told or getattr(error, "errno", None) in FULL

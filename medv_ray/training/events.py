@@ -1,5 +1,4 @@
-"""From what the loop reports of a step to what the watchers are told: speed, utilisation, time
-left."""
+"""From what the loop reports of a step to what the watchers get: speed, utilisation, time left."""
 
 from __future__ import annotations
 

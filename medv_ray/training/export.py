@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from medv_ray.errors import RunError, SettingsError
+from medv_ray.files import file_sha256
 from medv_ray.model import lora, weights
 from medv_ray.model.importing import LICENCES
 from medv_ray.model.new_folder import new_folder
 from medv_ray.model.shards import DTYPES, Stored, open_shard
-from medv_ray.training.checkpoint import Checkpoints, SavedState, file_sha256, read_manifest
+from medv_ray.training.checkpoint import Checkpoints, SavedState, read_manifest
 from medv_ray.training.optim import choose_trainable
 from medv_ray.training.stages import StageSettings
 
@@ -42,14 +43,14 @@ def pick(checkpoints: Checkpoints, step: int | None) -> dict[str, Any]:
         if manifest is not None and is_whole(checkpoints.at(number), manifest):
             break
     else:
-        told = f"none of {len(there)} checkpoints is whole."
+        text = f"none of {len(there)} checkpoints is whole."
         if step is not None:
-            told = f"the checkpoint of step {step} is not whole; leave --step out, or take another."
-        raise RunError("E1603", told if there else "there is no checkpoint yet.")
+            text = f"the checkpoint of step {step} is not whole; leave --step out, or take another."
+        raise RunError("E1603", text if there else "there is no checkpoint yet.")
     if step is None and number < manifest["num_steps"]:
-        told = f"the stage is not done: step {number} of {manifest['num_steps']}"
+        text = f"the stage is not done: step {number} of {manifest['num_steps']}"
         ways = f"The job's own command goes on; --step {number} exports it as it is."
-        raise SettingsError("E1001", f"{told}. {ways}")
+        raise SettingsError("E1001", f"{text}. {ways}")
     return manifest
 
 
@@ -111,8 +112,8 @@ def write_adapter(
         raise SettingsError("E1001", "--adapter: the stage trained none; leave it out.")
     config, stored = weights.read_headers(base)
     if stage.attention != config.attention:
-        told = f"it was trained with attention={stage.attention}, its base has {config.attention}"
-        raise SettingsError("E1001", f"--adapter: {told}; without --adapter it is merged.")
+        text = f"it was trained with attention={stage.attention}, its base has {config.attention}"
+        raise SettingsError("E1001", f"--adapter: {text}; without --adapter it is merged.")
     dtype = DTYPES[next(iter(stored.values())).dtype]  # no copy is made
     model = weights.load(base, dtype)
     choose_trainable(model, stage)

@@ -16,11 +16,13 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from medv_ray.settings import Settings
 from medv_ray.training.stages import ShardSettings, StageSettings
 
-MANIFEST, PARTIAL, MODEL = "run.json", "run.tmp", "model"
+MANIFEST, PARTIAL, MODEL = "run.json", "run.json.tmp", "model"
 LOCK = "lock"
 """The driver's (`archive.lock`): no sign of a run, and left alone when one starts over."""
 NOTE = "note"
 """What a worker has to say to whoever started the job."""
+STOP, FAILED = "stop", "failed.json"
+"""That the workers are to stop, and why they did."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -65,5 +67,11 @@ class TrainSettings(Settings):
     logit_size: Literal["checkpoint", "tokenizer"] = "tokenizer"
     """See ModelSettings."""
     picture_cache_bytes: NonNegativeInt = 2**30
-    """Features (or tiles) of pictures that each worker keeps over the epochs."""
+    """Features (or tiles) of pictures that each worker keeps over the epochs, in host memory."""
+    device_cache_bytes: NonNegativeInt = 2**29
+    """Features of a frozen vision tower that each worker leaves on its GPU besides; none on a
+    CPU."""
+    prefetch_rows: NonNegativeInt = 16
+    """Rows that a thread of each worker reads, decodes and takes through a frozen vision tower
+    before they are needed; 0: in the step's own time."""
     watch: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)

@@ -6,9 +6,10 @@ from functools import lru_cache
 
 import torch
 
+from medv_ray.canvases import best_canvas
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.decode_child import Decoder
-from medv_ray.data.tiles import TileSettings, best_canvas
+from medv_ray.data.tiles import TileSettings
 from medv_ray.model.config import ModelConfig
 from medv_ray.model.projector import merge_tiles
 from medv_ray.training.stages import StageSettings

@@ -88,7 +88,7 @@ def fit(
         sample: the row at a position of the run, with the seed of its noise.
         stop: whether this worker was asked to end. When any was, all save after their step and end
             early.
-        row_of: the dataset's row at a position, for messages; None tells positions.
+        row_of: the dataset's row at a position, for messages; None names positions.
         leaving: whether a worker's node is about to be taken away. All workers ask together and get
             the same; then they save once and go on until it is.
 
@@ -99,13 +99,13 @@ def fit(
     looked, warned = time.monotonic(), False
     for step in range(start, num_steps):
         began = time.perf_counter()
-        places = positions(step, stage.batch_size, engine.rank, engine.num_workers)
+        span = positions(step, stage.batch_size, engine.rank, engine.num_workers)
         # of LoRA's dropout, if there is any: the only thing that depends on how rows are shared
-        torch.manual_seed(noise_seed(stage.seed, -1 - places.start))
-        tally = Tally(stage.batch_size, places)
-        for piece in micro_batches(places, stage.micro_batch_size):
-            rows = [sample(place) for place in piece]
-            tally.add(rows, engine.micro_step(rows, len(piece) / len(places)))
+        torch.manual_seed(noise_seed(stage.seed, -1 - span.start))
+        tally = Tally(stage.batch_size, span)
+        for piece in micro_batches(span, stage.micro_batch_size):
+            rows = [sample(position) for position in piece]
+            tally.add(rows, engine.micro_step(rows, len(piece) / len(span)))
         due = leaving is not None and time.monotonic() - looked >= LOOK_S
         total = tally.over_all(engine, stop(), due)
         factor = schedule(step, num_steps, stage)
@@ -113,8 +113,8 @@ def fit(
         if not math.isfinite(norm):
             raise not_finite(step, stage, total.losses, row_of)
         done, asked = step + 1, total.asked
-        # told before it is saved: a run that goes on cuts what was told of later steps, and has
-        # no way to tell of earlier ones
+        # reported before it is saved: a run that goes on cuts reports of later steps, and has no
+        # way to make those of earlier ones
         yield Report(
             done, total.loss, total.by_noise, norm, factor, *total.counts, total.memory_bytes,
             time.perf_counter() - began,
@@ -151,9 +151,9 @@ class Total(NamedTuple):
 class Tally:
     """Counts what a worker's micro-batches say; nothing waits for the GPU before `over_all`."""
 
-    def __init__(self, batch_size: int, places: range) -> None:
-        """`places`: the worker's positions in the run."""
-        self._batch_size, self._first = batch_size, places.start % batch_size
+    def __init__(self, batch_size: int, span: range) -> None:
+        """`span`: the worker's positions in the run."""
+        self._batch_size, self._first = batch_size, span.start % batch_size
         self._outcomes: list[Outcome] = []
         self._num_tiles = 0
 
@@ -192,9 +192,9 @@ def not_finite(
     """E1602 with the rows whose loss is not finite; with all of the step for a gradient."""
     slots = [slot for slot, loss in enumerate(losses) if not math.isfinite(loss)]
     what = "loss" if slots else "gradient"
-    places = [step * stage.batch_size + slot for slot in slots or range(stage.batch_size)]
+    at = [step * stage.batch_size + slot for slot in slots or range(stage.batch_size)]
     kind = "positions of the run" if row_of is None else "rows of the dataset"
-    numbers = [str(place if row_of is None else row_of(place)) for place in places[:SHOWN_ROWS]]
-    more = ", ..." if len(places) > SHOWN_ROWS else ""
-    told = f"the {what} of step {step + 1} is not finite; {kind}: {', '.join(numbers)}{more}"
-    return RunError("E1602", f"{told}. Nothing of the step was saved.")
+    numbers = [str(one if row_of is None else row_of(one)) for one in at[:SHOWN_ROWS]]
+    more = ", ..." if len(at) > SHOWN_ROWS else ""
+    text = f"the {what} of step {step + 1} is not finite; {kind}: {', '.join(numbers)}{more}"
+    return RunError("E1602", f"{text}. Nothing of the step was saved.")

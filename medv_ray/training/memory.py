@@ -22,6 +22,8 @@ MAX_LIVE_PARAMETERS = 10**9
 SUB_GROUP = 10**9
 # CUDA context, library workspaces, NCCL buffers, fragmentation: an allowance, not measured
 RESERVE_BYTES = 2 * 10**9
+# of a frozen tower: TrainSettings.device_cache_bytes, and 16 rows ahead of five tiles each
+FEATURES_BYTES = 2**29 + 16 * 5 * 729 * 1152 * 2
 # of a logit: bf16 2, float32 4, and the gradients of both
 LOGIT_BYTES = 12
 
@@ -74,6 +76,8 @@ def plan_memory(
     moments = 8 if stage.optimizer == "adamw" else 0
     rows = stage.micro_batch_size
     activations = rows * activation_bytes(model, stage, length, tiles)
+    frozen = model.vision is not None and "vision" not in stage.trainable
+    reserve = RESERVE_BYTES + (FEATURES_BYTES if frozen else 0)
     logits = LOGIT_BYTES * model.language.vocab_size * rows * head_rows
     if shard.engine == "plain":
         return Memory(
@@ -84,7 +88,7 @@ def plan_memory(
             activations=activations,
             logits=logits,
             step=0,
-            reserve=RESERVE_BYTES,
+            reserve=reserve,
             host=0,
         )
     on_gpu, on_host = not shard.offload_optimizer, shard.offload_params
@@ -98,7 +102,7 @@ def plan_memory(
         activations=activations,
         logits=logits,
         step=4 * min(SUB_GROUP, trained / gpus) if on_gpu else 0,
-        reserve=RESERVE_BYTES,
+        reserve=reserve,
         host=(0 if on_gpu else (8 + moments) * trained) + (2 * count.total if on_host else 0),
     )
 

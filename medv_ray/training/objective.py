@@ -11,15 +11,16 @@ N patches of a tile, C width of the tower, D width of the language tower, M mask
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from medv_ray.diffusion.loss import row_losses, token_losses
-from medv_ray.diffusion.noise import IGNORE, draw, forward_noise
-from medv_ray.model.denoise import IMAGE_SLOT, fill_slots, splice_ends
+from medv_ray.diffusion.noise import draw, forward_noise
+from medv_ray.markers import IGNORE, IMAGE_SLOT
+from medv_ray.model.denoise import fill_slots, splice_ends
 from medv_ray.model.medv import Medv
 
 
@@ -43,10 +44,19 @@ class Sample:
     labels: Tensor
     """int64[P], IGNORE where the token is no target."""
     ends: tuple[int, ...]
-    """Of the segments of attention, as places in `ids`; one where all see all."""
+    """Of the segments of attention, as indices in `ids`; one where all see all."""
     pictures: tuple[Picture, ...]
     seed: int
     """Of the noise level and the mask."""
+
+
+class Padding(NamedTuple):
+    """The reference's way of making rows of a micro-batch equally long."""
+
+    token_id: int
+    """End of text, which is a target there."""
+    max_length: int
+    """Positions of a row, image tokens included; what would go beyond is cut off."""
 
 
 class Outcome(NamedTuple):
@@ -67,18 +77,22 @@ class Objective(nn.Module):
     """Noise, splice, forward pass and 1/p-weighted loss. Source: LLaDA-V, LLaDAModelLM.forward.
 
     Rows of a micro-batch do not see each other: what pads a shorter one is hidden from attention
-    and is no target. So the batch's loss does not depend on how it is cut into micro-batches. The
-    reference pads with end of text as targets; for its micro-batches of one row that is the same.
+    and is no target. So the batch's loss does not depend on how it is cut into micro-batches. With
+    `padding` they are padded as the reference pads them (`pad_with_targets`), and all is attended
+    to; for micro-batches of one row both are the same.
     """
 
-    def __init__(self, model: Medv, mask_id: int) -> None:
+    def __init__(self, model: Medv, mask_id: int, padding: Padding | None = None) -> None:
         super().__init__()
         self.model = model
         self.mask_id = mask_id
+        self.padding = padding
 
     def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor, int, int]:
         """The fields of an `Outcome`; a plain tuple, which DeepSpeed's hooks look into."""
         images, tie = self._images(samples)
+        if self.padding is not None:
+            samples = pad_with_targets(samples, images, self.padding)
         labels = [_spread(s.ids, s.labels, found) for s, found in zip(samples, images, strict=True)]
         noise = [self._noise(sample, label) for sample, label in zip(samples, labels, strict=True)]
         rows = self._embed(samples, images, [masked for masked, _, _ in noise])
@@ -94,8 +108,8 @@ class Objective(nn.Module):
         row_of, targets, weights = (t.to(self.model.device) for t in (row_of, targets, weights))
         head, size = self.model.lm_head, self.model.logit_size
         losses = token_losses(torch.cat(states), head, targets, size) / weights
-        padded = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE)
-        by_row = row_losses(losses, row_of, padded)
+        even = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE)
+        by_row = row_losses(losses, row_of, even)
         return (
             by_row.mean() + tie,
             by_row.detach(),
@@ -141,7 +155,7 @@ class Objective(nn.Module):
     def _embed(
         self, samples: Sequence[Sample], images: list[list[Tensor]], masked: list[Tensor]
     ) -> list[Tensor]:
-        """float[S, D] of each row, the mask token at its masked places."""
+        """float[S, D] of each row, the mask token at its masked positions."""
         texts = []
         for sample, found, hidden in zip(samples, images, masked, strict=True):
             ids = _spread(sample.ids, sample.ids, found)
@@ -162,12 +176,36 @@ class Objective(nn.Module):
         lengths = torch.tensor([len(row) for row in rows])
         batch = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         seen = torch.arange(batch.shape[1]) < lengths[:, None]
-        hidden = self.model.hidden(batch, None if bool(seen.all()) else seen.to(batch.device))
+        # the reference attends to the zeros that even out rows of fewer image tokens
+        all_seen = self.padding is not None or bool(seen.all())
+        hidden = self.model.hidden(batch, None if all_seen else seen.to(batch.device))
         return [state[:length] for state, length in zip(hidden, lengths.tolist(), strict=True)]
 
 
+def pad_with_targets(
+    samples: Sequence[Sample], images: Sequence[Sequence[Tensor]], padding: Padding
+) -> list[Sample]:
+    """Rows with end of text behind them, as targets, up to the longest row of token ids.
+
+    Args:
+        images: image tokens float[I, D] of each picture of each row, which count for the limit.
+
+    Source: LLaDA-V, train.py, the collator; LLaDA, GUIDELINES.md, pads so too. Both cut rows at
+    their limit after the image tokens are in; here that meets the padding alone, as longer rows
+    are refused before the first step.
+    """
+    longest, rows = max(len(sample.ids) for sample in samples), []
+    for sample, found in zip(samples, images, strict=True):
+        length = len(sample.ids) + sum(len(image) - 1 for image in found)
+        fill = max(0, min(longest - len(sample.ids), padding.max_length - length))
+        tail = sample.ids.new_full((fill,), padding.token_id)
+        ids, labels = torch.cat([sample.ids, tail]), torch.cat([sample.labels, tail])
+        rows.append(replace(sample, ids=ids, labels=labels, ends=(len(ids),)))
+    return rows
+
+
 def _spread(ids: Tensor, values: Tensor, images: Sequence[Tensor]) -> Tensor:
-    """int64[P] -> int64[S]: IGNORE at every place of an image."""
+    """int64[P] -> int64[S]: IGNORE at every position of an image."""
     gaps = [values.new_full((len(image),), IGNORE) for image in images]
     return fill_slots(ids, values[ids != IMAGE_SLOT], gaps)
 

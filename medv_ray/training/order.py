@@ -20,11 +20,11 @@ class Order:
         self._epoch, self._rows = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> int:
-        epoch, place = divmod(position, self._num_rows)
+        epoch, index = divmod(position, self._num_rows)
         if epoch != self._epoch:
             rng = np.random.default_rng((self._seed, epoch))
             self._epoch, self._rows = epoch, rng.permutation(self._num_rows)
-        return int(self._rows[place])
+        return int(self._rows[index])
 
 
 def positions(step: int, batch_size: int, rank: int, num_workers: int) -> range:
@@ -37,10 +37,15 @@ def positions(step: int, batch_size: int, rank: int, num_workers: int) -> range:
     return range(first, first + share)
 
 
-def micro_batches(places: range, size: int) -> Iterator[range]:
+def worker_positions(steps: range, batch_size: int, rank: int, num_workers: int) -> Iterator[int]:
+    """Positions of these steps that a worker computes, in their order."""
+    return (p for step in steps for p in positions(step, batch_size, rank, num_workers))
+
+
+def micro_batches(span: range, size: int) -> Iterator[range]:
     """Pieces of `size` positions."""
-    for first in range(places.start, places.stop, size):
-        yield range(first, min(first + size, places.stop))
+    for first in range(span.start, span.stop, size):
+        yield range(first, min(first + size, span.stop))
 
 
 def noise_seed(seed: int, position: int) -> int:

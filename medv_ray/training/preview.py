@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from jinja2 import Environment, StrictUndefined
 
-from medv_ray.data.conversations import IGNORE, Template, encode_conversation
+from medv_ray.data.conversations import Template, encode_conversation
 from medv_ray.data.dataset import Dataset, Example
-from medv_ray.data.prompts import IMAGE_SLOT
 from medv_ray.data.thumbnail import Thumbnails
 from medv_ray.diffusion.noise import draw, forward_noise
 from medv_ray.errors import DataError
+from medv_ray.markers import IGNORE, IMAGE_SLOT
 from medv_ray.settings import ImageSettings, PromptSettings
 
 if TYPE_CHECKING:

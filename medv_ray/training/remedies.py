@@ -54,7 +54,7 @@ def savings(stage: StageSettings, shard: ShardSettings) -> Iterator[str]:
     """Settings of a stage that take less memory, mildest first. All but LoRA train the same."""
     if not stage.gradient_checkpointing:
         yield "stage.gradient_checkpointing=true"
-    if stage.micro_batch_size > 1:
+    if stage.micro_batch_size > 1 and stage.padding == "hidden":
         yield "stage.micro_batch_size=1"
     if shard.engine == "plain":
         yield "shard.engine=zero3"
@@ -71,6 +71,8 @@ def _more_gpus(settings: PlanSettings) -> Iterator[tuple[str, ...]]:
     stage, gpus = settings.stage, settings.hardware.gpus * 2
     while gpus <= MOST_GPUS and stage.batch_size % gpus == 0:
         each = min(stage.micro_batch_size, stage.batch_size // gpus)
+        if each < stage.micro_batch_size and stage.padding != "hidden":
+            return  # other rows would stand together
         smaller = (f"stage.micro_batch_size={each}",) if each < stage.micro_batch_size else ()
         yield (f"hardware.gpus={gpus}", *smaller)
         gpus *= 2

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from medv_ray.data.conversations import IGNORE, encode_conversation
+from medv_ray.data.conversations import encode_conversation
 from medv_ray.data.dataset import Dataset
-from medv_ray.data.prompts import IMAGE_SLOT, SpecialIds
+from medv_ray.data.prompts import SpecialIds
 from medv_ray.data.segments import assistant_header, segment_ends, spoken
 from medv_ray.errors import DataError
+from medv_ray.markers import IGNORE, IMAGE_SLOT
 from medv_ray.settings import PromptSettings
 from medv_ray.training.stages import StageSettings
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def row_told(dataset: Dataset, row: int) -> Iterator[None]:
+def naming_row(dataset: Dataset, row: int) -> Iterator[None]:
     """Put the dataset's row number in front of what a DataError says."""
     try:
         yield
@@ -35,7 +36,7 @@ class Row(NamedTuple):
     labels: list[int]
     """As many: the id itself where it is a target, else IGNORE."""
     ends: tuple[int, ...]
-    """Of the segments of attention, as places in `ids`."""
+    """Of the segments of attention, as indices in `ids`."""
 
 
 class RowEncoder:
@@ -74,9 +75,9 @@ class RowEncoder:
         filling = [self._fill] * (fill_length(stage.answer_fill, length, number) - length)
         ids, labels = ids + filling, labels + filling
         if stage.token_after_image == "reference":
-            lost = {place + 1 for place, token in enumerate(ids) if token == IMAGE_SLOT}
-            kept = [place for place in range(len(ids)) if place not in lost]
-            ids, labels = [ids[place] for place in kept], [labels[place] for place in kept]
+            lost = {index + 1 for index, token in enumerate(ids) if token == IMAGE_SLOT}
+            kept = [index for index in range(len(ids)) if index not in lost]
+            ids, labels = [ids[index] for index in kept], [labels[index] for index in kept]
         return ids, labels
 
 

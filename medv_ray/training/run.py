@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,7 +12,9 @@ import torch
 
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
+from medv_ray.disk import disk_errors
 from medv_ray.errors import RunError, is_out_of_memory
+from medv_ray.files import write_atomic
 from medv_ray.model import lora, weights
 from medv_ray.model.medv import Medv
 from medv_ray.model.new_folder import check_free
@@ -25,36 +25,34 @@ from medv_ray.training.checkpoint import Checkpoints, SavedState
 from medv_ray.training.engine import Engine, PlainEngine
 from medv_ray.training.events import Events
 from medv_ray.training.export import pick, write_adapter, write_model
-from medv_ray.training.job import DTYPES, LOCK, MANIFEST, NOTE, PARTIAL, TrainSettings
+from medv_ray.training.job import DTYPES, MANIFEST, NOTE, TrainSettings
 from medv_ray.training.loop import Report, Saving, fit
-from medv_ray.training.objective import Objective
+from medv_ray.training.objective import Objective, Padding
 from medv_ray.training.optim import choose_trainable
+from medv_ray.training.order import worker_positions
 from medv_ray.training.remedies import savings
 from medv_ray.training.samples import Samples
+from medv_ray.training.stages import StageSettings
+from medv_ray.training.start_over import remove_run
 from medv_ray.training.watch import Watch
 
 
 def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = False) -> Path:
-    """The run folder, made or found to be of the same run; `new_run` empties it first.
+    """The run folder, made or found to be of the same run; `new_run` removes a run's files first.
 
-    Raises RunError E1604 for another run, E1507 for a manifest that cannot be read.
+    Raises RunError E1604 for another run, E1507 for a manifest that cannot be read or files of
+    others in `model/`, E1503 and E1511 where the disk does not take it.
     """
     out = Path(settings.out)
     manifest = out / MANIFEST
     if new_run and manifest.is_file():
-        # the manifest goes last: without it, what a kill left would be no run's
-        for entry in sorted(out.iterdir(), key=lambda entry: entry == manifest):
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry.name != LOCK:
-                entry.unlink()
+        remove_run(out)
     if is_run(out, identity):
         return out
     out.mkdir(parents=True, exist_ok=True)
-    told = {"identity": identity, "settings": settings.model_dump(mode="json", exclude={"out"})}
-    partial = out / PARTIAL
-    partial.write_text(json.dumps(told, indent=1) + "\n")
-    os.replace(partial, manifest)
+    record = {"identity": identity, "settings": settings.model_dump(mode="json", exclude={"out"})}
+    with disk_errors("run.json"):
+        write_atomic(manifest, (json.dumps(record, indent=1) + "\n").encode())
     return out
 
 
@@ -120,10 +118,13 @@ def train_worker(
     stage, out = settings.stage, Path(settings.out)
     dataset = Dataset.open(settings.data, settings.split)
     tokenizer = load_tokenizer(settings.model)
-    with out_of_memory_told(settings):
+    with memory_errors(settings):
         model = build_model(settings, device)
-        samples = Samples(dataset, tokenizer, stage, model, settings.picture_cache_bytes)
-        engine = make_engine(Objective(model, SpecialIds.of(tokenizer).mask), settings)
+        samples = Samples(
+            dataset, tokenizer, stage, model,
+            settings.picture_cache_bytes, settings.device_cache_bytes,
+        )  # fmt: skip
+        engine = make_engine(make_objective(model, SpecialIds.of(tokenizer), stage), settings)
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
     num_steps = stage.steps(len(dataset))
     digest = identity_digest(identity)
@@ -136,10 +137,9 @@ def train_worker(
             raise RunError("E1604", "the checkpoints are of another run.")
         checkpoints.restore(engine, start, manifest)
         if engine.rank == 0:
-            told = f"checkpoints of steps {damaged} are not whole; " if damaged else ""
-            partial = out / f"{NOTE}.tmp"  # the driver reads it meanwhile
-            partial.write_text(f"{told}going on from step {start}")
-            os.replace(partial, out / NOTE)
+            text = f"checkpoints of steps {damaged} are not whole; " if damaged else ""
+            # the driver reads it meanwhile
+            write_atomic(out / NOTE, f"{text}going on from step {start}".encode())
     saving = Saving(checkpoints, settings.save_every, about)
     events = Events(model.config, stage, len(dataset), model.device, engine.num_workers)
     with (
@@ -152,13 +152,25 @@ def train_worker(
             run_name=f"{stage.name}-{digest[:6]}",
             settings=settings.model_dump(mode="json", exclude={"model", "data", "out"}),
         ) as watch,
-        out_of_memory_told(settings),
+        memory_errors(settings),
     ):
+        due = worker_positions(
+            range(start, num_steps), stage.batch_size, engine.rank, engine.num_workers
+        )
+        samples.prefetch(due, settings.prefetch_rows)
         for report in fit(
             engine, samples, stage, num_steps, saving, start, stop, samples.row, leaving
         ):
             watch.write(events(report))
             yield report
+
+
+def make_objective(model: Medv, special: SpecialIds, stage: StageSettings) -> Objective:
+    """The stage's loss on a model whose config is the stage's."""
+    if stage.padding == "hidden":
+        return Objective(model, special.mask)
+    limit = min(stage.max_length, model.config.max_length)
+    return Objective(model, special.mask, Padding(special.eos, limit))
 
 
 def make_engine(objective: Objective, settings: TrainSettings) -> Engine:
@@ -170,7 +182,7 @@ def make_engine(objective: Objective, settings: TrainSettings) -> Engine:
 
 
 @contextmanager
-def out_of_memory_told(settings: TrainSettings) -> Iterator[None]:
+def memory_errors(settings: TrainSettings) -> Iterator[None]:
     """Turn a lack of memory into RunError E1605 with the settings that take less."""
     try:
         yield
@@ -181,9 +193,15 @@ def out_of_memory_told(settings: TrainSettings) -> Iterator[None]:
         return
     stage, plain = settings.stage, settings.shard.engine == "plain"
     found = [s for s in savings(stage, settings.shard) if not (plain and "offload" in s)]
-    told = f"a worker ran out of memory with stage.micro_batch_size={stage.micro_batch_size}"
+    if (
+        settings.workers.num_gpus
+        and settings.device_cache_bytes
+        and "vision" not in stage.trainable
+    ):
+        found.insert(0, "device_cache_bytes=0")
+    text = f"a worker ran out of memory with stage.micro_batch_size={stage.micro_batch_size}"
     ways = f"Use more workers, or one or several of: --set {', --set '.join(found)}."
-    raise RunError("E1605", f"{told}. {ways if found else 'Use more workers or shorter rows.'}")
+    raise RunError("E1605", f"{text}. {ways if found else 'Use more workers or shorter rows.'}")
 
 
 def export(
@@ -214,13 +232,13 @@ def export(
         raise RunError("E1604", "the checkpoints are of another run.")
     base = Path(settings.model)
     if not base.is_dir():
-        told = f"base {base.name!r} is not where the run began with it. Name where it lies"
-        raise RunError("E1604", f"{told} with --model.")
+        text = f"base {base.name!r} is not where the run began with it. Name where it lies"
+        raise RunError("E1604", f"{text} with --model.")
     base_sha256 = weights.digest(base)
     if base_sha256 != identity["base_sha256"]:
-        told = f"base {base.name!r} has digest {base_sha256[:12]}; the run began with "
-        told += f"{identity['base_sha256'][:12]}"
-        raise RunError("E1604", f"{told}. Put it back, or name where it lies with --model.")
+        text = f"base {base.name!r} has digest {base_sha256[:12]}; the run began with "
+        text += f"{identity['base_sha256'][:12]}"
+        raise RunError("E1604", f"{text}. Put it back, or name where it lies with --model.")
     number: int = manifest["step"]
     state = SavedState(checkpoints.at(number), manifest)
     if adapter:
@@ -233,7 +251,7 @@ def export(
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Identity and settings of a run folder. Raises RunError E1507 for what is none."""
     try:
-        told = json.loads((folder / MANIFEST).read_bytes())
-        return dict(told["identity"]), {**told["settings"], "out": str(folder)}
+        record = json.loads((folder / MANIFEST).read_bytes())
+        return dict(record["identity"]), {**record["settings"], "out": str(folder)}
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError("E1507", f"{folder.name!r} holds no readable run.json.") from None

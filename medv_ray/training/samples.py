@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +18,8 @@ from medv_ray.model.vision import scale_pixels
 from medv_ray.training.lengths import tile_settings
 from medv_ray.training.objective import Picture, Sample
 from medv_ray.training.order import Order, noise_seed
-from medv_ray.training.rows import RowEncoder, row_told
+from medv_ray.training.prefetch import Prefetch
+from medv_ray.training.rows import RowEncoder, naming_row
 from medv_ray.training.stages import StageSettings
 
 if TYPE_CHECKING:
@@ -36,17 +40,33 @@ class Samples:
         stage: StageSettings,
         model: Medv,
         cache_bytes: int,
+        device_cache_bytes: int = 0,
     ) -> None:
         """A vision tower that does not learn is taken out of `model`."""
         self._dataset, self._stage = dataset, stage
         self._order = Order(len(dataset), stage.seed)
         self._encode = RowEncoder(tokenizer, stage)
-        self._pictures = Pictures(dataset, stage, model, cache_bytes)
+        self._pictures = Pictures(dataset, stage, model, cache_bytes, device_cache_bytes)
+        self._ahead: Prefetch[Sample] | None = None
+
+    def prefetch(self, positions: Iterable[int], rows: int) -> None:
+        """Let a thread make the samples of these positions, of which at most `rows` wait; they must
+        be asked for in this order."""
+        if rows:
+            self._ahead = Prefetch(self._make, positions, rows)
 
     def __call__(self, position: int) -> Sample:
         """Raises DataError, with the dataset's row, for a row or picture that cannot be used."""
+        sample = self._make(position) if self._ahead is None else self._ahead(position)
+        for picture in sample.pictures:
+            if picture.features is not None and picture.features.is_cuda:
+                # made on another stream: its memory is not to be used anew before this one is done
+                picture.features.record_stream(torch.cuda.current_stream(picture.features.device))
+        return sample
+
+    def _make(self, position: int) -> Sample:
         number = self.row(position)
-        with row_told(self._dataset, number):
+        with naming_row(self._dataset, number):
             example = self._dataset[number]
             row = self._encode(example.conversations, len(example.images), number)
             several = len(example.images) > 1
@@ -64,37 +84,58 @@ class Samples:
         return self._order[position]
 
     def close(self) -> None:
-        """End the decoder's child processes."""
+        """End the thread and the decoder's child processes."""
+        if self._ahead is not None:
+            self._ahead.close()
         self._pictures.close()
 
 
 class Pictures:
-    """Pictures by digest; the least recently used go beyond `cache_bytes`."""
+    """Pictures by digest: the first ones stay on the GPU while there is room, of the others the
+    least recently used go beyond `cache_bytes` of host memory."""
 
     def __init__(
-        self, dataset: Dataset, stage: StageSettings, model: Medv, cache_bytes: int
+        self,
+        dataset: Dataset,
+        stage: StageSettings,
+        model: Medv,
+        cache_bytes: int,
+        device_cache_bytes: int = 0,
     ) -> None:
         self._dataset, self._stage, self._cache_bytes = dataset, stage, cache_bytes
         self._config = model.config
         self._tower: FrozenTower | None = None
         if "vision" not in stage.trainable and model.config.vision is not None:
             self._tower = FrozenTower(model)
+        on_gpu = self._tower is not None and model.device.type == "cuda"
+        self._device_room = device_cache_bytes if on_gpu else 0
         self._decoders: dict[bool, Decoder] = {}
+        self._on_device: dict[tuple[str, bool], Picture] = {}
         self._kept: OrderedDict[tuple[str, bool], Picture] = OrderedDict()
         self._used_bytes = 0
         self.tower_runs = 0
 
     def get(self, digest: str, several: bool) -> Picture:
-        """The picture, cut as one of `several` of a row or as an only one."""
+        """The picture, cut as one of `several` of a row or as an only one; features of a frozen
+        tower on its device."""
         key = (digest, several)
+        if key in self._on_device:
+            return self._on_device[key]
         found = self._kept.get(key)
         if found is None:
-            found = self._kept[key] = self._make(digest, several)
+            found = self._make(digest, several)
+            if _size(found) <= self._device_room:
+                self._device_room -= _size(found)
+                self._on_device[key] = found
+                return found
+            self._kept[key] = _on_host(found)
             self._used_bytes += _size(found)
             while self._used_bytes > self._cache_bytes and len(self._kept) > 1:
                 self._used_bytes -= _size(self._kept.popitem(last=False)[1])
         self._kept.move_to_end(key)
-        return found
+        if self._tower is None or found.features is None:
+            return found
+        return replace(found, features=self._tower.to_device(found.features))
 
     def _make(self, digest: str, several: bool) -> Picture:
         if several not in self._decoders:
@@ -114,18 +155,51 @@ class Pictures:
 
 
 class FrozenTower:
-    """A vision tower that does not learn: taken out of the model, so that it is not sharded."""
+    """A vision tower that does not learn: taken out of the model, so that it is not sharded.
+
+    On a GPU it works on a stream of its own, beside the training step, and waits for nothing else.
+    """
 
     def __init__(self, model: Medv) -> None:
         self._tower = model.model.get_submodule("vision_tower.vision_tower.vision_model")
         del model.model.vision_tower
         self._device, self._dtype = model.device, model.dtype
+        self._stream: torch.cuda.Stream | None = None
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # its weights are there
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+
+    def _beside(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def _done(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
 
     @torch.no_grad()
     def __call__(self, tiles: Tensor) -> Tensor:
-        """uint8[T, H, W, 3] -> float[T, N, C] on the host."""
-        parts = torch.split(tiles.to(self._device), TILES_PER_PASS)
-        return torch.cat([self._tower(scale_pixels(p).to(self._dtype)).cpu() for p in parts])
+        """uint8[T, H, W, 3] -> float[T, N, C] on the model's device."""
+        with self._beside():
+            parts = torch.split(tiles.to(self._device), TILES_PER_PASS)
+            made = torch.cat([self._tower(scale_pixels(p).to(self._dtype)) for p in parts])
+        self._done()
+        return made
+
+    def to_device(self, features: Tensor) -> Tensor:
+        """float[T, N, C], moved where it is not there."""
+        if features.device == self._device:
+            return features
+        with self._beside():
+            moved = features.to(self._device)
+        self._done()
+        return moved
+
+
+def _on_host(picture: Picture) -> Picture:
+    """The same with its features in host memory."""
+    if picture.features is None:
+        return picture
+    return replace(picture, features=picture.features.cpu())
 
 
 def _size(picture: Picture) -> int:

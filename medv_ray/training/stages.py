@@ -70,6 +70,10 @@ class StageSettings(Settings):
     the rows of the dataset take in turn one that holds their answer. LLaDA pads answers so; LLaDA-V
     does not."""
     fill_token: Literal["end_of_text", "end_of_turn"] = "end_of_text"
+    padding: Literal["hidden", "end_of_text"] = "hidden"
+    """What makes the rows of a micro-batch equally long. `hidden`: nothing that is seen or learnt.
+    `end_of_text`: the references' end-of-text tokens, which are targets of every template, so that
+    the loss depends on stage.micro_batch_size."""
     token_after_image: Literal["reference", "training"] = "training"
     """`training` keeps it, as LLaDA-V's training does; `reference` loses it as inference does."""
     attention: Literal["full", "dialogue", "prefix"] = "full"
@@ -95,6 +99,11 @@ class StageSettings(Settings):
                 {"batch_size": self.batch_size, "micro_batch_size": self.micro_batch_size},
             )
         self._template()
+        if self.padding == "end_of_text" and self.attention != "full":
+            raise ValueError(
+                f"padding=end_of_text needs attention=full, not {self.attention}: the reference "
+                "cuts attention in micro-batches of one row alone, which have no padding"
+            )
         if not self.trainable:
             raise ValueError(f"trainable must name at least one of {', '.join(PARTS)}")
         if self.lora is not None and "language" not in self.trainable:
@@ -113,8 +122,8 @@ class StageSettings(Settings):
             ("token_after_image", ("training",)),
         ):
             if getattr(self, name) not in fitting:
-                told = f"template={self.template} takes no {name}={getattr(self, name)}"
-                raise ValueError(f"{told}, but {' or '.join(map(str, fitting))}")
+                text = f"template={self.template} takes no {name}={getattr(self, name)}"
+                raise ValueError(f"{text}, but {' or '.join(map(str, fitting))}")
 
     def steps(self, num_rows: int) -> int:
         """Steps over `num_rows` rows; epochs follow each other without a gap, the rest of the last

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
-from medv_ray.data.conversations import IGNORE
 from medv_ray.data.dataset import Dataset, Example, image_path
-from medv_ray.data.prompts import IMAGE_SLOT
 from medv_ray.errors import DataError, SettingsError
+from medv_ray.markers import IGNORE, IMAGE_SLOT
 from medv_ray.model.config import ModelConfig
 from medv_ray.training.lengths import ImageTokens
-from medv_ray.training.rows import RowEncoder, row_told
+from medv_ray.training.rows import RowEncoder, naming_row
 from medv_ray.training.stages import StageSettings
 
 if TYPE_CHECKING:
@@ -51,8 +50,8 @@ def survey_stage(
     Raises as `survey`, and SettingsError E1001 for fewer rows than a step takes.
     """
     if not stage.steps(len(dataset)):
-        told = f"{len(dataset)} rows x {stage.epochs:g} epochs are fewer than stage.batch_size="
-        raise SettingsError("E1001", f"{told}{stage.batch_size}.")
+        text = f"{len(dataset)} rows x {stage.epochs:g} epochs are fewer than stage.batch_size="
+        raise SettingsError("E1001", f"{text}{stage.batch_size}.")
     encoder = RowEncoder(tokenizer, stage)
 
     def encode(example: Example, number: int) -> tuple[list[int], list[int]]:
@@ -92,7 +91,7 @@ def survey(
     refused: list[tuple[int, DataError]] = []
     tokens = longest = targets = 0
     for row, example in enumerate(dataset):
-        with row_told(dataset, row):
+        with naming_row(dataset, row):
             ids, labels = encode(example, row)
         pictures = [(sha256, len(example.images) > 1) for sha256 in example.images]
         for key in pictures:
@@ -110,15 +109,15 @@ def survey(
         tokens, longest, targets = tokens + length, max(longest, length), targets + taught
     if refused:
         first, error = refused[0]
-        told = f"{len(refused)} rows of {dataset.split} have a picture that is refused: "
-        told += f"{shown([row for row, _ in refused])}. Row {first}: {error.detail}"
-        raise DataError(error.code, told)
+        text = f"{len(refused)} rows of {dataset.split} have a picture that is refused: "
+        text += f"{shown([row for row, _ in refused])}. Row {first}: {error.detail}"
+        raise DataError(error.code, text)
     over = f"over {max_length} tokens ({limit}), the longest {longest}"
     words = "without an image that they name", over, "with an empty answer", "without a target"
     for (code, rows), what in zip(faults.items(), words, strict=True):
         if rows:
-            told = f"{len(rows)} rows of {dataset.split} are {what}: {shown(rows)}"
-            raise DataError(code, f"{told}. {WAYS.get(code, 'Leave them out.')}")
+            text = f"{len(rows)} rows of {dataset.split} are {what}: {shown(rows)}"
+            raise DataError(code, f"{text}. {WAYS.get(code, 'Leave them out.')}")
     images = len({sha256 for sha256, _ in known})
     return Survey(len(dataset), tokens, longest, targets, images)
 

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-3 behind the door of `engine.Engine`: weights, gradients and optimizer states are
+"""DeepSpeed ZeRO-3 as an `engine.Engine`: weights, gradients and optimizer states are
 partitioned over the workers.
 
 The process group is there before (Ray Train makes it): gloo on CPU, NCCL beside GPUs. On a CPU

@@ -16,11 +16,11 @@ from medv_ray.diffusion.noise import IGNORE, draw, forward_noise
 from medv_ray.model.denoise import IMAGE_SLOT, splice
 from medv_ray.model.medv import Medv
 from medv_ray.settings import ImageSettings
-from medv_ray.training.objective import Objective, Picture, Sample
+from medv_ray.training.objective import Objective, Padding, Picture, Sample
 
 HEADER = (126346, 598, 126347, 271)
 """LLaDA's ids of the assistant's header: start, "assistant", end, blank line."""
-EOT = 126348
+EOT, END_OF_TEXT = 126348, 126081
 
 
 def batch(golden: Any, tower: Any, seeing: Any, key: str) -> tuple[Medv, Tensor, Tensor]:
@@ -123,6 +123,45 @@ def test_the_objective_of_training(golden: Any, tower: Any, seeing: Any, key: st
     parameters = dict(model.named_parameters())
     for part, norm in run["grad_l2_norms"].items():
         assert float(parameters[part].grad.norm()) == pytest.approx(norm, rel=1e-3, abs=1e-5), part
+
+
+@pytest.mark.subcases("11", "A$")
+def test_the_references_padding(golden: Any, tower: Any, key: str) -> None:
+    """The case's rows without their padding, which `padding` puts back as targets."""
+    run, case, tensors = golden.run("11", key), golden.case("11"), golden.tensors("11")
+    rows = []
+    for row, (ids, labels) in enumerate(
+        zip(tensors[f"{key}.input_ids"], tensors[f"{key}.labels"], strict=True)
+    ):
+        end = int((ids != END_OF_TEXT).nonzero()[-1]) + 1
+        rows.append(Sample(ids[:end], labels[:end], (end,), (), row))
+    assert len({len(row.ids) for row in rows}) == run["batch"]
+
+    def noise(sample: Sample, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        row, length = sample.seed, len(labels)
+        p_mask, t = (tensors[f"{key}.{name}"][row, None] for name in ("p_mask", "t"))
+        return tensors[f"{key}.masked"][row, :length], p_mask, t
+
+    model = tower("11")
+    parameters = dict(model.named_parameters())
+    padded = Objective(model, case["mask_id"], Padding(END_OF_TEXT, 8192))
+    hidden = Objective(model, case["mask_id"])
+    for objective in (padded, hidden):
+        objective._noise = noise  # type: ignore[method-assign]
+    model.zero_grad()
+    loss, *_, num_masked = padded(rows)
+    assert float(loss.detach()) == pytest.approx(run["loss"], abs=1e-4)
+    assert num_masked == run["masked_tokens"]
+    loss.backward()
+    for part, norm in run["grad_l2_norms"].items():
+        assert float(parameters[part].grad.norm()) == pytest.approx(norm, rel=1e-3, abs=1e-5), part
+    for name in (n for n in tensors if n.startswith(f"{key}.grad.")):
+        got = parameters[name.removeprefix(f"{key}.grad.")].grad
+        torch.testing.assert_close(got, tensors[name], rtol=1e-3, atol=1e-5)
+    with torch.no_grad():
+        ours, *_, fewer = hidden(rows)
+    assert abs(float(ours) - run["loss"]) > 0.1
+    assert fewer < num_masked
 
 
 def check_logits(tensors: dict[str, Tensor], key: str, logits: Tensor, targets: Tensor) -> None:

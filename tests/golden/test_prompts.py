@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
-from medv_ray.data.collate import collate
 from medv_ray.data.conversations import encode_conversation
 from medv_ray.data.prompts import (
     IMAGE_SLOT,
@@ -18,6 +18,7 @@ from medv_ray.data.prompts import (
     load_tokenizer,
 )
 from medv_ray.settings import PromptSettings
+from medv_ray.training.objective import Padding, Sample, pad_with_targets
 
 if TYPE_CHECKING:
     from conftest import Golden
@@ -105,15 +106,14 @@ def test_collation(golden: Golden, tokenizer, key: str) -> None:
             if row[: case["cases"][name]["len"]] == encoded(golden, tokenizer, name)[0]
         ]
         rows.append(encoded(golden, tokenizer, names[0]))
-    eos = SpecialIds.of(tokenizer).eos
-    batch = collate(rows, eos)
-    assert sorted(batch) == case["collate_keys"]
-    assert batch["input_ids"].tolist() == want_ids.tolist()
-    assert batch["labels"].tolist() == want_labels.tolist()
-    assert (
-        sorted(collate(rows[:1], eos, dialogue_mask=True))
-        == case["collate_keys_use_conversation_mask"]
-    )
+    padding = Padding(SpecialIds.of(tokenizer).eos, 8192)
+    samples = [
+        Sample(torch.tensor(ids), torch.tensor(labels), (len(ids),), (), 0) for ids, labels in rows
+    ]
+    padded = pad_with_targets(samples, [[] for _ in samples], padding)
+    assert [row.ids.tolist() for row in padded] == want_ids.tolist()
+    assert [row.labels.tolist() for row in padded] == want_labels.tolist()
+    assert len({len(row.ids) for row in samples}) == len(samples)
 
 
 @pytest.mark.subcases("12", "prompt.")

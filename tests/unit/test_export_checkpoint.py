@@ -14,7 +14,7 @@ import torch
 
 from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.model import lora, weights
-from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings
+from medv_ray.settings import TOY, AnswerSettings, ModelSettings, SamplerSettings
 from medv_ray.training import export, run
 from medv_ray.training.check import check
 from medv_ray.training.job import TrainSettings
@@ -71,6 +71,19 @@ def refused(job: Job, code: int, words: list[str], *arguments: str | Path) -> No
     assert told.stderr.count("\n") == 1
     assert "/tmp" not in told.stderr
     assert sorted(out.parent.rglob("*")) == before, "something was written"
+
+
+def test_the_shipped_toy_as_base_by_its_word(tmp_path: Path, job: Job) -> None:
+    """Also where it lies elsewhere than when the run began; a folder of that name is not it."""
+    settings = tiny.settings(tmp_path, max_steps=1).model_copy(update={"model": str(TOY)})
+    run.begin(settings, check(settings))
+    list(run.train_worker(settings, check(settings)))
+    manifest = Path(settings.out) / "run.json"
+    manifest.write_text(manifest.read_text().replace(str(TOY), str(tmp_path / "gone")))
+    refused(job, 3, ["E1604", "'gone'", "--model"], "--run", settings.out, "--out", tmp_path / "a")
+    told = job("--run", settings.out, "--out", tmp_path / "b", "--model", "toy")
+    assert told.returncode == 0, told.stderr
+    assert weights.load(tmp_path / "b").config == weights.load(TOY).config
 
 
 def test_the_end_of_a_stage_in_either_dtype(done: Path, tmp_path: Path, job: Job) -> None:

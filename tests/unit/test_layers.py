@@ -12,10 +12,14 @@ ROWS = [
     ["medv_kernels"],
     [
         "medv_ray.errors",
+        "medv_ray.canvases",
+        "medv_ray.disk",
+        "medv_ray.files",
+        "medv_ray.markers",
+        "medv_ray.setting_errors",
         "medv_ray.settings",
         "medv_ray.schema",
         "medv_ray.formats",
-        "medv_ray.files",
         "medv_ray.tables",
     ],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
@@ -26,17 +30,25 @@ ROWS = [
 ]
 # inside a row: settings may use errors and formats; a job is the command line's function
 WITHIN = {
-    *(("medv_ray.settings", "medv_ray.errors"), ("medv_ray.settings", "medv_ray.formats")),
+    ("medv_ray.disk", "medv_ray.errors"),
+    ("medv_ray.setting_errors", "medv_ray.errors"),
+    ("medv_ray.settings", "medv_ray.errors"),
+    ("medv_ray.settings", "medv_ray.formats"),
+    ("medv_ray.settings", "medv_ray.setting_errors"),
     ("medv_ray.tables", "medv_ray.errors"),
     ("jobs", "medv_ray.cli"),
 }
 THIRD_PARTY = {
     "medv_kernels": {"torch", "triton"},
     "medv_ray.errors": set(),
+    "medv_ray.canvases": set(),
+    "medv_ray.disk": set(),
+    "medv_ray.files": set(),
+    "medv_ray.markers": set(),
+    "medv_ray.setting_errors": {"pydantic"},
     "medv_ray.settings": {"pydantic", "pydantic_core"},
     "medv_ray.schema": {"pyarrow"},
     "medv_ray.formats": set(),
-    "medv_ray.files": set(),
     "medv_ray.tables": set(),
     "medv_ray.data": {
         "numpy",

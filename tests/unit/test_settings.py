@@ -3,9 +3,23 @@ import pickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from medv_ray.client.questions import LoadSettings
 from medv_ray.errors import CATALOGUE, DataError, MedvError, RunError, SettingsError, explain
-from medv_ray.settings import PRESETS, AnswerSettings, SamplerSettings, build, override
+from medv_ray.on_ray.options import PoolSettings
+from medv_ray.serving.options import LimitSettings
+from medv_ray.setting_errors import kinds_of
+from medv_ray.settings import PRESETS, AnswerSettings, SamplerSettings, Settings, build, override
+from medv_ray.training.job import TrainSettings
+from medv_ray.training.stages import StageSettings
+
+ROOMS = (
+    LoadSettings,
+    PoolSettings,
+    LimitSettings,
+    TrainSettings,
+)  # imported, so that all are known
 
 
 @pytest.mark.parametrize(
@@ -25,6 +39,83 @@ def test_a_wrong_setting_names_itself(values: dict, code: str, says: str) -> Non
         build(SamplerSettings, values)
     assert caught.value.code == code
     assert says in str(caught.value)
+
+
+def groups(cls: type[Settings] = Settings) -> list[type[Settings]]:
+    return [found for sub in cls.__subclasses__() for found in (sub, *groups(sub))]
+
+
+def numbers() -> list[tuple[type[Settings], str]]:
+    """Every numeric setting of the package, those of optional and list type too."""
+    found = []
+    for cls in {*groups()}:
+        if cls.__module__.startswith("medv_ray"):
+            for name, field in cls.model_fields.items():
+                kinds = kinds_of(field.annotation)
+                if kinds & {int, float} and bool not in kinds:
+                    found.append((cls, name))
+    return sorted(found, key=str)
+
+
+@pytest.mark.parametrize(("cls", "name"), numbers(), ids=lambda v: getattr(v, "__name__", v))
+def test_true_and_false_are_no_numbers(cls: type[Settings], name: str) -> None:
+    """Also in a list, and as YAML's `yes`, which arrives as True."""
+    for value in (True, False, [True, 0.5]):
+        with pytest.raises(ValidationError) as caught:
+            cls.model_validate({name: value})
+        told = [e for e in caught.value.errors() if e["loc"] == (name,)]
+        assert [e["msg"] for e in told] == ["must be a number, not true or false"]
+
+
+def test_the_settings_of_all_rooms_were_looked_at() -> None:
+    found = {cls.__name__ for cls, _ in numbers()}
+    assert {"SamplerSettings", "StageSettings", "TrainSettings", "PoolSettings"} <= found
+    assert {"EngineSettings", "LimitSettings", "LoraSettings", "ImageSettings"} <= found
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("betas=0.9,0.95", "betas: must be a JSON list of 2 values, such as [0.9, 0.95] (given:"),
+        ("betas=(0.9, 0.95)", "must be a JSON list of 2 values, such as [0.9, 0.95] (given:"),
+        ('betas="[0.9,0.95]"', "must be a JSON list of 2 values, such as [0.9, 0.95] (given:"),
+        ("betas=[0.8]", "betas: must be a JSON list of 2 values, such as [0.9, 0.999] (given:"),
+        ("betas=[0.8,0.9,0.99]", "must be a JSON list of 2 values, such as [0.9, 0.999] (given:"),
+        ("betas=0.8", "must be a JSON list of 2 values, such as [0.9, 0.999] (given: '0.8')."),
+        ("betas=null", "must be a JSON list of 2 values, such as [0.9, 0.999] (given: 'None')."),
+        ("betas=[0.9,1]", "betas.1: Input should be less than 1 (given: '1')."),
+        ("betas=[true,0.9]", "betas: must be a number, not true or false (given: '[True, 0.9]')."),
+        ("lr=true", "lr: must be a number, not true or false (given: 'True')."),
+        ("answer_fill=[8,0]", "answer_fill.1: Input should be greater than 0 (given: '0')."),
+        ("answer_fill=[]", "answer_fill: must hold at least one value (given: '[]')."),
+        (
+            "answer_fill=-1",
+            "answer_fill: Input should be greater than or equal to 0 (given: '-1').",
+        ),
+        ("trainable=vision", 'trainable: must be a JSON list, such as ["vision"] (given:'),
+        ("lora.rank=0", "lora.rank: Input should be greater than 0 (given: '0')."),
+        ("lora.ranks=3", "lora.ranks: there is no such setting; there are: rank"),
+    ],
+)
+def test_a_wrong_value_is_told_with_one_that_works(assignment: str, says: str) -> None:
+    values = override({"name": "x", "lr": 1e-3, "batch_size": 4}, [assignment])
+    with pytest.raises(SettingsError, match="E1001") as caught:
+        build(StageSettings, values)
+    assert says in str(caught.value)
+    if "such as" in says and "must be a JSON list" in says:
+        example = str(caught.value).partition("such as ")[2].partition(" (given")[0]
+        name = assignment.partition("=")[0]
+        assert build(StageSettings, override(values, [f"{name}={example}"]))
+    with pytest.raises(SettingsError) as caught:
+        build(StageSettings, values, quote=False)
+    assert "given" not in str(caught.value)
+
+
+def test_betas_as_a_list_are_taken() -> None:
+    values = {"name": "x", "lr": 1e-3, "batch_size": 4}
+    stage = build(StageSettings, override(values, ["betas=[0.9,0.95]"]))
+    assert stage.betas == (0.9, 0.95)
+    assert stage == build(StageSettings, stage.model_dump(mode="json"))
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))

@@ -2,16 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from medv_ray.data.collate import collate
 from medv_ray.data.conversations import IGNORE, encode_conversation
 from medv_ray.data.prompts import (
     IMAGE_SLOT,
     SPECIAL_TOKENS,
-    SpecialIds,
     Turn,
     build,
     load_tokenizer,
@@ -161,16 +158,3 @@ def test_plain_needs_one_pair_and_an_image(tokenizer) -> None:
     for conversation, num_images in ((talk("Q", "A"), 0), (talk("<image>Q", "A", "R", "B"), 1)):
         with pytest.raises(DataError):
             encode_conversation(tokenizer, conversation, BARE, num_images, "plain")
-
-
-def test_collate_pads_with_a_target(tokenizer) -> None:
-    eos = SpecialIds.of(tokenizer).eos
-    rows = [([1, 2, 3], [IGNORE, 2, 3]), ([4], [IGNORE])]
-    batch = collate(rows, eos)
-    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, eos, eos]]
-    assert batch["labels"].tolist() == [[IGNORE, 2, 3], [IGNORE, eos, eos]]
-    assert batch["input_ids"].dtype == np.int64
-    assert collate(rows[:1], eos, dialogue_mask=True)["attention_mask"].all()
-    for bad, mask in (([], False), ([([1], [1, 2])], False), (rows, True)):
-        with pytest.raises(ValueError, match="row"):
-            collate(bad, eos, dialogue_mask=mask)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from medv_ray.diffusion.loss import PIECE_ROWS, mask_tokens, masked_loss, token_losses
+from medv_ray.diffusion.loss import PIECE_ROWS, masked_loss, token_losses
 from medv_ray.diffusion.noise import IGNORE, draw, forward_noise
 
 
@@ -58,11 +58,6 @@ def test_draws_come_from_the_generator_level_first() -> None:
     t, u = draw(2, 3, torch.Generator().manual_seed(4))
     again = torch.rand(8, generator=torch.Generator().manual_seed(4))
     assert torch.equal(torch.cat([t, u.flatten()]), again)
-
-
-def test_mask_tokens_replaces_masked_positions() -> None:
-    ids = torch.tensor([[1, 2, 3]])
-    assert mask_tokens(ids, torch.tensor([[True, False, True]]), 9).tolist() == [[9, 2, 9]]
 
 
 def test_loss_equals_the_plain_version() -> None:

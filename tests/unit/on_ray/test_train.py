@@ -88,7 +88,9 @@ def test_a_note_of_a_worker_is_told_once(
     Path(settings.out).mkdir()
     (Path(settings.out) / NOTE).write_text("checkpoints of steps [6] are not whole")
     seen: list[int] = []
-    with on_ray_train.telling(settings, lambda stage, event: seen.append(event.step), "room for 1"):
+    with on_ray_train.reporting(
+        settings, lambda stage, event: seen.append(event.step), "room for 1"
+    ):
         time.sleep(0.3)
     told = capsys.readouterr().err
     assert told.count("not whole") == 1
@@ -124,6 +126,33 @@ def test_an_error_of_the_disk_ends_the_job_and_one_of_a_peer_does_not(
         told = json.loads(failed.read_text())
         assert told["code"] == code
         assert "someone" not in told["detail"]
+
+
+@pytest.mark.parametrize("full_first", [True, False])
+def test_a_full_disk_is_told_over_what_follows_from_it(tmp_path: Path, full_first: bool) -> None:
+    """Of two workers one meets the full disk, the other only that something was not written."""
+    words = [RunError("E1503", "full"), RunError("E1511", "by another worker")]
+    for error in words if full_first else words[::-1]:
+        on_ray_train.fail(tmp_path, error)
+    assert [file.name for file in tmp_path.iterdir()] == [on_ray_train.FAILED]
+    assert json.loads((tmp_path / on_ray_train.FAILED).read_text())["code"] == "E1503"
+    on_ray_train.fail(tmp_path, RunError("E1602", "later"))
+    assert json.loads((tmp_path / on_ray_train.FAILED).read_text())["code"] == "E1503"
+
+
+def test_a_full_disk_under_the_driver_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny.settings(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left", "/home/someone")
+
+    monkeypatch.setattr(on_ray_train, "run_on_ray", full)
+    with pytest.raises(RunError, match="E1503: the run folder could not be written") as caught:
+        train(settings)
+    assert caught.value.exit_code == 5
+    assert "someone" not in str(caught.value)
 
 
 def test_what_a_kill_leaves_of_a_beginning_is_no_hindrance(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_command_prints_the_table() -> None:
 def test_command_that_does_not_fit() -> None:
     result = runner.invoke(app, ["plan", "train", "--gpus", "1", "--json"])
     assert result.exit_code == 1
-    assert "does not fit: 135.4 GB on a GPU of 80 GB" in result.output
+    assert "does not fit: 136.1 GB on a GPU of 80 GB" in result.output
     assert "--set shard.offload_optimizer=true" in result.output
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from medv_ray.data.dataset import image_path
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.engine import Answer, Predictor, Request
-from medv_ray.errors import DataError, MedvError, RunError, SettingsError
+from medv_ray.errors import CheckpointError, DataError, MedvError, RunError, SettingsError
 from medv_ray.model import weights
 from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings, build
 from medv_ray.training import run
@@ -292,8 +292,13 @@ class Exchange:
 def test_out_of_memory_names_settings(home: Path, tmp_path: Path) -> None:
     settings = job(home, tmp_path)
     sharded = settings.model_copy(update={"shard": ShardSettings(offload_params=True)})
-    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
-        with pytest.raises(RunError, match="E1605") as caught, run.out_of_memory_told(sharded):
+    for error in (
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ):
+        with pytest.raises(RunError, match="E1605") as caught, run.memory_errors(sharded):
             raise error
     detail = caught.value.detail
     assert "stage.micro_batch_size=2" in detail
@@ -303,11 +308,11 @@ def test_out_of_memory_names_settings(home: Path, tmp_path: Path) -> None:
     ):
         assert f"--set {assignment}" in detail
     assert "offload_params" not in detail
-    with pytest.raises(RunError) as caught, run.out_of_memory_told(settings):
+    with pytest.raises(RunError) as caught, run.memory_errors(settings):
         raise MemoryError
     assert "shard.engine=zero3" in caught.value.detail
     assert "offload" not in caught.value.detail
-    with pytest.raises(RuntimeError, match="other"), run.out_of_memory_told(settings):
+    with pytest.raises(RuntimeError, match="other"), run.memory_errors(settings):
         raise RuntimeError("other")
 
 
@@ -330,6 +335,23 @@ def test_bad_settings_are_told_before_the_first_step(stage: dict[str, object], t
     values = {"name": "x", "lr": 1e-3, "batch_size": 4} | stage
     with pytest.raises(SettingsError, match=told):
         build(StageSettings, values)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_base_that_is_not_finite_is_found_before_anything_starts(
+    home: Path, tmp_path: Path, number: float
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(home / "base", base)
+    [file] = base.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["lm_head.weight"][1, 2] = number
+    save_file(tensors, file, metadata={"format": "pt"})
+    settings = job(home, tmp_path).model_copy(update={"model": str(base)})
+    with pytest.raises(CheckpointError, match=r"E1405: lm_head.weight is not finite") as caught:
+        check(settings)
+    assert caught.value.exit_code == 2
+    assert not Path(settings.out).exists()
 
 
 def test_a_batch_that_does_not_divide_among_workers() -> None:

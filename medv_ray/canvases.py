@@ -1,0 +1,22 @@
+"""On which canvas a picture is cut into tiles: the same choice where it is cut and where its tiles
+are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def best_canvas(size_wh: tuple[int, int], grid: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The canvas (width, height) on which most of the picture's own pixels fit, then the one with
+    least waste, then the first.
+
+    Raises ValueError for an empty grid. Source: LLaDA-V mm_utils.py (select_best_resolution).
+    """
+    width, height = size_wh
+
+    def merit(canvas: tuple[int, int]) -> tuple[int, int]:
+        scale = min(canvas[0] / width, canvas[1] / height)
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        return effective, effective - canvas[0] * canvas[1]
+
+    return max(grid, key=merit)  # max keeps the first of equals
