@@ -67,11 +67,11 @@ def by_engine(model: Medv, tokenizer: Any, kind: str) -> Arm:
         answers = [answer for answer in ended if isinstance(answer, Answer)]
         if len(answers) < len(rows):
             raise SystemExit("wrong result, not timed: a row was refused")
-        told = {
+        said = {
             "NFE": statistics.mean(answer.forward_passes for answer in answers),
             "seconds": [answer.seconds for answer in answers],
         }
-        return [answer.token_ids for answer in answers], told
+        return [answer.token_ids for answer in answers], said
 
     return run
 
@@ -135,9 +135,9 @@ def measure(rows: Sequence[synthetic.Row], timed: int, repeats: int) -> dict[str
     model.pack(2**30)
     arms: dict[str, Arm] = {name: by_engine(model, tokenizer, name) for name in KINDS}
     arms["reference"] = by_reference(model, tokenizer)
-    answers, told = {}, {}
+    answers, said = {}, {}
     for name, run in arms.items():
-        answers[name], told[name] = run(rows)
+        answers[name], said[name] = run(rows)
     truth = [tokenizer.encode(row.answer, add_special_tokens=False) for row in rows]
     rate: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(repeats):
@@ -145,7 +145,7 @@ def measure(rows: Sequence[synthetic.Row], timed: int, repeats: int) -> dict[str
             start = time.perf_counter()
             found, more = run(rows[:timed])
             rate[name].append(len(found) / (time.perf_counter() - start))
-            told[name]["seconds"] += more["seconds"]
+            said[name]["seconds"] += more["seconds"]
             if found != answers[name][:timed]:
                 raise SystemExit(f"wrong result, not timed: {name} differs from itself")
     tokens = {name: sum(map(len, ids)) / len(rows) for name, ids in answers.items()}
@@ -169,11 +169,11 @@ def measure(rows: Sequence[synthetic.Row], timed: int, repeats: int) -> dict[str
                 / len(rows),
                 "right": sum(list(a) == b for a, b in zip(answers[name], truth, strict=True))
                 / len(rows),
-                "NFE": told[name]["NFE"],
-                "TPF": tokens[name] / told[name]["NFE"],
+                "NFE": said[name]["NFE"],
+                "TPF": tokens[name] / said[name]["NFE"],
                 "TPS_to_end": tokens[name] * statistics.median(rate[name]),
                 "TPS_to_L": LENGTH * statistics.median(rate[name]),
-                "answer_s": percentiles(told[name]["seconds"]),
+                "answer_s": percentiles(said[name]["seconds"]),
             }
             for name in arms
         },

@@ -50,12 +50,12 @@ def main() -> None:
         httpx2.Client(base_url=url, timeout=120, trust_env=False) as http,
         Predictor.load(settings.model, settings.answer) as predictor,
     ):
-        told: dict[str, Any] = {"bench": "serve", "rows": args.rows, "repeats": args.repeats}
-        told["idle"] = overhead(rows, predictor, http)
+        shown: dict[str, Any] = {"bench": "serve", "rows": args.rows, "repeats": args.repeats}
+        shown["idle"] = overhead(rows, predictor, http)
         with busy_cores():
-            told["loaded"] = overhead(rows, predictor, http)
-        told["clients"] = asyncio.run(many(rows, url, args.repeats))
-    print(json.dumps(told | circumstances()))
+            shown["loaded"] = overhead(rows, predictor, http)
+        shown["clients"] = asyncio.run(many(rows, url, args.repeats))
+    print(json.dumps(shown | circumstances()))
 
 
 def overhead(

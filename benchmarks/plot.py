@@ -62,8 +62,8 @@ def draw_ratios(axes: Axes) -> None:
     bars.sort(key=lambda bar: bar[1])
     axes.barh([name for name, *_ in bars], [ratio for _, ratio, _ in bars], color=BLUE)
     for place, (_, ratio, around) in enumerate(bars):
-        told = f"{ratio:.1f}x" + (f"  ({around[0]:.1f} - {around[1]:.1f})" if around else "")
-        axes.text(ratio, place, f" {told}", va="center", fontsize=8, color=INK)
+        said = f"{ratio:.1f}x" + (f"  ({around[0]:.1f} - {around[1]:.1f})" if around else "")
+        axes.text(ratio, place, f" {said}", va="center", fontsize=8, color=INK)
     axes.set_xlim(0, max(ratio for _, ratio, _ in bars) * 1.45)
     axes.set_xlabel("times as fast, process CPU seconds, one thread")
     axes.set_title("The sampler alone, random weights", fontsize=10)

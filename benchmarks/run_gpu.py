@@ -204,11 +204,11 @@ def check_select(size: Size, device: torch.device) -> dict[str, Any]:
     poisoned[2, 100] = torch.nan
     try:
         ops.select(poisoned)
-        told = False
+        said = False
     except FloatingPointError:
-        told = True
-    right = wrong == 0 and worst < 1e-5 and told
-    return {"right": right, "rows": rows, "wrong_tokens": wrong, "worst_odds": worst, "nan": told}
+        said = True
+    right = wrong == 0 and worst < 1e-5 and said
+    return {"right": right, "rows": rows, "wrong_tokens": wrong, "worst_odds": worst, "nan": said}
 
 
 def check_commit(size: Size, device: torch.device) -> dict[str, Any]:

@@ -72,8 +72,8 @@ def main() -> None:
             model, loss = finetuned(folder, args.run / "data" / "shifted", stage)
             found = {"loss": round(loss, 5), "shifted": exact_match(model, moved)}
             shutil.rmtree(folder)
-            told = {"study": "attention", "attention": attention, "seed": seed, **found}
-            print(json.dumps({**told, **circumstances()}), flush=True)
+            said = {"study": "attention", "attention": attention, "seed": seed, **found}
+            print(json.dumps({**said, **circumstances()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ def import_command(
     print(f"for comparison: {KNOWN_LICENCES}")
     for name in done.note["left_out"]:
         print(f"left out, no weight: {name}")
-    told = {"tensors": done.num_tensors, "bytes": done.num_bytes, "sha256": done.note["sha256"]}
-    print(json.dumps({"imported": out.name, **told}))
+    said = {"tensors": done.num_tensors, "bytes": done.num_bytes, "sha256": done.note["sha256"]}
+    print(json.dumps({"imported": out.name, **said}))
 
 
 if __name__ == "__main__":

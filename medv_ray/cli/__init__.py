@@ -212,7 +212,7 @@ def doctor_command() -> int:
     faults = 0
     for check in check_all():
         faults += check.state == "fault"
-        typer.echo(f"{check.state:5}  {check.name}: {check.told}")
+        typer.echo(f"{check.state:5}  {check.name}: {check.said}")
     typer.echo(f"{faults} faults")
     return int(faults > 0)
 

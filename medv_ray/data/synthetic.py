@@ -68,8 +68,8 @@ def rows(
             answers = [(target.question, target.answer, kind) for kind, target in asked]
             if captions:
                 answers.append((CAPTION_QUESTION, scene.caption(), "caption"))
-            for number, told in enumerate(answers):
-                yield Row(f"{name}-{number}", data, f"{name}.{_ending(data)}", *told, attributes)
+            for number, said in enumerate(answers):
+                yield Row(f"{name}-{number}", data, f"{name}.{_ending(data)}", *said, attributes)
 
 
 NEW_STAIN = 0.4

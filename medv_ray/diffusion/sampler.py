@@ -325,9 +325,9 @@ class Denoising:
     def read(self) -> None:
         """Tell the rows what the step has come to: the one read from the device."""
         state, passed = self._state, self.needs()
-        told = torch.cat((state.masked, state.failed[:, None], state.stop[:, None]), 1).tolist()
+        said = torch.cat((state.masked, state.failed[:, None], state.stop[:, None]), 1).tolist()
         for b, need in passed.items():
-            *masked, failed, stop = told[b]
+            *masked, failed, stop = said[b]
             masks = [i for i, hidden in enumerate(masked) if hidden]
             self.row(b).advance(masks, None if stop == self.length else stop, failed, bool(need))
 

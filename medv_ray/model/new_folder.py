@@ -49,5 +49,5 @@ def new_folder(target: Path, size_bytes: int) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     except (OSError, SafetensorError) as error:
-        told = f"folder {target.name!r} takes {size_bytes / 1e9:.1f} GB; nothing of it is kept."
-        raise RunError("E1503" if is_full(error) else "E1511", told) from None
+        said = f"folder {target.name!r} takes {size_bytes / 1e9:.1f} GB; nothing of it is kept."
+        raise RunError("E1503" if is_full(error) else "E1511", said) from None

@@ -28,7 +28,7 @@ class Check(NamedTuple):
 
     state: Literal["ok", "note", "fault"]
     name: str
-    told: str
+    said: str
 
 
 def check_all() -> Iterator[Check]:
@@ -38,8 +38,8 @@ def check_all() -> Iterator[Check]:
 
 
 def _python() -> Iterator[Check]:
-    told = platform.python_version()
-    yield Check("ok" if sys.version_info >= (3, 11) else "fault", "python", told)
+    said = platform.python_version()
+    yield Check("ok" if sys.version_info >= (3, 11) else "fault", "python", said)
 
 
 def _packages() -> Iterator[Check]:
@@ -116,8 +116,8 @@ def _cluster() -> Iterator[Check]:
             "who reaches it can run code. Use --dashboard-host=127.0.0.1, or token mode.",
         )
         return
-    told = "token mode" if guarded else "this machine only"
-    yield Check("ok", "ray dashboard", f"port {DASHBOARD_PORT}, {told}")
+    said = "token mode" if guarded else "this machine only"
+    yield Check("ok", "ray dashboard", f"port {DASHBOARD_PORT}, {said}")
 
 
 def _open_to_others(port: int) -> bool:

@@ -82,9 +82,9 @@ class Runs:
     def note(self, process: subprocess.Popen[str]) -> None:
         self.seen |= set(processes.descendants(process.pid))
 
-    def check(self, ok: bool, told: str) -> None:
+    def check(self, ok: bool, said: str) -> None:
         if not ok:
-            self.problems.append(told)
+            self.problems.append(said)
 
 
 def kill_drivers(runs: Runs, kills: int) -> dict[str, object]:
@@ -138,15 +138,15 @@ def kill_actors(runs: Runs, kills: int) -> dict[str, object]:
     output = process.communicate(timeout=PATIENCE_S)[0]
     runs.check(killed == kills, f"only {killed} of {kills} actors were killed: too few rows")
     runs.check(process.returncode == 0, f"the last run ended with {process.returncode}")
-    told = json.loads(output.splitlines()[-1]) if output else {}
-    committed = told.get("new_rows", 0)
+    said = json.loads(output.splitlines()[-1]) if output else {}
+    committed = said.get("new_rows", 0)
     redone = runs.attempts().total() - tried - committed
     runs.check(redone <= killed * CHUNK_ROWS, f"{killed} actor kills cost {redone} rows")
     # a kill between two chunks is none that a chunk could see
-    runs.check(told.get("worker_deaths", 0) <= killed, "more deaths were counted than kills")
+    runs.check(said.get("worker_deaths", 0) <= killed, "more deaths were counted than kills")
     return {
         "actor_kills": killed,
-        "worker_deaths_seen": told.get("worker_deaths"),
+        "worker_deaths_seen": said.get("worker_deaths"),
         "rows_redone_by_actor_kills": {"total": redone, "allowed": killed * CHUNK_ROWS},
     }
 
@@ -174,11 +174,11 @@ def poison(runs: Runs) -> dict[str, object]:
     stub.write_archive(folder / "in.parquet", questions)
     (folder / "attempts").mkdir()
     process = Runs(folder, runs.rng).start()
-    told = json.loads(process.communicate(timeout=PATIENCE_S)[0].splitlines()[-1])
+    said = json.loads(process.communicate(timeout=PATIENCE_S)[0].splitlines()[-1])
     runs.check(process.returncode == 0, "the poisoned job did not end well")
-    runs.check(told["worker_deaths"] <= 3, f"a poison row cost {told['worker_deaths']} workers")
-    runs.check(told["reasons"] == {"worker_crash": 1}, f"quarantined: {told['reasons']}")
-    return {"poison_deaths": told["worker_deaths"], "poison_quarantined": told["quarantined"]}
+    runs.check(said["worker_deaths"] <= 3, f"a poison row cost {said['worker_deaths']} workers")
+    runs.check(said["reasons"] == {"worker_crash": 1}, f"quarantined: {said['reasons']}")
+    return {"poison_deaths": said["worker_deaths"], "poison_quarantined": said["quarantined"]}
 
 
 def leftovers(runs: Runs) -> int:

@@ -131,9 +131,9 @@ class Run:
     def end(self) -> None:
         """Let the job end."""
         process = self.process or self.start()
-        told = process.communicate(timeout=PATIENCE_S)[0]
+        said = process.communicate(timeout=PATIENCE_S)[0]
         if process.returncode:
-            self.problems.append(f"the last run ended with {process.returncode}: {told.strip()}")
+            self.problems.append(f"the last run ended with {process.returncode}: {said.strip()}")
 
     def tensors(self) -> dict[str, bytes]:
         """Files of the last checkpoint and of the exported folder."""

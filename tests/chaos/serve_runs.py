@@ -106,7 +106,7 @@ class Seen:
     problems: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
-    def told(self) -> dict[str, Any]:
+    def said(self) -> dict[str, Any]:
         ordered = sorted(self.seconds)
         at = {f"p{p}": round(ordered[len(ordered) * p // 100], 3) for p in (50, 99) if ordered}
         return {"statuses": dict(sorted(self.statuses.items())), "latency_s": at}
@@ -225,7 +225,7 @@ async def kills(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[s
     return {
         "kills": len(recoveries),
         "recovery_s": sorted(recoveries),
-        **seen.told(),
+        **seen.said(),
     }, seen.problems
 
 
@@ -247,7 +247,7 @@ async def stuck(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[s
     os.kill(pid, signal.SIGKILL)  # Ray's own way to end a process does not reach a stopped one
     if seconds > 60:
         seen.problems.append(f"answered again after {seconds:.0f} s")
-    return {"replaced_s": round(seconds, 1), **seen.told()}, seen.problems
+    return {"replaced_s": round(seconds, 1), **seen.said()}, seen.problems
 
 
 async def burst(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:
@@ -263,7 +263,7 @@ async def burst(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[s
     if set(seen.statuses) - {200, 429}:
         seen.problems.append("other statuses than 200 and 429")
     await clients.must_answer()
-    return seen.told(), seen.problems
+    return seen.said(), seen.problems
 
 
 async def overload(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:
@@ -294,7 +294,7 @@ async def overload(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], lis
     return {
         "asked_per_s": round(rate, 1),
         "rss_growth_mib": round(growth),
-        **seen.told(),
+        **seen.said(),
     }, seen.problems
 
 
@@ -314,7 +314,7 @@ async def soak(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[st
     if growth > max(10, (marks[-1][2] - marks[0][2]) / 1000) or abs(files) > 10:
         seen.problems.append(f"memory grew by {growth:.1f} MiB, descriptors by {files}")
     rss = [round(one[0] / MIB, 1) for one in marks]
-    return {"rss_mib": rss, "descriptors": [m[1] for m in marks], **seen.told()}, seen.problems
+    return {"rss_mib": rss, "descriptors": [m[1] for m in marks], **seen.said()}, seen.problems
 
 
 async def leave(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:
@@ -342,7 +342,7 @@ async def leave(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[s
     if slowest_s > 2:
         seen.problems.append(f"a request ended {slowest_s:.1f} s after its client had left")
     await clients.must_answer()
-    return {"slowest_end_s": round(slowest_s, 2), **seen.told()}, seen.problems
+    return {"slowest_end_s": round(slowest_s, 2), **seen.said()}, seen.problems
 
 
 def hostile() -> dict[str, tuple[str, bytes, bytes]]:
@@ -440,9 +440,9 @@ async def attacks(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list
     if (status, code) != (408, "E1709"):
         seen.problems.append(f"slow sender: status {status}, {code or 'no code'}")
     await clients.must_answer()
-    told = {"requests": len(slowest), "slowest_s": round(max(slowest.values()), 3)}
-    told["slow_sender_s"] = round(seconds, 1)
-    return {**told, "rss_growth_mib": round(growth, 1)}, seen.problems
+    said = {"requests": len(slowest), "slowest_s": round(max(slowest.values()), 3)}
+    said["slow_sender_s"] = round(seconds, 1)
+    return {**said, "rss_growth_mib": round(growth, 1)}, seen.problems
 
 
 async def raw(endpoint: Endpoint, head: bytes, body: bytes) -> tuple[int, str, float]:
@@ -507,7 +507,7 @@ async def redeploy(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], lis
         seen.problems.append("other statuses than 200")
     if deployed < times:
         seen.problems.append(f"{deployed} of {times} deployments")
-    return {"deployments": deployed, **seen.told()}, seen.problems
+    return {"deployments": deployed, **seen.said()}, seen.problems
 
 
 def deploy(settings: dict[str, Any]) -> None:
@@ -596,12 +596,12 @@ def main() -> int:
     for name in args.only or RUNS:
         with head() if name == "redeploy" else medv_serve() as endpoint:
             begun_s = time.monotonic()
-            told, problems = asyncio.run(RUNS[name](endpoint, args.short))
+            said, problems = asyncio.run(RUNS[name](endpoint, args.short))
         failed |= bool(problems)
         seconds = round(time.monotonic() - begun_s, 1)
         counted = dict(Counter(problems).most_common(10))
         print(
-            json.dumps({"run": name, **told, "seconds": seconds, "problems": counted}), flush=True
+            json.dumps({"run": name, **said, "seconds": seconds, "problems": counted}), flush=True
         )
     return int(failed)
 

@@ -87,8 +87,8 @@ def test_every_end_is_told_in_a_line_and_costs_no_row(tmp_path: Path, ray_folder
         code, out, err = ended(process)
         assert (code, err.count("\n")) == (1, 1), err
         assert err.startswith("stopping once the running chunks are committed")
-        told = json.loads(out)
-        assert (told["summary"], told["committed"]) == ("stopped", 8 * commits(tmp_path))
+        said = json.loads(out)
+        assert (said["summary"], said["committed"]) == ("stopped", 8 * commits(tmp_path))
         assert not list((tmp_path / "run").rglob("*.tmp")), "a running chunk was not committed"
 
     with job(tmp_path, ray_folder) as process:

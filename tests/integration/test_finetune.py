@@ -31,9 +31,9 @@ def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(sys, "argv", [path, *arguments])
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(path, run_name="__main__")
-        told = capsys.readouterr()
-        assert not ended.value.code, told.err
-        return told.out.splitlines()[-1]
+        said = capsys.readouterr()
+        assert not ended.value.code, said.err
+        return said.out.splitlines()[-1]
 
     return run
 
@@ -71,16 +71,16 @@ def test_pathvqa_in_both_layouts(tmp_path: Path, job: Job) -> None:
     losses = []
     for kind, source in write_pathvqa(tmp_path).items():
         data, out = tmp_path / f"{kind}-data", tmp_path / f"{kind}-run"
-        told = job("prepare_vqa", "--kind", kind, "--source", str(source), "--out", str(data))
-        assert told == f"36 rows in {data.name}"
+        said = job("prepare_vqa", "--kind", kind, "--source", str(source), "--out", str(data))
+        assert said == f"36 rows in {data.name}"
         engine, num_workers = engines[kind]
         shard = ("dtype=float32", "persist_below=1000", f"engine={engine}")
         sets = [f"stage.{one}" for one in STAGE] + [f"shard.{one}" for one in shard]
-        told = job(
+        said = job(
             "finetune_pathvqa", "--model", str(TOY), "--data", str(data), "--out", str(out),
             "--num-workers", str(num_workers), *(word for one in sets for word in ("--set", one)),
         )  # fmt: skip
-        assert json.loads(told)["summary"] == "done"
+        assert json.loads(said)["summary"] == "done"
         ran = json.loads((out / "run.json").read_text())
         assert (ran["settings"]["shard"]["engine"], ran["settings"]["stage"]["name"]) == (
             engine, "sd_sft_pathvqa"

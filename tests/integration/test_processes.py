@@ -43,8 +43,8 @@ def test_no_row_content_reaches_output_or_logs(tmp_path: Path, ray_folder: Path)
         cwd=ROOT, env=environment(ray_folder), capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["reasons"] == {"internal_error": 1, "prompt_too_long": 1, "worker_crash": 1}
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["reasons"] == {"internal_error": 1, "prompt_too_long": 1, "worker_crash": 1}
     assert done.stderr == ""
     assert not [c for c in CANARIES if c in done.stdout]
     assert list(ray_folder.rglob("raylet.out")), "Ray's logs are not where this test looks"

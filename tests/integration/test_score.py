@@ -106,9 +106,9 @@ def test_rows_are_accounted_for_and_a_second_run_does_nothing(
     with pytest.raises(RunError, match=r"settings\.seed: 0 -> 1") as caught:
         go(tmp_path, seed=1)
     assert caught.value.exit_code == 3
-    told = capfd.readouterr()
-    assert told.err == ""
-    assert all(json.loads(line)["total"] == 60 for line in told.out.splitlines())
+    said = capfd.readouterr()
+    assert said.err == ""
+    assert all(json.loads(line)["total"] == 60 for line in said.out.splitlines())
 
 
 def test_an_error_of_an_actor_reaches_the_user_and_a_resume_finishes(tmp_path: Path) -> None:
@@ -161,8 +161,8 @@ def test_a_model_that_does_not_load_ends_the_job(
     stub.write_archive(tmp_path / "in.parquet", [SLOW] * 16)
     with pytest.raises(kind, match=word):
         go(tmp_path, factory=f"tests.integration.stub:{factory}")
-    told = capfd.readouterr()
-    assert "Traceback" not in told.out + told.err
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
 
 
 def test_a_pool_larger_than_the_machine_is_refused(tmp_path: Path) -> None:

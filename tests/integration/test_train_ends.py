@@ -49,13 +49,13 @@ def test_ctrl_c_and_sigterm_save_and_the_same_line_goes_on(
             time.sleep(0.05)
         below = processes.descendants(process.pid)
         process.send_signal(number)
-        told, err = process.communicate(timeout=60)
+        said, err = process.communicate(timeout=60)
         assert process.returncode == 1
         want = ["stopping after this step; the state will be saved"]
         want += [f"going on from step {before}"] if before else []
         # the driver looks for notes a few times a second, and may be told to stop before
         assert sorted(err.splitlines()) == sorted(want)
-        done = json.loads(told.splitlines()[-1])
+        done = json.loads(said.splitlines()[-1])
         assert saved(out)[-1] == done["step"] == steps(out)
         assert before + 20 <= done["step"] < STEPS
         before = done["step"]

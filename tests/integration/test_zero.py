@@ -47,11 +47,11 @@ def job(home: Path, name: str, **values: Any) -> TrainSettings:
 
 def do(folder: Path, num_workers: int, jobs: list[tuple[TrainSettings, int | None]]) -> None:
     """Jobs in one process group; what a job did lies beside its run folder."""
-    told = [
+    said = [
         {"name": Path(s.out).name, "settings": s.model_dump(mode="json"), "num_steps": num_steps}
         for s, num_steps in jobs
     ]
-    (folder / "jobs.json").write_text(json.dumps(told))
+    (folder / "jobs.json").write_text(json.dumps(said))
     [port] = free_ports(1)
     env = {
         **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -84,7 +84,7 @@ def first_failed(codes: list[int | None]) -> int:
     return next((rank for rank, code in enumerate(codes) if code), 0)
 
 
-def told(folder: Path, name: str, num_workers: int) -> dict[str, Any]:
+def said(folder: Path, name: str, num_workers: int) -> dict[str, Any]:
     """What a job did, its rows in the order of the batch."""
     parts = [
         json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(num_workers)
@@ -174,7 +174,7 @@ def worst(found: list[float], want: list[float]) -> float:
 
 def arms(home: Path, kind: str) -> dict[str, dict[str, Any]]:
     plain = zero_worker.do(job(home, f"{kind}-plain", optimizer=kind, engine="plain"))
-    return {"two": told(home, f"{kind}-2", 2), "one": told(home, f"{kind}-1", 1), "plain": plain}
+    return {"two": said(home, f"{kind}-2", 2), "one": said(home, f"{kind}-1", 1), "plain": plain}
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
@@ -205,7 +205,7 @@ def test_without_the_weight_1_over_p_it_is_not_the_formula(
 
     monkeypatch.setattr(objective, "forward_noise", unweighted)
     short = zero_worker.do(job(home, "unweighted", engine="plain"), num_steps=2)
-    want = told(home, "sgd-2", 2)
+    want = said(home, "sgd-2", 2)
     assert far(short["gradients"], want["gradients"]) > 1000 * GRADIENT
     assert abs(short["losses"][0] / want["losses"][0] - 1) > 1000 * LOSS["sgd"]
 
@@ -227,7 +227,7 @@ def files(settings: TrainSettings) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_a_run_that_goes_on_equals_the_whole_one(home: Path, kind: str) -> None:
-    whole, part = told(home, f"{kind}-2", 2), told(home, f"{kind}-same", 2)
+    whole, part = said(home, f"{kind}-2", 2), said(home, f"{kind}-same", 2)
     assert part["steps"] == list(range(CUT + 1, NUM_STEPS + 1))
     for what in ("losses", "rows", "rates"):
         assert part[what] == whole[what][CUT:]
@@ -238,8 +238,8 @@ def test_a_run_that_goes_on_equals_the_whole_one(home: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_two_workers_then_one_then_two(home: Path, kind: str) -> None:
-    whole = told(home, f"{kind}-2", 2)
-    one, two = told(home, f"{kind}-alone", 1), told(home, f"{kind}-moved", 2)
+    whole = said(home, f"{kind}-2", 2)
+    one, two = said(home, f"{kind}-alone", 1), said(home, f"{kind}-moved", 2)
     assert one["steps"] + two["steps"] == list(range(CUT + 1, NUM_STEPS + 1))
     for what in ("rows", "rates"):
         assert one[what] + two[what] == whole[what][CUT:]
@@ -278,7 +278,7 @@ def variant(home: Path, name: str, **values: Any) -> TrainSettings:
 def variants(home: Path) -> dict[str, list[float]]:
     """Losses of three steps on two workers."""
     do(home, 2, [(variant(home, name), None) for name in VARIANTS])
-    return {name: told(home, name, 2)["losses"] for name in VARIANTS}
+    return {name: said(home, name, 2)["losses"] for name in VARIANTS}
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ class Record:
     def _noise(self, call: Any) -> Any:
         def noise(objective: Objective, sample: Sample, labels: Tensor) -> Any:
             masked, p_mask, t = call(objective, sample, labels)
-            told = [digest(sample.ids, sample.labels), digest(masked, p_mask), float(t)]
-            self.rows[-1].append(told)
+            said = [digest(sample.ids, sample.labels), digest(masked, p_mask), float(t)]
+            self.rows[-1].append(said)
             return masked, p_mask, t
 
         return noise
@@ -104,7 +104,7 @@ def do(settings: TrainSettings, first: bool = True, num_steps: int | None = None
         left -= 1
         return left == 0
 
-    told: dict[str, Any] = {"error": None, "steps": [], "losses": []}
+    said: dict[str, Any] = {"error": None, "steps": [], "losses": []}
     with Record() as record:
         try:
             identity = check(settings)
@@ -113,11 +113,11 @@ def do(settings: TrainSettings, first: bool = True, num_steps: int | None = None
             if dist.is_initialized():
                 dist.barrier()
             for report in run.train_worker(settings, identity, "cpu", stop):
-                told["steps"].append(report.step)
-                told["losses"].append(report.loss)
+                said["steps"].append(report.step)
+                said["losses"].append(report.loss)
         except MedvError as error:
-            told["error"] = str(error)
-    return told | {"rows": record.rows[:-1], "rates": record.rates, "gradients": record.gradients}
+            said["error"] = str(error)
+    return said | {"rows": record.rows[:-1], "rates": record.rates, "gradients": record.gradients}
 
 
 @contextmanager
@@ -143,9 +143,9 @@ def main() -> None:
     for job in json.loads((folder / "jobs.json").read_text()):
         settings = TrainSettings.model_validate(job["settings"])
         with bad_gradient(job["name"] == BAD_GRADIENT and rank == 1):
-            told = do(settings, rank == 0, job["num_steps"])
-        save_file(told.pop("gradients"), folder / f"{job['name']}-{rank}.safetensors")
-        (folder / f"{job['name']}-{rank}.json").write_text(json.dumps(told))
+            said = do(settings, rank == 0, job["num_steps"])
+        save_file(said.pop("gradients"), folder / f"{job['name']}-{rank}.safetensors")
+        (folder / f"{job['name']}-{rank}.json").write_text(json.dumps(said))
         dist.barrier()
     dist.destroy_process_group()
 

@@ -109,10 +109,10 @@ def test_is_sure_of_every_token_from_the_first_step(rows, ask):
 
 
 def test_knows_nothing_without_the_picture(questions, ask):
-    told = defaultdict(Counter)
+    said = defaultdict(Counter)
     for row in questions:
-        told[row.question_type][row.answer] += 1
+        said[row.question_type][row.answer] += 1
     blind = ask(questions, image=synthetic.grey_image())
     for kind, score in by_type(questions, blind).items():
-        majority = max(told[kind].values()) / told[kind].total()
+        majority = max(said[kind].values()) / said[kind].total()
         assert score <= majority + 0.05, (kind, score, majority)

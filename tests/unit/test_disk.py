@@ -34,6 +34,6 @@ def test_a_full_disk_is_told_from_others(error: Exception | None, full: bool) ->
 def test_an_error_that_is_no_disks_goes_on() -> None:
     with pytest.raises(ConnectionResetError), disk_errors("it"):
         raise ConnectionResetError(errno.ECONNRESET, "x")
-    told = r"E1511: it could not be written \(EROFS\)"
-    with pytest.raises(RunError, match=told), disk_errors("it"):
+    said = r"E1511: it could not be written \(EROFS\)"
+    with pytest.raises(RunError, match=said), disk_errors("it"):
         raise OSError(errno.EROFS, "x")

@@ -37,18 +37,18 @@ def test_a_client(
     picture = tmp_path / "tile"
     picture.write_bytes(row.image)
     command = [sys.executable, str(EXAMPLES / name), str(picture), ASKED, "--url", url]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert told.returncode == 0, told.stderr
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert said.returncode == 0, said.stderr
     for word in words:
-        assert word.format(row.answer) in told.stdout
+        assert word.format(row.answer) in said.stdout
 
 
 def test_the_notebook(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(EXAMPLES / "notebook.py"), run_name="__main__")
-    told = capsys.readouterr().out
-    assert told.count("known:") == 3
-    assert told.count(" sure\n") == 3
-    assert "step 1  ···" in told
+    said = capsys.readouterr().out
+    assert said.count("known:") == 3
+    assert said.count(" sure\n") == 3
+    assert "step 1  ···" in said
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

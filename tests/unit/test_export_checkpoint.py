@@ -65,11 +65,11 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def refused(job: Job, code: int, words: list[str], *arguments: str | Path) -> None:
     out = Path(str(arguments[arguments.index("--out") + 1]))
     before = sorted(out.parent.rglob("*"))
-    told = job(*arguments)
-    assert told.returncode == code, told.stderr
-    assert all(word in told.stderr for word in words), told.stderr
-    assert told.stderr.count("\n") == 1
-    assert "/tmp" not in told.stderr
+    said = job(*arguments)
+    assert said.returncode == code, said.stderr
+    assert all(word in said.stderr for word in words), said.stderr
+    assert said.stderr.count("\n") == 1
+    assert "/tmp" not in said.stderr
     assert sorted(out.parent.rglob("*")) == before, "something was written"
 
 
@@ -81,8 +81,8 @@ def test_the_shipped_toy_as_base_by_its_word(tmp_path: Path, job: Job) -> None:
     manifest = Path(settings.out) / "run.json"
     manifest.write_text(manifest.read_text().replace(str(TOY), str(tmp_path / "gone")))
     refused(job, 3, ["E1604", "'gone'", "--model"], "--run", settings.out, "--out", tmp_path / "a")
-    told = job("--run", settings.out, "--out", tmp_path / "b", "--model", "toy")
-    assert told.returncode == 0, told.stderr
+    said = job("--run", settings.out, "--out", tmp_path / "b", "--model", "toy")
+    assert said.returncode == 0, said.stderr
     assert weights.load(tmp_path / "b").config == weights.load(TOY).config
 
 
@@ -90,9 +90,9 @@ def test_the_end_of_a_stage_in_either_dtype(done: Path, tmp_path: Path, job: Job
     (done / "base" / "LICENSE").write_text("as it is")
     for dtype, wanted in (("", torch.float32), ("bfloat16", torch.bfloat16)):
         out = tmp_path / f"model{dtype}"
-        told = job("--run", done / "out", "--out", out, *(["--dtype", dtype] if dtype else []))
-        assert told.returncode == 0, told.stderr
-        assert json.loads(told.stdout) == {"exported": out.name, "step": 4, "adapter": False}
+        said = job("--run", done / "out", "--out", out, *(["--dtype", dtype] if dtype else []))
+        assert said.returncode == 0, said.stderr
+        assert json.loads(said.stdout) == {"exported": out.name, "step": 4, "adapter": False}
         stored = weights.headers(out)
         assert {weights.DTYPES[entry.dtype] for entry in stored.values()} == {wanted}
         assert weights.load(out).config.attention == "prefix"
@@ -110,8 +110,8 @@ def test_the_end_of_a_stage_in_either_dtype(done: Path, tmp_path: Path, job: Job
 
 
 def test_a_step_that_is_said(done: Path, tmp_path: Path, job: Job) -> None:
-    told = job("--run", done / "out", "--out", tmp_path / "m", "--step", "2")
-    assert (told.returncode, json.loads(told.stdout)["step"]) == (0, 2)
+    said = job("--run", done / "out", "--out", tmp_path / "m", "--step", "2")
+    assert (said.returncode, json.loads(said.stdout)["step"]) == (0, 2)
     refused(job, 1, ["E1603", "no checkpoint of step 3; there are: 2, 4."],
             "--run", done / "out", "--out", tmp_path / "n", "--step", "3")  # fmt: skip
 
@@ -143,8 +143,8 @@ def test_a_stage_that_is_not_done(done: Path, tmp_path: Path, job: Job) -> None:
     refused(job, 1, ["E1603", "no checkpoint yet"], *where)
     trained(tmp_path, steps=3)
     refused(job, 2, ["E1001", "the stage is not done: step 2 of 4", "--step 2"], *where)
-    told = job(*where, "--step", "2")
-    assert (told.returncode, json.loads(told.stdout)["step"]) == (0, 2)
+    said = job(*where, "--step", "2")
+    assert (said.returncode, json.loads(said.stdout)["step"]) == (0, 2)
 
 
 def test_a_damaged_checkpoint_is_not_exported(done: Path, tmp_path: Path, job: Job) -> None:
@@ -168,9 +168,9 @@ def test_a_write_that_fails_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export.weights, "copy_files", full)
-    told = job("--run", done / "out", "--out", tmp_path / "m")
-    assert (told.returncode, "E1503" in told.stderr) == (5, True)
-    assert "nothing of it is kept" in told.stderr
+    said = job("--run", done / "out", "--out", tmp_path / "m")
+    assert (said.returncode, "E1503" in said.stderr) == (5, True)
+    assert "nothing of it is kept" in said.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -180,9 +180,9 @@ def test_an_adapter_alone_and_merged(done: Path, tmp_path: Path, job: Job) -> No
     trained(tmp_path, lora={"rank": 2, "alpha": 8.0})
     where = ("--run", tmp_path / "out", "--out")
     for name, more in (("merged", []), ("adapter", ["--adapter"])):
-        told = job(*where, tmp_path / name, *more)
-        assert told.returncode == 0, told.stderr
-    assert json.loads(told.stdout) == {"exported": "adapter", "step": 4, "adapter": True}
+        said = job(*where, tmp_path / name, *more)
+        assert said.returncode == 0, said.stderr
+    assert json.loads(said.stdout) == {"exported": "adapter", "step": 4, "adapter": True}
     settings = ModelSettings(path=str(tmp_path / "base"), adapter=str(tmp_path / "adapter"))
     sampler = SamplerSettings(gen_length=4, block_length=4, steps=2)
     with Predictor.load(settings, AnswerSettings(sampler=sampler)) as predictor:

@@ -50,9 +50,9 @@ def run(
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(path, run_name="__main__")
         assert not (tmp_path / "out").exists(), "something was written"
-        told = capsys.readouterr()
-        assert told.out == ""
-        return Done(int(ended.value.code or 0), told.err)
+        said = capsys.readouterr()
+        assert said.out == ""
+        return Done(int(ended.value.code or 0), said.err)
 
     return job
 
@@ -239,10 +239,10 @@ def test_packages_that_are_not_installed(
     from medv_ray.training import check
 
     monkeypatch.setattr(check, "find_spec", lambda name: None)
-    told = ["E1003", "deepspeed", "pip install 'medv-ray[train]'"]
+    said = ["E1003", "deepspeed", "pip install 'medv-ray[train]'"]
     assert "peft" not in run(*ONE).stderr
-    refused(run(*ONE), told)
-    refused(run(*ONE, "--set", "stage.lora.rank=4"), [*told, "deepspeed and peft"])
+    refused(run(*ONE), said)
+    refused(run(*ONE, "--set", "stage.lora.rank=4"), [*said, "deepspeed and peft"])
 
 
 def test_a_folder_in_which_another_job_trains(

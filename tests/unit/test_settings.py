@@ -63,8 +63,8 @@ def test_true_and_false_are_no_numbers(cls: type[Settings], name: str) -> None:
     for value in (True, False, [True, 0.5]):
         with pytest.raises(ValidationError) as caught:
             cls.model_validate({name: value})
-        told = [e for e in caught.value.errors() if e["loc"] == (name,)]
-        assert [e["msg"] for e in told] == ["must be a number, not true or false"]
+        said = [e for e in caught.value.errors() if e["loc"] == (name,)]
+        assert [e["msg"] for e in said] == ["must be a number, not true or false"]
 
 
 def test_the_settings_of_all_rooms_were_looked_at() -> None:

@@ -114,12 +114,12 @@ def test_questions_are_true_of_their_tile_and_grey_ones_are_asked_too(first):
             if "-caption" in example.id:
                 continue
             true = quiz.true_of(tile.attributes)
-            for asked, told in zip(*[iter(example.conversations)] * 2, strict=True):
+            for asked, said in zip(*[iter(example.conversations)] * 2, strict=True):
                 question = asked["value"].removeprefix("<image>\n")
                 (kind,) = [
                     k for k, answers in true.items() if question in sum(answers.values(), [])
                 ]
-                assert question in true[kind][told["value"]]
+                assert question in true[kind][said["value"]]
                 kinds[kind] += 1
     assert set(kinds) == set(quiz.QUESTION_TYPES)
 
@@ -137,13 +137,13 @@ def test_captions_are_those_of_the_tiles(first):
         for row in synthetic.rows(NUM_TILES, 0, split="train", per_image=1, captions=True)
         if row.question_type == "caption"
     }
-    told = Counter()
+    said = Counter()
     for example in Dataset.open(first.parent / "data" / "chat"):
         if "-caption" in example.id:
             asked, answer = example.conversations
             assert asked["value"] == f"<image>\n{synthetic.CAPTION_QUESTION}"
-            told[example.id.rpartition("-")[0].rpartition("-")[0], answer["value"]] += 1
-    assert told == dict.fromkeys(want.items(), train_tiny.NUM_CAPTIONS)
+            said[example.id.rpartition("-")[0].rpartition("-")[0], answer["value"]] += 1
+    assert said == dict.fromkeys(want.items(), train_tiny.NUM_CAPTIONS)
 
 
 def test_questions_are_filled_to_both_lengths_and_captions_to_the_longer(first):

@@ -125,13 +125,13 @@ def test_the_heartbeat_shows(store):
     lock = Lock(store, heartbeat_s=0.02)
     lock.acquire()
     name = "lock" if store.local else f"lock/{lock.token}.json"
-    told = store.read(name)
-    before = json.loads(told)["beat"]
+    said = store.read(name)
+    before = json.loads(said)["beat"]
     deadline = time.monotonic() + 5
     while json.loads(store.read(name))["beat"] == before:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert len(store.read(name)) == len(told), "a reader would get a mixture of both"
+    assert len(store.read(name)) == len(said), "a reader would get a mixture of both"
     lock.release()
 
 

@@ -403,9 +403,9 @@ def test_a_failing_disk_is_not_taken_for_a_damaged_file(make, monkeypatch):
     make.parquet(rows=4)
     planned = make.plan()
 
-    def broken(*told):
+    def broken(*shown):
         def take(*_):
-            raise OSError(*told)
+            raise OSError(*shown)
             yield
 
         return take

@@ -47,10 +47,10 @@ def test_chunks_survive_json_and_name_no_row_content(make):
     make.text("q.csv", "id,image,question\nSECRET,1.png,SECRET?\n" * 1)
     planned = make.plan(questions=str(make.archive / "q.csv"))
     for chunk in planned.chunks:
-        told = json.dumps(chunk.to_json())
-        assert "SECRET" not in told
-        assert Chunk.from_json(json.loads(told)) == chunk
-        assert read_rows(planned.archive, Chunk.from_json(json.loads(told)))[0].id == "SECRET"
+        said = json.dumps(chunk.to_json())
+        assert "SECRET" not in said
+        assert Chunk.from_json(json.loads(said)) == chunk
+        assert read_rows(planned.archive, Chunk.from_json(json.loads(said)))[0].id == "SECRET"
 
 
 def test_limit_cuts_across_files(make):

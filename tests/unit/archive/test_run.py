@@ -138,17 +138,17 @@ def test_a_killed_driver_loses_no_commit_and_blocks_nobody(make, tmp_path, commi
     planned = make.plan()
     (tmp_path / "plan").write_bytes(pickle.dumps(planned))
     out = str(tmp_path / "run")
-    told = 0
+    said = 0
     for _ in range(2):
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(tmp_path / "plan"), out],
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[3],
         )
-        told += len([process.stdout.readline() for _ in range(3)])
+        said += len([process.stdout.readline() for _ in range(3)])
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert len(committed_ids(out)) >= 4 * told
+        assert len(committed_ids(out)) >= 4 * said
     assert make.job(planned, out, identity={}).answered == 100
     assert len(set(committed_ids(out))) == 100
 
@@ -184,7 +184,7 @@ def test_uncommitted_parts_of_dead_writers_are_removed(make, planned, out):
 
 
 @pytest.mark.parametrize(
-    ("identity", "told"),
+    ("identity", "said"),
     [
         ({**IDENTITY, "model": "sha256:def"}, 'model: "sha256:abc" -> "sha256:def"'),
         (
@@ -195,11 +195,11 @@ def test_uncommitted_parts_of_dead_writers_are_removed(make, planned, out):
         ({"settings": IDENTITY["settings"]}, 'model: "sha256:abc" -> (not set)'),
     ],
 )
-def test_a_changed_identity_is_refused_by_name(make, planned, tmp_path, identity, told):
+def test_a_changed_identity_is_refused_by_name(make, planned, tmp_path, identity, said):
     out = str(tmp_path / "run")
     make.job(planned, out, stop_after=2)
     error = refused("E1502", lambda: make.job(planned, out, identity))
-    assert told in str(error)
+    assert said in str(error)
     assert error.exit_code == 3
     assert make.job(planned, out).answered == 28  # the refusal changed nothing
 
@@ -213,9 +213,9 @@ def test_a_changed_input_is_refused_by_name(make, planned, tmp_path):
     )
     (make.archive / "b.parquet").unlink()
     make.parquet("c.parquet", rows=3, id=["x", "y", "z"])
-    told = str(refused("E1502", lambda: make.job(make.plan(), out)))
-    assert "'c.parquet' added" in told
-    assert "'b.parquet' removed" in told
+    said = str(refused("E1502", lambda: make.job(make.plan(), out)))
+    assert "'c.parquet' added" in said
+    assert "'b.parquet' removed" in said
     assert "archive.limit: null -> 3" in str(
         refused("E1502", lambda: make.job(make.plan(limit=3), out))
     )
@@ -435,20 +435,20 @@ def test_the_folder_is_let_go_when_its_last_words_cannot_be_written(make, planne
 
 def test_an_output_folder_that_is_a_file(make, planned, tmp_path):
     (tmp_path / "file").write_text("x")
-    told = str(refused("E1511", lambda: make.job(planned, tmp_path / "file")))
-    assert str(tmp_path) not in told
+    said = str(refused("E1511", lambda: make.job(planned, tmp_path / "file")))
+    assert str(tmp_path) not in said
 
 
 def test_survey_counts_without_writing(make, planned, tmp_path):
     out = tmp_path / "run"
-    told = survey(planned, str(out), IDENTITY)
-    assert (told.rows, told.chunks, told.duplicates, told.done_rows) == (30, 8, 0, 0)
+    said = survey(planned, str(out), IDENTITY)
+    assert (said.rows, said.chunks, said.duplicates, said.done_rows) == (30, 8, 0, 0)
     assert not out.exists()
     make.job(planned, out, stop_after=3)
     before = sorted((p, p.stat().st_mtime_ns) for p in out.rglob("*"))
-    told = survey(planned, str(out), {**IDENTITY, "model": "other"})
-    assert (told.done_chunks, told.done_rows) == (3, 12)
-    assert told.changes == ('model: "sha256:abc" -> "other"',)
+    said = survey(planned, str(out), {**IDENTITY, "model": "other"})
+    assert (said.done_chunks, said.done_rows) == (3, 12)
+    assert said.changes == ('model: "sha256:abc" -> "other"',)
     assert sorted((p, p.stat().st_mtime_ns) for p in out.rglob("*")) == before
 
 

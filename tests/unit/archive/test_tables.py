@@ -239,12 +239,12 @@ def written(separator: str, **how) -> str:
 @pytest.mark.parametrize("name", ["q.csv", "Q.TSV"])
 def test_tables_as_spreadsheets_write_them(make, images, separator, encoding, end, name):
     text = written(separator, lineterminator=end)
-    told = {"encoding": encoding} if encoding == "gb18030" else {}
-    _, rows = rows_of(make, images, name, text.encode(encoding), chunk_rows=2, **told)
+    shown = {"encoding": encoding} if encoding == "gb18030" else {}
+    _, rows = rows_of(make, images, name, text.encode(encoding), chunk_rows=2, **shown)
     assert [row.question for row in rows] == [record["question"] for record in RECORDS]
     assert codes(rows) == [None] * 4
     text = f"sep={separator}{end}" + text
-    _, rows = rows_of(make, images, name, text.encode(encoding), chunk_rows=2, **told)
+    _, rows = rows_of(make, images, name, text.encode(encoding), chunk_rows=2, **shown)
     assert [row.question for row in rows] == [record["question"] for record in RECORDS]
 
 
@@ -426,7 +426,7 @@ def test_records_over_the_borders_of_what_is_read_at_once(make, images):
 
 
 def test_what_is_told_of_a_missing_column(make, images):
-    for name, content, told in (
+    for name, content, shown in (
         ("a.csv", "Image,Question\n0.png,a\n",
          "has no column 'image' and no 'question'; it has Image, Question. "
          "Perhaps --image-column Image --question-column Question[?]"),
@@ -436,7 +436,7 @@ def test_what_is_told_of_a_missing_column(make, images):
          "--image-column bild --question-column frage"),
         ("d.csv", "image~question\n0.png~a\n", "none of its 1 .* Is something else than , ;"),
     ):  # fmt: skip
-        with pytest.raises(DataError, match=f"E1101: {name} .*{told}"):
+        with pytest.raises(DataError, match=f"E1101: {name} .*{shown}"):
             rows_of(make, images, name, content)
 
 

@@ -35,8 +35,8 @@ def test_members_of_one_key_are_a_row(make):
 
 def test_keys_of_a_json_member_that_mean_nothing_here(make, tmp_path):
     for name, error in (("a", "none"), ("b", None)):
-        told = {"question": "q?", "error": error, "warnings": []}
-        members = [(f"{name}.jpg", b"x", {}), (f"{name}.json", json.dumps(told).encode(), {})]
+        said = {"question": "q?", "error": error, "warnings": []}
+        members = [(f"{name}.jpg", b"x", {}), (f"{name}.json", json.dumps(said).encode(), {})]
         make.tar(members, f"{name}.tar")
     planned = make.plan()
     assert [(row.id, row.question, row.error) for row in make.rows(planned)] == [

@@ -70,8 +70,8 @@ def troubled(tmp_path, monkeypatch):
     sources.place_of.cache_clear()
 
 
-def clean(told: str) -> bool:
-    return not any(word in told for word in ("AWS", "10.1.2.3", "patient", "/tmp", "bucket"))
+def clean(said: str) -> bool:
+    return not any(word in said for word in ("AWS", "10.1.2.3", "patient", "/tmp", "bucket"))
 
 
 def fill(make, kind: str) -> dict:

@@ -140,8 +140,8 @@ def test_archive_with_captions_has_one_of_each_tile(tmp_path, few, shift):
     want = list(synthetic.rows(60, seed=5, captions=True))
     assert [row["id"] for row in found] == [row.id for row in want]
     assert [row["answer"] for row in found] == [row.answer for row in want]
-    told = {row["question"] for row in found if row["question_type"] == "caption"}
-    assert told == {"Describe the slide." if shift else synthetic.CAPTION_QUESTION}
+    said = {row["question"] for row in found if row["question_type"] == "caption"}
+    assert said == {"Describe the slide." if shift else synthetic.CAPTION_QUESTION}
     assert len(found) - len(few) == len({row.image for row in few}) == 20
 
 
@@ -172,9 +172,9 @@ def test_rows_are_made_one_block_at_a_time():
 
 def test_true_of_lists_exactly_the_true_answers(held_out):
     for row in held_out[:60]:
-        told = quiz.true_of(row.attributes)
-        assert row.question in told[row.question_type][row.answer]
-        for answer, questions in told[row.question_type].items():
+        said = quiz.true_of(row.attributes)
+        assert row.question in said[row.question_type][row.answer]
+        for answer, questions in said[row.question_type].items():
             assert answer == row.answer or row.question not in questions
 
 

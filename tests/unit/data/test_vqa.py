@@ -460,11 +460,11 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, separator: str, encod
     head = separator.join(("image", "question", "answer", "", ""))
     row = separator.join(("1.png", '"Größe?\nIn cm."', "groß", "", ""))
     path.write_bytes(f"{head}\r\n{row}\r\n1.png\r\n".encode(encoding))
-    told = {}
+    shown = {}
     if encoding == "latin-1":
         assert "--encoding latin-1" in refused(settings("table", path)).detail
-        told = {"encoding": "latin-1"}
-    index, rows = made(settings("table", path, **told))
+        shown = {"encoding": "latin-1"}
+    index, rows = made(settings("table", path, **shown))
     assert said(rows["train"][0]) == ["<image>\nGröße?\nIn cm.", "groß"]
     assert index["skipped"] == {"bad_row": 1}
     listed = (path.parent / "out" / "skipped.csv").read_text()

@@ -149,9 +149,9 @@ def test_inspecting_disturbs_nobody(engine: Engine) -> None:
 def test_states_and_requests_that_are_none(
     engine: Engine, request_: Request, ids: list[int | None], code: str
 ) -> None:
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as caught:
         engine.inspect(request_, ids, 0)
-    assert told.value.code.startswith(code[:3])
+    assert caught.value.code.startswith(code[:3])
     assert engine.idle
 
 

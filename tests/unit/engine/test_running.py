@@ -71,8 +71,8 @@ def asking(number: int, sampler: SamplerSettings, image: int | None = 1) -> Requ
 
 def essence(ended: Answer | DataError) -> tuple[object, ...]:
     assert isinstance(ended, Answer), ended
-    told = (ended.token_ids, ended.token_confidence, ended.token_step, ended.forward_passes)
-    return (*told, ended.finish, ended.text)
+    caught = (ended.token_ids, ended.token_confidence, ended.token_step, ended.forward_passes)
+    return (*caught, ended.finish, ended.text)
 
 
 def alone(folder: Path, rows: list[Request]) -> list[tuple[object, ...]]:
@@ -267,7 +267,7 @@ def test_kept_beginnings_give_way_to_requests(folders: dict[str, Path]) -> None:
     rows = [asking(i, DUAL, i // 2 % 2) for i in range(8)]  # images 0 0 1 1 0 0 1 1
     want = alone(folders["prefix"], rows)
     one = kv_bytes(folders["prefix"], rows[7])
-    told = []
+    caught = []
     for budget in (one, 2 * one, 2**30):
         with load(folders["prefix"], kv_cache_bytes=budget) as loaded:
             tickets, ended = [loaded.engine.admit(row) for row in rows], {}
@@ -276,10 +276,10 @@ def test_kept_beginnings_give_way_to_requests(folders: dict[str, Path]) -> None:
                 batches = loaded.engine._batches
                 assert batches.nbytes + batches.prompts.nbytes <= budget
             assert [essence(ended[ticket]) for ticket in tickets] == want
-            told.append((loaded.counters.prompt_hits, loaded.counters.prompt_evictions))
-    assert told[2] == (6, 0)
-    assert told[0][0] < told[1][0] <= 6
-    assert told[0][1] > 0
+            caught.append((loaded.counters.prompt_hits, loaded.counters.prompt_evictions))
+    assert caught[2] == (6, 0)
+    assert caught[0][0] < caught[1][0] <= 6
+    assert caught[0][1] > 0
 
 
 def raising(original: Callable[..., Any], fails: Callable[..., bool]) -> Callable[..., Any]:
@@ -325,8 +325,8 @@ def test_out_of_memory_halves_the_slots_and_changes_no_answer(
         assert [len(step) for step in held[:3]] == [0, 0, 1]
         assert max(map(len, held)) == 1
         assert short.counters.answers == 10
-        told = [record.getMessage() for record in caplog.records]
-        assert told == [f"out of memory: {n} requests together from now on" for n in (3, 1)]
+        caught = [record.getMessage() for record in caplog.records]
+        assert caught == [f"out of memory: {n} requests together from now on" for n in (3, 1)]
         assert [essence(one) for one in short.answer(rows[:3])] == want[:3]
         assert short.counters.memory_shortages == 2
 
@@ -446,6 +446,8 @@ def test_a_tokenizer_without_mask_is_refused_by_name(folder: Path, tmp_path: Pat
     shutil.copytree(folder, other)
     path = other / "tokenizer.json"
     path.write_text(path.read_text().replace("<|mdm_mask|>", "<|pad|>"))
-    with pytest.raises(CheckpointError, match=r"E1408: .* no special token <\|mdm_mask\|>") as told:
+    with pytest.raises(
+        CheckpointError, match=r"E1408: .* no special token <\|mdm_mask\|>"
+    ) as caught:
         load(other)
-    assert "tokenizer that came with the weights" in explain(told.value.code)
+    assert "tokenizer that came with the weights" in explain(caught.value.code)

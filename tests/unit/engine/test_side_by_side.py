@@ -73,12 +73,12 @@ def requests(**sampler: object) -> list[Request]:
 
 
 def same(got: Sequence[Answer | DataError], want: Sequence[Answer | DataError]) -> bool:
-    def told(answer: Answer | DataError) -> object:
+    def said(answer: Answer | DataError) -> object:
         if isinstance(answer, DataError):
             return answer.code
         return (answer.token_ids, answer.token_step, answer.finish, answer.forward_passes)
 
-    return [told(answer) for answer in got] == [told(answer) for answer in want]
+    return [said(answer) for answer in got] == [said(answer) for answer in want]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)

@@ -365,9 +365,9 @@ def test_the_unconditional_denoiser_keeps_its_own(toy: Medv) -> None:
             return Cached(toy, prompts(cut), SUFFIX, store=store, **given)
 
         seen = run(make(), calls)
-        told = store.hits, store.misses
+        said = store.hits, store.misses
         blind = run(make().unconditional(MASK), calls)
-        assert told == (store.hits, store.misses), "masks are nobody's image"
+        assert said == (store.hits, store.misses), "masks are nobody's image"
         denoiser = make()
         late = denoiser.unconditional(MASK)
         mixed = [(denoiser(x, need), late(x, need)) for x, need in calls]

@@ -260,5 +260,5 @@ def test_the_job(tmp_path, state):
     assert done.returncode == 0, done.stderr
     assert "licence of these weights (from --licence): non-commercial" in done.stdout
     assert "ASU Non-Commercial License" in done.stdout
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["sha256"] == weights.digest(tmp_path / "out")
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["sha256"] == weights.digest(tmp_path / "out")

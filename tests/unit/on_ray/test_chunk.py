@@ -208,9 +208,9 @@ def test_digests_of_pictures_are_bounded(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_announced_rows_are_tried_one_by_one(tmp_path: Path) -> None:
     scorer, chunk = scorer_of(tmp_path, ["a", "b", "c"])
-    told: list[int | None] = []
-    records = scorer.answer(scorer.read(chunk), crashed=[1], announce=told.append)
-    assert told == [0, 2, None]
+    said: list[int | None] = []
+    records = scorer.answer(scorer.read(chunk), crashed=[1], announce=said.append)
+    assert said == [0, 2, None]
     assert Recorder.calls == [["a"], ["c"]]
     assert statuses(scorer.write(chunk, records)) == (2, 0, 1)
     assert reasons_of(records) == {"worker_crash": 1}

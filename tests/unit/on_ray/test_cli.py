@@ -70,17 +70,17 @@ def test_bad_settings_exit_2_in_one_line(arguments: list[str], word: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("number", "told"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
+    ("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
 )
 def test_a_signal_is_told_in_a_line(
-    number: signal.Signals, told: str, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
     try:
         assert exit_code_of(lambda: os.kill(os.getpid(), number)) == 128 + number
     finally:
         signal.signal(signal.SIGINT, before)
-    assert capsys.readouterr().err == f"{told}; what was committed is kept.\n"
+    assert capsys.readouterr().err == f"{said}; what was committed is kept.\n"
 
 
 def test_flags_go_over_yaml_and_set_over_flags(tmp_path: Path) -> None:
@@ -162,11 +162,11 @@ def test_plan_writes_nothing(tmp_path: Path) -> None:
     common = ["--archive", str(archive), "--model", "toy", "--out", str(out)]
     result = runner.invoke(app, ["score", "--plan", *common])
     assert result.exit_code == 0, result.output
-    told = json.loads(result.output)
-    assert told["rows"] == 30
-    assert told["sample"]["distinct_images"] == told["every_row"]["distinct_images"] == 10
-    assert told["estimate"]["rows"] == 30
-    assert told["probe"]["seconds_per_row"] > 0
+    said = json.loads(result.output)
+    assert said["rows"] == 30
+    assert said["sample"]["distinct_images"] == said["every_row"]["distinct_images"] == 10
+    assert said["estimate"]["rows"] == 30
+    assert said["probe"]["seconds_per_row"] > 0
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -65,12 +65,12 @@ def test_the_manifest_names_the_preset_and_its_values(tmp_path: Path) -> None:
     turbo = stub.settings(tmp_path, sampler={"preset": "turbo"})
     plan, identity = planned(turbo)
     Run.open(turbo.out, plan, identity).close()
-    told = json.loads(json.dumps(identity))["settings"]["sampler"]
-    found = [told[name] for name in ("preset", "rule", "threshold", "cache", "refresh_interval")]
+    said = json.loads(json.dumps(identity))["settings"]["sampler"]
+    found = [said[name] for name in ("preset", "rule", "threshold", "cache", "refresh_interval")]
     assert found == ["turbo", "threshold", 0.7, "dual", 32]
-    assert SamplerSettings(**told) == turbo.sampler
+    assert SamplerSettings(**said) == turbo.sampler
     with Run.open(turbo.out, plan, identity) as again:
-        assert again.manifest["identity"]["settings"]["sampler"] == told
+        assert again.manifest["identity"]["settings"]["sampler"] == said
     slower = stub.settings(tmp_path, sampler={"preset": "turbo", "refresh_interval": 16})
     assert {c.key for c in planned(slower)[0].chunks}.isdisjoint(c.key for c in plan.chunks)
     with pytest.raises(RunError, match=r'E1502.*preset: "turbo" -> "custom"'):

@@ -51,7 +51,7 @@ def test_an_actor_lies_on_one_node(
 
 
 @pytest.mark.parametrize(
-    ("pool", "capacity", "told"),
+    ("pool", "capacity", "said"),
     [
         ({"max_actors": 3}, TWO, ["3 actors of 1 CPUs", "2 fit", "2 CPUs", "at most 2 actors"]),
         ({"min_actors": 4}, cluster((2, 0), elastic=True), ["4 actors", "2 fit"]),
@@ -62,11 +62,11 @@ def test_an_actor_lies_on_one_node(
     ],
 )
 def test_a_pool_that_would_wait_for_ever_is_refused(
-    pool: dict[str, float], capacity: Capacity, told: list[str]
+    pool: dict[str, float], capacity: Capacity, said: list[str]
 ) -> None:
     with pytest.raises(RunError, match="E1505") as caught:
         size_pool(PoolSettings.model_validate(pool), capacity, 1000)
-    assert all(words in str(caught.value) for words in told)
+    assert all(words in str(caught.value) for words in said)
 
 
 def test_a_cluster_may_grow_from_nothing() -> None:

@@ -31,15 +31,15 @@ def test_every_row_of_a_small_archive_is_counted(tmp_path: Path) -> None:
     images[101:104] = [b"<html>"] * 3
     images[205:207] = [stub.png(7)[:60]] * 2  # the header is whole
     write(tmp_path, images)
-    told = told_of(tmp_path, chunk_rows=4)
-    assert told["every_row"] == {
+    said = told_of(tmp_path, chunk_rows=4)
+    assert said["every_row"] == {
         "rows": 400,
         "distinct_images": len(set(images[1:])),
         "problems": {"E1104": 1, "E1202": 3},
         "warnings": {},
     }
-    assert told["counted"].startswith("every row")
-    assert told["sample"]["rows"] == 64
+    assert said["counted"].startswith("every row")
+    assert said["sample"]["rows"] == 64
     assert not (tmp_path / "run").exists()
 
 
@@ -58,11 +58,11 @@ def test_of_a_large_archive_a_sample_is_told_as_such(
 ) -> None:
     write(tmp_path, [stub.png(number) for number in range(128)])
     monkeypatch.setattr(previewing, limit, value)
-    told = told_of(tmp_path, chunk_rows=4)
-    assert told["every_row"] is None
-    assert told["counted"].startswith("a sample only")
-    assert word in told["counted"]
-    assert told["sample"]["rows"] == 64
+    said = told_of(tmp_path, chunk_rows=4)
+    assert said["every_row"] is None
+    assert said["counted"].startswith("a sample only")
+    assert word in said["counted"]
+    assert said["sample"]["rows"] == 64
 
 
 def test_a_sample_reaches_the_end_of_the_archive(
@@ -92,20 +92,20 @@ def test_a_chunk_that_cannot_be_read_counts_with_its_rows(
         raise DataError("E1107", "in.parquet is not there any more.")
 
     monkeypatch.setattr(previewing, "read_rows", gone)
-    told = told_of(tmp_path)
-    assert told["every_row"]["problems"] == {"E1107": 8}
-    assert "estimate" not in told
+    said = told_of(tmp_path)
+    assert said["every_row"]["problems"] == {"E1107": 8}
+    assert "estimate" not in said
 
 
 def test_without_a_gpu_here_a_gpu_job_gets_no_estimate(tmp_path: Path) -> None:
     write(tmp_path, [stub.png(1)] * 8)
-    told = told_of(tmp_path, pool={"num_gpus": 1})
-    assert "no GPU" in told["probe"]["skipped"]
-    assert "estimate" not in told
+    said = told_of(tmp_path, pool={"num_gpus": 1})
+    assert "no GPU" in said["probe"]["skipped"]
+    assert "estimate" not in said
 
 
 def test_the_estimate_is_for_the_rows_that_are_left(tmp_path: Path) -> None:
     write(tmp_path, [stub.png(1)] * 8)
-    told = told_of(tmp_path, pool={"max_actors": 3}, chunk_rows=2)
-    assert (told["estimate"]["rows"], told["estimate"]["actors"]) == (8, 3)
+    said = told_of(tmp_path, pool={"max_actors": 3}, chunk_rows=2)
+    assert (said["estimate"]["rows"], said["estimate"]["actors"]) == (8, 3)
     assert told_of(tmp_path, pool={"max_actors": 9})["estimate"]["actors"] == 1

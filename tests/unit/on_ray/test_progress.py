@@ -13,11 +13,11 @@ NONE = {"answered": 0, "abstained": 0, "quarantined": 0}
 def test_lines_count_rows_of_earlier_runs_too(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(100, {**NONE, "answered": 40}, interval_s=0.01) as progress:
         progress.add({"answered": 8, "abstained": 1, "quarantined": 1})
-        told, deadline = "", time.monotonic() + 20
-        while not told and time.monotonic() < deadline:  # on a busy machine the thread comes late
+        shown, deadline = "", time.monotonic() + 20
+        while not shown and time.monotonic() < deadline:  # on a busy machine the thread comes late
             time.sleep(0.02)
-            told = capsys.readouterr().out
-    line = json.loads(told.splitlines()[-1])
+            shown = capsys.readouterr().out
+    line = json.loads(shown.splitlines()[-1])
     assert (line["rows"], line["total"], line["progress"]) == (50, 100, 0.5)
     assert (line["answered"], line["abstained"], line["quarantined"]) == (48, 1, 1)
 

@@ -43,11 +43,11 @@ def test_settings_reach_the_deployment() -> None:
     scaling = {"max_replicas": 3, "surge_percent": 50, "num_gpus": 0.5}
     application = build({"model": "toy", "scaling": scaling, "limits": {"ongoing": 7, "queue": 9}})
     made = application._bound_deployment
-    told = made._deployment_config
-    assert (told.max_surge_percent, told.autoscaling_config.max_replicas) == (50, 3)
-    assert told.request_router_config.max_backoff_s == BACKOFF_S
-    assert (told.max_ongoing_requests, told.max_queued_requests) == (7, 9)
-    assert told.graceful_shutdown_timeout_s > 120
+    said = made._deployment_config
+    assert (said.max_surge_percent, said.autoscaling_config.max_replicas) == (50, 3)
+    assert said.request_router_config.max_backoff_s == BACKOFF_S
+    assert (said.max_ongoing_requests, said.max_queued_requests) == (7, 9)
+    assert said.graceful_shutdown_timeout_s > 120
     assert made.ray_actor_options["num_gpus"] == 0.5
 
 

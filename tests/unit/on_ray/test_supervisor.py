@@ -74,9 +74,9 @@ def test_a_chunk_that_kills_without_a_row_is_given_up() -> None:
 
 def test_a_worker_that_dies_while_loading_is_not_started_for_ever() -> None:
     deaths = Deaths(limit=99)
-    told = [deaths.born("x") for _ in range(START_DEATHS + 1)]
-    assert told[:-1] == [""] * START_DEATHS
-    assert "loaded" in told[-1]
+    said = [deaths.born("x") for _ in range(START_DEATHS + 1)]
+    assert said[:-1] == [""] * START_DEATHS
+    assert "loaded" in said[-1]
 
 
 def test_loading_well_forgets_earlier_deaths() -> None:
@@ -88,12 +88,12 @@ def test_loading_well_forgets_earlier_deaths() -> None:
 
 def test_deaths_without_a_finished_chunk_end_the_job() -> None:
     deaths = Deaths(limit=4)
-    told = []
+    said = []
     for _ in range(6):
-        told.append(deaths.born("x"))
+        said.append(deaths.born("x"))
         deaths.ready("x")
-    assert told == [""] * 5 + [told[5]]
-    assert "5 times" in told[5]
+    assert said == [""] * 5 + [said[5]]
+    assert "5 times" in said[5]
 
 
 def test_a_finished_chunk_is_progress() -> None:
@@ -129,8 +129,8 @@ def play_job(actors: int, hopeless: list[bool]) -> tuple[list[int], str]:
                 deaths.done(str(number))
                 del held[actor]
                 continue
-            if told := deaths.born(str(actor)):
-                return lost, told
+            if said := deaths.born(str(actor)):
+                return lost, said
             deaths.ready(str(actor))
     return lost, ""
 
@@ -142,18 +142,18 @@ def test_hopeless_chunks_among_healthy_ones_do_not_end_the_job(actors: int) -> N
     assert play_job(actors, one) == ([7], "")
     # one for each actor, all at the same time, and another one
     many = [False] * 6 + [True] * (actors + 1) + [False] * 20
-    lost, told = play_job(actors, many)
+    lost, said = play_job(actors, many)
     assert sorted(lost) == list(range(6, 7 + actors))
-    assert told == ""
+    assert said == ""
     last = [False] * 5 + [True] * actors
     assert play_job(actors, last)[1] == ""
 
 
 @pytest.mark.parametrize("actors", [1, 2, 5])
 def test_a_job_whose_chunks_are_all_hopeless_ends(actors: int) -> None:
-    lost, told = play_job(actors, [True] * 1000)
+    lost, said = play_job(actors, [True] * 1000)
     assert len(lost) <= actors + 1
-    assert f"{death_limit(actors) + 1} times" in told
+    assert f"{death_limit(actors) + 1} times" in said
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -92,9 +92,9 @@ def test_a_note_of_a_worker_is_told_once(
         settings, lambda stage, event: seen.append(event.step), "room for 1"
     ):
         time.sleep(0.3)
-    told = capsys.readouterr().err
-    assert told.count("not whole") == 1
-    assert 1 <= told.count("room for 1") <= 4
+    said = capsys.readouterr().err
+    assert said.count("not whole") == 1
+    assert 1 <= said.count("room for 1") <= 4
     assert seen == []
 
 
@@ -123,9 +123,9 @@ def test_an_error_of_the_disk_ends_the_job_and_one_of_a_peer_does_not(
     if code is None:
         assert not failed.exists()
     else:
-        told = json.loads(failed.read_text())
-        assert told["code"] == code
-        assert "someone" not in told["detail"]
+        said = json.loads(failed.read_text())
+        assert said["code"] == code
+        assert "someone" not in said["detail"]
 
 
 @pytest.mark.parametrize("full_first", [True, False])

@@ -60,15 +60,15 @@ class Reply:
     @property
     def error(self) -> dict[str, Any]:
         """What stands under `error`; its shape is checked."""
-        (told,) = self.json().values()
-        assert set(told) == {"message", "type", "param", "code"}
-        assert told["code"] in CATALOGUE
-        assert told["message"]
-        assert told["message"].endswith((".", "!")), told
+        (shown,) = self.json().values()
+        assert set(shown) == {"message", "type", "param", "code"}
+        assert shown["code"] in CATALOGUE
+        assert shown["message"]
+        assert shown["message"].endswith((".", "!")), shown
         assert self.headers["content-type"] == "application/json"
         assert self.headers["x-medv"] == "1"
         assert ("retry-after" in self.headers) == (self.status in (429, 503))
-        return told
+        return shown
 
     @property
     def events(self) -> list[dict[str, Any]]:

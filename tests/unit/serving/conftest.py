@@ -85,9 +85,9 @@ def limited(monkeypatch: pytest.MonkeyPatch, service: Service) -> Callable[..., 
     return make
 
 
-def until(told: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(said: Callable[[], bool], seconds: float = 10.0) -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + seconds
-    while not told():
+    while not said():
         assert time.monotonic() < deadline, "it did not come to be so"
         time.sleep(0.002)

@@ -83,10 +83,10 @@ def test_each_name_answers_as_the_predictor_with_its_adapter(
             assert said(reply) == want.text
             assert {event["model"] for event in reply.events} == {name}
             continue
-        told = reply.json()
-        assert told["model"] == name
-        assert told["choices"][0]["message"]["content"] == want.text
-        assert told["medv"][0]["confidence"] == pytest.approx(want.confidence, abs=1e-6)
+        shown = reply.json()
+        assert shown["model"] == name
+        assert shown["choices"][0]["message"]["content"] == want.text
+        assert shown["medv"][0]["confidence"] == pytest.approx(want.confidence, abs=1e-6)
     confidences = {tuple(one.confidence for one in expected[name]) for name in NAMES}
     assert len(confidences) == len(NAMES), "the adapters do something, and not the same"
 
@@ -99,13 +99,13 @@ def test_they_are_listed_and_others_refused(app: App) -> None:
 
 
 def test_inspection_is_of_the_model_that_is_named(app: App) -> None:
-    told = []
+    shown = []
     for name in NAMES:
         body = body_of(model=name, tokens=[None] * 8, position=2)
         reply = ask(app, body, path="/v1/inspect")
         assert reply.status == 200
-        told.append(reply.json()["alternatives"])
-    assert told[0] != told[1] != told[2] != told[0]
+        shown.append(reply.json()["alternatives"])
+    assert shown[0] != shown[1] != shown[2] != shown[0]
 
 
 def test_weights_are_held_once_and_base_is_not_changed(service: Service) -> None:

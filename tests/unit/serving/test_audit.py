@@ -109,9 +109,9 @@ def test_requests_are_written_down_without_what_they_say(
     log.close()
     assert verify(str(path)) is None
     found = lines(path)
-    told = sorted("answered" if r.status == 200 else r.error["code"] for r in full)
-    assert sorted(line["outcome"] for line in found[3:]) == told
-    assert {"answered", "E1707"} == set(told)
+    said = sorted("answered" if r.status == 200 else r.error["code"] for r in full)
+    assert sorted(line["outcome"] for line in found[3:]) == said
+    assert {"answered", "E1707"} == set(said)
     for line, outcome in zip(found, ("answered", "answered", "E1301"), strict=False):
         assert line["key"] == "alice"
         assert line["request"] == "chatcmpl-mine"

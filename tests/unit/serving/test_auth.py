@@ -49,19 +49,19 @@ def test_no_file_means_no_keys() -> None:
     ],
 )  # fmt: skip
 def test_a_file_that_is_wrong(tmp_path: Path, text: str | bytes) -> None:
-    with pytest.raises(SettingsError) as told:
+    with pytest.raises(SettingsError) as caught:
         load(tmp_path, text)
-    assert told.value.code == "E1702"
-    assert ALICE[:15] not in str(told.value)
-    assert str(tmp_path) not in str(told.value)
+    assert caught.value.code == "E1702"
+    assert ALICE[:15] not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in (tmp_path / "none", tmp_path):
-        with pytest.raises(SettingsError) as told:
+        with pytest.raises(SettingsError) as caught:
             Keys.load(str(path))
-        assert told.value.code == "E1702"
-        assert str(tmp_path) not in str(told.value)
+        assert caught.value.code == "E1702"
+        assert str(tmp_path) not in str(caught.value)
     monkeypatch.setenv(KEYS_FILE, str(tmp_path / "none"))
     with pytest.raises(SettingsError):
         Keys.load(None)

@@ -56,12 +56,12 @@ def get(url: str = f"https://{HOST}/a.png", **settings: Any) -> bytes:
 
 
 def refused(url: str = f"https://{HOST}/a.png", **settings: Any) -> str:
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as caught:
         get(url, **settings)
-    assert told.value.code == "E1704"
-    assert "a.png" not in told.value.detail
-    assert PUBLIC not in told.value.detail
-    return told.value.detail
+    assert caught.value.code == "E1704"
+    assert "a.png" not in caught.value.detail
+    assert PUBLIC not in caught.value.detail
+    return caught.value.detail
 
 
 def test_the_connection_goes_to_the_address_that_was_looked_at(net: Net) -> None:

@@ -313,9 +313,9 @@ def test_a_refused_large_body_still_gets_its_answer(address: str) -> None:
     big: Any = [{"role": "user", "content": "x" * 12_000_000}]
     huge: Any = [{"role": "user", "content": "x" * 24_000_000}]
     with openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0, timeout=20) as client:
-        with pytest.raises(openai.APIStatusError) as told:
+        with pytest.raises(openai.APIStatusError) as caught:
             client.chat.completions.create(model=MODEL, messages=huge)
-        assert (told.value.status_code, told.value.code) == (413, "E1703")  # type: ignore[attr-defined]
+        assert (caught.value.status_code, caught.value.code) == (413, "E1703")  # type: ignore[attr-defined]
         with pytest.raises(openai.AuthenticationError):
             client.with_options(api_key="nobody").chat.completions.create(model=MODEL, messages=big)
         assert client.models.list().data

@@ -58,8 +58,8 @@ def test_answers_are_the_predictors(client: OpenAI, predictor: Predictor, number
     assert got.usage.total_tokens == want.prompt_tokens + len(want.token_ids)
     assert choice.logprobs is not None
     assert choice.logprobs.content is not None
-    told = [math.exp(one.logprob) for one in choice.logprobs.content]
-    assert told == pytest.approx(want.token_confidence, rel=1e-12)
+    said = [math.exp(one.logprob) for one in choice.logprobs.content]
+    assert said == pytest.approx(want.token_confidence, rel=1e-12)
     assert "".join(one.token for one in choice.logprobs.content).strip() == want.text
     assert all(bytes(one.bytes or []).decode() == one.token for one in choice.logprobs.content)
     (ours,) = got.model_extra["medv"]  # type: ignore[index]
@@ -93,11 +93,11 @@ def test_a_stream_tells_the_same_text(
                 extra_body=lengths(sampler),
             )
         )
-        *told, usage = chunks
-        assert told[0].choices[0].delta.role == "assistant"
-        assert "".join(c.choices[0].delta.content or "" for c in told) == want.text
-        assert [c.choices[0].finish_reason for c in told][-1] == want.finish
-        assert all(c.choices[0].finish_reason is None for c in told[:-1])
+        *said, usage = chunks
+        assert said[0].choices[0].delta.role == "assistant"
+        assert "".join(c.choices[0].delta.content or "" for c in said) == want.text
+        assert [c.choices[0].finish_reason for c in said][-1] == want.finish
+        assert all(c.choices[0].finish_reason is None for c in said[:-1])
         assert len({c.id for c in chunks}) == 1
         assert usage.choices == []
         assert usage.usage is not None
@@ -147,10 +147,10 @@ def test_several_choices_have_seeds_of_their_own(client: OpenAI, predictor: Pred
     assert [choice.message.content for choice in got.choices] == want
     assert [choice.index for choice in got.choices] == [0, 1, 2]
     assert [ours["seed"] for ours in got.model_extra["medv"]] == [7, 8, 9]  # type: ignore[index]
-    told = ["", "", ""]
+    said = ["", "", ""]
     for chunk in client.chat.completions.create(**given, stream=True):
-        told[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
-    assert told == want
+        said[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert said == want
 
 
 def test_stop_texts_end_an_answer(client: OpenAI, predictor: Predictor) -> None:

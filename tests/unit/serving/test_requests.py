@@ -103,9 +103,9 @@ def refused(app: App, body: dict[str, Any] | str | bytes) -> dict[str, Any]:
 def test_unknown_fields_are_refused_by_their_names(
     app: App, fields: dict[str, Any], param: str
 ) -> None:
-    told = refused(app, {**TEXT, **fields})
-    assert (told["code"], told["param"]) == ("E1701", param)
-    assert told["message"] == f"{param}: there is no such field."
+    said = refused(app, {**TEXT, **fields})
+    assert (said["code"], said["param"]) == ("E1701", param)
+    assert said["message"] == f"{param}: there is no such field."
 
 
 @pytest.mark.parametrize(("fields", "param"), WRONG)
@@ -113,10 +113,10 @@ def test_wrong_values_are_refused_by_the_fields_name(
     app: App, fields: dict[str, Any], param: str
 ) -> None:
     for stream in (False, True):
-        told = refused(app, {**TEXT, "stream": stream, **fields})
-        assert told["code"] in ("E1701", "E1001", "E1301", "E1304")
-        assert told["param"] == param
-        assert param.partition(".")[0] in told["message"]
+        said = refused(app, {**TEXT, "stream": stream, **fields})
+        assert said["code"] in ("E1701", "E1001", "E1301", "E1304")
+        assert said["param"] == param
+        assert param.partition(".")[0] in said["message"]
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_wrong_values_are_refused_by_the_fields_name(
     ],
 )
 def test_fields_that_do_not_fit_each_other(app: App, fields: dict[str, Any], words: str) -> None:
-    told = refused(app, {**TEXT, **fields})
-    assert told["code"] == "E1701"
-    assert words in told["message"]
+    said = refused(app, {**TEXT, **fields})
+    assert said["code"] == "E1701"
+    assert words in said["message"]
 
 
 NEUTRAL: list[dict[str, Any]] = [
@@ -184,9 +184,9 @@ USAGE = ("include_usage", "include_denoise", "include_obfuscation")
     ],
 )
 def test_json_errors_say_what_is_wrong(app: App, body: bytes, words: str) -> None:
-    told = refused(app, body)
-    assert told["code"] == "E1701"
-    assert words in told["message"]
+    said = refused(app, body)
+    assert said["code"] == "E1701"
+    assert words in said["message"]
 
 
 @pytest.mark.parametrize("text", ['"\\ud83d\\ude00"', '"\\\\ud83d"', '"\\u00e9"'])
@@ -206,8 +206,8 @@ def test_text_is_bounded_before_it_is_made_into_tokens(app: App) -> None:
         ],
         [{"role": "user", "content": [{"type": "text", "text": half}] * 3}],
     ):
-        told = refused(app, {"model": MODEL, "messages": messages})
-        assert (told["code"], told["param"]) == ("E1701", "messages")
+        said = refused(app, {"model": MODEL, "messages": messages})
+        assert (said["code"], said["param"]) == ("E1701", "messages")
 
 
 # what an error may not repeat: anything that stood in the request

@@ -138,40 +138,40 @@ def scheduler(engine: FakeEngine) -> Iterator[Scheduler]:
 @pytest.fixture
 def asking(scheduler: Scheduler) -> Asking:
     def ask_(question: str, watched: bool = False) -> Told:
-        told = Told()
-        told.job = scheduler.submit("m", Request(question), told.append, watched)  # type: ignore[attr-defined]
-        return told
+        caught = Told()
+        caught.job = scheduler.submit("m", Request(question), caught.append, watched)  # type: ignore[attr-defined]
+        return caught
 
     return ask_
 
 
-def text_of(told: Told) -> str:
-    until(lambda: told.end is not None)
-    assert isinstance(told.end, Answer)
-    return told.end.text
+def text_of(caught: Told) -> str:
+    until(lambda: caught.end is not None)
+    assert isinstance(caught.end, Answer)
+    return caught.end.text
 
 
-def code_of(told: Told) -> str:
-    until(lambda: told.end is not None)
-    assert isinstance(told.end, MedvError)
-    assert SECRET not in str(told.end)
-    return told.end.code
+def code_of(caught: Told) -> str:
+    until(lambda: caught.end is not None)
+    assert isinstance(caught.end, MedvError)
+    assert SECRET not in str(caught.end)
+    return caught.end.code
 
 
 def test_each_gets_its_own_answer(asking: Asking, engine: FakeEngine, scheduler: Scheduler) -> None:
-    told = [asking(str(i)) for i in range(50)]
-    assert [text_of(one) for one in told] == [str(i) for i in range(50)]
-    assert [len(one) for one in told] == [1] * 50
+    caught = [asking(str(i)) for i in range(50)]
+    assert [text_of(one) for one in caught] == [str(i) for i in range(50)]
+    assert [len(one) for one in caught] == [1] * 50
     assert scheduler.ongoing == 0
     assert engine.threads == {scheduler._thread.ident}
     assert scheduler.counters()["forward_passes"] == 150
 
 
 def test_who_watches_gets_every_step_once(asking: Asking) -> None:
-    told = asking("a", watched=True)
-    text_of(told)
-    assert [event.step for event in told if isinstance(event, View)] == [1, 2]
-    assert isinstance(told[-1], Answer)
+    caught = asking("a", watched=True)
+    text_of(caught)
+    assert [event.step for event in caught if isinstance(event, View)] == [1, 2]
+    assert isinstance(caught[-1], Answer)
 
 
 def test_many_threads_at_once(scheduler: Scheduler) -> None:
@@ -179,12 +179,12 @@ def test_many_threads_at_once(scheduler: Scheduler) -> None:
 
     def client(number: int) -> None:
         for i in range(20):
-            told = Told()
-            job = scheduler.submit("m", Request(f"{number}-{i}"), told.append, i % 2 == 0)
+            caught = Told()
+            job = scheduler.submit("m", Request(f"{number}-{i}"), caught.append, i % 2 == 0)
             if i % 5 == 4:
                 scheduler.cancel(job)
                 continue
-            assert text_of(told) == f"{number}-{i}"
+            assert text_of(caught) == f"{number}-{i}"
         answers[number] = "done"
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(12)]
@@ -218,13 +218,13 @@ def test_a_request_that_fails_alone_costs_only_itself(
     asking: Asking, scheduler: Scheduler, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG):
-        told = [asking(q) for q in ("a", "raise", "b", "memory", "c", "bad", "admit", "d")]
-        assert code_of(told[1]) == "E1509"
-        assert code_of(told[3]) == "E1306"
-        assert code_of(told[5]) == "E1301"
-        assert code_of(told[6]) == "E1001"
-        assert [text_of(told[i]) for i in (0, 2, 4, 7)] == ["a", "b", "c", "d"]
-    assert [sum(not isinstance(e, View) for e in one) for one in told] == [1] * 8
+        caught = [asking(q) for q in ("a", "raise", "b", "memory", "c", "bad", "admit", "d")]
+        assert code_of(caught[1]) == "E1509"
+        assert code_of(caught[3]) == "E1306"
+        assert code_of(caught[5]) == "E1301"
+        assert code_of(caught[6]) == "E1001"
+        assert [text_of(caught[i]) for i in (0, 2, 4, 7)] == ["a", "b", "c", "d"]
+    assert [sum(not isinstance(e, View) for e in one) for one in caught] == [1] * 8
     assert scheduler.failed is None
     assert scheduler.ongoing == 0
     assert SECRET not in caplog.text
@@ -233,9 +233,9 @@ def test_a_request_that_fails_alone_costs_only_itself(
 def test_a_defect_while_a_request_comes_costs_only_that_one(
     asking: Asking, scheduler: Scheduler, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told = [asking("a"), asking("defect"), asking("b")]
-    assert code_of(told[1]) == "E1509"
-    assert [text_of(told[0]), text_of(told[2])] == ["a", "b"]
+    caught = [asking("a"), asking("defect"), asking("b")]
+    assert code_of(caught[1]) == "E1509"
+    assert [text_of(caught[0]), text_of(caught[2])] == ["a", "b"]
     assert scheduler.failed is None
     assert SECRET not in caplog.text
 
@@ -246,13 +246,13 @@ def test_when_all_is_lost_everybody_is_told(fatal: str, caplog: pytest.LogCaptur
     service = Service(settings_of(), {"m": engine})  # type: ignore[dict-item]
     scheduler = service.scheduler
     assert service.health() is None
-    told = []
+    caught = []
     for question in ("slow", "gpu" if fatal == "gpu" else "raise", "c", "d"):
-        told.append(Told())
-        scheduler.submit("m", Request(question), told[-1].append, False)
+        caught.append(Told())
+        scheduler.submit("m", Request(question), caught[-1].append, False)
     until(lambda: engine.counters.forward_passes == 1 or scheduler.failed is not None)
     engine.goes_on.set()
-    assert [code_of(one) for one in told] == ["E1708"] * 4
+    assert [code_of(one) for one in caught] == ["E1708"] * 4
     until(lambda: not scheduler._thread.is_alive())
     assert scheduler.failed in ("AcceleratorError", "ValueError")
     assert scheduler.failed in str(service.health())
@@ -269,13 +269,13 @@ def test_when_all_is_lost_everybody_is_told(fatal: str, caplog: pytest.LogCaptur
 
 def test_a_step_that_is_stuck_is_seen(engine: FakeEngine) -> None:
     service = Service(settings_of(stuck_seconds=0.1), {"m": engine})  # type: ignore[dict-item]
-    told = Told()
-    service.scheduler.submit("m", Request("slow"), told.append, False)
+    caught = Told()
+    service.scheduler.submit("m", Request("slow"), caught.append, False)
     assert service.health() is None
     until(lambda: service.health() is not None)
     assert "denoising step" in str(service.health())
     engine.goes_on.set()
-    text_of(told)
+    text_of(caught)
     until(lambda: service.health() is None)
     time.sleep(0.15)
     assert service.health() is None, "waiting for work is no step"
@@ -321,9 +321,9 @@ def test_a_call_without_memory(scheduler: Scheduler, asking: Asking) -> None:
     def fails(given: Any) -> None:
         raise torch.OutOfMemoryError(SECRET)
 
-    with pytest.raises(RunError, match="E1306") as told:
+    with pytest.raises(RunError, match="E1306") as caught:
         scheduler.call("m", fails).result(5)
-    assert SECRET not in str(told.value)
+    assert SECRET not in str(caught.value)
     assert text_of(asking("a")) == "a"
 
 
@@ -347,13 +347,13 @@ def test_calls_end_with_the_thread(
 def test_several_engines_take_turns() -> None:
     engines = {name: FakeEngine() for name in "ab"}
     scheduler = Scheduler(engines)  # type: ignore[arg-type]
-    told = {name: Told() for name in "ab"}
+    caught = {name: Told() for name in "ab"}
     for name in "ab":
         for i in range(3):
-            scheduler.submit(name, Request(f"{name}{i}"), told[name].append, False)
-    until(lambda: all(len(one) == 3 for one in told.values()))
+            scheduler.submit(name, Request(f"{name}{i}"), caught[name].append, False)
+    until(lambda: all(len(one) == 3 for one in caught.values()))
     for name in "ab":
-        assert [e.text for e in told[name] if isinstance(e, Answer)] == [
+        assert [e.text for e in caught[name] if isinstance(e, Answer)] == [
             f"{name}{i}" for i in range(3)
         ]
     scheduler.close()
@@ -362,15 +362,15 @@ def test_several_engines_take_turns() -> None:
 
 def test_whoever_is_left_at_the_end_is_told(engine: FakeEngine) -> None:
     scheduler = Scheduler({"m": engine})  # type: ignore[dict-item]
-    told = [Told(), Told(), Told()]
-    for one, question in zip(told, ("slow", "b", "c"), strict=True):
+    caught = [Told(), Told(), Told()]
+    for one, question in zip(caught, ("slow", "b", "c"), strict=True):
         scheduler.submit("m", Request(question), one.append, False)
     until(lambda: engine.counters.forward_passes == 1)
     closing = threading.Thread(target=scheduler.close)
     closing.start()
     engine.goes_on.set()
     closing.join(5)
-    assert [code_of(one) for one in told] == ["E1708"] * 3
+    assert [code_of(one) for one in caught] == ["E1708"] * 3
     assert engine.closed
     late = Told()
     scheduler.submit("m", Request("late"), late.append, False)

@@ -65,23 +65,23 @@ def test_every_commit_is_told_once_and_makes_up_the_answer(
     reply = ask(app, body_of(tiles()[number], seed=4, diffusion=changes, **DENOISE))
     assert reply.status == 200
     assert said(reply) == want.text
-    told: dict[int, tuple[int, int, float]] = {}
+    shown: dict[int, tuple[int, int, float]] = {}
     steps = []
     for event in [one["denoise"] for one in reply.events if "denoise" in one]:
         assert (event["index"], event["length"]) == (0, changes.get("gen_length", 8))
         steps.append(event["step"])
         for one in event["committed"]:
-            assert one["position"] not in told, "once"
-            told[one["position"]] = (one["token_id"], event["step"], one["confidence"])
+            assert one["position"] not in shown, "once"
+            shown[one["position"]] = (one["token_id"], event["step"], one["confidence"])
             assert one["token"]
     assert steps == sorted(set(steps))
     masked = [place for place, step in enumerate(want.token_step) if step >= 0]
-    assert told.keys() >= set(masked)
+    assert shown.keys() >= set(masked)
     for place in masked:
-        token, step, confidence = told[place]
+        token, step, confidence = shown[place]
         assert (token, step) == (want.token_ids[place], want.token_step[place])
         assert confidence == pytest.approx(want.token_confidence[place], abs=1e-6)
-    assert all(0 <= place < changes.get("gen_length", 8) for place in told)
+    assert all(0 <= place < changes.get("gen_length", 8) for place in shown)
 
 
 def test_a_delta_never_comes_before_the_step_that_allows_it(app: App) -> None:
@@ -134,8 +134,8 @@ def test_ids_are_new_and_odd_ones_are_not_taken(app: App) -> None:
         seen.add(found)
     assert len(seen) == 5
     for created in ("-1", "abc", "9" * 12, "٣"):
-        told = ask(app, body_of(), headers={"x-medv-created": created.encode().decode("latin-1")})
-        assert 1.6e9 < told.json()["created"] < 1e11
+        shown = ask(app, body_of(), headers={"x-medv-created": created.encode().decode("latin-1")})
+        assert 1.6e9 < shown.json()["created"] < 1e11
 
 
 @pytest.mark.parametrize("stream", [True, False])

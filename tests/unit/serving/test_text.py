@@ -88,15 +88,15 @@ def test_what_is_said_only_grows_into_the_answer(case: Case) -> None:
     want = cut(case.final, case.stops)
     growing = GrowingText(case.decode, case.stop_ids, case.stops)
     state: list[int | None] = [None] * len(case.answer)
-    order, told = list(case.order), ""
+    order, said = list(case.order), ""
     for number in case.at_once:
         for place in order[:number]:
             state[place] = case.answer[place]
         del order[:number]
-        told += growing.feed(state)
-        assert want.startswith(told), (want, told)
-    told += growing.finish(case.final)
-    assert told == want
+        said += growing.feed(state)
+        assert want.startswith(said), (want, said)
+    said += growing.finish(case.final)
+    assert said == want
 
 
 @settings(max_examples=100, deadline=None)
@@ -108,9 +108,9 @@ def test_an_answer_may_end_at_any_step_that_has_all_before_its_stop(
     want = cut(case.final, case.stops)
     growing = GrowingText(case.decode, case.stop_ids, case.stops)
     known = data.draw(st.integers(0, len(case.answer)))
-    told = growing.feed([*case.answer[:known], *[None] * (len(case.answer) - known)])
-    assert want.startswith(told)
-    assert told + growing.finish(case.final) == want
+    said = growing.feed([*case.answer[:known], *[None] * (len(case.answer) - known)])
+    assert want.startswith(said)
+    assert said + growing.finish(case.final) == want
 
 
 def test_a_word_is_said_as_soon_as_nothing_can_change_it() -> None:

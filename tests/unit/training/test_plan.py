@@ -141,13 +141,13 @@ def saved_bytes(tower: LanguageTower | VisionTower, given: Tensor) -> int:
 def test_activations_are_what_autograd_keeps() -> None:
     language = replace(TINY.language, hidden_size=256, intermediate_size=512)
     stage = RECIPES["md_sft"].model_copy(update={"gradient_checkpointing": False})
-    counted, told = [], []
+    counted, said = [], []
     for depth in (1, 3):
         model = ModelConfig(language=replace(language, num_hidden_layers=depth), vision=None)
         embeds = torch.randn(1, 32, 256, dtype=torch.bfloat16, requires_grad=True)
         counted.append(saved_bytes(LanguageTower(model.language).bfloat16(), embeds))
-        told.append(activation_bytes(model, stage, 32, 0))
-    assert told[1] - told[0] == pytest.approx(counted[1] - counted[0], rel=0.02)
+        said.append(activation_bytes(model, stage, 32, 0))
+    assert said[1] - said[0] == pytest.approx(counted[1] - counted[0], rel=0.02)
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
@@ -155,14 +155,14 @@ def test_activations_of_a_vision_tower_that_learns(checkpointing: bool) -> None:
     vision = replace(TINY.vision, hidden_size=128, intermediate_size=384)
     changes = {"gradient_checkpointing": checkpointing}
     stage = RECIPES["llada_v_sft"].model_copy(update=changes)
-    counted, told = [], []
+    counted, said = [], []
     for depth in (1, 3):
         model = replace(TINY, vision=replace(vision, num_hidden_layers=depth))
         tower = VisionTower(model.vision).bfloat16()
         tower.gradient_checkpointing = checkpointing
         counted.append(saved_bytes(tower, torch.randn(2, 3, 64, 64, dtype=torch.bfloat16)))
-        told.append(activation_bytes(model, stage, 32, 2))
-    assert counted[1] - counted[0] == pytest.approx(told[1] - told[0], rel=0.02)
+        said.append(activation_bytes(model, stage, 32, 2))
+    assert counted[1] - counted[0] == pytest.approx(said[1] - said[0], rel=0.02)
 
 
 def test_a_frozen_vision_tower_computes_nothing_again() -> None:
@@ -174,9 +174,9 @@ def test_a_frozen_vision_tower_computes_nothing_again() -> None:
 
 
 def test_plain_engine_holds_float32_weights() -> None:
-    told = planned("md_sft", "shard.engine=plain", "hardware.gpus=1").memory
+    said = planned("md_sft", "shard.engine=plain", "hardware.gpus=1").memory
     count, trained = count_parameters(MEDV), trained_parameters(MEDV, RECIPES["md_sft"])
-    assert told.states == 4 * count.total + 12 * trained
+    assert said.states == 4 * count.total + 12 * trained
 
 
 def test_what_does_not_fit_names_settings() -> None:
@@ -282,6 +282,6 @@ def test_command_reads_a_checkpoint_folder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(TINY.to_json()))
     result = runner.invoke(app, ["plan", "train", "--model", str(tmp_path), "--json"])
     assert result.exit_code == 0, result.output
-    told = json.loads(result.output)
-    assert told["parameters"] == count_parameters(TINY).total
-    assert told["row_tokens"] == 16 + 50
+    said = json.loads(result.output)
+    assert said["parameters"] == count_parameters(TINY).total
+    assert said["row_tokens"] == 16 + 50

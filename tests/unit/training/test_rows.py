@@ -80,8 +80,8 @@ def test_wrong_lengths_are_refused(tokenizer: Any) -> None:
     for fill in (-1, (), (8, 0), (8, -1), "long"):
         with pytest.raises(ValueError, match="answer_fill"):
             row(tokenizer, answer_fill=fill)
-    told = StageSettings(name="x", lr=1.0, batch_size=1, answer_fill=(8, 24)).model_dump_json()
-    assert StageSettings.model_validate_json(told).answer_fill == (8, 24)
+    shown = StageSettings(name="x", lr=1.0, batch_size=1, answer_fill=(8, 24)).model_dump_json()
+    assert StageSettings.model_validate_json(shown).answer_fill == (8, 24)
 
 
 def test_the_token_after_an_image_is_lost_as_at_inference(tokenizer: Any) -> None:

@@ -195,9 +195,9 @@ def spoil_tensor(folder: Path) -> None:
 def spoil_manifest(folder: Path) -> None:
     file = folder / "manifest.json"
     file.write_text(file.read_text().replace('"step": 6', '"step":  6').replace("tiny", "tiny"))
-    told = json.loads(file.read_text())
-    told["num_steps"] += 1
-    file.write_text(json.dumps(told))
+    said = json.loads(file.read_text())
+    said["num_steps"] += 1
+    file.write_text(json.dumps(said))
 
 
 def cut_file(folder: Path) -> None:
@@ -219,8 +219,8 @@ def test_a_number_that_is_not_finite_ends_the_run_and_is_not_saved(
     poisoned.calls = 0  # type: ignore[attr-defined]
     monkeypatch.setattr(Objective, "forward", poisoned)
     rows = [Order(19, settings.stage.seed)[position] for position in (14, 15)]
-    told = f"E1602: the loss of step 4 is not finite; rows of the dataset: {rows[0]}, {rows[1]}[.]"
-    with pytest.raises(RunError, match=told):
+    said = f"E1602: the loss of step 4 is not finite; rows of the dataset: {rows[0]}, {rows[1]}[.]"
+    with pytest.raises(RunError, match=said):
         train(settings)
     saved = sorted(path.name for path in (Path(settings.out) / "checkpoints").iterdir())
     assert saved == ["step-00000002"]
@@ -324,16 +324,16 @@ def test_another_run_is_refused(home: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "told"),
+    ("stage", "said"),
     [
         ({"batch_size": 6, "micro_batch_size": 4}, "batch_size=6 must be a multiple"),
         ({"lr": "fast"}, "lr"),
         ({"learning_rate": 1}, "learning_rate"),
     ],
 )
-def test_bad_settings_are_told_before_the_first_step(stage: dict[str, object], told: str) -> None:
+def test_bad_settings_are_told_before_the_first_step(stage: dict[str, object], said: str) -> None:
     values = {"name": "x", "lr": 1e-3, "batch_size": 4} | stage
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=said):
         build(StageSettings, values)
 
 
@@ -430,8 +430,8 @@ def test_a_changed_image_is_named(home: Path, tmp_path: Path) -> None:
     _, samples = prepared(settings)
     order = Order(len(dataset), settings.stage.seed)
     position = next(position for position in range(19) if order[position] == row)
-    told = f"E1114: row {row} of train: the bytes of image {sha256[:12]} are not those"
-    with closing(samples), pytest.raises(DataError, match=told):
+    said = f"E1114: row {row} of train: the bytes of image {sha256[:12]} are not those"
+    with closing(samples), pytest.raises(DataError, match=said):
         samples(position)
     with pytest.raises(DataError, match=f"E1114: .*refused: .*Row {row}: the bytes of image"):
         check(settings)

@@ -138,18 +138,18 @@ def test_a_damaged_header_is_found(tmp_path: Path, aspect: str) -> None:
     config = ModelConfig(LanguageConfig(40, 32, 64, 1, 2, 2), VisionConfig(16, 32, 1, 2, 32, 16))
     data = write(tmp_path / "d", "a", "b")
     stage = StageSettings.model_validate({"name": "x", "lr": 1, "batch_size": 1, "aspect": aspect})
-    told = "E1202: 2 rows of train have a picture that is refused: 0, 1[.] Row 0: 1 bytes are none"
+    said = "E1202: 2 rows of train have a picture that is refused: 0, 1[.] Row 0: 1 bytes are none"
     with (
         closing(ImageTokens(data, stage, config)) as image_tokens,
-        pytest.raises(DataError, match=told),
+        pytest.raises(DataError, match=said),
     ):
         survey(data, encode, image_tokens, 99)
 
 
 def test_pictures_over_a_limit_are_told_before_the_first_step(tmp_path: Path) -> None:
     settings = tiny.settings(tmp_path, image={"max_pixels": 16})
-    told = r"E1204: 18 rows of train have .*: 0, 1, 2, 3, 4, [.]{3}[.] Row 0: .*allowed are 16[.]"
-    with pytest.raises(DataError, match=told) as caught:
+    said = r"E1204: 18 rows of train have .*: 0, 1, 2, 3, 4, [.]{3}[.] Row 0: .*allowed are 16[.]"
+    with pytest.raises(DataError, match=said) as caught:
         check(settings)
     assert caught.value.exit_code == 2
 

@@ -112,8 +112,8 @@ def test_a_node_that_is_about_to_go_saves_once_and_goes_on(
     settings = job(home, tmp_path).model_copy(update={"save_every": 100, "keep": 9})
     identity = check(settings)
     run.begin(settings, identity)
-    told = iter([False, True, True, False, True, True])
-    reports = list(run.train_worker(settings, identity, leaving=lambda: next(told)))
+    said = iter([False, True, True, False, True, True])
+    reports = list(run.train_worker(settings, identity, leaving=lambda: next(said)))
     assert len(reports) == 6
     found = sorted(path.name for path in (Path(settings.out) / "checkpoints").iterdir())
     assert found == [f"step-{step:08d}" for step in (2, 5, 6)]
@@ -227,8 +227,8 @@ def test_a_run_that_lacks_memory_goes_on_with_less(home: Path, tmp_path: Path) -
 def test_what_differs_from_the_first_run_is_named(home: Path, tmp_path: Path) -> None:
     train(job(home, tmp_path), steps=1)
     other = job(home, tmp_path, lr=0.5, image={"max_pixels": 123456})
-    told = r"another stage\.image\.max_pixels \(\d+, now 123456\), stage\.lr \(0\.01, now 0\.5\)\."
-    with pytest.raises(RunError, match=f"E1604: .*{told}"):
+    said = r"another stage\.image\.max_pixels \(\d+, now 123456\), stage\.lr \(0\.01, now 0\.5\)\."
+    with pytest.raises(RunError, match=f"E1604: .*{said}"):
         train(other)
 
 

@@ -98,7 +98,7 @@ class Calls(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("calls")
-        self.told: list[tuple[str, Any]] = []
+        self.said: list[tuple[str, Any]] = []
         self.id = "run-7"
         self.info = type("Info", (), {"run_id": "run-7"})
         self.Error = self.MlflowException = OSError
@@ -107,7 +107,7 @@ class Calls(ModuleType):
     def _keep(self, called: str, values: dict[str, Any]) -> "Calls":
         if self.down:
             raise OSError("no route to host")
-        self.told.append((called, values))
+        self.said.append((called, values))
         return self
 
     def __getattr__(self, name: str) -> Any:
@@ -126,9 +126,9 @@ def test_other_writers_resume_their_run(
     for first in (1, 2):
         with Watch(tmp_path, (name,), resumed_step=first - 1) as watch:
             watch.write(event(first))
-    opened = [values for called, values in package.told if called in ("init", "start_run")]
+    opened = [values for called, values in package.said if called in ("init", "start_run")]
     assert [values.get("id", values.get("run_id")) for values in opened] == [None, "run-7"]
-    logged = [values for called, values in package.told if called in ("log", "log_metrics")]
+    logged = [values for called, values in package.said if called in ("log", "log_metrics")]
     assert [values["step"] for values in logged] == [1, 2]
     package.down = True
     with pytest.raises(SettingsError, match=f"{name} did not start"):
@@ -136,8 +136,8 @@ def test_other_writers_resume_their_run(
 
 
 def test_progress_line() -> None:
-    told = str(event(25, tokens_per_s=12_345.6, mfu=0.412, eta_s=3725.2, memory_bytes=38 * 10**9))
-    assert told == (
+    said = str(event(25, tokens_per_s=12_345.6, mfu=0.412, eta_s=3725.2, memory_bytes=38 * 10**9))
+    assert said == (
         "step 25/100  epoch 0.50  loss 2.0000  lr 1.00e-05  12,346 tokens/s  MFU 41%  38.0 GB  "
         "1:02:05 left"
     )
