@@ -168,8 +168,7 @@ def run_workers(settings: TrainSettings, identity: dict[str, Any]) -> None:
     except ray.train.TrainingFailedError as error:
         if (out / FAILED).is_file():
             return  # the workers said why
-        told_of = getattr(error, "worker_failures", {}).values()
-        failures = [getattr(e, "_base_exc", e) for e in told_of]
+        failures = list(getattr(error, "worker_failures", {}).values())
         if any(map(is_full, failures)):
             raise RunError("E1503", "the disk of the run folder is full.") from None
         kinds = sorted({type(e).__name__ for e in failures})
