@@ -37,7 +37,7 @@ class PackedWeight:
 
 
 def pack(weight: Tensor) -> Tensor | PackedWeight:
-    """A PackedWeight for float32 on a CPU whose torch has oneDNN, else `weight` itself."""
+    """A PackedWeight for float32[V, D] on a CPU whose torch has oneDNN, else `weight` itself."""
     if weight.device.type != "cpu":
         return weight
     if cpu.choice().startswith("onednn") and weight.dtype == torch.float32 and len(weight):

@@ -15,7 +15,7 @@ from medv_kernels.reference import Selection
 
 
 def select(rows: Tensor, *args: Any, k: int | None = None, **more: Any) -> Selection:
-    """`reference.select`; on a GPU `k` saves nothing, and all odds are whole."""
+    """`reference.select` of float[N, D]; on a GPU `k` saves nothing, and all odds are whole."""
     if not takes_kernels(rows):
         more["k"] = k
     found: Selection = _of(rows, "select")(rows, *args, **more)
@@ -23,7 +23,7 @@ def select(rows: Tensor, *args: Any, k: int | None = None, **more: Any) -> Selec
 
 
 def commit(x: Tensor, *args: Any, **more: Any) -> tuple[Tensor, Tensor]:
-    """`reference.commit`."""
+    """`reference.commit` of int64[B, L]."""
     found: tuple[Tensor, Tensor] = _of(x, "commit")(x, *args, **more)
     return found
 
@@ -34,7 +34,7 @@ def commit_step(state: reference.BlockState, *args: Any, **more: Any) -> None:
 
 
 def takes_kernels(tensor: Tensor) -> bool:
-    """Whether operations on a tensor run as kernels."""
+    """Whether operations on a tensor, any[...], run as kernels."""
     return tensor.is_cuda
 
 

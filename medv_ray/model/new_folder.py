@@ -40,24 +40,24 @@ def new_folder(target: Path, size_bytes: int) -> Iterator[Path]:
         try:
             yield partial
             os.chmod(partial, 0o755)
-            for place in (*partial.iterdir(), partial):
-                sync(place)
+            for path in (*partial.iterdir(), partial):
+                sync(path)
             os.replace(partial, target)  # an empty folder gives way
             sync(target.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     except (OSError, SafetensorError) as error:
-        told = f"folder {target.name!r} takes {size_bytes / 1e9:.1f} GB; nothing of it is kept."
+        detail = f"folder {target.name!r} takes {size_bytes / 1e9:.1f} GB; nothing of it is kept."
         code = getattr(error, "errno", None)
         # safetensors gives the number in words
         full = code in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC})" in str(error)
-        raise RunError("E1503" if full else "E1511", told) from None
+        raise RunError("E1503" if full else "E1511", detail) from None
 
 
-def sync(place: Path) -> None:
+def sync(path: Path) -> None:
     """Force a file, or the names in a folder, to disk. Raises OSError."""
-    handle = os.open(place, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

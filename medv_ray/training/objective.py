@@ -77,7 +77,8 @@ class Objective(nn.Module):
         self.mask_id = mask_id
 
     def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """The fields of an `Outcome`; a plain tuple, which DeepSpeed's hooks look into."""
+        """The fields of an `Outcome`, of which the first three are float32[], float32[B] and
+        float32[B]; a plain tuple, which DeepSpeed's hooks look into."""
         images, tie = self._images(samples)
         labels = [_spread(s.ids, s.labels, found) for s, found in zip(samples, images, strict=True)]
         noise = [self._noise(sample, label) for sample, label in zip(samples, labels, strict=True)]

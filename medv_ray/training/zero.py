@@ -65,6 +65,7 @@ class ZeroEngine:
         return norm if norm >= 0 else math.nan  # DeepSpeed has -1 for what is not finite
 
     def sum(self, values: Tensor) -> Tensor:
+        """any[n] -> float64[n] on the host, over all workers."""
         total = values.to(self._objective.model.device, torch.float64)
         dist.all_reduce(total)
         return total.cpu()
