@@ -292,8 +292,8 @@ def make_model(num_tokens: int) -> Medv:
 
 
 def initial_std(name: str, parameter: Tensor) -> float:
-    """1/sqrt(fan in) for what multiplies, so that a product of question and picture has a gradient
-    from the first step on."""
+    """1/sqrt(fan in) for what multiplies, a float[out, in], so that a product of question and
+    picture has a gradient from the first step on."""
     if "position_embedding" in name:
         return 0.5  # strong: lets the side of a thing be learnt at all
     if "newline" in name:

@@ -40,6 +40,11 @@ CATALOGUE: dict[str, Entry] = {
         "What was asked for needs an optional package that is not installed.",
         "Install the extra that the message names, e.g. pip install 'medv-ray[train]'.",
     ),
+    "E1004": Entry(
+        "package_changed",
+        "An installed package is of a version that lacks something medv_ray uses of it.",
+        "Install the version of that package which constraints.txt names.",
+    ),
     # rows and archives
     "E1101": Entry(
         "missing_column",

@@ -1,14 +1,33 @@
-"""For every test: without a GPU, Triton interprets kernels on the CPU; the garbage collector passes
-over what the imports left (0.4 s a collection).
+"""For every test: a thread for each process, as two processes share two cores; without a GPU,
+Triton interprets kernels on the CPU; the garbage collector passes over what the imports left (0.4 s
+a collection).
 """
 
 import gc
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
+import pytest
 import torch
+
+from tests.golden.tally import SESSION
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(SESSION, "golden tally")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for the tests that need no other process; one where Ray is started, or where
+    single files or tests are asked for. `-n` says otherwise."""
+    named = [argument for argument in config.args if ".py" in argument]
+    alone = named or config.option.markexpr != "not integration" or config.option.usepdb
+    return 0 if alone else min(2, os.cpu_count() or 1)
 
 
 def pytest_collection_finish() -> None:

@@ -37,7 +37,7 @@ WIDTH, DEPTH = 128, 64
 
 
 def pays(rows: Tensor) -> bool:
-    """Whether the fused kernel was measured to be faster for so many rows."""
+    """Whether the fused kernel was measured to be faster for so many rows, float[N, D]."""
     if rows.device.type != "cuda" or not FUSED_ROWS:
         return False
     return len(rows) <= FUSED_ROWS.get(torch.cuda.get_device_name(rows.device), 0)
@@ -46,7 +46,8 @@ def pays(rows: Tensor) -> bool:
 def select(
     rows: Tensor, head: Tensor, forbidden: Sequence[int], unranked: Sequence[int]
 ) -> Selection:
-    """`medv_kernels.select.select` at temperature 0, unchecked: rest is NaN without an answer."""
+    """`medv_kernels.select.select` of rows float[N, D] and head float[V, D] at temperature 0,
+    unchecked: rest is NaN without an answer."""
     count, vocabulary = len(rows), len(head)
     height = HEIGHT[0] if count <= HEIGHT[0] else HEIGHT[1]
     blocks, tiles = cdiv(count, height), cdiv(vocabulary, WIDTH)
@@ -168,5 +169,5 @@ def partials(
         own = tl.where(taken, tl.max(tl.where(chosen, ranked, -INF), 1), own)
         best = tl.where(taken, tile_best, best)
         g = tl.where(taken, at, g)
-    place = n.to(tl.int64) * tl.num_programs(1) + split
-    store_state(numbers, place, field, best, g, best, own, m, total, best, n < count, False)
+    cell = n.to(tl.int64) * tl.num_programs(1) + split
+    store_state(numbers, cell, field, best, g, best, own, m, total, best, n < count, False)

@@ -25,7 +25,7 @@ def kernels_run_on(device: torch.device) -> bool:
 
 
 def check_device(tensor: Tensor, name: str) -> None:
-    """Raises RuntimeError where no kernel can run on the tensor."""
+    """Raises RuntimeError where no kernel can run on the tensor, any[...]."""
     if not kernels_run_on(tensor.device):
         raise RuntimeError(
             f"{name} runs as a Triton kernel, and `{tensor.device}` takes none "
@@ -41,7 +41,8 @@ def on(device: torch.device) -> AbstractContextManager[object]:
 
 @cache
 def constant(values: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The numbers as a tensor, copied to the device at the first call only. Do not change it.
+    """The numbers as any[n] of `dtype`, copied to the device at the first call only. Do not change
+    it.
 
     So a call that is captured in a CUDA graph copies nothing, if one like it ran before. Kept for
     good: a graph reads it where it lies.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medv_kernels import cpu
+from medv_kernels import cpu, private_torch
 
 ROWS = 64
 """Rows that the layout is chosen for; any number works."""
@@ -23,7 +23,7 @@ class PackedWeight:
     def __init__(self, weight: Tensor) -> None:
         self.shape = weight.shape
         self.device, self.dtype = weight.device, weight.dtype
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        self._packed = private_torch.reorder(weight.detach(), ROWS)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -32,16 +32,12 @@ class PackedWeight:
         """float32[N, D] -> float32[N, V]; silu of it, or `times` float32[N, V] the product, where
         that is asked for, without another pass over it."""
         if times is not None:
-            both = torch.ops.mkldnn._linear_pointwise.binary
-            scaled: Tensor = both(rows, times, self._packed, None, "mul")
-            return scaled
-        after = "swish" if silu else "none"
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, None, after, [], "")
-        return out
+            return private_torch.product_times(rows, self._packed, times)
+        return private_torch.product(rows, self._packed, "swish" if silu else "none")
 
 
 def pack(weight: Tensor) -> Tensor | PackedWeight:
-    """A PackedWeight for float32 on a CPU whose torch has oneDNN, else `weight` itself."""
+    """A PackedWeight for float32[V, D] on a CPU whose torch has oneDNN, else `weight` itself."""
     if weight.device.type != "cpu":
         return weight
     if cpu.choice().startswith("onednn") and weight.dtype == torch.float32 and len(weight):

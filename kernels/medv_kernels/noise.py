@@ -1,4 +1,4 @@
-"""Random numbers that depend on a key and a place only: Philox4x32-10, in plain torch.
+"""Random numbers that depend on a key and a position only: Philox4x32-10, in plain torch.
 
     word[n, v] = output v % 4 of Philox with counter (v // 4, 0, 0, 0) and key keys[n]
     u[n, v]    = (word[n, v] + 1/2) / 2^32, in (0, 1)

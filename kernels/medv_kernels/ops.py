@@ -17,8 +17,8 @@ from medv_kernels.reference import Selection
 def select(
     rows: Tensor, *args: Any, k: int | None = None, allowed: Tensor | None = None, **more: Any
 ) -> Selection:
-    """`reference.select`; on a GPU `k` saves nothing, and all odds are whole. Rows with `allowed`
-    ids are chosen for in plain torch on any device."""
+    """`reference.select` of float[N, D]; on a GPU `k` saves nothing, and all odds are whole. With
+    bool[N, V] `allowed`, rows are chosen for in plain torch on any device."""
     if allowed is not None or not takes_kernels(rows):
         return reference.select(rows, *args, k=k, allowed=allowed, **more)
     found: Selection = _of(rows, "select")(rows, *args, **more)
@@ -26,7 +26,7 @@ def select(
 
 
 def commit(x: Tensor, *args: Any, **more: Any) -> tuple[Tensor, Tensor]:
-    """`reference.commit`."""
+    """`reference.commit` of int64[B, L]."""
     found: tuple[Tensor, Tensor] = _of(x, "commit")(x, *args, **more)
     return found
 
@@ -37,7 +37,7 @@ def commit_step(state: reference.ResponseState, *args: Any, **more: Any) -> None
 
 
 def takes_kernels(tensor: Tensor) -> bool:
-    """Whether operations on a tensor run as kernels."""
+    """Whether operations on a tensor, any[...], run as kernels."""
     return tensor.is_cuda
 
 

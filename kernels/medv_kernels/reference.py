@@ -132,7 +132,8 @@ def select(
 
 
 def check_draws(temperature: float, uniform: Tensor | None, keys: Tensor | None, rows: int) -> None:
-    """Raises ValueError where `select` has no draws for its temperature, or two kinds of them."""
+    """Raises ValueError where `select` has no draws for its temperature, or two kinds of them:
+    `uniform` float[N, V] and `keys` int64[N]."""
     if uniform is not None and keys is not None:
         raise ValueError("give `uniform` or `keys`, not both")
     if temperature > 0 and uniform is None and keys is None and rows:

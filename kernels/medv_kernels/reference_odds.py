@@ -36,7 +36,7 @@ class Largest(NamedTuple):
     top: Tensor
     """int64[n], its lowest index."""
     chunk: Tensor
-    """int64[n], its place in `maxima`."""
+    """int64[n], its index in `maxima`."""
     maxima: Tensor
     """float32[n, M]: one a chunk, then the columns after the last whole chunk."""
 

@@ -169,7 +169,7 @@ def new_states(rows: int, splits: int, device: torch.device) -> Tensor:
 
 
 def merge(numbers: Tensor, found: Selection) -> None:
-    """Write what the splits of each row come to into `found`."""
+    """Write what the splits of each row come to, float64[FIELDS, N, splits], into `found`."""
     from medv_kernels import triton_select as kernels
 
     _, rows, splits = numbers.shape
@@ -197,7 +197,7 @@ def cut(found: Selection, piece: slice) -> Selection:
 
 
 def ids_on(ids: Sequence[int], vocabulary: int, device: torch.device) -> Tensor:
-    """int32, the ids on the device; one that means nothing where there are none.
+    """int32[n], the ids on the device; one that means nothing where there are none.
 
     Raises IndexError for an id that the logits have no column for.
     """

@@ -60,9 +60,9 @@ def finish(
     A target that is no column is never read; its loss and total are NaN.
     """
     row = tl.program_id(0).to(tl.int64)
-    lane = tl.arange(0, SPLITS)
-    on = lane < splits
-    at = numbers + row * splits + lane
+    part = tl.arange(0, SPLITS)
+    on = part < splits
+    at = numbers + row * splits + part
     parts = tl.load(at, mask=on, other=-INF)
     sums = tl.load(at + field, mask=on, other=0.0)
     top = tl.max(parts, 0)

@@ -159,18 +159,18 @@ def partials(
         if NUM_UNRANKED > 0:
             wrong = tl.max((logits < INF).to(tl.int32) ^ 1, 0)
             total = tl.where(wrong > 0, float("nan"), total)
-    place = row * tl.num_programs(1) + split
+    cell = row * tl.num_programs(1) + split
     field = tl.num_programs(0).to(tl.int64) * tl.num_programs(1)
-    store_state(numbers, place, field, best, g, logit, own, m, total, second, True, SECOND)
+    store_state(numbers, cell, field, best, g, logit, own, m, total, second, True, SECOND)
 
 
 @triton.jit
 def merge(numbers, token, rest, gap, field, splits, SPLITS: tl.constexpr, SECOND: tl.constexpr):
     """token int64[N], rest and gap float64[N] from the states of a row's splits. Grid (N,)."""
     row = tl.program_id(0).to(tl.int64)
-    lane = tl.arange(0, SPLITS)
-    on = lane < splits
-    at = numbers + row * splits + lane
+    part = tl.arange(0, SPLITS)
+    on = part < splits
+    at = numbers + row * splits + part
     best = tl.load(at, mask=on, other=-INF)
     ids = tl.load(at + field, mask=on, other=-1.0)
     logits = tl.load(at + 2 * field, mask=on, other=-INF)

@@ -83,7 +83,7 @@ class Look:
         )
 
     def modality_values(self, stored: NDArray[Any]) -> NDArray[np.float64]:
-        """Raises DataError E1208 for values beyond float64."""
+        """any[H, W] as stored -> float64[H, W]. Raises DataError E1208 for more than float64."""
         if self.modality is not None:
             return _look_up(stored, self.modality)
         with np.errstate(over="ignore", invalid="ignore"):

@@ -1,6 +1,6 @@
 """Where attention is cut: the turns of a dialogue, or image, question and answer.
 
-A place sees all of its own segment and of those before it. Ends are places in a row's token ids,
+A position sees all of its own segment and of those before it. Ends are positions in a row's ids,
 where an image is one slot. User text never becomes a special token, so headers and ends of turn are
 found by their ids. Source of the dialogue mask: LLaDA-V, generate_conversation_ids.
 """
@@ -60,7 +60,7 @@ def segment_ends(
     said = spoken(ids, header, eot)
     if attention == "dialogue":
         return (*(end for _, end in said[:-1]), len(ids))
-    ends = [place for place, token in enumerate(ids, 1) if token == IMAGE_SLOT][-1:]
+    ends = [end for end, token in enumerate(ids, 1) if token == IMAGE_SLOT][-1:]
     for first, end in said:
         ends += [first, end]
     if said:

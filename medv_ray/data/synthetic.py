@@ -178,9 +178,9 @@ def pathvqa_shaped(
     counts = _spread(num_rows, num_images)
     asked = plan(num_rows, counts, rng)
     modes = np.array(["RGB"] * num_images, dtype=object)
-    places = rng.permutation(num_images)
-    modes[places[: round(num_images * 90 / 858)]] = "CMYK"
-    modes[places[num_images - round(num_images * 2 / 858) :]] = "L"
+    order = rng.permutation(num_images)
+    modes[order[: round(num_images * 90 / 858)]] = "CMYK"
+    modes[order[num_images - round(num_images * 2 / 858) :]] = "L"
     schema = _schema(_HF_FIELDS)
     with pq.ParquetWriter(path, schema, compression="snappy", use_dictionary=False) as writer:
         batch: list[dict[str, Any]] = []

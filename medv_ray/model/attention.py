@@ -14,13 +14,13 @@ from medv_ray.model.llada import LanguageTower, Layer, Rotary, rotary_table, rot
 
 @torch.no_grad()
 def look(
-    tower: LanguageTower, embeds: Tensor, place: int, ends: tuple[int, ...], num_layers: int
+    tower: LanguageTower, embeds: Tensor, position: int, ends: tuple[int, ...], num_layers: int
 ) -> tuple[Tensor, Tensor]:
     """One position's last hidden state, and what it attends to.
 
     Args:
         embeds: float[S, D].
-        place: of the position, in the last segment.
+        position: in the whole sequence, of the last segment.
         ends: see `LanguageTower`.
         num_layers: of the last ones, whose attention is averaged, over heads as well.
 
@@ -34,14 +34,14 @@ def look(
     for number, layer in enumerate(tower.layers):
         assert isinstance(layer, Layer)
         if number >= first:
-            rows.append(_row(layer, x, rotary, place))
+            rows.append(_row(layer, x, rotary, position))
         x = layer(x, rotary, None, ends)
-    return tower.norm(x)[0, place], torch.stack(rows).mean(0)
+    return tower.norm(x)[0, position], torch.stack(rows).mean(0)
 
 
-def _row(layer: Layer, x: Tensor, rotary: Rotary, place: int) -> Tensor:
+def _row(layer: Layer, x: Tensor, rotary: Rotary, position: int) -> Tensor:
     """float32[S], mean over heads of softmax(q k / sqrt(C)) of one query."""
-    attention, here = layer.self_attn, slice(place, place + 1)
+    attention, here = layer.self_attn, slice(position, position + 1)
     y = layer.input_layernorm(x)
     q = attention.q_proj(y[:, here]).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
     k = attention.k_proj(y).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)

@@ -3,10 +3,10 @@
     x += W_o attention(rms(x));  x += W_down (silu(W_gate y) * W_up y), y = rms(x);  out = rms(x)
 
 Parameter names are those of the published LLaMA-style checkpoints, below `model.`.
-`ends` cuts the sequence into segments: a place sees all of its own segment and of those before it.
-One segment is LLaDA's own attention; turns, or image, question and answer, are others.
+`ends` cuts the sequence into segments: a position sees all of its own segment and of those before
+it. One segment is LLaDA's own attention; turns, or image, question and answer, are others.
 
-Shapes: B rows, S sequence, N places asked for, D width, H heads, K key-value heads, C width of
+Shapes: B rows, S sequence, N positions asked for, D width, H heads, K key-value heads, C width of
 one head.
 """
 
@@ -37,6 +37,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """float[..., D] -> float[..., D]."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return wide.to(x.dtype) * self.weight
@@ -69,11 +70,12 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 def attention_bias(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """What `scaled_dot_product_attention` takes: bool (True attends) or float, [B, 1, 1 or S, S].
+    """What `scaled_dot_product_attention` takes: bool[B, 1, 1 or S, S]
+    (True attends) or float[B, 1, 1 or S, S].
 
     Args:
-        attention_mask: [B, S] keys that may be seen, or [B, 1, S, S]; non-zero attends. A 4-D mask
-            of floats is additive.
+        attention_mask: any[B, S] keys that may be seen, or any[B, 1, S, S]; non-zero attends. A
+            4-D mask of floats is additive.
         dtype: of the queries.
 
     A mask without zeros is none, as in LLaDA: the unmasked kernels are faster.
@@ -116,7 +118,7 @@ def attend(
 def cuts_of(
     ends: Sequence[int], need: Tensor | None, start: int, asked: int
 ) -> list[tuple[int, int]]:
-    """For `attend`: by segment, the `asked` places from `start` on, or of these the int64[N]
+    """For `attend`: by segment, the `asked` positions from `start` on, or of these the int64[N]
     ascending ones `need`, counted from `start`."""
     if len(ends) == 1:
         return [(asked if need is None else len(need), ends[0])]
@@ -142,6 +144,7 @@ class Linear(nn.Linear):
         self.packed = made if isinstance(made, PackedWeight) else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """float[..., D] -> float[..., out_features]."""
         if self.packed is None or torch.is_grad_enabled():
             return F.linear(x, self.weight)
         return linear(x, self.packed)
@@ -173,6 +176,8 @@ class Attention(nn.Module):
         need: Tensor | None = None,
         kept: tuple[Keys, int] | None = None,
     ) -> Tensor:
+        """float[B, S, D] -> float[B, S, D]; of `need` int64[N] alone float[B, N, D]. `kept`: where
+        this layer's keys and values go, and the layer's number."""
         asking, turn = x, rotary
         if need is not None:
             asking, turn = x[:, need], (rotary[0][:, :, need], rotary[1][:, :, need])
@@ -202,6 +207,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """float[B, S, D] -> float[B, S, D]."""
         gate, up = packed_of(self.gate_proj), packed_of(self.up_proj)
         if gate is not None and up is not None:
             hidden = up.product(x, times=gate.product(x, silu=True))
@@ -230,6 +236,7 @@ class Layer(nn.Module):
         need: Tensor | None = None,
         kept: tuple[Keys, int] | None = None,
     ) -> Tensor:
+        """float[B, S, D] -> float[B, S, D]; of `need` int64[N] alone float[B, N, D]."""
         mixed = self.self_attn(self.input_layernorm(x), rotary, bias, ends, need, kept)
         x = mixed + (x if need is None else x[:, need])
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
@@ -263,9 +270,9 @@ class LanguageTower(nn.Module):
             embeds: float[B, S, D]; with `keys` of the window alone, from `keys.start` on.
             attention_mask: see `attention_bias`.
             positions: int64[S] or int64[B, S]; 0 .. S - 1 by default. Only differences matter.
-            need: int64[N], the places whose states are asked for; the result is float[B, N, D], and
-                the last layer works for these places only; ascending where there are `ends`. None:
-                all. With `keys` they count from `keys.start`.
+            need: int64[N], the positions whose states are asked for; the result is float[B, N, D],
+                and the last layer works for these positions only; ascending where there are `ends`.
+                None: all. With `keys` they count from `keys.start`.
             ends: of the segments, ascending, the last is S; the same in every row. None: one.
             keys: of the whole sequence; takes those of the window, and is attended to.
         """

@@ -88,7 +88,8 @@ def save_adapter(
         folder: created if needed; must hold no adapter yet.
         base_digest: `weights.digest` of the folder that the model was loaded from.
         settings: that the adapters were made with.
-        state: tensors by the names of `model.state_dict()`, where the model's own are partitioned.
+        state: tensors, any[...], by the names of `model.state_dict()`, where the model's own are
+            partitioned.
 
     Raises SettingsError E1001 for a folder in use, CheckpointError E1405 for NaN or Inf.
     """
@@ -135,9 +136,9 @@ def load_adapter(
     E1403 (tensors that the settings do or do not call for), E1404 (shape, rank), E1405 (not
     finite), E1407 (damaged), E1410 (no such adapter), E1411 (trained on another base).
     """
-    place = Path(folder).absolute()
-    settings = _read_settings(place, base_digest)
-    found = _read_tensors(model, place, settings)
+    home = Path(folder).absolute()
+    settings = _read_settings(home, base_digest)
+    found = _read_tensors(model, home, settings)
     layers = _inject(model, settings)
     for name, layer in layers.items():
         for half in ("lora_A", "lora_B"):
@@ -180,7 +181,8 @@ def merge_lora(model: Medv) -> None:
 
 
 def merged(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """W + scale B A, in float32 or wider."""
+    """W + scale B A, float[out, in] in float32 or wider; A is `down`, float[r, in], and B `up`,
+    float[out, r]."""
     wide = torch.promote_types(down.dtype, torch.float32)
     return weight.to(wide) + scale * (up.to(wide) @ down.to(wide))
 
@@ -193,19 +195,19 @@ def halves_of(name: str) -> tuple[str, str]:
 
 def adapter_digest(folder: str | os.PathLike[str]) -> str:
     """sha256 over the adapter's three files, 64 hex digits. Raises CheckpointError E1401."""
-    place = Path(folder).absolute()
-    require(place, [NOTE, CONFIG, TENSORS])
-    return files_sha256(place / name for name in (NOTE, CONFIG, TENSORS))
+    home = Path(folder).absolute()
+    require(home, [NOTE, CONFIG, TENSORS])
+    return files_sha256(home / name for name in (NOTE, CONFIG, TENSORS))
 
 
 def check_base(folder: str | os.PathLike[str], base_digest: str) -> None:
     """Raises CheckpointError E1401 without an adapter, E1411 for one of another base."""
-    place = Path(folder).absolute()
-    trained_on = str(read_json(place, NOTE).get("base_sha256"))
+    home = Path(folder).absolute()
+    trained_on = str(read_json(home, NOTE).get("base_sha256"))
     if trained_on != base_digest:
         raise CheckpointError(
             "E1411",
-            f"adapter {place.name!r} was trained on weights {trained_on[:12]}, the model folder "
+            f"adapter {home.name!r} was trained on weights {trained_on[:12]}, the model folder "
             f"has {base_digest[:12]}.",
         )
 

@@ -85,8 +85,8 @@ class Medv(nn.Module):
             attention_mask: bool[B, S] keys that may be seen, or bool[B, 1, S, S]; None lets all
                 see all.
             positions: int64[S] or int64[B, S]; 0 .. S - 1 by default.
-            need: int64[N], places that are asked for; the result is float[B, N, D] then.
-            ends: of segments, the last is S: each place sees its own segment and earlier ones.
+            need: int64[N], positions that are asked for; the result is float[B, N, D] then.
+            ends: of segments, the last is S: each position sees its own segment and earlier ones.
             keys: of the whole sequence, when `embeds` is a window of it; see `LanguageTower`.
         """
         states: Tensor = self.model(embeds, attention_mask, positions, need, ends, keys)

@@ -41,8 +41,8 @@ def new_folder(target: Path, size_bytes: int) -> Iterator[Path]:
         try:
             yield partial
             os.chmod(partial, 0o755)
-            for place in (*partial.iterdir(), partial):
-                sync(place)
+            for path in (*partial.iterdir(), partial):
+                sync(path)
             os.replace(partial, target)  # an empty folder gives way
             sync(target.parent)
         except BaseException:

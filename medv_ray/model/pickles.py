@@ -33,13 +33,13 @@ _CHUNK_BYTES = 2**24
 
 @dataclass(frozen=True)
 class Pickled(Stored):
-    """A tensor's place in a torch file. The storage may be shared with other tensors."""
+    """Where a tensor lies in a torch file. The storage may be shared with other tensors."""
 
     stride: tuple[int, ...]
     offset: int
     """Of the first element in the storage, in elements."""
     storage: tuple[int, int, int]
-    """Place in the file and size in bytes, and crc32; 0: not recorded."""
+    """Offset in the file and size in bytes, and crc32; 0: not recorded."""
 
     @property
     def num_bytes(self) -> int:
@@ -67,7 +67,8 @@ def contents(file: Path) -> tuple[dict[str, Pickled], list[str]]:
 
 
 def read_tensor(entry: Pickled) -> Tensor:
-    """The tensor, dense, in memory of its own. Raises CheckpointError E1407."""
+    """The tensor, any[...] of the entry's shape, dense, in memory of its own. Raises
+    CheckpointError E1407."""
     dtype = DTYPES[entry.dtype]
     if not math.prod(entry.shape):
         return torch.empty(entry.shape, dtype=dtype)
@@ -100,7 +101,7 @@ def _ask(file: Path) -> dict[str, Any]:
     # the table of an 8B model takes 0.2 MB; the older format has it in front of all data
     memory_bytes = 2**29 + min(size // 8, 2**31)
     cpu_seconds = 10 + size // 2**30
-    found = os.pathsep.join(os.path.abspath(place) for place in sys.path)
+    found = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
     with file.open("rb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-s", "-P", "-W", "ignore", "-m", pickle_child.__name__]

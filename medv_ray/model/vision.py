@@ -33,10 +33,11 @@ class Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.side**2, config.hidden_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """float[T, 3, H, W] -> float[T, N, E]."""
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [T, N, E]
         # called, not read: a partitioned table is gathered for its own module's forward pass
-        places = torch.arange(patches.shape[1], device=patches.device)
-        out: Tensor = patches + self.position_embedding(places)
+        positions = torch.arange(patches.shape[1], device=patches.device)
+        out: Tensor = patches + self.position_embedding(positions)
         return out
 
 
@@ -51,6 +52,7 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """float[T, N, E] -> float[T, N, E]."""
         q, k, v = (
             proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -70,6 +72,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """float[T, N, E] -> float[T, N, E]."""
         out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
         return out
 
@@ -85,6 +88,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
+        """float[T, N, E] -> float[T, N, E]."""
         x = x + self.self_attn(self.layer_norm1(x))
         out: Tensor = x + self.mlp(self.layer_norm2(x))
         return out
@@ -104,6 +108,7 @@ class VisionTower(nn.Module):
         """Keep only the input of each layer for the backward pass, and compute the rest again."""
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """float[T, 3, H, W] -> float[T, N, E]."""
         x: Tensor = self.embeddings(pixels)
         again = self.gradient_checkpointing and torch.is_grad_enabled()
         # a frozen tower keeps nothing anyway

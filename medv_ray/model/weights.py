@@ -168,7 +168,8 @@ def write_shards(
     Args:
         folder: exists, without weights.
         sizes: bytes of each tensor, in the order of the files.
-        tensor: gives a tensor when its file is written; one file's tensors are held at a time.
+        tensor: gives a tensor, any[...], when its file is written; one file's tensors are held at a
+            time.
         max_shard_bytes: shards are filled up to here; a larger tensor gets one of its own.
     """
     shards = _split(sizes, max_shard_bytes)
@@ -240,7 +241,7 @@ def _compare(model: Medv, stored: Mapping[str, Stored]) -> None:
 def _tensors(
     stored: dict[str, Stored], dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor in the wanted dtype and place, checked to be finite there."""
+    """Each tensor in the wanted dtype and on the wanted device, checked to be finite there."""
     shared: dict[Path, Any] = {}
     # largest first: the source of a conversion is then small beside what is already converted
     for name, entry in sorted(stored.items(), key=lambda item: -math.prod(item[1].shape)):

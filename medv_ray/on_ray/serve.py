@@ -7,7 +7,6 @@ Each replica steps its own engine; the requests of all clients meet there.
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import os
@@ -20,6 +19,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRoute
 from medv_ray.errors import RunError
 from medv_ray.on_ray.meters import RayMeters
 from medv_ray.on_ray.options import serve_settings
+from medv_ray.on_ray.private_ray import ask_no_proxy
 from medv_ray.serving.app import make_app
 from medv_ray.serving.audit import AuditLog
 from medv_ray.serving.auth import Keys
@@ -51,15 +51,9 @@ class InlineBody:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # a private name of Serve's: where a later one has another, its calls are made as before
-        if BODY in scope and hasattr(receive, "_receive_asgi_messages"):
-            receive._receive_asgi_messages = _never
+        if BODY in scope:
+            ask_no_proxy(receive)
         await self._app(scope, receive, send)
-
-
-async def _never(_: Any) -> bytes:
-    await asyncio.Event().wait()
-    raise AssertionError("an event that nobody sets")
 
 
 @serve.ingress()

@@ -21,6 +21,7 @@ from medv_ray.errors import MedvError, RunError
 from medv_ray.on_ray.actor import ScoreChunk, Work
 from medv_ray.on_ray.cluster import STREAM
 from medv_ray.on_ray.preflight import PoolSize
+from medv_ray.on_ray.private_ray import set_window
 from medv_ray.on_ray.source import ChunkSource
 from medv_ray.on_ray.supervisor import Supervisor, death_limit
 
@@ -133,8 +134,7 @@ class Stream:
         context = chunks.context  # this dataset's own copy
         context.enable_progress_bars = False
         context.target_max_block_size = 1  # a row is a block
-        # 2 by default: two chunks every time that Ray Data looks, 20 a second in the whole cluster
-        context._max_num_blocks_in_streaming_gen_buffer = self._window
+        set_window(context, self._window)
         context.print_on_execution_start = False
         pool, settings = self._size, work.settings.pool
         scored: ray.data.Dataset = chunks.map_batches(

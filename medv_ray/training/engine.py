@@ -87,6 +87,7 @@ class PlainEngine:
         return float(norm)
 
     def sum(self, values: Tensor) -> Tensor:
+        """any[n] -> float64[n], of this one worker."""
         return values.double()
 
     def slices(self) -> Iterator[Slice]:

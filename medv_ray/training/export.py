@@ -88,7 +88,7 @@ def write_model(
 def tensor_of(
     state: SavedState, stored: dict[str, Stored], name: str, stage: StageSettings
 ) -> Tensor:
-    """A tensor of the trained model: float32 where it was trained, else as the base has it."""
+    """A tensor of the trained model: float32[...] where it was trained, else as the base has it."""
     entry = stored[name]
     if name in state.shapes:
         return state.whole(name).reshape(entry.shape)

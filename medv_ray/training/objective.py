@@ -89,7 +89,8 @@ class Objective(nn.Module):
         self.padding = padding
 
     def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """The fields of an `Outcome`; a plain tuple, which DeepSpeed's hooks look into."""
+        """The fields of an `Outcome`, of which the first three are float32[], float32[B] and
+        float32[B]; a plain tuple, which DeepSpeed's hooks look into."""
         images, tie = self._images(samples)
         if self.padding is not None:
             samples = pad_with_targets(samples, images, self.padding)

@@ -22,6 +22,7 @@ from medv_ray.errors import SettingsError
 from medv_ray.training.engine import MOMENTS, Read, Slice
 from medv_ray.training.objective import Objective, Outcome, Sample
 from medv_ray.training.optim import make_optimizer, parameter_groups
+from medv_ray.training.private_deepspeed import weights_follow, without_shared_memory
 from medv_ray.training.stages import ShardSettings, StageSettings
 
 
@@ -30,7 +31,7 @@ class ZeroEngine:
 
     def __init__(self, objective: Objective, stage: StageSettings, shard: ShardSettings) -> None:
         """Partitions the weights of `objective`, which holds them whole; every worker must have
-        loaded the same. Raises SettingsError E1001 without DeepSpeed."""
+        loaded the same. Raises SettingsError E1001 without DeepSpeed, E1004 with an unknown one."""
         deepspeed = _import_deepspeed(objective.model.device.type)
         self.rank, self.num_workers = dist.get_rank(), dist.get_world_size()
         self._stage, self._objective = stage, objective
@@ -45,6 +46,7 @@ class ZeroEngine:
         self._engine, *_ = deepspeed.initialize(
             model=objective, optimizer=make_optimizer(groups, stage), config=config
         )
+        self._weights_follow = weights_follow(self._engine.optimizer, deepspeed.__version__)
         self._rates = [group["peak_lr"] for group in groups]
 
     def micro_step(self, samples: Sequence[Sample], share: float) -> Outcome:
@@ -63,6 +65,7 @@ class ZeroEngine:
         return norm if norm >= 0 else math.nan  # DeepSpeed has -1 for what is not finite
 
     def sum(self, values: Tensor) -> Tensor:
+        """any[n] -> float64[n] on the host, over all workers."""
         total = values.to(self._objective.model.device, torch.float64)
         dist.all_reduce(total)
         return total.cpu()
@@ -97,11 +100,7 @@ class ZeroEngine:
         for state in zero.optimizer.state.values():
             if "step" in state:
                 state["step"].fill_(num_updates)
-        # what an update does last: the weights that are computed with follow the float32 ones
-        for group in range(len(zero.fp32_partitioned_groups_flat)):
-            zero._reassign_or_swap_out_partitioned_parameters(group)
-        if zero.persistent_parameters:
-            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        self._weights_follow()
 
     def barrier(self) -> None:
         dist.barrier()
@@ -166,8 +165,7 @@ def _import_deepspeed(device: str) -> Any:
     # at each collective: DeepSpeed calls them by names that torch 2.13 has renamed
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if device == "cpu":
-        # would be compiled, in 90 s, for collectives that gloo has
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        without_shared_memory(deepspeed.ops, deepspeed.__version__)
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
     else:
         deepspeed.init_distributed(auto_mpi_discovery=False)

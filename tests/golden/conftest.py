@@ -38,6 +38,7 @@ from torch import Tensor
 
 from medv_ray.model.config import LanguageConfig, ModelConfig, VisionConfig
 from medv_ray.model.medv import Medv
+from tests.golden.tally import SESSION
 
 HERE = Path(__file__).parent
 INPUTS = {
@@ -306,20 +307,6 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
     _deselected.extend(item.nodeid for item in items if HERE in item.path.parents)
 
 
-def _tally() -> tuple[int, int, list[str]]:
-    """Sub-cases run, not supported, and the names of those that failed or were not run."""
-    run, skipped, failed = 0, 0, []
-    for case in GOLDEN.numbers:
-        for key in sub_cases(GOLDEN, case):
-            if (case, key) in GOLDEN.passed - GOLDEN.failed:
-                run += 1
-            elif not supported(GOLDEN, case, key):
-                skipped += 1
-            else:
-                failed.append(f"{case} {key}")
-    return run, skipped, failed
-
-
 def _whole(session: pytest.Session) -> bool:
     """Whether every golden test was there to run: else the rest cannot be missed."""
     collected = {item.path for item in session.items}
@@ -329,25 +316,13 @@ def _whole(session: pytest.Session) -> bool:
     return bool(modules) and modules <= collected and not (_deselected or named or early)
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    session.config.stash[_WHOLE] = _whole(session)
-    if session.config.stash[_WHOLE] and _tally()[2]:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-_WHOLE = pytest.StashKey[bool]()
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if not GOLDEN.passed and not GOLDEN.failed:
-        return
-    run, skipped, failed = _tally()
-    if config.stash.get(_WHOLE, False):
-        terminalreporter.write_line(
-            f"golden: {run} run, {skipped} not supported, {len(failed)} failed"
-        )
-        for name in failed:
-            terminalreporter.write_line(f"golden: {name} failed or was not run")
-    else:
-        terminalreporter.write_line(f"golden: {run} run of a part of the tests")
+    tally = SESSION.tally
+    tally.whole = tally.whole or _whole(session)
+    for case in GOLDEN.numbers:
+        for key in sub_cases(GOLDEN, case):
+            tally.found.add(f"{case} {key}")
+            if not supported(GOLDEN, case, key):
+                tally.unsupported.add(f"{case} {key}")
+    tally.passed.update(f"{case} {key}" for case, key in GOLDEN.passed)
+    tally.failed.update(f"{case} {key}" for case, key in GOLDEN.failed)

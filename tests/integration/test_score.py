@@ -241,9 +241,3 @@ def test_retry_quarantined(tmp_path: Path) -> None:
     later = go(tmp_path, Resume(retry_quarantined=True), "tests.integration.stub:load_calm")
     assert later.session.rows == 8
     assert set(rows_of(tmp_path).values()) == {"answered"}
-
-
-def test_ray_data_still_has_the_limit_that_the_stream_raises() -> None:
-    """Under a name of Ray's own: without it a cluster gets 20 chunks a second."""
-    context = ray.data.DataContext.get_current()
-    assert context._max_num_blocks_in_streaming_gen_buffer == 2

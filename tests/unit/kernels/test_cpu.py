@@ -3,12 +3,13 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional
 
-from medv_kernels import cpu
+from medv_kernels import cpu, private_torch
 from medv_kernels.linear import PackedWeight, pack
 
 
@@ -24,7 +25,9 @@ def forgotten() -> Iterator[None]:
 
 def test_the_choice_names_library_instructions_and_vendor() -> None:
     library, instructions, vendor = cpu.choice().split("-")
-    assert library == ("onednn" if cpu.has_onednn() else "mkl" if torch._C.has_mkl else "blas")
+    assert library == (
+        "onednn" if cpu.has_onednn() else "mkl" if torch.backends.mkl.is_available() else "blas"
+    )
     assert instructions == torch.backends.cpu.get_cpu_capability().lower()
     assert vendor in (*cpu.VENDORS.values(), "other")
 
@@ -63,10 +66,27 @@ def test_it_is_said_once_and_no_clock_is_read(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_without_onednn_the_weight_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._C, "_has_mkldnn", False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     weight = torch.randn(6, 4)
     assert pack(weight) is weight
     assert cpu.choice().split("-")[0] in ("mkl", "blas")
+
+
+@pytest.mark.parametrize("name", private_torch.NAMES)
+def test_a_torch_without_the_names_is_named_and_does_without(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = {other: None for other in private_torch.NAMES if other != name}
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(**kept))
+    weight = torch.randn(6, 4)
+    assert pack(weight) is weight
+    assert f"torch {torch.__version__} has no {name} any more" in caplog.text
+
+
+def test_this_torch_has_the_names() -> None:
+    assert cpu.has_onednn() == torch.backends.mkldnn.is_available()
+    assert not private_torch.missing()
 
 
 def test_what_follows_a_product_is_what_torch_would_do_after_it() -> None:
