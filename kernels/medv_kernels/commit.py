@@ -33,7 +33,8 @@ def commit(
     factor: float | None = None,
     num_masks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.commit`; keys are compared in float64."""
+    """As `reference.commit`: the new x int64[B, L], and which were chosen, bool[B, L]. Keys are
+    compared in float64."""
     check_rule(k, threshold, factor)
     check_device(x, "commit")
     new, chosen = torch.empty_like(x, memory_format=torch.contiguous_format), _empty(x, torch.bool)
@@ -75,7 +76,8 @@ def commit_step(
     factor: Tensor | None = None,
     num_masks: Tensor | None = None,
 ) -> None:
-    """As `reference.commit_step`. The tensors of `state` are contiguous, and stay where they are.
+    """As `reference.commit_step`, with int64[B, L] `token` and float[B, L] `rest`. The tensors of
+    `state` are contiguous, and stay where they are.
 
     After one call like it, a call can be part of a CUDA graph.
     """

@@ -94,7 +94,7 @@ def accepted_by_factor(
 
 
 def confidence_of(rest: Tensor) -> Tensor:
-    """1 / (1 + rest) in float64."""
+    """1 / (1 + rest) of any float[...], in float64."""
     return 1 / (1 + rest.double())
 
 

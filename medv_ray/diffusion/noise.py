@@ -23,7 +23,7 @@ class Noise(NamedTuple):
 
 
 def mask_probability(t: Tensor, eps: float = 1e-3) -> Tensor:
-    """(1 - eps) t + eps: no target is without a chance. Source: LLaDA, GUIDELINES.md."""
+    """float[B], (1 - eps) t + eps: no target is without a chance. Source: LLaDA GUIDELINES.md."""
     return (1 - eps) * t + eps
 
 

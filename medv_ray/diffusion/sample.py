@@ -108,7 +108,8 @@ def sample(
     Args:
         denoising: what to go on with; by default one row with all of its answer masked, drawing
             from `generators`.
-        head: the denoiser's, packed already; by default it is packed here, as large as it is.
+        head: float[V, D], the denoiser's, packed already; by default it is packed here, as large
+            as it is.
 
     Raises FloatingPointError when logits are not finite.
     """

@@ -100,6 +100,7 @@ class Cached(FullRecompute):
         return kept_bytes(self.model.config.language, self.model.dtype, positions)
 
     def one_pass(self, b: int, x: Tensor, positions: Tensor) -> Pass:
+        """The window of row b that int64[N] positions need, given int64[L]; see `FullRecompute`."""
         row = self._kept.get(b)
         if row is None:
             row = self._kept[b] = _Kept(self._begin(b), Refresh(self.refresh_interval))

@@ -63,7 +63,7 @@ class KeyValues:
         return self.of(layer)
 
     def of(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer that has been passed."""
+        """Keys and values float[B, K, S, C] of a layer that has been passed."""
         found = self._kept[layer]
         assert found is not None
         return found

@@ -14,13 +14,6 @@ SHAPE = re.compile(r"\b(float|int|uint|bool|any)(8|16|32|64)?\[[^\[\]\n]*\]")
 """`float[B, L]`, `int64[N]`, a scalar's `float32[]`; `any[...]` where all dtypes or shapes do."""
 TYPE = re.compile(r"\b(int|float|bool)\[\s*(int|str|float|bool|Tensor|Any|None)\b")
 """No shape, but a Python type in brackets."""
-NOT_YET = {
-    *("medv_kernels.commit", "medv_kernels.reference_commit"),
-    *("medv_ray.diffusion.noise", "medv_ray.diffusion.rules", "medv_ray.diffusion.sampler"),
-    *("medv_ray.engine.doors", "medv_ray.model.cache", "medv_ray.model.keys"),
-}
-"""Modules that are held from the step on in which they are written anew. A module whose functions
-all have their shapes must leave this set."""
 
 
 def functions(tree: ast.AST) -> Iterator[tuple[str, Function]]:
@@ -54,17 +47,12 @@ FOUND = {module: shapeless(ast.parse(path.read_text())) for module, path in sour
 
 
 def test_every_public_tensor_function_tells_its_shapes() -> None:
-    without = {module: names for module, names in FOUND.items() if names and module not in NOT_YET}
+    without = {module: names for module, names in FOUND.items() if names}
     assert not without, "write shapes as `float[B, L]`"
 
 
-def test_what_is_put_off_is_still_open() -> None:
-    done = {module for module in NOT_YET if not FOUND.get(module)}
-    assert not done, "these modules are done, or gone: take them out of NOT_YET"
-
-
 @pytest.mark.parametrize(
-    ("docstring", "told"),
+    ("docstring", "shaped"),
     [
         ("float[B, L] -> int64[B].", True),
         ("A scalar, float32[].", True),
@@ -76,11 +64,11 @@ def test_what_is_put_off_is_still_open() -> None:
         ("See noise[0] and int[str].", False),
     ],
 )
-def test_what_is_a_shape(docstring: str, told: bool) -> None:
+def test_what_is_a_shape(docstring: str, shaped: bool) -> None:
     for code in (
         f'def f(x: "Tensor"):\n    """{docstring}"""',
         f'def f(*, x: int = 0) -> Sequence[np.ndarray]:\n    """{docstring}"""',
         f'class A:\n    def f(self, *x: Tensor | None):\n        """{docstring}"""',
     ):
-        assert (shapeless(ast.parse(code)) == []) == told
+        assert (shapeless(ast.parse(code)) == []) == shaped
     assert shapeless(ast.parse(f'def _f(x: Tensor):\n    """{docstring}"""')) == []
