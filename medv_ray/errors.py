@@ -555,7 +555,7 @@ def explain(code: str) -> str:
 SHORT_OF_MEMORY = (
     "out of memory",  # torch, CUDA, Triton
     "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER, cuSPARSE
-    "can't allocate memory",  # torch's CPU allocator
+    "DefaultCPUAllocator",  # torch's
     "not enough memory",
     "Cannot allocate memory",
 )

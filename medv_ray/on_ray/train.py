@@ -164,8 +164,7 @@ def run_workers(settings: TrainSettings, identity: dict[str, Any]) -> None:
     except ray.train.TrainingFailedError as error:
         if (out / FAILED).is_file():
             return  # the workers said why
-        failed_workers = getattr(error, "worker_failures", {}).values()
-        failures = [getattr(e, "_base_exc", e) for e in failed_workers]
+        failures = list(getattr(error, "worker_failures", {}).values())
         if any(map(is_full, failures)):
             raise RunError(
                 "E1503", "the run folder could not be written: the disk is full."

@@ -21,7 +21,7 @@ DOCUMENTED = {
         for kind in (object, type, list, BaseException, ModuleType, FunctionType)
         for name in dir(kind)
     ),
-    *("__all__", "__file__", "__main__", "__path__", "__version__"),
+    *("__all__", "__file__", "__main__", "__path__", "__version__", "__unraisablehook__"),
 }
 LOOKS = {"getattr", "setattr", "hasattr", "delattr", "attrgetter", "methodcaller", "import_module"}
 

@@ -30,7 +30,7 @@ IDENTITY = IDENTITY_OF_MAKE = {
 @pytest.fixture
 def run(make, tmp_path) -> str:
     """Ten rows: two quarantined, one abstained; confidence falls with the row."""
-    make.parquet(rows=10, id=["a", None, *"cdefghi", "a"])
+    make.parquet(rows=10, id=["a", "b\n", *"cdefghi", "j\n"])
     planned = make.plan()
     out = str(tmp_path / "run")
     with Run.open(out, planned, IDENTITY) as opened:
@@ -54,8 +54,8 @@ def column(found, name: str = "row") -> list:
 def test_rows_are_chosen(run):
     assert column(rows_of(run, Choice())) == list(range(10))
     assert column(rows_of(run, Choice(status="quarantined"))) == [1, 9]
-    for reason in ("E1102", "null_id"):
-        assert column(rows_of(run, Choice(reason=reason))) == [1]
+    for reason in ("E1104", "bad_id"):
+        assert column(rows_of(run, Choice(reason=reason))) == [1, 9]
     assert column(rows_of(run, Choice(reason="low_confidence"))) == [5]
     assert column(rows_of(run, Choice(below=0.6))) == [7, 8]
     assert column(rows_of(run, Choice(limit=3))) == [0, 1, 2]
@@ -281,11 +281,11 @@ def medv(*arguments: str):
 
 
 def test_the_command_shows_and_writes(run, tmp_path):
-    shown = medv(run, "--status", "quarantined", "--reason", "E1102")
+    shown = medv(run, "--status", "quarantined", "--reason", "E1104")
     assert shown.exit_code == 0
     assert "pictures/1.png" in shown.stdout
-    assert "quarantined, E1102 null_id" in shown.stdout
-    assert "1 rows." in shown.stderr
+    assert "quarantined, E1104 bad_id" in shown.stdout
+    assert "2 rows." in shown.stderr
     assert "there may be more" in medv(run, "--limit", "2").stderr
     table = tmp_path / "mine.csv"
     table.write_text("id,age\na,7\n")

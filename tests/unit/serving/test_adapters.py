@@ -134,7 +134,7 @@ def test_weights_are_held_once_and_base_is_not_changed(service: Service) -> None
 def test_budgets_are_shared(folders: dict[str, str]) -> None:
     settings = served(folders, engine=EngineSettings(kv_cache_bytes=3000, image_cache_bytes=3000))
     engines = load_engines(settings).values()
-    assert [engine._doors.budget_bytes for engine in engines] == [1000] * 3
+    assert [engine._batches.budget_bytes for engine in engines] == [1000] * 3
     assert [engine._images._cache_bytes for engine in engines] == [1000] * 3
 
 

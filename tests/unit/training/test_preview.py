@@ -100,7 +100,7 @@ def test_a_row_that_cannot_be_shown_says_why(tmp_path: Path, tokenizer: Any) -> 
     sha = data[0].images[0]
     image_path(tmp_path / "d", sha).write_bytes(b"changed")
     page = preview(data, tokenizer)
-    assert "marks 2 places for 1 images" in page
+    assert "marks 2 images, not 1" in page
     assert page.count("are not those that were prepared") == 2
     assert len(strips(page)) == 2
 
