@@ -150,7 +150,7 @@ def commit_step(
     mask_id: int,
     key: Tensor | None = None,
     stop_ids: Sequence[Sequence[int]] = (),
-    begin: int = 0,
+    start: int = 0,
     threshold: Tensor | None = None,
     factor: Tensor | None = None,
     num_masks: Tensor | None = None,
@@ -168,7 +168,7 @@ def commit_step(
         k: int64[B], how many are committed. Or `threshold` or `factor`, float64[B], as in `commit`.
         key: float[B, L], what is ranked, ascending, in place of `rest`.
         stop_ids: the stop sequences.
-        begin: stop sequences are looked for from this position on.
+        start: stop sequences are looked for from this position on.
         num_masks: int64[B], for `factor`, as in `commit`.
     """
     check_rule(k, threshold, factor)
@@ -191,11 +191,11 @@ def commit_step(
     confidence = confidence_of(rest).float()
     torch.where(chosen, confidence, state.token_confidence, out=state.token_confidence)
     torch.where(chosen, step.int()[:, None], state.token_step, out=state.token_step)
-    find_stop(state.x, stop_ids, state.stop, begin)
+    find_stop(state.x, stop_ids, state.stop, start)
 
 
-def find_stop(x: Tensor, sequences: Sequence[Sequence[int]], stop: Tensor, begin: int = 0) -> None:
-    """Where each row of int64[B, L] is cut, from position `begin` on, given int64[B] where it was
+def find_stop(x: Tensor, sequences: Sequence[Sequence[int]], stop: Tensor, start: int = 0) -> None:
+    """Where each row of int64[B, L] is cut, from position `start` on, given int64[B] where it was
     cut before, L where nowhere; in place.
 
     The sequences are tried in order until a cut is known. So once there is one, only the first
@@ -205,12 +205,12 @@ def find_stop(x: Tensor, sequences: Sequence[Sequence[int]], stop: Tensor, begin
     """
     length, more = x.shape[1], None
     for sequence in sequences:
-        if 0 < len(sequence) <= length - begin:
-            hits = x[:, begin : length - len(sequence) + 1] == sequence[0]
+        if 0 < len(sequence) <= length - start:
+            hits = x[:, start : length - len(sequence) + 1] == sequence[0]
             for offset, token in enumerate(sequence[1:], start=1):
                 end = length - len(sequence) + 1 + offset
-                hits &= x[:, begin + offset : end] == token
-            places = torch.arange(begin, begin + hits.shape[1], device=x.device)
+                hits &= x[:, start + offset : end] == token
+            places = torch.arange(start, start + hits.shape[1], device=x.device)
             first = torch.where(hits, places, length).amin(1)
             if more is not None:  # rows whose cut is known do not try it
                 first = torch.where(more, first, length)

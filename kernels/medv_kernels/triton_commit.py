@@ -140,7 +140,7 @@ def first_stop(
     count,
     row,
     length,
-    begin,
+    start,
     found,
     sequences,
     sizes,
@@ -153,7 +153,7 @@ def first_stop(
     trying = tl.full((), 1, tl.int32)
     for s in tl.static_range(NUM_STOPS):
         size = tl.load(sizes + s)
-        hit = (size > 0) & (i >= begin) & (i + size <= length)
+        hit = (size > 0) & (i >= start) & (i + size <= length)
         for w in tl.static_range(WIDTH):
             now = after_step(x, token, rank, count, row, i + w, length)
             hit = hit & ((w >= size) | (now == tl.load(sequences + s * WIDTH + w)))
@@ -181,7 +181,7 @@ def commit_step(
     sequences,
     sizes,
     length,
-    begin,
+    start,
     mask_id,
     ROW: tl.constexpr,
     RULE: tl.constexpr,
@@ -210,7 +210,7 @@ def commit_step(
         taken = able & (order < count)
         new = tl.load(token + at, mask=taken, other=0)
         found = first_stop(
-            *(x, token, rank, count, row, length, begin, tl.load(stop + row), sequences, sizes),
+            *(x, token, rank, count, row, length, start, tl.load(stop + row), sequences, sizes),
             *(ROW, NUM_STOPS, WIDTH),
         )
         still = before & ((taken == 0) | (new == mask_id))

@@ -56,7 +56,7 @@ def log_likelihood(
     """Estimate of log p(answer | prompt), nats: minus the sum of CE / mask ratio, averaged.
 
     Args:
-        denoise: makes denoiser 1 with the prompt bound to so many rows.
+        denoise: makes a denoiser of so many rows, the prompt bound.
         answer: int64[T], T > 0; one sample is enough for T = 1.
         num_samples: noisy copies in all, a multiple of `copies`.
         copies: B, rows of one forward pass.

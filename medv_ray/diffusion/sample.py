@@ -74,7 +74,7 @@ def begin(
         raise ValueError(f"{count} generators for {rows} rows: give one generator per row")
     if prompt_lengths is None and spec.noise == "reference":
         raise ValueError('noise="reference" counts prompt positions too: give prompt_lengths')
-    made = Denoising(spec, rows, x.device, begin=start)
+    made = Denoising(spec, rows, x.device, start=start)
     for b, row in enumerate(x.tolist()):
         given = [i for i, masked in enumerate(maskable[b].tolist()) if not masked]
         generator = generators[b % count] if count else None
@@ -93,6 +93,12 @@ def blank(
     """A batch with all of its answers masked and nothing else in x; see `begin`."""
     x = torch.full((rows, spec.gen_length), spec.mask_id, device=device)
     return begin(spec, x, x == spec.mask_id, 0, generators, prompt_lengths)
+
+
+def answer(denoising: Denoising, b: int) -> Tensor:
+    """int64[n], row b's answer: cut at the stop, then the suffix."""
+    suffix = torch.tensor(denoising.spec.suffix_ids, dtype=torch.int64, device=denoising.x.device)
+    return torch.cat([denoising.x[b, denoising.start : denoising.row(b).stop], suffix])
 
 
 def sample(

@@ -47,19 +47,19 @@ class Denoising:
         num_rows: int,
         device: torch.device | str = "cpu",
         *,
-        begin: int = 0,
+        start: int = 0,
         together: bool | None = None,
     ) -> None:
         """
         Args:
-            begin: where the first block begins; positions before it that are masked compete with
+            start: where the first block begins; positions before it that are masked compete with
                 the block's own for its tokens, and count in no schedule.
             together: choose tokens for all rows in one product. None: only where the device is no
                 CPU; there a product of matrices is not bit-equal whatever its height, and a row's
                 answer would depend on its company.
         """
-        self.spec, self.begin = spec, begin
-        self.length = begin + spec.gen_length
+        self.spec, self.start = spec, start
+        self.length = start + spec.gen_length
         shape = (num_rows, self.length)
         x = torch.full(shape, spec.mask_id, device=device)
         self._state = ResponseState.begin(x, torch.zeros(shape, dtype=torch.bool, device=device))
@@ -92,9 +92,13 @@ class Denoising:
             prompt_length: positions in front of x; for noise="reference".
         """
         spec, state = spec or self.spec, self._state
+        if spec.kind != self.spec.kind:
+            raise ValueError("rows of a batch have one kind of settings")
         if generator is None and (spec.temperature > 0 or spec.remasking != "low_confidence"):
             raise ValueError("temperature and random remasking draw numbers: give generators")
-        pinned = {} if canvas is None else {self.begin + i: t for i, t in canvas.pinned.items()}
+        pinned = {} if canvas is None else {self.start + i: t for i, t in canvas.pinned.items()}
+        if not all(0 <= i < self.length for i in pinned):
+            raise ValueError("a pinned position lies outside of x")
         masks, stop = [i for i in range(self.length) if i not in pinned], self.length
         state.x[b], state.masked[b], state.stop[b] = spec.mask_id, True, stop
         state.failed[b], state.token_step[b], state.token_confidence[b] = False, -1, 0.0
@@ -102,13 +106,12 @@ class Denoising:
             where = torch.tensor([*pinned], device=self.x.device)
             state.x[b, where] = torch.tensor([*pinned.values()], device=self.x.device)
             state.masked[b, where] = False
-            find_stop(self.x[b : b + 1], spec.stop_ids, state.stop[b : b + 1], self.begin)
+            find_stop(self.x[b : b + 1], spec.stop_ids, state.stop[b : b + 1], self.start)
             stop = int(state.stop[b])
         self._number[b] = spec.threshold if spec.rule == "threshold" else spec.factor
-        self._allowed.pop(b, None)
         self.rows[b] = Row(
             spec,
-            self.begin,
+            self.start,
             masks,
             Draws(generator, spec, prompt_length, self.length),
             None if stop == self.length else stop,
@@ -119,6 +122,7 @@ class Denoising:
         """Free row b."""
         self.masked[b] = False
         self.rows[b] = None
+        self._allowed.pop(b, None)
 
     def halt(self, b: int) -> None:
         """Row b takes no further step."""
@@ -145,24 +149,9 @@ class Denoising:
         """Steps that the row with the most has taken."""
         return max((row.total for row in self.rows if row is not None), default=0)
 
-    @property
-    def forward_passes(self) -> int:
-        """Steps that needed the model, of the row with the most."""
-        return max((row.forward_passes for row in self.rows if row is not None), default=0)
-
-    def stop_position(self, b: int) -> int | None:
-        """Where row b's first stop sequence begins, counted from the answer's start."""
-        stop = self.row(b).stop
-        return None if stop is None else stop - self.begin
-
     def finish(self, b: int) -> Literal["stop", "length"]:
         """Why row b's answer ends where it does."""
         return "length" if self.row(b).stop is None else "stop"
-
-    def answer(self, b: int) -> Tensor:
-        """int64[n], row b's answer: cut at the stop, then the suffix."""
-        suffix = torch.tensor(self.spec.suffix_ids, dtype=torch.int64, device=self.x.device)
-        return torch.cat([self.x[b, self.begin : self.row(b).stop], suffix])
 
     def needs(self) -> dict[int, list[int]]:
         """Positions of each running row whose hidden states a step wants; a step may want none."""
@@ -175,8 +164,8 @@ class Denoising:
             need[b, positions] = True
         return need.to(self.x.device)
 
-    def places(self, needs: dict[int, list[int]]) -> Tensor:
-        """int64[N], needed positions of rows in row-major order, as places in x.flatten()."""
+    def indices(self, needs: dict[int, list[int]]) -> Tensor:
+        """int64[N], needed positions of rows in row-major order, as indices of x.flatten()."""
         flat = [b * self.length + i for b, positions in needs.items() for i in positions]
         return torch.tensor(flat, dtype=torch.int64).to(self.x.device)
 
@@ -185,7 +174,7 @@ class Denoising:
         self,
         hidden: Tensor,
         head: Tensor | PackedWeight | None,
-        places: Tensor,
+        indices: Tensor,
         sizes: dict[int, int] | None = None,
         unconditional: Tensor | None = None,
     ) -> None:
@@ -194,8 +183,8 @@ class Denoising:
         Args:
             hidden: float[N, D] hidden states, or float[N, V] logits with head None.
             head: float[V, D].
-            places: int64[N], as `places` makes them; those that are not needed do no harm.
-            sizes: how many of them are of each row, in their order, where `places` are the needed
+            indices: int64[N], as `indices` makes them; those that are not needed do no harm.
+            sizes: how many of them are of each row, in their order, where they are the needed
                 ones of all running rows; required where numbers are drawn.
             unconditional: as `hidden`, without the prompt; needed with cfg_scale > 0.
         """
@@ -205,7 +194,7 @@ class Denoising:
         width = hidden.shape[1] if head is None else len(head)
         vocabulary = width if spec.logit_size is None else min(width, spec.logit_size)
         parts, start = [], 0
-        for size, options in self._pieces(places, sizes, vocabulary):
+        for size, options in self._pieces(indices, sizes, vocabulary):
             piece = slice(start, start + size)
             start += size
             parts.append(
@@ -223,25 +212,32 @@ class Denoising:
                 )
             )
         found = join(parts, hidden.device)
-        self._token.view(-1)[places] = found.token
-        self._rest.view(-1)[places] = found.rest
+        self._token.view(-1)[indices] = found.token
+        self._rest.view(-1)[indices] = found.rest
 
     def _pieces(
-        self, places: Tensor, sizes: dict[int, int] | None, vocabulary: int
+        self, indices: Tensor, sizes: dict[int, int] | None, vocabulary: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """How many of the positions are chosen for together, in their order, and what `select` is
-        told of them: those of one row, or of all."""
+        found of them: those of one row, or of all."""
         spec = self.spec
         plain = sizes is None or all(self.row(b).canvas is None for b in sizes)
         if sizes is None or self.together and plain and spec.temperature == 0:
-            yield len(places), {}
+            yield len(indices), {}
+            return
+        if self.together and plain and spec.noise == "keyed":
+            each = [
+                (self.row(b).draws.seed, self.row(b).total) for b in sizes for _ in range(sizes[b])
+            ]
+            seeds, steps = torch.tensor(each, dtype=torch.int64).to(indices.device).view(-1, 2).T
+            yield len(indices), {"keys": row_keys(seeds, steps, indices % self.length)}
             return
         # no other odds are looked at than those of the k best
         ranked = spec.remasking == "low_confidence" and spec.rule == "schedule"
         ranked = ranked and spec.noise != "reference"
         start = 0
         for b, size in sizes.items():
-            row, mine = self.row(b), places[start : start + size] - b * self.length
+            row, mine = self.row(b), indices[start : start + size] - b * self.length
             start += size
             allowed = self._allowed_at(b, mine, vocabulary)
             if spec.temperature == 0:
@@ -254,7 +250,7 @@ class Denoising:
                 for uniform in row.draws.tokens(row.need(), vocabulary):
                     some = None if allowed is None else allowed[done : done + len(uniform)]
                     done += len(uniform)
-                    yield len(uniform), {"uniform": uniform.to(places.device), "allowed": some}
+                    yield len(uniform), {"uniform": uniform.to(indices.device), "allowed": some}
 
     def _allowed_at(self, b: int, positions: Tensor, vocabulary: int) -> Tensor | None:
         """bool[n, V], tokens that int64[n] positions of row b may take; None: every one."""
@@ -262,7 +258,7 @@ class Denoising:
         if canvas is None:
             return None
         if b not in self._allowed:
-            sets, which = canvas.sets(self.length, self.begin, vocabulary)
+            sets, which = canvas.sets(self.length, self.start, vocabulary)
             self._allowed[b] = sets.to(positions.device), which.to(positions.device)
         sets, which = self._allowed[b]
         return sets[which[positions]]
@@ -292,7 +288,7 @@ class Denoising:
             mask_id=spec.mask_id,
             key=key,
             stop_ids=spec.stop_ids,
-            begin=self.begin,
+            start=self.start,
             threshold=self._number if rule == "threshold" else None,
             factor=self._number if rule.startswith("factor") else None,
             # LLaDA-V ranks the masks of later blocks too, behind all others; Fast-dLLM the block's
@@ -350,7 +346,7 @@ class Denoising:
         sizes = {b: len(positions) for b, positions in needs.items()}
         if len(hidden) != sum(sizes.values()):
             raise ValueError(f"{len(hidden)} hidden rows for {sum(sizes.values())} needed ones")
-        self.propose(hidden, head, self.places(needs), sizes, unconditional)
+        self.propose(hidden, head, self.indices(needs), sizes, unconditional)
         self.commit()
         self.read()
         failed = [b for b in sizes if self.row(b).failed]

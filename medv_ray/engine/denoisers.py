@@ -15,6 +15,7 @@ from torch import Tensor
 from medv_kernels.linear import PackedWeight
 from medv_ray.diffusion.sampler import Denoising
 from medv_ray.diffusion.spec import SampleSpec
+from medv_ray.errors import is_out_of_memory
 from medv_ray.model.batched import Batched
 from medv_ray.model.cache import Cached, PromptStore, Refresh
 from medv_ray.model.denoise import FullRecompute, Prompt
@@ -32,30 +33,30 @@ class RowByRow:
         """`store`: of beginnings of prompts that cut attention."""
         self._model, self._spec, self._settings, self._store = model, spec, settings, store
         self.rows: dict[int, FullRecompute] = {}
-        self._blind: dict[int, FullRecompute] = {}
+        self._unconditional: dict[int, FullRecompute] = {}
         self._done = 0
 
     @property
     def computed(self) -> int:
         """Positions that have gone through the language tower."""
-        now = (*self.rows.values(), *self._blind.values())
+        now = (*self.rows.values(), *self._unconditional.values())
         return self._done + sum(row.computed for row in now)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the keys and values of all rows, at most."""
         length = self._spec.gen_length
-        now = (*self.rows.values(), *self._blind.values())
+        now = (*self.rows.values(), *self._unconditional.values())
         return sum(row.kept_bytes(length) for row in now)
 
     def enter(self, b: int, embeds: Tensor, prompt: Prompt | None = None) -> None:
-        """The embeddings float[P, D] of a prompt for row b, and the prompt where it cuts attention.
-
-        What lies before the last cut is kept in any case.
+        """The embeddings float[P, D] of a prompt for row b, and the prompt: where it cuts attention,
+        what lies before the last cut is kept in any case.
         """
         spec, settings = self._spec, self._settings
-        given = embeds if prompt is None else prompt
-        if settings.cache == "none" and prompt is None:
+        cut = prompt is not None and bool(prompt.ends)
+        given = prompt if prompt is not None and cut else embeds
+        if settings.cache == "none" and not cut:
             self.rows[b] = FullRecompute(self._model, [given], spec.suffix_ids)
         else:
             self.rows[b] = Cached(
@@ -68,11 +69,11 @@ class RowByRow:
                 store=self._store,
             )
         if spec.cfg_scale > 0:
-            self._blind[b] = self.rows[b].unconditional(spec.mask_id)
+            self._unconditional[b] = self.rows[b].unconditional(spec.mask_id)
 
     def leave(self, b: int) -> None:
         """Forget row b."""
-        for rows in (self.rows, self._blind):
+        for rows in (self.rows, self._unconditional):
             if b in rows:
                 self._done += rows.pop(b).computed
 
@@ -87,11 +88,13 @@ class RowByRow:
         rows = [self.rows[b].one(0, denoising.x[b], need) for b, need in wanted.items()]
         free = None
         if self._spec.cfg_scale > 0:
-            free = [self._blind[b].one(0, denoising.x[b], need) for b, need in wanted.items()]
+            free = [
+                self._unconditional[b].one(0, denoising.x[b], need) for b, need in wanted.items()
+            ]
         denoising.propose(
             _joined(rows, self._model),
             head,
-            denoising.places(needs),
+            denoising.indices(needs),
             {b: len(need) for b, need in needs.items()},
             None if free is None else _joined(free, self._model),
         )
@@ -120,7 +123,7 @@ class SideBySide:
         sizes = (num_rows, prompt_room, spec.gen_length, spec.suffix_ids, self._dual)
         self._batches = [Batched(model, *sizes)]
         if spec.cfg_scale > 0:
-            self._batches.append(Batched(model, *sizes, blind_id=spec.mask_id))
+            self._batches.append(Batched(model, *sizes, unconditional_id=spec.mask_id))
         self._refresh: dict[int, Refresh] = {}
         self._starts = torch.zeros(num_rows, dtype=torch.int64, device=model.device)
         self._inside = torch.arange(spec.block_length, device=model.device)
@@ -136,8 +139,8 @@ class SideBySide:
         """Bytes of the keys and values of all rows, free ones too."""
         return sum(batch.nbytes for batch in self._batches)
 
-    def enter(self, b: int, embeds: Tensor, prompt: None = None) -> None:
-        """The embeddings float[P, D] of a prompt for row b; of one that does not cut attention."""
+    def enter(self, b: int, embeds: Tensor, prompt: Prompt | None = None) -> None:
+        """The embeddings float[P, D] of a prompt for row b, which does not cut attention."""
         for batch in self._batches:
             batch.enter(b, embeds)
         self._refresh[b] = Refresh(self._interval if self._dual else 1)
@@ -160,17 +163,21 @@ class SideBySide:
         if rest and len(spans) == len(needs) and self._is_plain(denoising, rest):
             self._propose_blocks(denoising, head, {b: start for b, (start, _) in rest.items()})
             rest = {}
+            if not whole:
+                return
         # hidden states float[m, D] from a position on, with the prompt and, for guidance, without
         states: dict[int, tuple[int, list[Tensor]]] = {}
         if whole:
             x = denoising.x[torch.tensor(whole, device=self._starts.device)]
             made = [batch.full(whole, x) for batch in self._batches]
             states = {b: (0, [state[i] for state in made]) for i, b in enumerate(whole)}
-        for b, (start, end) in rest.items():
-            at = torch.arange(start, end, device=self._starts.device)[None]
-            x = denoising.x[b, start:end][None]
-            states[b] = start, [batch.window(x, at, [b])[0] for batch in self._batches]
-            self._count(end - start)
+        for width in {end - start for start, end in rest.values()}:
+            rows = [b for b, (start, end) in rest.items() if end - start == width]
+            at = torch.tensor([[*range(*rest[b])] for b in rows], device=self._starts.device)
+            x = denoising.x[torch.tensor(rows, device=self._starts.device)].gather(1, at)
+            made = [batch.window(x, at, rows) for batch in self._batches]
+            states |= {b: (rest[b][0], [state[i] for state in made]) for i, b in enumerate(rows)}
+            self._count(len(rows) * width)
         left = {b: need for b, need in needs.items() if b in states or not need}
         kinds: list[list[Tensor]] = [[batch.model.head[:0]] for batch in self._batches]
         for b, (start, made) in sorted(states.items()):
@@ -178,7 +185,7 @@ class SideBySide:
                 kind.append(state[[i - start for i in needs[b]]])
         hidden, *free = [torch.cat(kind) for kind in kinds]
         sizes = {b: len(need) for b, need in left.items()}
-        denoising.propose(hidden, head, denoising.places(left), sizes, *free)
+        denoising.propose(hidden, head, denoising.indices(left), sizes, *free)
 
     def _span(self, need: list[int]) -> tuple[int, int]:
         """(start, end) of the window that holds needed positions: a block, or more of them where
@@ -205,8 +212,8 @@ class SideBySide:
             x = denoising.x.gather(1, at)
             hidden, *free = [batch.window(x, at).flatten(0, 1) for batch in self._batches]
             rows = torch.arange(len(at), device=at.device)[:, None]
-            places = (rows * denoising.length + at).flatten()
-            denoising.propose(hidden, head, places, None, *free)
+            indices = (rows * denoising.length + at).flatten()
+            denoising.propose(hidden, head, indices, None, *free)
 
         if self._graph is None:
             blocks()
@@ -239,9 +246,14 @@ class Captured:
         if self._graph is None:
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            # other threads may use the GPU meanwhile
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                step()
+            try:
+                # other threads may use the GPU meanwhile
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    step()
+            except Exception as error:
+                # a capture that is left early ends with an error of its own
+                cause = error.__context__
+                raise cause if cause is not None and is_out_of_memory(cause) else error from None
             self._graph = graph
         self._graph.replay()
 

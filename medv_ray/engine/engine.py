@@ -20,7 +20,7 @@ from medv_kernels.linear import pack
 from medv_ray.data.images import Prepared
 from medv_ray.data.prompts import SpecialIds, Turn, build, decode
 from medv_ray.data.segments import assistant_header, prompt_ends
-from medv_ray.diffusion.spec import SampleSpec
+from medv_ray.diffusion.spec import Canvas, SampleSpec
 from medv_ray.engine.images import Features, ImageStore
 from medv_ray.engine.inspection import Inspection, inspect_position, state_of
 from medv_ray.engine.request import Answer, Counters, Request, View
@@ -89,6 +89,8 @@ class Engine:
         self._at_work: list[int] = []
         """Tickets of what the step is doing now: where it raises, those are to blame."""
         self._tickets = self._last_waited = 0
+        self._retried: int | None = None
+        """Who was alone when memory was short, last."""
         self.spec(answer.sampler)  # an unknown token name is an error now, not at the first row
 
     @stateful
@@ -136,9 +138,9 @@ class Engine:
     def step(self) -> list[tuple[int, Answer | DataError]]:
         """Fill free rows, move every request one denoising step on, and return what ended.
 
-        Raises what a step of one request raises. Of several that were at work none is to blame
-        alone: where memory was short, half as many run together from now on; else each runs alone
-        until it has ended. Nothing is lost either way, and no answer changes.
+        Raises what a step of one request raises, and a lost GPU. Of several that were at work none
+        is to blame alone: where memory was short, half as many run together from now on; else each
+        runs alone until it has ended. Nothing is lost either way, and no answer changes.
         """
         self._fill()
         trouble: Exception | None = None
@@ -147,13 +149,20 @@ class Engine:
         except Exception as error:
             if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
                 raise  # the GPU's context is lost
-            if len(self._running) == 1 or not is_out_of_memory(error) and len(self._at_work) == 1:
+            short = is_out_of_memory(error)
+            alone = self._running[0].ticket if len(self._running) == 1 else None
+            # what nobody uses any more may be what it lacks: it begins again without that, once
+            again = short and alone != self._retried and self._batches.spare
+            self._retried = alone
+            if (alone or not short and len(self._at_work) == 1) and not again:
                 self._start_over()
                 raise
             trouble = error.with_traceback(None)  # its frames hold tensors
         if trouble is not None:
-            if is_out_of_memory(trouble):
+            if is_out_of_memory(trouble) and len(self._running) > 1:
                 self._reduce(len(self._running) // 2)
+            elif is_out_of_memory(trouble):
+                log.warning("out of memory: what is kept for later requests is dropped")
             else:
                 log.warning(
                     "%s in a step of several requests: each runs alone", type(trouble).__name__
@@ -172,52 +181,40 @@ class Engine:
     def _fill(self) -> None:
         """Let waiting requests in, in their order, while there are rows and memory for them."""
         while (self._ready or self._waiting) and len(self._running) < self._limit:
-            state = self._ready or self._next()
-            if state is None:
-                continue
-            self._ready = state  # so that it is not lost where entering raises
-            self._at_work = [state.ticket]
-            if not self._enter(state):
-                # a request that begins again has been counted
-                self.counters.memory_waits += state.ticket > self._last_waited
-                self._last_waited = max(self._last_waited, state.ticket)
-                return
-            self._running.append(state)
-            self._ready = None
+            try:
+                state = self._ready or self._next()
+                if state is None:
+                    continue
+                self._ready = state  # so that it is not lost where entering raises
+                self._at_work = [state.ticket]
+                if not self._batches.enter(state, self._most):
+                    # a request that begins again has been counted
+                    self.counters.memory_waits += state.ticket > self._last_waited
+                    self._last_waited = max(self._last_waited, state.ticket)
+                    return
+                self._running.append(state)
+                self._ready = None
+            except Exception as error:
+                if not self._running or not is_out_of_memory(error):
+                    raise
+                self._reduce(len(self._running))
 
     @property
     def _limit(self) -> int:
         return 1 if self._suspects else self._most
 
     def _next(self) -> RequestState | None:
-        """The first waiting request, ready to enter; None when it ended as an error, or when memory
-        is for those that run."""
+        """The first waiting request, ready to enter; None when it ended as an error."""
         ticket, request = self._waiting[0]  # it stays where starting raises
         self._at_work = [ticket]
         try:
             state = self._start(ticket, request)
         except DataError as error:
-            self._waiting.popleft()
             self._forget(ticket)
             self._ended.append((ticket, error))
-        except Exception as error:
-            if not self._running or not is_out_of_memory(error):
-                raise
-            self._reduce(len(self._running))
-        else:
-            self._waiting.popleft()
-            return state
-        return None
-
-    def _enter(self, state: RequestState) -> bool:
-        """Whether there is room for a request; it has its row then."""
-        try:
-            return self._batches.enter(state, self._most)
-        except Exception as error:
-            if not self._running or not is_out_of_memory(error):
-                raise
-            self._reduce(len(self._running))
-        return False
+            state = None
+        self._waiting.popleft()
+        return state
 
     def _leave(self, state: RequestState) -> None:
         self._running.remove(state)
@@ -330,13 +327,18 @@ class Engine:
         return None if state is None else self._view(state)
 
     def _view(self, state: RequestState) -> View:
-        ids = state.ids()
+        now, row = state.denoising, state.row
+        parts = (now.x, now.masked, now.token_confidence, now.token_step)
+        x, masked, confidence, steps = torch.stack([part[row].double() for part in parts]).tolist()
+        for i in state.request.canvas.pinned if state.request.canvas else ():
+            confidence[i] = 1.0
+        ids = tuple(None if hidden else int(token) for token, hidden in zip(x, masked, strict=True))
         return View(
-            step=state.denoising.row(state.row).total,
+            step=now.row(row).total,
             tokens=tuple(None if token is None else self.token_text(token) for token in ids),
-            confidence=tuple(state.confidence()),
-            ids=tuple(ids),
-            token_step=tuple(state.steps()),
+            confidence=tuple(confidence),
+            ids=ids,
+            token_step=tuple(map(int, steps)),
         )
 
     @stateful
@@ -347,7 +349,8 @@ class Engine:
         Raises DataError E1001 (no such state), E12xx, E13xx.
         """
         settings = request.sampler or self._settings.sampler
-        spec = self.spec(settings)
+        spec, canvas = self.spec(settings), request.canvas or Canvas()
+        canvas.check(spec, len(self._model.head))
         prompt, embeds, features = self._prompt(request, spec)
         x = state_of(ids, position, spec, self._model.config.language.vocab_size)
         given = prompt if prompt.ends else embeds
@@ -361,6 +364,7 @@ class Engine:
             prompt.ids.tolist(),
             features,
             self._images.tiles,
+            canvas.allowed.get(position),
         )
 
     def decode(self, data: bytes, several: bool) -> bytes | Prepared:
@@ -386,11 +390,13 @@ class Engine:
 
     def spec(self, settings: SamplerSettings) -> SampleSpec:
         """Sampler settings with token names turned into ids. Raises SettingsError E1001."""
-        if settings not in self._specs:
-            if len(self._specs) == MAX_SPECS:
+        found = self._specs.get(settings)
+        if found is None:
+            found = resolve(settings, self._tokenizer, self._special)
+            if len(self._specs) >= MAX_SPECS:
                 self._specs.clear()
-            self._specs[settings] = resolve(settings, self._tokenizer, self._special)
-        return self._specs[settings]
+            self._specs[settings] = found
+        return found
 
     def close(self) -> None:
         """End the image decoder's child processes."""

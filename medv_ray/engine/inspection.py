@@ -5,7 +5,7 @@ Shapes: P prompt positions, L response positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine.images import Features
 from medv_ray.errors import DataError
 from medv_ray.model.attention import look
-from medv_ray.model.denoise import FullRecompute
+from medv_ray.model.denoise import FullRecompute, splice_ends
 from medv_ray.model.medv import Medv
 
 ALTERNATIVES = 5
@@ -67,6 +67,7 @@ def inspect_position(
     prompt_ids: Sequence[int],
     features: Sequence[Features],
     tiles: TileSettings | None,
+    allowed: Collection[int] | None = None,
 ) -> Inspection:
     """One forward pass over a state.
 
@@ -76,6 +77,7 @@ def inspect_position(
         prompt_ids: with IMAGE_SLOTs.
         features: of the pictures in the slots.
         tiles: how pictures are cut; None where there are none.
+        allowed: the only tokens that the position may take.
 
     Raises DataError E1305 for logits that are not finite.
     """
@@ -86,22 +88,18 @@ def inspect_position(
     if not bool(logits.isfinite().all()):
         raise DataError("E1305", "NaN or infinity in the state that was asked about.")
     logits[list(spec.excluded)] = -torch.inf
+    if allowed is not None:
+        others = torch.ones_like(logits, dtype=torch.bool)
+        others[list(allowed)] = False
+        logits.masked_fill_(others, -torch.inf)
     best = logits.softmax(0).topk(min(ALTERNATIVES, len(logits)))
     images = []
-    for start, one_image in zip(_starts(prompt_ids, features), features, strict=True):
+    slots = [i for i, token in enumerate(prompt_ids) if token == IMAGE_SLOT]
+    starts = splice_ends(torch.tensor(prompt_ids), [f.tokens for f in features], slots)
+    for start, one_image in zip(starts, features, strict=True):
         assert tiles is not None
         images.append(_of_image(attention, start, one_image, tiles, len(features) > 1, model))
     return Inspection(tuple(best.indices.tolist()), tuple(best.values.tolist()), tuple(images))
-
-
-def _starts(prompt_ids: Sequence[int], features: Sequence[Features]) -> list[int]:
-    """First position of each picture's tokens."""
-    starts, grown, found = [], 0, iter(features)
-    for place, token in enumerate(prompt_ids):
-        if token == IMAGE_SLOT:
-            starts.append(place + grown)
-            grown += len(next(found).tokens) - 1
-    return starts
 
 
 def _of_image(

@@ -76,18 +76,18 @@ class Predictor:
         return self.engine.counters
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | DataError]:
-        """One answer per request, in their order; a bad row's place holds its DataError."""
-        places: dict[int, int] = {}
+        """One answer per request, in their order; for a bad row its DataError."""
+        positions: dict[int, int] = {}
         answers: list[Answer | DataError | None] = [None] * len(requests)
         try:
-            for place, request in enumerate(requests):
-                places[self.engine.admit(request)] = place
+            for i, request in enumerate(requests):
+                positions[self.engine.admit(request)] = i
             while not self.engine.idle:
                 for ticket, ended in self.engine.step():
-                    if ticket in places:  # else of a watch or a call that ended early
-                        answers[places[ticket]] = ended
+                    if ticket in positions:  # else of a watch or a call that ended early
+                        answers[positions[ticket]] = ended
         except BaseException:
-            for ticket in places:
+            for ticket in positions:
                 self.engine.cancel(ticket)
             raise
         return [ended for ended in answers if ended is not None]
@@ -106,7 +106,7 @@ class Predictor:
                         continue
                     if isinstance(ended, DataError):
                         raise ended
-                    yield self._last_view(ended, last)
+                    yield self._last_view(ended)
                     return
                 last = self.engine.view(ticket)
                 if last is not None:
@@ -114,11 +114,16 @@ class Predictor:
         finally:
             self.engine.cancel(ticket)
 
-    def _last_view(self, answer: Answer, before: View | None) -> View:
+    def _last_view(self, answer: Answer) -> View:
         tokens = tuple(self.engine.token_text(token) for token in answer.token_ids)
-        step = max(answer.token_step, default=-1 if before is None else before.step - 1) + 1
+        assert answer.last is not None
         return View(
-            step, tokens, answer.token_confidence, answer.token_ids, answer.token_step, answer
+            answer.last.step,
+            tokens,
+            answer.token_confidence,
+            answer.token_ids,
+            answer.token_step,
+            answer,
         )
 
     def close(self) -> None:

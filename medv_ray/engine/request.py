@@ -77,7 +77,7 @@ class View:
     ids: tuple[int | None, ...] = ()
     """Id of each position's token; None where it is still masked."""
     token_step: tuple[int, ...] = ()
-    """The step, from 0, at which each position was committed; no number where it is masked."""
+    """The step, from 0, at which each position was committed; -1 where none was."""
     answer: Answer | None = None
 
 

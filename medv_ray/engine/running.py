@@ -78,29 +78,6 @@ class RequestState:
         """Whether it has steps to take."""
         return self.denoising.row(self.row).running
 
-    def ids(self) -> list[int | None]:
-        """L tokens, None where one is masked."""
-        now, row = self.denoising, self.row
-        both = zip(now.x[row].tolist(), now.masked[row].tolist(), strict=True)
-        return [None if masked else token for token, masked in both]
-
-    def confidence(self) -> list[float]:
-        """Of each of L positions; 1 where the token was pinned."""
-        found: list[float] = self.denoising.token_confidence[self.row].tolist()
-        for i in self._pinned:
-            found[i] = 1.0
-        return found
-
-    def steps(self) -> list[int]:
-        """At which each of L positions was committed, from 0; -1 where none was."""
-        found: list[int] = self.denoising.token_step[self.row].tolist()
-        return found
-
-    @property
-    def _pinned(self) -> list[int]:
-        canvas = self.request.canvas
-        return [] if canvas is None else list(canvas.pinned)
-
 
 class RunningBatch:
     """Responses that are denoised side by side, and what computes them."""
@@ -127,14 +104,10 @@ class RunningBatch:
         row = next((b for b, taken in enumerate(rows) if taken is None), None)
         if row is None:
             return False
-        if isinstance(self.denoiser, RowByRow):
-            self.denoiser.enter(row, state.embeds, state.prompt if state.prompt.ends else None)
-        else:
-            self.denoiser.enter(row, state.embeds)
-        request = state.request
+        request, length = state.request, len(state.embeds)
         generator = torch.Generator().manual_seed(request.seed)
-        length = len(state.embeds)
         self.denoising.enter(row, state.spec, generator, length, request.canvas)
+        self.denoiser.enter(row, state.embeds, state.prompt)
         state.batch, state.row = self, row
         return True
 
@@ -179,6 +152,11 @@ class RunningBatches:
         return list(self._batches.values())
 
     @property
+    def spare(self) -> bool:
+        """Whether something is kept that nobody uses now."""
+        return self.prompts.nbytes > 0 or any(batch.empty for batch in self.all())
+
+    @property
     def nbytes(self) -> int:
         """Bytes of keys and values of all batches."""
         return sum(batch.denoiser.nbytes for batch in self.all())
@@ -196,6 +174,11 @@ class RunningBatches:
             room *= 2
         key = (*key, bool(ends), room)
         batch = self._batches.get(key)
+        if batch is not None and batch.empty and side_by_side:
+            free = self.budget_bytes - self.nbytes + batch.denoiser.nbytes
+            if len(batch.denoising.rows) < self._rows(state, room, num_rows, free):
+                batch = None  # made when memory was short
+                del self._batches[key]
         if batch is None and side_by_side:
             batch = self._side_by_side(state, room, num_rows)
         elif not side_by_side and not self._make_room(self._row_bytes(state)):
@@ -239,7 +222,7 @@ class RunningBatches:
     def _drop_empty(self, most: int) -> None:
         """Drop batches that nobody is in but for some that were in use last."""
         empty = [key for key, batch in self._batches.items() if batch.empty]
-        for key in empty[: len(empty) - most]:
+        for key in empty[: max(0, len(empty) - most)]:
             del self._batches[key]
 
     def _side_by_side(self, state: RequestState, room: int, num_rows: int) -> RunningBatch | None:
@@ -249,7 +232,7 @@ class RunningBatches:
         if each:
             if self.nbytes + num_rows * each > self.budget_bytes:
                 self._drop_empty(0)
-            num_rows = max(1, min(num_rows, (self.budget_bytes - self.nbytes) // each))
+            num_rows = self._rows(state, room, num_rows, self.budget_bytes - self.nbytes)
             if not self._make_room(num_rows * each):
                 return None
         while True:
@@ -258,7 +241,16 @@ class RunningBatches:
                 denoiser = SideBySide(self._model, spec, num_rows, room, dual, interval)
                 return RunningBatch(spec, num_rows, device, denoiser)
             except Exception as error:
-                if num_rows == 1 or not is_out_of_memory(error):
+                spare = any(batch.empty for batch in self.all())
+                if not is_out_of_memory(error) or num_rows == 1 and not spare:
                     raise
-            num_rows //= 2
-            log.warning("out of memory: a batch of %d rows", num_rows)
+            if spare:
+                self._drop_empty(0)
+            else:
+                num_rows //= 2
+                log.warning("out of memory: a batch of %d rows", num_rows)
+
+    def _rows(self, state: RequestState, room: int, most: int, free_bytes: int) -> int:
+        """How many rows fit into so many bytes, one at least."""
+        each = self._row_bytes(state, room)
+        return max(1, min(most, free_bytes // each)) if each else most

@@ -56,13 +56,14 @@ class Batched:
         gen_length: int,
         suffix_ids: Sequence[int] = (),
         keep: bool = False,
-        blind_id: int | None = None,
+        unconditional_id: int | None = None,
     ) -> None:
         """
         Args:
             prompt_room: positions for the longest prompt, image tokens included.
             keep: keys and values, for `window`.
-            blind_id: a token that stands at every position of prompts and suffix, for guidance.
+            unconditional_id: a token that stands at every position of prompts and suffix, for
+                guidance.
         """
         self.model, self.num_rows = model, num_rows
         self.prompt_room, self.gen_length = prompt_room, gen_length
@@ -71,10 +72,10 @@ class Batched:
         """Positions of rows that have gone through the language tower, padding not counted."""
         language, at = model.config.language, model.head
         suffix = torch.tensor(suffix_ids, dtype=torch.int64, device=at.device)
-        self._blind = None
-        if blind_id is not None:
-            suffix = torch.full_like(suffix, blind_id)
-            self._blind = model.embed(torch.tensor([blind_id], device=at.device))  # [1, D]
+        self._mask = None
+        if unconditional_id is not None:
+            suffix = torch.full_like(suffix, unconditional_id)
+            self._mask = model.embed(torch.tensor([unconditional_id], device=at.device))  # [1, D]
         self._suffix = model.embed(suffix)
         self._prompts = at.new_zeros(num_rows, prompt_room, at.shape[1])
         self._lengths = [0] * num_rows  # of prompts
@@ -97,7 +98,7 @@ class Batched:
     def enter(self, row: int, prompt: Tensor) -> None:
         """Put a prompt float[<= P, D] into a row."""
         self._prompts[row].zero_()
-        found = prompt if self._blind is None else self._blind.expand_as(prompt)
+        found = prompt if self._mask is None else self._mask.expand_as(prompt)
         self._prompts[row, self.prompt_room - len(prompt) :] = found
         self._lengths[row] = len(prompt)
         self._padding[row] = self.prompt_room - len(prompt)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medv_kernels import ops
-from medv_ray.diffusion.sample import sample
+from medv_ray.diffusion.sample import answer, sample
 from medv_ray.diffusion.sampler import Denoising
 from medv_ray.diffusion.spec import Canvas, SampleSpec
 from medv_ray.errors import SettingsError
@@ -57,7 +57,7 @@ def together(
         )
         sizes = {b: len(need) for b, need in needs.items()}
         guide = free if specs[0].cfg_scale else None
-        batch.propose(hidden, denoisers[0].head, batch.places(needs), sizes, guide)
+        batch.propose(hidden, denoisers[0].head, batch.indices(needs), sizes, guide)
         batch.commit()
         batch.read()
     return batch
@@ -68,9 +68,9 @@ def assert_same(got: Denoising, b: int, want: Denoising) -> None:
     assert torch.equal(got.masked[b], want.masked[0])
     assert torch.equal(got.token_step[b], want.token_step[0])
     assert torch.equal(got.token_confidence[b], want.token_confidence[0])
-    assert got.stop_position(b) == want.stop_position(0)
+    assert got.row(b).stop == want.row(0).stop
     assert got.row(b).total == want.step
-    assert got.row(b).forward_passes == want.forward_passes
+    assert got.row(b).forward_passes == want.row(0).forward_passes
 
 
 @st.composite
@@ -209,13 +209,13 @@ def test_one_allowed_token_is_certain(denoiser: Any) -> None:
 def test_a_pinned_stop_ends_the_answer_before_it(denoiser: Any) -> None:
     spec = SampleSpec(8, 4, 8, MASK, forbidden_ids=(MASK, 9), stop_ids=((9, 8),))
     got = alone(denoiser(3), spec, canvas=Canvas({5: 9, 6: 8}))
-    assert got.stop_position(0) == 5
+    assert got.row(0).stop == 5
     assert not got.masked[0, :5].any()
     assert got.masked[0, 7]
     assert got.token_step[0, :4].max() == 3, "the second block waits for the first"
     none = alone(denoiser(3), spec, canvas=Canvas({0: 9, 1: 8}))
-    assert none.step == none.forward_passes == 0
-    assert len(none.answer(0)) == 0
+    assert none.step == none.row(0).forward_passes == 0
+    assert len(answer(none, 0)) == 0
 
 
 def test_a_response_that_is_all_pinned_takes_no_step(denoiser: Any) -> None:
@@ -305,7 +305,7 @@ def test_a_step_is_read_once(denoiser: Any, monkeypatch: pytest.MonkeyPatch) -> 
         needs = batch.needs()
         hidden = logits_of(model, batch.x)
         rows = torch.cat([hidden[b, need] for b, need in needs.items()])
-        batch.propose(rows, model.head, batch.places(needs), {b: len(n) for b, n in needs.items()})
+        batch.propose(rows, model.head, batch.indices(needs), {b: len(n) for b, n in needs.items()})
         batch.commit()
         batch.read()
         steps += 1

@@ -74,7 +74,7 @@ def test_a_model_that_answers_with_the_mask_ends(denoiser: Any, rule: str) -> No
     model = denoiser(bias=certain(MASK))
     denoising = run(model, spec_of(rule, 8, 4))
     assert denoising.masked.all()
-    assert denoising.step == denoising.forward_passes == model.calls == 8
+    assert denoising.step == denoising.row(0).forward_passes == model.calls == 8
     assert denoising.finish(0) == "length"
 
 
@@ -154,8 +154,8 @@ def test_idle_steps_and_the_references_order_change_nothing(denoiser: Any, rule:
     assert torch.equal(plain.x, full.x)
     assert torch.equal(plain.x, as_topk.x)
     assert torch.equal(plain.token_step, as_topk.token_step)
-    assert (full.step, full.forward_passes) == (8, plain.forward_passes)
-    assert plain.forward_passes < 8
+    assert (full.step, full.row(0).forward_passes) == (8, plain.row(0).forward_passes)
+    assert plain.row(0).forward_passes < 8
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from medv_kernels import noise, reference, reference_odds
-from medv_ray.diffusion.sample import begin, blank, sample
+from medv_ray.diffusion.sample import answer, begin, blank, sample
 from medv_ray.diffusion.sampler import Denoising
 from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.errors import SettingsError
@@ -64,14 +64,14 @@ def test_idle_steps_change_no_answer(denoiser: Any, data: Any) -> None:
     )
     assert torch.equal(short.x, full.x)
     assert full.step == steps
-    assert short.forward_passes == full.forward_passes == min(steps, 8)
+    assert short.row(0).forward_passes == full.row(0).forward_passes == min(steps, 8)
 
 
 def test_steps_that_commit_nothing_do_not_call_the_model(denoiser: Any) -> None:
     model = denoiser()
     denoising = run(model, spec_of(4, 4, 9, forbidden_ids=(MASK,), run_all_steps=True))
     assert denoising.step == 9
-    assert denoising.forward_passes == 4
+    assert denoising.row(0).forward_passes == 4
     assert model.rows == 4 + 3 + 2 + 1
 
 
@@ -86,7 +86,7 @@ def test_a_row_does_not_depend_on_its_company(
     together = run(model, spec, 1, 2, 3, rows=3)
     for b, seed in enumerate((1, 2, 3)):
         alone = run(model, spec, seed)
-        assert torch.equal(alone.answer(0), together.answer(b))
+        assert torch.equal(answer(alone, 0), answer(together, b))
         assert torch.equal(alone.x[0], together.x[b])
         assert torch.equal(alone.token_confidence[0], together.token_confidence[b])
         assert torch.equal(alone.token_step[0], together.token_step[b])
@@ -116,7 +116,7 @@ def test_a_committed_mask_token_leaves_its_position_masked(denoiser: Any) -> Non
     denoising = run(denoiser(bias=bias), spec_of(4, 4, 4))
     assert denoising.masked.all()
     assert denoising.step == 4
-    assert denoising.answer(0).tolist() == [MASK] * 4
+    assert answer(denoising, 0).tolist() == [MASK] * 4
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -219,8 +219,8 @@ def test_stop_cuts_the_answer_and_skips_what_is_behind(denoiser: Any) -> None:
     first = full.index(token)
     spec = spec_of(8, 1, 8, forbidden_ids=(MASK,), stop_ids=((token,),), suffix_ids=(7, 7))
     denoising = run(model, spec)
-    assert denoising.answer(0).tolist() == [*full[:first], 7, 7]
-    assert denoising.stop_position(0) == first
+    assert answer(denoising, 0).tolist() == [*full[:first], 7, 7]
+    assert denoising.row(0).stop == first
     assert denoising.finish(0) == "stop"
     assert denoising.step == first + 1
     assert denoising.masked[0, first + 1 :].all()
@@ -229,8 +229,8 @@ def test_stop_cuts_the_answer_and_skips_what_is_behind(denoiser: Any) -> None:
 def test_without_a_stop_the_whole_length_comes_out(denoiser: Any) -> None:
     denoising = run(denoiser(), spec_of(forbidden_ids=(MASK, 3), stop_ids=((3,),)))
     assert denoising.finish(0) == "length"
-    assert denoising.stop_position(0) is None
-    assert len(denoising.answer(0)) == 8
+    assert denoising.row(0).stop is None
+    assert len(answer(denoising, 0)) == 8
 
 
 def test_masks_in_front_of_the_answer_compete_for_its_tokens(denoiser: Any) -> None:

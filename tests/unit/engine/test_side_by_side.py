@@ -17,7 +17,7 @@ from medv_ray.data.prompts import load_tokenizer
 from medv_ray.diffusion.spec import Canvas
 from medv_ray.engine import Answer, Engine, Predictor, Request, denoisers, running
 from medv_ray.engine.denoisers import RowByRow, SideBySide
-from medv_ray.engine.running import RequestState
+from medv_ray.engine.running import RequestState, RunningBatches
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.model import weights
 from medv_ray.model.batched import Batched
@@ -256,15 +256,15 @@ def test_all_batches_share_one_budget(
     most = 0
     with predictor(folder, model, True, slots=4, kv_cache_bytes=limit) as many:
         engine = many.engine
-        enter = Engine._enter
+        enter = RunningBatches.enter
 
-        def counted(self: Engine, state: RequestState) -> bool:
+        def counted(self: RunningBatches, state: RequestState, num_rows: int) -> bool:
             nonlocal most
-            entered = enter(self, state)
-            most = max(most, self._batches.nbytes)
+            entered = enter(self, state, num_rows)
+            most = max(most, self.nbytes)
             return entered
 
-        monkeypatch.setattr(Engine, "_enter", counted)
+        monkeypatch.setattr(RunningBatches, "enter", counted)
         assert same(many.answer(asked), want)
         assert engine.counters.memory_waits > 0
     assert 0 < most <= limit

@@ -99,7 +99,7 @@ def cases() -> Iterator[Case]:
 
 SIZES = (
     *("cond_stride", "free_stride", "uniform_stride", "rows_stride", "head_stride", "stride"),
-    *("out_stride", "vocabulary", "splits", "length", "begin", "mask_id", "count"),
+    *("out_stride", "vocabulary", "splits", "length", "start", "mask_id", "count"),
     *("width", "field"),
 )
 """Integers that Triton compiles in where they are 1, and then are no tensors in the kernel."""

@@ -165,7 +165,7 @@ def steps(draw: st.DrawFn) -> dict[str, Any]:
         "rule": draw(st.sampled_from(["k", "threshold", "factor"])),
         "seed": draw(st.integers(0, 10**6)),
         "stops": draw(st.sampled_from(STOPS)),
-        "begin": draw(st.integers(0, 2)),
+        "start": draw(st.integers(0, 2)),
         "nan": draw(st.booleans()),
         "masks": draw(st.booleans()),
         "key": draw(st.booleans()),
@@ -202,7 +202,7 @@ def test_step_kernel_equals_the_reference(device: torch.device, case: dict[str, 
         if case["key"]:
             rule["key"] = torch.randint(0, 3, (rows, length), generator=generator).double()
         number = torch.full((rows,), step)
-        options = {"mask_id": MASK, "stop_ids": case["stops"], "begin": case["begin"]}
+        options = {"mask_id": MASK, "stop_ids": case["stops"], "start": case["start"]}
         there = {n: v.to(device) for n, v in rule.items()}
         given = [part.to(device) for part in (token, rest, limit, number)]
         reference.commit_step(want, token, rest, limit, number, **rule, **options)

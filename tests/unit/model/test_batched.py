@@ -121,7 +121,7 @@ def test_a_window_of_some_rows_leaves_the_others_alone(toy, prompts):
 @torch.inference_mode()
 def test_rows_without_their_prompts(toy, prompts):
     """For guidance: the mask token stands at every given position."""
-    batch = Batched(toy, 4, 16, L, SUFFIX, keep=True, blind_id=MASK)
+    batch = Batched(toy, 4, 16, L, SUFFIX, keep=True, unconditional_id=MASK)
     for row, prompt in zip((2, 0, 3), prompts, strict=True):
         batch.enter(row, prompt)
     x = responses(1)
