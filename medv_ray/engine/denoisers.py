@@ -50,8 +50,8 @@ class RowByRow:
         return sum(row.kept_bytes(length) for row in now)
 
     def enter(self, b: int, embeds: Tensor, prompt: Prompt | None = None) -> None:
-        """The embeddings float[P, D] of a prompt for row b, and the prompt: where it cuts attention,
-        what lies before the last cut is kept in any case.
+        """The embeddings float[P, D] of a prompt for row b, and the prompt. Where that cuts
+        attention, what lies before the last cut is kept in any case.
         """
         spec, settings = self._spec, self._settings
         cut = prompt is not None and bool(prompt.ends)
