@@ -92,7 +92,7 @@ def inspect_position(
         others = torch.ones_like(logits, dtype=torch.bool)
         others[list(allowed)] = False
         logits.masked_fill_(others, -torch.inf)
-    best = logits.softmax(0).topk(min(ALTERNATIVES, len(logits)))
+    best = logits.softmax(0).topk(min(ALTERNATIVES, int(logits.isfinite().sum())))
     images = []
     slots = [i for i, token in enumerate(prompt_ids) if token == IMAGE_SLOT]
     starts = splice_ends(torch.tensor(prompt_ids), [f.tokens for f in features], slots)

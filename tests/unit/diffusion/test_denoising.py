@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from medv_kernels import ops
 from medv_ray.diffusion.sample import answer, sample
 from medv_ray.diffusion.sampler import Denoising
 from medv_ray.diffusion.spec import Canvas, SampleSpec
 from medv_ray.errors import SettingsError
+from tests.unit.no_reads import no_reads
 
 VOCABULARY, MASK = 12, 11
 
@@ -243,26 +243,6 @@ def test_a_canvas_that_does_not_fit_is_refused(canvas: Canvas, said: str) -> Non
         canvas.check(SampleSpec(6, 3, 6, MASK, forbidden_ids=(0,)), VOCABULARY)
 
 
-class NoReads(TorchDispatchMode):
-    """What a CUDA graph cannot hold raises: values that the host reads, and shapes or copies that
-    depend on them."""
-
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_to_copy", "equal")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        to_other = name == "_to_copy" and "device" not in (kwargs or {})
-        if name in self.FORBIDDEN and not to_other:
-            raise AssertionError(f"{name} reads from the device")
-        for part in args:
-            indices = part if isinstance(part, (list, tuple)) else [part]
-            if name.startswith("index") and any(
-                isinstance(i, Tensor) and i.dtype == torch.bool for i in indices
-            ):
-                raise AssertionError("the shape depends on a mask")
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize(
     "more",
     [
@@ -281,9 +261,9 @@ def test_choosing_without_draws_reads_nothing(denoiser: Any, more: dict[str, Any
     for _ in range(2):
         hidden = logits_of(model, batch.x)[:, :3].flatten(0, 1)
         before = batch.x.clone()
-        with NoReads():
+        with no_reads(constants=True):
             batch.propose(hidden, model.head, places, None, hidden if spec.cfg_scale else None)
-        with pytest.raises(AssertionError, match="reads from the device"), NoReads():
+        with pytest.raises(AssertionError, match="reads from the device"), no_reads():
             batch.x.sum().item()
         batch.commit()
         batch.read()
@@ -370,3 +350,13 @@ def test_a_row_is_blank_for_the_next_request(denoiser: Any) -> None:
     for _ in sample(denoiser(7), spec, got):  # only row 1 is left
         pass
     assert_same(got, 1, alone(denoiser(7), spec))
+
+
+def test_what_does_not_fit_a_batch_is_refused() -> None:
+    batch = Denoising(SampleSpec(4, 2, 4, MASK).kind, 1)
+    batch.enter(0, SampleSpec(4, 2, 2, MASK))
+    with pytest.raises(ValueError, match="one kind"):
+        batch.enter(0, SampleSpec(4, 2, 4, MASK, stop_ids=((1,),)))
+    for position in (-1, 4):
+        with pytest.raises(ValueError, match="outside"):
+            batch.enter(0, SampleSpec(4, 2, 4, MASK), canvas=Canvas({position: 1}))

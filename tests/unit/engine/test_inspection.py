@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from medv_ray.diffusion.spec import Canvas
 from medv_ray.engine import Answer, Engine, Predictor, Request, inspection
 from medv_ray.engine.inspection import Inspection
-from medv_ray.errors import DataError
+from medv_ray.errors import DataError, SettingsError
 from medv_ray.settings import AnswerSettings, EngineSettings, ModelSettings, SamplerSettings
 from tests.unit.engine.conftest import png
 
@@ -70,6 +71,20 @@ def test_the_first_alternative_is_what_the_step_commits(
         assert not set(found.ids) & set(engine.spec(sampler).excluded)
         assert len(found.images) == len(images)
     assert engine.idle
+
+
+def test_a_canvas_is_kept_to(engine: Engine) -> None:
+    request = Request("is it?", sampler=SAMPLER, canvas=Canvas({0: 70}, {1: {71, 72}}))
+    for before, position, token, confidence in commits(engine, request):
+        if position == 0:
+            continue
+        found = engine.inspect(request, before, position)
+        assert found.ids[0] == token
+        assert found.probabilities[0] == pytest.approx(confidence, abs=1e-5)
+        assert position != 1 or set(found.ids) == {71, 72}
+    nothing: list[int | None] = [None] * SAMPLER.gen_length
+    with pytest.raises(SettingsError, match="E1001: pinned"):
+        engine.inspect(Request("is it?", canvas=Canvas({99: 1})), nothing, 1)
 
 
 def looked(

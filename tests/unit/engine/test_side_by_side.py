@@ -6,14 +6,17 @@ import contextlib
 import gc
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from medv_kernels.reference import Selection
 from medv_ray.data.prompts import load_tokenizer
+from medv_ray.diffusion.sampler import Denoising
 from medv_ray.diffusion.spec import Canvas
 from medv_ray.engine import Answer, Engine, Predictor, Request, denoisers, running
 from medv_ray.engine.denoisers import RowByRow, SideBySide
@@ -24,6 +27,7 @@ from medv_ray.model.batched import Batched
 from medv_ray.model.medv import Medv
 from medv_ray.settings import AnswerSettings, EngineSettings, SamplerSettings
 from tests.unit.engine.conftest import png
+from tests.unit.no_reads import no_reads
 
 SIZES = {"gen_length": 8, "block_length": 4, "steps": 8}
 SAMPLERS = {
@@ -486,3 +490,146 @@ def test_a_dropped_batch_frees_its_memory_at_once(
             assert kept() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("guided", [0.0, 1.5])
+def test_what_is_recorded_reads_nothing(
+    folder: Path, model: Medv, guided: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the step that a CUDA graph holds, but for the choice of tokens: that is a kernel's."""
+    asked = requests(cache="dual", cfg_scale=guided, stop=("i",))[:3]
+    with predictor(folder, model, together=True) as many:
+        want = many.answer(asked)
+        head = model.head.detach()
+
+        def choose(rows: torch.Tensor, *_: object, **more: object) -> Selection:
+            logits = rows @ head.T
+            return Selection(logits.argmax(1), logits.amax(1).double())
+
+        class Recorded:
+            steps = 0
+
+            def run(self, step: Callable[[], None]) -> None:
+                with monkeypatch.context() as patch, no_reads():
+                    patch.setattr("medv_ray.diffusion.sampler.select", choose)
+                    step()
+                Recorded.steps += 1
+                step()  # what is used
+
+        (denoiser,) = [b.denoiser for b in many.engine._batches.all() if b.empty][-1:]
+        assert isinstance(denoiser, SideBySide)
+        monkeypatch.setattr(denoiser, "_graph", Recorded())
+        for batch in many.engine._batches.all():
+            batch.denoiser._graph = denoiser._graph  # type: ignore[union-attr]
+        got = many.answer(asked)
+    assert Recorded.steps > 3
+    if not guided:
+        assert same(got, want)
+
+
+def test_rows_out_of_the_graph_share_a_pass(
+    folder: Path, model: Medv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has tokens of its own to take; and where nothing is left, nothing is chosen."""
+    asked = [replace(requests(cache="dual")[0], seed=n) for n in range(4)]
+    chosen: list[int] = []
+    real, windows = Denoising.propose, []
+
+    def propose(self: Denoising, hidden: torch.Tensor, *more: object) -> None:
+        chosen.append(len(hidden))
+        real(self, hidden, *more)  # type: ignore[arg-type]
+
+    window = Batched.window
+    monkeypatch.setattr(Denoising, "propose", propose)
+    monkeypatch.setattr(
+        Batched,
+        "window",
+        lambda self, x, *more: (windows.append(len(x)), window(self, x, *more))[1],
+    )
+    with predictor(folder, model, together=True, slots=4) as many:
+        many.answer(asked)
+        assert 0 not in chosen
+        assert set(windows) == {4}
+        windows.clear()
+        asked[2] = replace(asked[2], canvas=Canvas({}, {1: {70, 71}}))
+        many.answer(asked)
+        assert set(windows) == {4}
+
+
+@pytest.mark.parametrize("empty", range(7))
+def test_few_empty_batches_are_kept(model: Medv, empty: int) -> None:
+    batches = RunningBatches(model, EngineSettings(), together=True)
+    for number in range(empty):
+        batches._batches[number] = SimpleNamespace(empty=True)  # type: ignore[assignment]
+    batches._drop_empty(running.MOST_EMPTY)
+    most = running.MOST_EMPTY
+    assert list(batches._batches) == list(range(max(0, empty - most), empty))
+
+
+def test_empty_batches_give_way_before_rows_do(
+    folder: Path, model: Medv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with predictor(folder, model, together=True, slots=4) as many:
+        many.answer(requests(cache="dual")[:1])
+        made = SideBySide.__init__
+
+        def narrow(self: SideBySide, *args: object) -> None:
+            if many.engine._batches.all():
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            made(self, *args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(SideBySide, "__init__", narrow)
+        many.answer(requests(temperature=0.5)[:1])
+        (batch,) = many.engine._batches.all()
+        assert len(batch.denoising.rows) == 4
+        assert many.counters.memory_shortages == 0
+
+
+def test_who_is_alone_gets_what_nobody_uses(
+    folder: Path, model: Medv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with predictor(folder, model, together=True) as many:
+        many.answer(requests(cache="dual")[:1])
+        full = Batched.full
+
+        def short(self: Batched, *args: object) -> torch.Tensor:
+            if len(many.engine._batches.all()) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return full(self, *args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Batched, "full", short)
+        (answer,) = many.answer(requests(cfg_scale=0.5)[:1])
+        assert isinstance(answer, Answer)
+
+        def always(self: Batched, *args: object) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        many.answer(requests(cache="dual")[:1])
+        monkeypatch.setattr(Batched, "full", always)
+        with pytest.raises(torch.OutOfMemoryError):
+            many.answer(requests(cfg_scale=0.5)[:1])
+
+
+def test_memory_that_is_short_in_a_capture_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaving the capture raises an error of its own over it."""
+
+    @contextlib.contextmanager
+    def record(*_: object, **__: object) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise torch.AcceleratorError("operation failed due to a previous error", 901)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    graph, calls = denoisers.Captured(), []
+
+    def step() -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    graph.run(step)
+    with pytest.raises(torch.OutOfMemoryError):
+        graph.run(step)
