@@ -74,6 +74,17 @@ _PRESET_DEFAULTS: dict[str, Any] = {
 }
 
 
+def indivisible(gen_length: int, block_length: int, steps: int) -> str | None:
+    """What is wrong where blocks do not fill the response, or do not share its steps (E1002)."""
+    blocks, rest = divmod(gen_length, block_length)
+    if not rest and steps % blocks == 0:
+        return None
+    return (
+        f"gen_length={gen_length} must be a multiple of block_length={block_length}, "
+        f"and steps={steps} of the number of blocks ({blocks})"
+    )
+
+
 class SamplerSettings(Settings):
     """Reverse process. Defaults: the VQA setting of LLaDA-MedV (supplement A.2, L = B = Z)."""
 
@@ -151,19 +162,8 @@ class SamplerSettings(Settings):
 
     @model_validator(mode="after")
     def _blocks_divide(self) -> Self:
-        blocks, rest = divmod(self.gen_length, self.block_length)
-        if rest or self.steps % blocks:
-            raise PydanticCustomError(
-                "E1002",
-                "gen_length={gen_length} must be a multiple of block_length={block_length}, "
-                "and steps={steps} of the number of blocks ({blocks})",
-                {
-                    "gen_length": self.gen_length,
-                    "block_length": self.block_length,
-                    "steps": self.steps,
-                    "blocks": blocks,
-                },
-            )
+        if said := indivisible(self.gen_length, self.block_length, self.steps):
+            raise PydanticCustomError("E1002", "{said}", {"said": said})
         if self.rule != "schedule" and self.remasking != "low_confidence":
             raise PydanticCustomError(
                 "E1001",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from medv_ray.errors import SettingsError
+from medv_ray.settings import indivisible
 
 Rule = Literal["schedule", "threshold", "factor", "factor_llada_v"]
 """How many tokens a step commits: see `SamplerSettings.rule`."""
@@ -46,13 +47,8 @@ class SampleSpec:
     the position of a shared random generator."""
 
     def __post_init__(self) -> None:
-        blocks, rest = divmod(self.gen_length, self.block_length)
-        if rest or self.steps % blocks:
-            raise SettingsError(
-                "E1002",
-                f"gen_length={self.gen_length} must be a multiple of block_length="
-                f"{self.block_length}, and steps={self.steps} of the number of blocks ({blocks}).",
-            )
+        if said := indivisible(self.gen_length, self.block_length, self.steps):
+            raise SettingsError("E1002", f"{said}.")
         if self.logits_eos_inf and self.eos_id is None:
             raise SettingsError("E1001", "logits_eos_inf needs the id of the end-of-text token.")
         if self.confidence_eos_eot_inf and None in (self.eos_id, self.eot_id):

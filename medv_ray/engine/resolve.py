@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from medv_ray.data.prompts import SpecialIds, encode_markup, encode_text
@@ -29,23 +30,13 @@ def resolve(
     stops = tuple(tuple(encode_markup(tokenizer, text)) for text in settings.stop)
     if not all(stops):
         raise SettingsError("E1001", "sampler.stop: an empty text can not end an answer.")
+    same = {f.name for f in fields(SampleSpec)} & SamplerSettings.model_fields.keys()
     return SampleSpec(
-        gen_length=settings.gen_length,
-        block_length=settings.block_length,
-        steps=settings.steps,
-        temperature=settings.temperature,
-        cfg_scale=settings.cfg_scale,
-        remasking=settings.remasking,
+        **{name: getattr(settings, name) for name in same},
         mask_id=special.mask,
         forbidden_ids=tuple(names[name] for name in settings.forbidden),
         stop_ids=stops,
         suffix_ids=tuple(encode_text(tokenizer, settings.suffix)),
         eos_id=special.eos,
         eot_id=special.eot,
-        logits_eos_inf=settings.logits_eos_inf,
-        confidence_eos_eot_inf=settings.confidence_eos_eot_inf,
-        noise=settings.noise,
-        rule=settings.rule,
-        threshold=settings.threshold,
-        factor=settings.factor,
     )
