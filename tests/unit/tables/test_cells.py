@@ -78,3 +78,19 @@ def test_answers_that_look_like_empty_cells() -> None:
     assert [is_no_answer(a) for a in ("N/A", " NaN ", "-", "no", "none of it", "0")] == [
         True, True, True, False, False, False
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['["a.png", "b\'.png"]', ' [ "a.png",\n"b\'.png" ] ', "['a.png', \"b'.png\"]"],
+)
+def test_lists_that_are_written_as_text(text: str) -> None:
+    assert [one.name for one in pictures_of(text)] == ["a.png", "b'.png"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", "[a.png]", "['a.png'", "[f(1)]", "['\\d', 2]", "[" * 9999 + "]"]
+)
+def test_names_in_brackets(text: str, recwarn: pytest.WarningsRecorder) -> None:
+    assert [one.name for one in pictures_of(text)] == [text]
+    assert not recwarn.list
