@@ -16,6 +16,8 @@ import pyarrow.types as types
 from medv_ray.archive.chunks import Chunk, Row, SourceFile
 from medv_ray.archive.columns import make_row, pick
 from medv_ray.archive.parquet import (
+    BATCH_BYTES,
+    BATCH_ROWS,
     BOMB_RATIO,
     BROKEN,
     STREAM_BYTES,
@@ -30,8 +32,6 @@ from medv_ray.archive.sources import Archive, check_unchanged, file_path
 from medv_ray.archive.store import is_local
 from medv_ray.errors import DataError
 
-BATCH_BYTES = 8 * 2**20  # aimed at, decoded at once
-BATCH_ROWS = 4096
 BASE64_RATIO = 1.5  # of text to the bytes that it stands for, line ends included
 
 

@@ -26,6 +26,9 @@ MAX_DIGITS = 40  # a longer number stays text
 class Repeated:
     """Stands for the value of a key that its record has twice. No rule takes it for a cell."""
 
+    def __repr__(self) -> str:
+        return "Repeated()"  # the same in every process: it goes into digests
+
 
 def _pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(found)

@@ -9,6 +9,7 @@ import pytest
 
 from medv_ray.errors import DataError
 from medv_ray.tables.columns import Asked, is_row
+from medv_ray.tables.json_text import strict_json
 from medv_ray.tables.records import Reading, open_table, read_again
 
 ROWS = [{"image": "0.png", "question": "a?"}, {"image": "1.png", "question": "b ä\n"}]
@@ -89,3 +90,10 @@ def test_a_list_is_read_piece_by_piece() -> None:
 )
 def test_what_separates_columns(head: str, names: tuple[str, ...]) -> None:
     assert scan("a.csv", f"{head}\n".encode())[0].header == names
+
+
+def test_a_repeated_key_looks_alike_in_every_process() -> None:
+    """Digests of rows are made of it."""
+    first, second = (strict_json('{"a": 1, "a": 2}') for _ in range(2))
+    assert first["a"] is not second["a"]
+    assert repr(first) == repr(second)
