@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -146,11 +145,9 @@ def read_column(opened: pq.ParquetFile, column: str, limit: int) -> Iterator[lis
 
 
 def cells_of(array: pa.Array) -> list[Any]:
-    """Python values; 16 bytes a cell are UUIDs, text that is not UTF-8 stays bytes."""
+    """Python values; text that is not UTF-8 stays bytes."""
     if types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
-    if types.is_fixed_size_binary(array.type) and array.type.byte_width == 16:
-        return [None if cell is None else UUID(bytes=cell) for cell in array.to_pylist()]
     if not is_text(array.type):
         return array.to_pylist()  # type: ignore[no-any-return]
     try:
@@ -209,8 +206,9 @@ def named_in_text(opened: pq.ParquetFile, footer: Footer, number: int, left: int
 def named_beside_bytes(
     opened: pq.ParquetFile, footer: Footer, number: int, left: int
 ) -> Iterator[str]:
-    """Of a row group of structs {bytes, path}: the paths of those without bytes. Bytes are only read
-    where some are missing and some are not."""
+    """Of a row group of structs {bytes, path}: the paths of those without bytes.
+
+    Bytes are read only where some are missing and some are not."""
     stem = f"{footer.columns.image}."
     leaves = [opened.schema.column(leaf).path for leaf in range(len(opened.schema))]
     of_image = [leaf for leaf in leaves if leaf.startswith(stem)]
@@ -246,7 +244,7 @@ def has_text(array: pa.Array) -> bool:
     """Whether the only leaf of an array has a cell that is not null."""
     while is_list(array.type) or types.is_struct(array.type):
         array = array.flatten() if is_list(array.type) else pc.struct_field(array, 0)
-    return len(array) > array.null_count
+    return bool(len(array) > array.null_count)
 
 
 def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:

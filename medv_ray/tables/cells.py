@@ -6,9 +6,12 @@ import ast
 import base64
 import binascii
 import json
+import math
 import re
 import warnings
 from collections.abc import Mapping
+from datetime import date, time
+from decimal import Decimal
 from types import NoneType
 from typing import Any, NamedTuple
 
@@ -23,6 +26,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{40,}={0,2}\s*")
 _LOOKED_AT = 1024  # characters by which base64 is told from a path
 _SIGNED = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "Qk", "SUkq", "TU0AKg", "UklGR")
 """How JPEG, PNG, GIF, BMP, TIFF and WebP begin in base64; DICOM's word stands at byte 128."""
+_EXACT = 2**53  # up to here a float tells whole numbers apart
 _MOST_PYTHON = 2**20  # characters of a list as Python writes it
 _FRONT = re.compile(rf"\s*(?:{IMAGE_MARK}\s*)+")
 _BACK = re.compile(rf"(?:\s*{IMAGE_MARK})+\s*\Z")
@@ -141,7 +145,36 @@ def _dicom(text: str) -> bool:
         return False
 
 
-# questions
+# texts
+
+
+def cell_text(value: Any, what: str, limit: int | None = None) -> str | None:
+    """Text of a cell; numbers and dates become theirs, NaN and blanks nothing.
+
+    Whole numbers that became floats beside an empty cell are whole numbers. Raises DataError E1109,
+    E1112, E1304.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise DataError("E1304", f"the {what} is not UTF-8.") from None
+    if isinstance(value, float) and math.isinf(value):
+        raise DataError("E1109", f"the {what} is no finite number.")
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        value = int(value)
+    if isinstance(value, int | float | Decimal | date | time):
+        return str(value)
+    if not isinstance(value, str):
+        raise DataError("E1109", f"the {what} is a {type(value).__name__}, not text.")
+    if limit is not None and len(value) > limit:
+        message = f"the {what} has {len(value)} characters; --max-cell-bytes is {limit}."
+        raise DataError("E1112", message)
+    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+        raise DataError("E1304", f"the {what} holds a NUL or a lone surrogate.")
+    return value if value.strip() else None
 
 
 def without_marks(text: str) -> tuple[str, int]:
