@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from medv_ray.archive.rows import read_run
+from medv_ray.tables.cells import is_no_answer
 
 MOST_ROWS = 1_000_000
 """Rows up to which a run ends with the comparison. All rows are read again for it: some seconds for
@@ -29,14 +30,14 @@ def accuracy(out: str, kinds: Mapping[str, str] | None = None) -> dict[str, Accu
     """Rows whose answer is the archive's own, after trimming and case folding: `overall`, and by
     kind of question where `kinds` maps ids to them.
 
-    Rows without a known answer do not count; rows without an answer are wrong. Empty when no row
-    has a known answer. Raises RunError E1506 for a damaged run.
+    Rows without a known answer (`is_known`) do not count; rows without an answer are wrong. Empty
+    when no row has a known answer. Raises RunError E1506 for a damaged run.
     """
     compared: Counter[str] = Counter()
     right: Counter[str] = Counter()
     for table in read_run(out, ["id", "answer", "reference"]):
         for row in table.to_pylist():
-            if row["reference"] is None:
+            if not is_known(row["reference"]):
                 continue
             same = normal(row["answer"] or "") == normal(row["reference"])
             for kind in ("overall", *(() if kinds is None else (kinds.get(row["id"], "other"),))):
@@ -50,6 +51,13 @@ def listed(found: Mapping[str, Accuracy] | None) -> dict[str, Any] | None:
     if found is None:
         return None
     return {kind: {"share": one.share, **one._asdict()} for kind, one in found.items()}
+
+
+def is_known(reference: str | None) -> bool:
+    """Whether a cell holds an answer: no blank one, nor what a program writes into one (N/A, nan).
+    `none`, `nil` and `unknown` may be the answer to a question about a picture."""
+    text = (reference or "").strip().lower()
+    return text in ("none", "nil", "unknown") or not (not text or is_no_answer(text))
 
 
 def normal(text: str) -> str:

@@ -59,8 +59,8 @@ class Row:
     question: str | None = None
     images: tuple[bytes, ...] = ()
     """Encoded bytes, in the order of the prompt. Repeats inside a chunk share one object."""
-    image_names: tuple[str, ...] = ()
-    """Paths inside the archive, of those that have one."""
+    image_names: tuple[str | None, ...] = ()
+    """Paths inside the archive, one a picture; None for one that has none."""
     reference: str | None = None
     error: DataError | None = None
     history: tuple[tuple[str, str], ...] = ()
@@ -87,7 +87,7 @@ class Row:
 
     @image_name.setter
     def image_name(self, name: str | None) -> None:
-        self.image_names = () if name is None else (name,)
+        self.image_names = (name,)
 
     def refuse(self, error: DataError) -> None:
         """Quarantine the row. Raises `error` itself for E1107: input that may be there tomorrow."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from datetime import date, time
-from decimal import Decimal
 from typing import Any
 
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.ids import fallback_id
 from medv_ray.archive.sources import Archive, ArchiveSettings
 from medv_ray.errors import DataError
-from medv_ray.tables.cells import first_exchange, last_exchange, without_marks
+from medv_ray.tables.cells import cell_text, first_exchange, last_exchange, without_marks
 from medv_ray.tables.columns import MESSAGES, Columns
 from medv_ray.tables.ids import id_text, repeated_id
 
@@ -50,7 +47,7 @@ def make_row(archive: Archive, chunk: Chunk, row: int, cells: Cells, has_id: boo
         return result
     try:
         if has_id:
-            name_row(result, cells.get("id"), row in chunk.duplicates)
+            name_row(archive.settings, result, cells.get("id"), row in chunk.duplicates)
     except DataError as error:
         result.error = error
     try:
@@ -60,9 +57,16 @@ def make_row(archive: Archive, chunk: Chunk, row: int, cells: Cells, has_id: boo
     return result
 
 
-def name_row(row: Row, cell: Any, repeats: bool) -> None:
-    """Give the row its own id. Raises DataError E1104, E1109 for one that is no name."""
-    own = id_text(cell)
+def name_row(settings: ArchiveSettings, row: Row, cell: Any, repeats: bool) -> None:
+    """Give the row its own id. Raises DataError E1104, E1109 for one that is no name, where ids are
+    asked for."""
+    try:
+        own = id_text(cell)
+    except DataError:
+        if settings.id_column is not None:
+            raise
+        row.warnings += ("id_unusable",)
+        return
     if own is None:
         row.warnings += ("id_missing",)
     elif repeats:
@@ -84,7 +88,7 @@ def fill(settings: ArchiveSettings, row: Row, cells: Cells) -> None:
         reference = said.reference if reference in (None, "") else reference
     limit = settings.max_cell_bytes
     try:
-        row.reference = text_of(reference, "answer", limit)
+        row.reference = cell_text(reference, "answer", limit)
     except DataError as error:
         if error.code != "E1109" or settings.answer_column is not None:
             raise
@@ -106,33 +110,7 @@ def question_of(value: Any, limit: int) -> str:
     """The question of a row. Raises DataError E1109, E1112, E1301, E1304."""
     if value is not None and not isinstance(value, str | bytes):
         raise DataError("E1109", f"the question is a {type(value).__name__}, not text.")
-    text = text_of(value, "question", limit)
+    text = cell_text(value, "question", limit)
     if text is None or not text.strip():
         raise DataError("E1301", "the question is null, empty or white space.")
     return text
-
-
-def text_of(value: Any, what: str, limit: int) -> str | None:
-    """Text of a cell; numbers and dates become theirs, NaN nothing.
-
-    Raises DataError E1109, E1112, E1304.
-    """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, bytes):
-        try:
-            value = value.decode()
-        except UnicodeDecodeError:
-            raise DataError("E1304", f"the {what} is not UTF-8.") from None
-    if isinstance(value, float) and math.isinf(value):
-        raise DataError("E1109", f"the {what} is no finite number.")
-    if isinstance(value, int | float | Decimal | date | time):
-        return str(value)
-    if not isinstance(value, str):
-        raise DataError("E1109", f"the {what} is a {type(value).__name__}, not text.")
-    if len(value) > limit:
-        message = f"the {what} has {len(value)} characters; --max-cell-bytes is {limit}."
-        raise DataError("E1112", message)
-    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
-        raise DataError("E1304", f"the {what} holds a NUL or a lone surrogate.")
-    return value

@@ -16,6 +16,8 @@ import pyarrow.types as types
 from medv_ray.archive.chunks import Chunk, Row, SourceFile
 from medv_ray.archive.columns import make_row, pick
 from medv_ray.archive.parquet import (
+    BATCH_BYTES,
+    BATCH_ROWS,
     BOMB_RATIO,
     BROKEN,
     STREAM_BYTES,
@@ -25,13 +27,11 @@ from medv_ray.archive.parquet import (
     open_parquet,
     read_footer,
 )
-from medv_ray.archive.pictures import give_images
+from medv_ray.archive.pictures import give_images, inside
 from medv_ray.archive.sources import Archive, check_unchanged, file_path
 from medv_ray.archive.store import is_local
 from medv_ray.errors import DataError
 
-BATCH_BYTES = 8 * 2**20  # aimed at, decoded at once
-BATCH_ROWS = 4096
 BASE64_RATIO = 1.5  # of text to the bytes that it stands for, line ends included
 
 
@@ -172,6 +172,7 @@ def batch_rows(
             cell = picked["image"] if image is None else image.cell(offset, limit)
         except DataError as error:
             row.refuse(row.error or error)
+            row.image_name = None if image is None else inside(archive, image.name(offset))
         else:
             give_images(archive, row, cell)
         if last is not None and row.images == last.images:
@@ -197,9 +198,13 @@ class Images:
         elif kind == "text":
             self._names = cells_of(array)
 
+    def name(self, offset: int) -> Any:
+        """The path of a picture, where its column has one."""
+        return self._names[offset] if self._names is not None else None
+
     def cell(self, offset: int, limit: int) -> Any:
         """As `tables.cells.pictures_of` takes it. Raises DataError E1112."""
-        name = self._names[offset] if self._names is not None else None
+        name = self.name(offset)
         if self._held is not None:
             held = self._held[offset]
             if not held.is_valid:

@@ -6,11 +6,12 @@ base64), or a list of these.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as types
 
@@ -22,6 +23,8 @@ from medv_ray.errors import DataError
 from medv_ray.tables.columns import Columns, find
 
 STREAM_BYTES = 2**20  # read-ahead of one column
+BATCH_BYTES = 8 * 2**20  # aimed at, decoded at once
+BATCH_ROWS = 4096
 BOMB_BYTES, BOMB_RATIO = 64 * 2**20, 1000
 TEXTS, NAMES = "text", "text, number, date or bytes"
 BROKEN = (*TROUBLE, UnicodeDecodeError)
@@ -142,11 +145,9 @@ def read_column(opened: pq.ParquetFile, column: str, limit: int) -> Iterator[lis
 
 
 def cells_of(array: pa.Array) -> list[Any]:
-    """Python values; 16 bytes a cell are UUIDs, text that is not UTF-8 stays bytes."""
+    """Python values; text that is not UTF-8 stays bytes."""
     if types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
-    if types.is_fixed_size_binary(array.type) and array.type.byte_width == 16:
-        return [None if cell is None else UUID(bytes=cell) for cell in array.to_pylist()]
     if not is_text(array.type):
         return array.to_pylist()  # type: ignore[no-any-return]
     try:
@@ -162,13 +163,88 @@ def as_text(cell: bytes | None) -> str | bytes | None:
         return cell
 
 
-def names_files(opened: pq.ParquetFile, footer: Footer) -> bool:
-    """Whether image cells are paths, or lists of paths, and hold no bytes."""
-    if footer.image_kind not in ("text", "list"):
-        return False
-    kind = opened.schema_arrow.field(footer.columns.image).type
-    kind = kind.value_type if is_list(kind) else kind
-    return is_text(kind) or (types.is_struct(kind) and kind.get_field_index("bytes") < 0)
+def named_files(opened: pq.ParquetFile, footer: Footer, limit: int) -> Iterator[str]:
+    """The paths in the first `limit` image cells that stand for files.
+
+    Rows that do not decode name none: they are quarantined when they are read.
+    """
+    image = footer.columns.image
+    if image is None:
+        return
+    kind = opened.schema_arrow.field(image).type
+    while types.is_dictionary(kind) or is_list(kind):
+        kind = kind.value_type
+    named: Callable[[pq.ParquetFile, Footer, int, int], Iterator[str]] = named_in_text
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        if kind.get_field_index("path") < 0:
+            return
+        named = named_beside_bytes
+    elif not (is_text(kind) or types.is_struct(kind)):
+        return
+    for number, group in enumerate(footer.groups):
+        left = min(group.rows, limit - group.first)
+        if left <= 0 or group.bomb:
+            continue
+        try:
+            yield from named(opened, footer, number, left)
+        except BROKEN as error:
+            if isinstance(error, OSError) and error.errno:
+                raise  # the system's, not the decoder's
+
+
+def named_in_text(opened: pq.ParquetFile, footer: Footer, number: int, left: int) -> Iterator[str]:
+    """Of a row group of paths, or of base64, which is too much to be read twice."""
+    for array in read_group(opened, footer, number, [str(footer.columns.image)]):
+        cells = cells_of(array.slice(0, max(left, 0)))
+        left -= len(cells)
+        found = [named_in(cell) for cell in cells]
+        yield from chain.from_iterable(found)
+        if left <= 0 or (any(cells) and not any(found)):
+            return
+
+
+def named_beside_bytes(
+    opened: pq.ParquetFile, footer: Footer, number: int, left: int
+) -> Iterator[str]:
+    """Of a row group of structs {bytes, path}: the paths of those without bytes.
+
+    Bytes are read only where some are missing and some are not."""
+    stem = f"{footer.columns.image}."
+    leaves = [opened.schema.column(leaf).path for leaf in range(len(opened.schema))]
+    of_image = [leaf for leaf in leaves if leaf.startswith(stem)]
+    path, held = (
+        next(leaf for leaf in of_image if leaf.endswith(end)) for end in (".path", ".bytes")
+    )
+    if not any(map(has_text, read_group(opened, footer, number, [path]))):
+        return
+    # what is damaged raises here; below it would end the process
+    next(read_group(opened, footer, number, [held], 1), None)
+    facts = opened.metadata.row_group(number).column(leaves.index(held))
+    nulls = facts.statistics.null_count if facts.is_stats_set else None
+    if nulls == 0:
+        return
+    wanted = [path] if nulls == facts.num_values else [path, held]
+    for array in read_group(opened, footer, number, wanted):
+        for cell in array.slice(0, max(left, 0)).to_pylist():
+            yield from named_in(cell)
+        left -= len(array)
+
+
+def read_group(
+    opened: pq.ParquetFile, footer: Footer, number: int, leaves: list[str], rows: int | None = None
+) -> Iterator[pa.Array]:
+    """The image column of a row group, or some leaves of it, batch by batch."""
+    average = max(footer.groups[number].average, 1)
+    rows = rows or max(1, min(BATCH_ROWS, BATCH_BYTES // average))
+    for batch in opened.iter_batches(rows, [number], leaves, use_threads=False):
+        yield batch.column(0)
+
+
+def has_text(array: pa.Array) -> bool:
+    """Whether the only leaf of an array has a cell that is not null."""
+    while is_list(array.type) or types.is_struct(array.type):
+        array = array.flatten() if is_list(array.type) else pc.struct_field(array, 0)
+    return bool(len(array) > array.null_count)
 
 
 def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
@@ -193,10 +269,5 @@ def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
         result.rows = max(result.rows, stop)
     if footer.columns.id is not None:
         result.ids = read_column(opened, footer.columns.id, result.rows)
-    if footer.columns.image is not None and names_files(opened, footer):
-        for cells in read_column(opened, footer.columns.image, result.rows):
-            found = {name for cell in cells for name in named_in(cell)}
-            result.images |= found
-            if not found:
-                break  # base64: too much to be read twice
+    result.images.update(named_files(opened, footer, result.rows))
     return result

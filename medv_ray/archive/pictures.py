@@ -19,7 +19,7 @@ from medv_ray.archive.sources import Archive, place_of
 from medv_ray.archive.store import Stored, is_local, reason_of
 from medv_ray.errors import DataError
 from medv_ray.tables import names
-from medv_ray.tables.cells import check_marks, pictures_of
+from medv_ray.tables.cells import check_marks, names_of, pictures_of
 
 REFUSED = (
     errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENXIO,
@@ -36,13 +36,12 @@ def give_images(archive: Archive, row: Row, cell: Any, last: Row | None = None) 
     `last` is a row of the same cell, whose pictures it shares. The row carries DataError E1108,
     E1109, E1111, E1112; E1107, for a picture that is there but cannot be read now, is raised.
     """
-    if row.error is not None:
-        row.image_names = named_in(cell)
-        return
     images: list[bytes] = []
-    called: list[str] = []
+    called: list[str | None] = []
     warnings: list[str] = []
     try:
+        if row.error is not None:
+            raise row.error
         if last is not None:
             check_marks(row.marks, len(last.images))
             row.images, row.image_names = last.images, last.image_names
@@ -57,13 +56,13 @@ def give_images(archive: Archive, row: Row, cell: Any, last: Row | None = None) 
             else:
                 check_size(len(picture.data), archive.settings.max_image_bytes)
                 images.append(picture.data)
-                called.append(picture.name or "")
+                called.append(inside(archive, picture.name))
         check_marks(row.marks, len(images))
     except DataError as error:
         row.refuse(error)
-        row.image_names = named_in(cell)
+        row.image_names = tuple(inside(archive, name) for name in names_of(cell))
     else:
-        row.images, row.image_names = tuple(images), tuple(name for name in called if name)
+        row.images, row.image_names = tuple(images), tuple(called)
         row.warnings += tuple(dict.fromkeys(warnings))
 
 
@@ -76,13 +75,21 @@ def named_in(cell: Any) -> tuple[str, ...]:
     return tuple(one.name for one in found if one.data is None and one.name is not None)
 
 
+def inside(archive: Archive, name: Any) -> Any:
+    """A path relative to the image folder where it is an absolute one below it, else as it is."""
+    if not isinstance(name, str) or not name.startswith("/") or not is_local(archive.images_uri):
+        return name
+    root = place_of(archive.images_uri)[1].rstrip("/")
+    return names.below(name, root)
+
+
 def named_images(archive: Archive, name: object) -> list[tuple[names.Found, bytes]]:
     """The image files that a name means: one, but for several names in one.
 
     Raises DataError E1108, E1111, E1112, and E1107 for one that is there but cannot be read now.
     """
     try:
-        path = names.relative(name)
+        path = names.relative(inside(archive, name))
         return [(names.Found(posixpath.normpath(path)), read_image(archive, path))]
     except DataError as error:
         if error.code not in ("E1108", "E1111") or not isinstance(name, str):
@@ -149,7 +156,7 @@ def meant(archive: Archive, name: str) -> list[names.Found]:
     """The files that a name means, as `names.find`; a path below the image folder counts too."""
     uri = archive.images_uri
     root = place_of(uri)[1].rstrip("/")
-    name = name.removeprefix(root + "/") if is_local(uri) else name
+    name = inside(archive, name)
     try:
         return names.find(name, posixpath.basename(root), lambda at: listing(uri, at).folder)
     except DataError as error:

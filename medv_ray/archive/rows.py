@@ -65,12 +65,9 @@ def image_paths(row: Row, shard: str | None = None) -> list[str | None] | None:
 
     A name of bytes that are no UTF-8 has them escaped.
     """
-    names: list[str | None] = list(getattr(row, "image_names", (row.image_name,)))
-    pictures = len(getattr(row, "images", (row.image,)))
-    names += [None] * (pictures - len(names))
-    if names in ([], [None]) and row.image is None:
+    if row.image_names in ((), (None,)) and row.image is None:
         return None
-    whole = [name if shard is None or name is None else f"{shard}/{name}" for name in names]
+    whole = [n if shard is None or n is None else f"{shard}/{n}" for n in row.image_names]
     return [
         name if name is None else name.encode(errors="backslashreplace").decode() for name in whole
     ]

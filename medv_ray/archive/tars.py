@@ -241,19 +241,37 @@ class Reader:
         self.num_texts = self.num_jsons = 0
 
     def cells(self, at: tuple[Any, ...]) -> dict[str, Any]:
-        """The cells of a row: question, id, reference; or error. The json goes before the text."""
+        """The cells of a row: question, id, reference; or error. The json goes before the text.
+
+        One that cannot be used harms no row that has a text, where no column of it is asked for.
+        """
         self.read = b""
         if at[-1]:
             text = "the tar member is a link, a device, or named outwards."
             return {"error": DataError(at[-1], text)}
         try:
-            cells = self._json(at[5], at[6]) if at[5] >= 0 else {}
+            cells = self._columns(at[5], at[6], at[3] >= 0) if at[5] >= 0 else {}
             asked = cells.get("question") is not None or "dialogue" in cells
             if at[3] >= 0 and not asked:
                 cells["question"] = self._member(at[3], at[4]).removeprefix(b"\xef\xbb\xbf")
                 self.num_texts += 1
         except DataError as error:
             return {"error": error}
+        return cells
+
+    def _columns(self, offset: int, size: int, has_text: bool) -> dict[str, Any]:
+        """The cells of a json member, or a warning."""
+        asked = self.settings.asked
+        is_needed = not has_text or asked._replace(image="image", id=None) != columns.Asked()
+        is_needed = is_needed or asked.id not in (None, columns.NO_COLUMN)
+        try:
+            cells = self._json(offset, size)
+            if isinstance(cells.get("dialogue"), DataError):
+                raise cells["dialogue"]
+        except DataError:
+            if is_needed:
+                raise
+            return {"warnings": ("json_unusable",)}
         return cells
 
     def _member(self, offset: int, size: int) -> bytes:
@@ -320,6 +338,7 @@ def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
             cells = reader.cells(at)
             cells["id"] = row_id(archive.settings, at[0], cells)
             row = make_row(archive, chunk, number, cells, with_id)
+            row.warnings += cells.get("warnings", ())
             row.image_name = at[0] + at[-2]
             if row.error is None:
                 try:

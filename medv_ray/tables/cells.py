@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import binascii
 import json
+import math
 import re
+import warnings
 from collections.abc import Mapping
+from datetime import date, time
+from decimal import Decimal
+from types import NoneType
 from typing import Any, NamedTuple
 
 from medv_ray.errors import DataError
@@ -20,6 +26,8 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{40,}={0,2}\s*")
 _LOOKED_AT = 1024  # characters by which base64 is told from a path
 _SIGNED = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "Qk", "SUkq", "TU0AKg", "UklGR")
 """How JPEG, PNG, GIF, BMP, TIFF and WebP begin in base64; DICOM's word stands at byte 128."""
+_EXACT = 2**53  # up to here a float tells whole numbers apart
+_MOST_PYTHON = 2**20  # characters of a list as Python writes it
 _FRONT = re.compile(rf"\s*(?:{IMAGE_MARK}\s*)+")
 _BACK = re.compile(rf"(?:\s*{IMAGE_MARK})+\s*\Z")
 _USERS, _MODELS = ("human", "user"), ("gpt", "assistant")
@@ -38,20 +46,51 @@ def pictures_of(value: Any) -> list[Picture]:
 
     Raises DataError E1111 for none, E1108 for what is no picture, E1109 for broken base64.
     """
-    if isinstance(value, str) and value.lstrip().startswith('["') and value.rstrip().endswith("]"):
-        value = _json_list(value)
-    if isinstance(value, list | tuple):
-        if not value:
-            raise DataError("E1111", "the row names no image.")
-        return [_picture(one) for one in value]
-    return [_picture(value)]
+    parts = _parts(value)
+    if not parts:
+        raise DataError("E1111", "the row names no image.")
+    return [_picture(one) for one in parts]
 
 
-def _json_list(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+def names_of(value: Any) -> list[str | None]:
+    """The paths of a cell's pictures, one a picture, whatever is wrong with it."""
+    return [_name(one) for one in _parts(value)]
+
+
+def _parts(value: Any) -> list[Any]:
+    """The cells of single pictures that a cell consists of."""
+    if isinstance(value, str):
+        value = written_list(value)
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def written_list(text: str) -> Any:
+    """The list that a text is as JSON, or as a data frame writes it to csv (`['a.png', 'b.png']`);
+    else the text. A list of numbers is a text: `[1]` may be a name."""
+    bare = text.strip()
+    if not (bare.startswith("[") and bare.endswith("]")):
         return text
+    found: Any
+    try:
+        found = json.loads(bare)
+    except (ValueError, RecursionError):
+        if len(bare) > _MOST_PYTHON:
+            return text
+        try:
+            with warnings.catch_warnings(action="ignore"):  # they would print the cell
+                found = ast.literal_eval(bare)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return text
+    known = isinstance(found, list) and all(isinstance(one, str | dict | NoneType) for one in found)
+    return found if known else text
+
+
+def _name(value: Any) -> str | None:
+    try:
+        return _picture(value).name
+    except DataError:
+        path = value.get("path") if isinstance(value, Mapping) else None
+        return path if isinstance(path, str) else None
 
 
 def _picture(value: Any) -> Picture:
@@ -106,7 +145,36 @@ def _dicom(text: str) -> bool:
         return False
 
 
-# questions
+# texts
+
+
+def cell_text(value: Any, what: str, limit: int | None = None) -> str | None:
+    """Text of a cell; numbers and dates become theirs, NaN and blanks nothing.
+
+    Whole numbers that became floats beside an empty cell are whole numbers. Raises DataError E1109,
+    E1112, E1304.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise DataError("E1304", f"the {what} is not UTF-8.") from None
+    if isinstance(value, float) and math.isinf(value):
+        raise DataError("E1109", f"the {what} is no finite number.")
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        value = int(value)
+    if isinstance(value, int | float | Decimal | date | time):
+        return str(value)
+    if not isinstance(value, str):
+        raise DataError("E1109", f"the {what} is a {type(value).__name__}, not text.")
+    if limit is not None and len(value) > limit:
+        message = f"the {what} has {len(value)} characters; --max-cell-bytes is {limit}."
+        raise DataError("E1112", message)
+    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+        raise DataError("E1304", f"the {what} holds a NUL or a lone surrogate.")
+    return value if value.strip() else None
 
 
 def without_marks(text: str) -> tuple[str, int]:
@@ -161,7 +229,7 @@ def last_exchange(messages: Any) -> Dialogue:
     Raises DataError E1109 for what is no dialogue, E1307 for a picture behind the first turn.
     """
     if isinstance(messages, str):
-        messages = _json_list(messages)
+        messages = written_list(messages)
     turns: list[tuple[str, str]] = []
     pictures: list[Any] = []
     marks, system = 0, None

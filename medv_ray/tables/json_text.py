@@ -26,6 +26,9 @@ MAX_DIGITS = 40  # a longer number stays text
 class Repeated:
     """Stands for the value of a key that its record has twice. No rule takes it for a cell."""
 
+    def __repr__(self) -> str:
+        return "Repeated()"  # the same in every process: it goes into digests
+
 
 def _pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(found)
@@ -63,10 +66,29 @@ def scan_json(lines: Lines, file: str, is_row: IsRow) -> Iterator[Record]:
         head += more
         found += [more] if more.strip() else []
     first, second = [parsed(line) for line in [*found, "", ""][:2]]
+    if first is not None and len(found) == 1:
+        check_records(first, file, is_row)
     if second is not None or (first is not None and is_row(tuple(first))):
         return scan_lines(lines, head, offset)
     head += lines.read()
     return scan_object(lines, file, head, offset, is_row)
+
+
+def check_records(value: dict[str, Any], file: str, is_row: IsRow) -> None:
+    """Raises DataError E1105 for a table that is written column by column: each name with all the
+    cells of its column, as pandas' `to_json` and `to_dict` do unasked."""
+    columns = list(value.values())
+    first = columns[0] if columns and is_row(tuple(value)) else None
+    if isinstance(first, dict):
+        alike = all(isinstance(one, dict) and one.keys() == first.keys() for one in columns)
+        by_column = alike and not first.keys() <= {"bytes", "path"}
+    else:  # a row may have several pictures, and turns
+        lists = [one for one in columns if isinstance(one, list) and len(one) == len(first or ())]
+        plain = not any(isinstance(cell, dict | list) for one in lists for cell in one)
+        by_column = len(columns) > 1 and len(lists) == len(columns) and plain
+    if by_column:
+        message = "it holds columns, not rows; write a row an object, as pandas' to_json does"
+        raise DataError("E1105", f"{file}: {message} with orient='records'.")
 
 
 def is_lines(file: str) -> bool:
@@ -96,6 +118,7 @@ def scan_object(
         if is_lines(file):
             return scan_lines(lines, whole, offset)
         raise DataError("E1105", f"{file}: not a complete JSON list or object.") from None
+    check_records(value, file, is_row)
     single, line = not whole[end:].strip(), 1 + whole.count("\n", 0, at)
     inner = rows_inside(value, whole, at) if single and not is_row(tuple(value)) else None
     if inner is not None:

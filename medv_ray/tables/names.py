@@ -6,6 +6,7 @@ without regard to case; a looser way counts only where it finds exactly one file
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import defaultdict
@@ -60,6 +61,19 @@ def relative(name: object) -> str:
     if ".." in path.split("/") or _ELSEWHERE.match(path.strip()):
         raise DataError("E1108", "the image path has '..', a drive or a URL scheme.")
     return path
+
+
+def below(name: str, root: str) -> str:
+    """An absolute path relative to the folder `root`, where it lies there, by links too; else as it
+    is."""
+    real = os.path.realpath(root)
+    for base in (root, real):
+        if name.startswith(base.rstrip("/") + "/"):
+            return name[len(base.rstrip("/")) :].lstrip("/")
+    if "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
+        return name
+    full = os.path.realpath(name)
+    return os.path.relpath(full, real) if full.startswith(real.rstrip("/") + "/") else name
 
 
 def find(name: str, folder: str, listed: Callable[[str], Folder]) -> list[Found]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medv_ray.data.dataset import Message
 from medv_ray.errors import DataError
-from medv_ray.tables.cells import IMAGE_MARK, check_marks, pictures_of, without_marks
+from medv_ray.tables.cells import IMAGE_MARK, cell_text, check_marks, pictures_of, without_marks
 
 if TYPE_CHECKING:
     from medv_ray.data.vqa.settings import PrepareSettings
@@ -100,17 +99,8 @@ def front(images: int) -> str:
 
 
 def text(value: object) -> str:
-    """Trimmed text; numbers as a person writes them, nothing as nothing. Raises DataError E1109."""
-    if isinstance(value, str):
-        return value.strip()
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError("E1109", f"a text is of type {type(value).__name__}.")
-    if abs(value) >= 10**18:
-        raise DataError("E1109", "a number has more than 18 digits.")
-    # a table's whole numbers become floats beside an empty cell
-    return str(int(value)) if value == int(value) else str(value)
+    """Trimmed text, as `cell_text` has it; nothing as nothing. Raises DataError E1109, E1304."""
+    return (cell_text(value, "text") or "").strip()
 
 
 def images_of(value: object) -> tuple[bytes | str, ...]:

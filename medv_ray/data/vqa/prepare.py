@@ -288,6 +288,8 @@ class Pictures:
 
         As it is written first, in each of the folders.
         """
+        for root in self._roots:
+            name = names.below(name, str(root)) if name.startswith("/") else name
         path = names.relative(name)
         outside = path.startswith("/")
         for root in [] if outside else self._roots:

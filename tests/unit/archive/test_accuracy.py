@@ -1,6 +1,6 @@
 import json
 
-from medv_ray.archive.accuracy import Accuracy, accuracy
+from medv_ray.archive.accuracy import Accuracy, accuracy, is_known
 from medv_ray.archive.rows import write_part
 from medv_ray.archive.run import Run
 
@@ -43,3 +43,11 @@ def test_an_archive_without_answers_and_a_large_run(make, tmp_path, monkeypatch)
 
 def test_a_folder_without_rows(tmp_path):
     assert accuracy(str(tmp_path)) == {}
+
+
+def test_empty_cells_are_no_known_answers(make, tmp_path):
+    known = ["", " ", "N/A", "nan", "none", "no"]
+    given = ["", "", "n/a", "yes", "None.", "no"]
+    assert [is_known(text) for text in known] == [False] * 4 + [True] * 2
+    found = score(make, str(tmp_path / "run"), known=known[1:5], given=given[1:5]).accuracy
+    assert found == {"overall": Accuracy(1, 0)}

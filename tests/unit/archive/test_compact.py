@@ -121,7 +121,7 @@ def test_merging_while_the_job_runs(make, tmp_path, monkeypatch, committed_ids):
 
 def test_a_reader_gets_a_chunk_once_that_is_tried_again_meanwhile(make, tmp_path):
     make.parquet(rows=16, id=["a\0b", *map(str, range(15))])
-    planned, out = make.plan(), str(tmp_path / "run")
+    planned, out = make.plan(id_column="id"), str(tmp_path / "run")
     make.job(planned, out, {}, stop_after=3)
     reader = read_run(out)
     found = [next(reader)]

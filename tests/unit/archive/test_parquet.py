@@ -107,9 +107,7 @@ def test_no_row_is_lost_by_its_id(make):
     make.parquet("b.parquet", rows=2, id=["ok", "fine"])
     planned = make.plan()
     rows = make.rows(planned)
-    assert codes(rows) == [
-        None, None, None, None, None, "E1104", "E1104", None, None, None, None, None,
-    ]  # fmt: skip
+    assert codes(rows) == [None] * 12
     assert [r.id for r in rows] == [
         "x", "a:1", "a:2", "x #a:3", "a/../b", "a:5", "a:6", "cafe\u0301", "caf\u00e9#a:8", "ok",
         "ok#b:0", "fine",
@@ -117,6 +115,9 @@ def test_no_row_is_lost_by_its_id(make):
     assert [r.warnings for r in rows[:4]] == [
         (), ("id_missing",), ("id_missing",), ("id_repeated",)
     ]  # fmt: skip
+    assert [r.warnings for r in rows[5:7]] == [("id_unusable",)] * 2
+    asked = codes(make.rows(make.plan(id_column="id")))
+    assert asked == [None] * 5 + ["E1104"] * 2 + [None] * 5
     assert planned.duplicates == 3
 
 

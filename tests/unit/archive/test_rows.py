@@ -14,7 +14,7 @@ from medv_ray.schema import ANSWER_SCHEMA
 def one(make, tmp_path):
     """A plan of one chunk, a store, and the chunk's records."""
     make.parquet(rows=4, id=["a", "\0", "c", "d"])
-    planned = make.plan()
+    planned = make.plan(id_column="id")
     store = Store(str(tmp_path / "run"))
     return store, planned.chunks[0], make.records(planned, planned.chunks[0])
 
@@ -67,7 +67,7 @@ def test_two_attempts_at_a_chunk_do_not_share_a_file(one):
 
 def test_a_quarantine_record_says_why(make):
     make.parquet(rows=1, id=["a\0b"])
-    row = make.rows(make.plan())[0]
+    row = make.rows(make.plan(id_column="id"))[0]
     record = quarantine_record(row, row.error)
     assert record["status"] == "quarantined"
     assert (record["code"], record["reason"]) == ("E1104", "bad_id")

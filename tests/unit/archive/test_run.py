@@ -31,7 +31,7 @@ class Crash(Exception):
 def planned(make):
     make.parquet("a.parquet", rows=20, id=[*(f"id{r}" for r in range(19)), "id\0"])
     make.parquet("b.parquet", rows=10, id=["x" * 600, *(f"b{r}" for r in range(9))])
-    return make.plan()
+    return make.plan(id_column="id")
 
 
 def refused(code: str, run) -> RunError:
@@ -227,7 +227,7 @@ def test_a_changed_input_is_refused_by_name(make, planned, tmp_path):
 def test_allow_mixed_keeps_what_is_done_and_says_so(make, planned, out, committed_ids):
     make.job(planned, out, stop_after=2)
     other = {**IDENTITY, "model": "sha256:def"}
-    mixed = make.plan("other settings")
+    mixed = make.plan("other settings", id_column="id")
     with Run.open(out, mixed, other, allow_mixed=True) as run:
         assert len(run.todo()) == len(planned.chunks) - 2
     assert make.job(mixed, out, other).answered == 28  # now this is the run's identity
@@ -252,7 +252,7 @@ def test_allow_mixed_with_changed_input_redoes_what_changed(make, out, committed
 
 def test_new_run_starts_over(make, planned, out, committed_ids):
     make.job(planned, out)
-    other = make.plan("other settings")
+    other = make.plan("other settings", id_column="id")
     identity = {**IDENTITY, "model": "sha256:def"}
     with Run.open(out, other, identity, new_run=True) as run:
         assert len(run.todo()) == len(planned.chunks)
@@ -354,7 +354,7 @@ def test_a_vanished_shard_leaves_its_rows_open(make, planned, tmp_path):
     assert (summary.answered, summary.quarantined) == (9, 1)
     assert json.loads(Path(out, "metrics.json").read_text())["files_not_scored"] == ["a.parquet"]
     shutil.move(away, make.archive / "a.parquet")
-    summary = make.job(make.plan(), out)
+    summary = make.job(make.plan(id_column="id"), out)
     assert (summary.not_scored, summary.answered, summary.exit_code) == (0, 28, 0)
 
 

@@ -167,7 +167,7 @@ def test_odd_cells_of_json_rows(make, images):
     ]
     _, rows = rows_of(make, images, "q.jsonl", "\n".join(records))
     assert codes(rows) == [
-        None, None, "E1104", "E1304", "E1304", "E1109", "E1108", "E1108", None, None,
+        None, None, None, "E1304", "E1304", "E1109", "E1108", "E1108", None, None,
         "E1111", None, None,
     ]  # fmt: skip
     assert rows[9].reference == "True"
@@ -591,3 +591,20 @@ def test_real_vqa_rad_conversations(make, vqa_rad):
     assert codes(rows) == [None] * 451
     assert len({row.id for row in rows}) == 451
     assert not any("<image>" in row.question for row in rows)
+
+
+@pytest.mark.parametrize("cell", ["true", '["a"]', '{"a": 1}', '"a\\nb"', f'"{"x" * 600}"'])
+@pytest.mark.parametrize("name", ["id", "qid"])
+def test_an_id_that_is_no_name_harms_no_row_unless_it_is_asked_for(make, images, cell, name):
+    cells = f'"image": "1.png", "question": "a?", "img_name": "1.png", "{name}": {cell}'
+    if name == "qid":
+        cells = cells.replace('"image": "1.png", ', "")
+    _, rows = rows_of(make, images, "q.jsonl", "{" + cells + "}")
+    assert [(row.id, row.error, row.warnings) for row in rows] == [("q:0", None, ("id_unusable",))]
+    _, rows = rows_of(make, images, "q.jsonl", "{" + cells + "}", id_column=name)
+    assert codes(rows) in (["E1104"], ["E1109"])
+
+
+def test_an_empty_answer_is_none(make, images):
+    _, rows = rows_of(make, images, "q.csv", "image,question,answer\n1.png,a?,\n1.png,a?, \n")
+    assert [row.reference for row in rows] == [None, None]

@@ -82,9 +82,10 @@ def test_attacks_become_quarantined_rows(make):
     )
     planned = make.plan(question="What?")
     rows = make.rows(planned)
-    assert codes(rows) == [None, *["E1106"] * 8, None, "E1104", None]
+    assert codes(rows) == [None, *["E1106"] * 8, None, None, None]
+    assert (rows[10].id, rows[10].warnings) == ("a:10", ("id_unusable",))
     assert len({row.id for row in rows}) == 12
-    assert [row.image for row in rows if row.error is None] == [b"x", b"again", b"y"]
+    assert [row.image for row in rows if row.error is None] == [b"x", b"again", b"x", b"y"]
     assert rows[9].id == "good#a:9"
 
 
@@ -190,3 +191,29 @@ def test_texts_of_a_shard_are_not_held_together(make):
     tracemalloc.stop()
     assert planned.rows == 60
     assert peak < 12 * 2**20
+
+
+@pytest.mark.parametrize(
+    "data", [b"[1, 2]", b"{broken", b"\xff", b"7", b'{"messages": 7}', b" " * (2**20 + 1)]
+)
+def test_a_json_member_that_a_row_does_not_need(make, data):
+    make.tar([("2.jpg", b"x", {}), ("2.txt", b"q?", {}), ("2.json", data, {})])
+    (row,) = make.rows(make.plan())
+    assert (row.id, row.question, row.error) == ("2", "q?", None)
+    assert row.warnings == ("json_unusable",)
+    (row,) = make.rows(make.plan(id_column="none"))
+    assert row.error is None
+    if len(data) > 100:
+        return
+    if not data.startswith(b'{"'):
+        (row,) = make.rows(make.plan(id_column="id"))
+        assert codes([row]) in (["E1109"], ["E1304"])
+    make.tar([("2.jpg", b"x", {}), ("2.json", data, {})])
+    assert codes(make.rows(make.plan())) in (["E1109"], ["E1304"])
+
+
+def test_an_id_in_a_json_member_that_is_no_name(make):
+    said = json.dumps({"question": "q?", "id": [1]}).encode()
+    make.tar([("2.jpg", b"x", {}), ("2.json", said, {})])
+    (row,) = make.rows(make.plan())
+    assert (row.id, row.error, row.warnings) == ("a:0", None, ("id_unusable",))

@@ -333,11 +333,11 @@ def test_texts_that_cannot_be_stored(tmp_path: Path) -> None:
     ]
     write_json(tmp_path / "s" / "train.json", rows)
     write_images(tmp_path / "s" / "images", "1.jpg")
-    index, _ = made(settings("llava", tmp_path / "s"))
-    assert index["splits"] == {"train": 1}
+    index, made_rows = made(settings("llava", tmp_path / "s"))
+    assert [said(row)[1] for row in made_rows["train"]][-2:] == [str(10**19), "True"]
+    assert index["splits"] == {"train": 3}
     assert index["skipped"] == {
-        "bad_text": 3, "bad_id": 1, "bad_image_path": 1, "image_missing": 1, "bad_row": 2,
-        "no_answer": 1,
+        "bad_text": 3, "bad_id": 1, "bad_image_path": 1, "image_missing": 1, "no_answer": 1,
     }  # fmt: skip
 
 
@@ -655,3 +655,13 @@ def test_real_slake(split: str, empty: list[str]) -> None:
     assert (len(kept) + lost, types["open"] + lost, types["closed"], images) == PUBLISHED["slake"][
         split
     ][:4]
+
+
+def test_absolute_paths_below_the_image_folder(tmp_path: Path) -> None:
+    write_images(tmp_path / "s" / "images", "1.jpg")
+    (tmp_path / "2.jpg").write_bytes(picture(2))
+    rows = [talk(f"{tmp_path}/s/images/1.jpg"), talk(f"{tmp_path}/2.jpg")]
+    write_json(tmp_path / "s" / "train.json", rows)
+    index, _ = made(settings("llava", tmp_path / "s"))
+    assert index["splits"] == {"train": 1}
+    assert index["skipped"] == {"bad_image_path": 1}

@@ -1,19 +1,25 @@
 """Cells: pictures in every form, marks, dialogues."""
 
 import base64
+from datetime import date
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from medv_ray.archive.parquet import cells_of
+from medv_ray.data.vqa import entries
 from medv_ray.errors import DataError
 from medv_ray.tables.cells import (
     Picture,
+    cell_text,
     check_marks,
     is_no_answer,
     last_exchange,
     pictures_of,
     without_marks,
 )
+from medv_ray.tables.ids import id_text
 
 HEADS = {
     "png": b"\x89PNG\r\n\x1a\n", "jpeg": b"\xff\xd8\xff\xe0", "gif": b"GIF89a", "bmp": b"BM6\0",
@@ -78,3 +84,39 @@ def test_answers_that_look_like_empty_cells() -> None:
     assert [is_no_answer(a) for a in ("N/A", " NaN ", "-", "no", "none of it", "0")] == [
         True, True, True, False, False, False
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['["a.png", "b\'.png"]', ' [ "a.png",\n"b\'.png" ] ', "['a.png', \"b'.png\"]"],
+)
+def test_lists_that_are_written_as_text(text: str) -> None:
+    assert [one.name for one in pictures_of(text)] == ["a.png", "b'.png"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", "[a.png]", "['a.png'", "[f(1)]", "['\\d', 2]", "[" * 9999 + "]"]
+)
+def test_names_in_brackets(text: str, recwarn: pytest.WarningsRecorder) -> None:
+    assert [one.name for one in pictures_of(text)] == [text]
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        (True, "True"), (7.0, "7"), (7, "7"), (7.5, "7.5"), (1e30, "1e+30"), (b"yes", "yes"),
+        (date(2020, 1, 2), "2020-01-02"), (float("nan"), None), (" ", None), (None, None),
+    ],
+)  # fmt: skip
+def test_scoring_and_prepare_read_one_text_in_a_cell(cell: Any, text: str | None) -> None:
+    assert cell_text(cell, "answer") == text
+    assert entries.text(cell) == (text or "")
+
+
+def test_scoring_and_prepare_read_one_id_in_16_bytes() -> None:
+    cells = [b"patient-00000001", bytes(15) + b"\x01"]
+    column = pa.array(cells, pa.binary(16))
+    found = [id_text(cell) for cell in cells_of(column)]
+    assert found == ["patient-00000001", "00000000-0000-0000-0000-000000000001"]
+    assert found == [id_text(cell) for cell in column.to_pylist()]

@@ -9,6 +9,7 @@ import pytest
 
 from medv_ray.errors import DataError
 from medv_ray.tables.columns import Asked, is_row
+from medv_ray.tables.json_text import strict_json
 from medv_ray.tables.records import Reading, open_table, read_again
 
 ROWS = [{"image": "0.png", "question": "a?"}, {"image": "1.png", "question": "b ä\n"}]
@@ -89,3 +90,33 @@ def test_a_list_is_read_piece_by_piece() -> None:
 )
 def test_what_separates_columns(head: str, names: tuple[str, ...]) -> None:
     assert scan("a.csv", f"{head}\n".encode())[0].header == names
+
+
+def test_a_repeated_key_looks_alike_in_every_process() -> None:
+    """Digests of rows are made of it."""
+    first, second = (strict_json('{"a": 1, "a": 2}') for _ in range(2))
+    assert first["a"] is not second["a"]
+    assert repr(first) == repr(second)
+
+
+COLUMNS = [
+    {"image": {"0": "a.png", "1": "b.png"}, "question": {"0": "a?", "1": "b?"}},
+    {"image": ["a.png"], "question": ["a?"]},
+]
+ROWS = [
+    {"image": {"bytes": None, "path": "a.png"}},
+    {"image": ["a.png", "b.png"], "question": "a?"},
+    {"images": ["a.png"], "messages": [{"role": "user", "content": "a?"}]},
+    {"image": {"path": "a.png"}, "question": "a?"},
+]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_table_written_column_by_column_is_refused(name: str, indent: int | None) -> None:
+    for columns in COLUMNS:
+        with pytest.raises(DataError, match="orient='records'"):
+            scan(name, json.dumps(columns, indent=indent).encode())
+    for row in ROWS if name == "a.json" or indent is None else ():
+        [record] = scan(name, json.dumps(row, indent=indent).encode())[1]
+        assert record.values == row
