@@ -13,6 +13,7 @@ from medv_ray.formats import HEAD_BYTES, ending, format_of
 
 HIDDEN, EMPTY, NO_IMAGE, NOT_UTF8 = "hidden", "empty", "not an image", "name is not UTF-8"
 INDEX = "index of DICOM files"
+UNNAMED = "images that no row names"
 EXAMPLES = 3
 GROUPS = 6
 READERS = 16

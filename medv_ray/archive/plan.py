@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +15,11 @@ from typing import Any, NamedTuple
 from medv_ray.archive import cursor, images, parquet, pictures, tables, tars
 from medv_ray.archive.chunks import Chunk, Draft, Piece, Row, SourceFile
 from medv_ray.archive.ids import IdCensus, row_numbers
-from medv_ray.archive.left_out import LeftOut
+from medv_ray.archive.left_out import UNNAMED, LeftOut
 from medv_ray.archive.manifest import IMAGES, UNREADABLE, differences
 from medv_ray.archive.pictures import NamedImages
 from medv_ray.archive.prior import Image, PlannedFile, Prior
-from medv_ray.archive.sources import Archive, check_unchanged, file_path
+from medv_ray.archive.sources import Archive, check_unchanged, file_path, place_of
 from medv_ray.archive.store import TROUBLE, Stored, reason_of
 from medv_ray.errors import DataError
 
@@ -230,11 +231,12 @@ def left_out(archive: Archive, entries: list[Entry], named: NamedImages) -> Left
     result.update(archive.left_out)
     for entry in entries:
         result.update(entry.draft.left_out)
-    if archive.kind == "table" or named.distinct:
-        own = archive.settings.images is None
-        spare = archive.num_images - (len(named.files) if own else 0)
-        if spare > 0:
-            result.add("", "images that no row names", spare)
+    if archive.beside:
+        root = place_of(archive.images_uri)[1].rstrip("/")
+        used = {posixpath.normpath(f"{root}/{file.name}") for file in named.files}
+        for path, (name, reason) in archive.beside.items():
+            if path not in used:
+                result.add("" if reason == UNNAMED else name, reason)
     return result
 
 
