@@ -1,5 +1,7 @@
 """What a job says before it scores."""
 
+import tarfile
+
 import pytest
 
 from medv_ray.archive.plan import plan
@@ -17,3 +19,21 @@ def test_what_is_left_out_and_whether_that_is_most_of_it(tmp_path, capsys, texts
     files = "file" if texts == 1 else "files"
     line = f"left out: {texts} {files} ({texts} .txt not an image)\n"
     assert said == (most if texts > 1 else "") + (line if texts else "")
+
+
+def test_what_could_be_no_row_is_not_most_of_an_archive(tmp_path, capsys):
+    for name in ("1.png", "2.png", "3.png", "notes.doc", "more.doc"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "q.csv").write_text("image,question\n1.png,a?\n")
+    settings = ArchiveSettings(archive=str(tmp_path))
+    tell(plan(open_archive(settings), "settings"))
+    said = capsys.readouterr().err
+    assert said == "left out: 4 files (2 images that no row names, 2 .doc not a table file)\n"
+
+
+def test_texts_of_a_tar_of_pictures_are_not_most_of_it(tmp_path, capsys):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in ("1.png", "1.txt", "1.json"):
+            tar.addfile(tarfile.TarInfo(name))
+    tell(plan(open_archive(ArchiveSettings(archive=str(tmp_path), question="q?")), "settings"))
+    assert capsys.readouterr().err.startswith("left out: 2 files (")
