@@ -1,11 +1,18 @@
 """What a job says before it scores."""
 
 import tarfile
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
-from medv_ray.archive.plan import plan
+from medv_ray.archive.plan import Growth, plan
+from medv_ray.archive.run import Run
 from medv_ray.archive.sources import ArchiveSettings, open_archive
+from medv_ray.errors import RunError
+from medv_ray.on_ray import score
 from medv_ray.on_ray.score import tell
 
 
@@ -37,3 +44,23 @@ def test_texts_of_a_tar_of_pictures_are_not_most_of_it(tmp_path, capsys):
             tar.addfile(tarfile.TarInfo(name))
     tell(plan(open_archive(ArchiveSettings(archive=str(tmp_path), question="q?")), "settings"))
     assert capsys.readouterr().err.startswith("left out: 2 files (")
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_growth_is_said_once_the_run_takes_it(tmp_path, capsys, monkeypatch, taken):
+    (tmp_path / "a.png").write_text("x")
+    made = plan(open_archive(ArchiveSettings(archive=str(tmp_path), question="q?")), "settings")
+    made = replace(made, growth=Growth(is_known=True, rows=1))
+    settings = SimpleNamespace(located=lambda **_: settings, out="out")
+    monkeypatch.setattr(score, "planned", lambda *_: (made, {}))
+
+    def opened(*_, **__):
+        if not taken:
+            raise RunError("E1502", "another run's.")
+        return nullcontext(MagicMock(todo=list))
+
+    monkeypatch.setattr(Run, "open", opened)
+    with nullcontext() if taken else pytest.raises(RunError):
+        score.score(settings)
+    line = "added since the run began: 1 rows, to 0\n"
+    assert capsys.readouterr().err == (line if taken else "")
