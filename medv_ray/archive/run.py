@@ -190,7 +190,10 @@ class Run:
             self.plan = replace(self.plan, growth=growth)
         changes = self.plan.changes(before, now, allow_added)
         can_grow = changes and not self.plan.changes(before, now, allow_added=True)
+        growth = self.plan.growth
         hint = " --allow-added scores what was added and keeps the rest." if can_grow else ""
+        if can_grow and growth.new_images and not (growth.rows or growth.longer):
+            hint = " --allow-added --retry-quarantined scores the rows whose images have come."
         manifests.refuse(changes, hint)
 
     def _check_basis(self, files: list[Any]) -> None:

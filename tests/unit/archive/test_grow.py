@@ -319,7 +319,8 @@ def test_an_image_that_was_missing_and_came_is_added(make, tmp_path):
     kind = Kind(make, {}, None, None)
     grow(kind, out)
     make.text("2.png", "y")
-    with pytest.raises(RunError, match=r"image '2\.png' added"):
+    hint = r"image '2\.png' added.* --allow-added --retry-quarantined scores"
+    with pytest.raises(RunError, match=hint):
         Run.open(out, make.plan(out=out), IDENTITY)
     assert grow(kind, out) == (0, True)
     planned = make.plan(out=out)
