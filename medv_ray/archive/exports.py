@@ -21,6 +21,7 @@ from medv_ray.archive.parquet import cells_of, is_bytes, is_text
 from medv_ray.archive.sources import PARQUET_ENDINGS
 from medv_ray.archive.store import TROUBLE, reason_of, resolve, writing
 from medv_ray.errors import DataError, SettingsError
+from medv_ray.tables.columns import Asked, is_row
 from medv_ray.tables.encoding import known_encoding
 from medv_ray.tables.ids import id_text
 from medv_ray.tables.records import ENDINGS as TABLE_ENDINGS
@@ -171,8 +172,8 @@ def read_table(path: str, on: str = "id", encoding: str | None = None) -> pa.Tab
 
 def _read_text(file: Any, name: str, reading: Reading, on: str) -> pa.Table:
     """Columns in the order of their first use."""
-    asked = {on, "id", "image", "question"}
-    table = open_table(file, name, reading, lambda names: not asked.isdisjoint(names))
+    asked = Asked("image", "question", None, None)
+    table = open_table(file, name, reading, lambda names: on in names or is_row(asked, names))
     names: dict[str, None] = {n: None for n in table.header if n}
     rows, bad = [], None
     for record in table.records:

@@ -358,6 +358,13 @@ LIKE_SCORED = {
 }
 
 
+def test_a_single_dialogue_is_one_row(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "a?"}], "n": 1}) + "\n")
+    table = exports.read_table(str(path))
+    assert (table.num_rows, table.column_names) == (1, ["messages", "n"])
+
+
 @pytest.mark.parametrize("name", LIKE_SCORED)
 def test_tables_that_score_can_be_joined(run, tmp_path, name):
     data, encoding = LIKE_SCORED[name]
