@@ -15,17 +15,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
-from pyarrow import json as arrow_json
 from pyarrow import parquet as pq
 
+from medv_ray.archive.parquet import cells_of, is_bytes, is_text
+from medv_ray.archive.sources import PARQUET_ENDINGS
 from medv_ray.archive.store import TROUBLE, reason_of, resolve, writing
 from medv_ray.errors import DataError, SettingsError
+from medv_ray.tables.columns import Asked, is_row
+from medv_ray.tables.encoding import known_encoding
+from medv_ray.tables.ids import id_text
+from medv_ray.tables.records import ENDINGS as TABLE_ENDINGS
+from medv_ray.tables.records import Reading, is_csv, open_table
 
 SEPARATOR = " | "
 """Between the values of a list in a csv cell."""
 JSON_ROWS = 4096
-MOST_LIST_BYTES = 2**28
-"""Of a JSON file that is one list: it is parsed whole."""
 _RUN = "^[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _LONG = ("token_ids", "token_confidence", "token_step")
@@ -54,6 +58,10 @@ def csv_cells(table: pa.Table) -> pa.Table:
     """The table with single, guarded values only."""
     columns, names = [], []
     for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if is_text(column.type):  # the writer knows one type of text
+            column = column.cast(pa.string())
         kind = column.type
         if name in _LONG or _is_bytes(kind):
             continue
@@ -62,7 +70,7 @@ def csv_cells(table: pa.Table) -> pa.Table:
         elif pa.types.is_nested(kind):
             texts = [None if v is None else _json(v) for v in column.to_pylist()]
             column = pa.chunked_array([pa.array(texts, pa.string())])
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        if pa.types.is_string(column.type):
             column = guarded(column)
         columns.append(column)
         names.append(guarded(pa.chunked_array([[name]], pa.string()))[0].as_py())
@@ -133,65 +141,102 @@ def _new(path: str) -> Iterator[Any]:
         raise
 
 
-def read_table(path: str) -> pa.Table:
-    """A csv, tsv, jsonl, json or parquet file, columns of bytes left out; cells of csv are text.
+def read_table(path: str, on: str = "id", encoding: str | None = None) -> pa.Table:
+    """A csv, tsv, jsonl, json or parquet file, read as `medv score` reads it; cells of csv are
+    text. Columns of bytes are left out, but for `on`. A record that is none is a row of nulls.
 
-    Raises DataError E1105 for one that is not readable, SettingsError E1001 for another ending.
+    Raises DataError E1105 for one that is not readable, E1120 for another encoding, SettingsError
+    E1001 for another ending or an encoding that is none.
     """
     filesystem, target = resolve(path)
     name = posixpath.basename(target)
     end = posixpath.splitext(name)[1].lower()
-    readers = {
-        ".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_jsonl,
-        ".parquet": _read_parquet, ".pq": _read_parquet,
-    }  # fmt: skip
-    if end not in readers:
-        raise SettingsError("E1001", f"--join: a file of {', '.join(readers)}.")
+    if end not in (*TABLE_ENDINGS, *PARQUET_ENDINGS):
+        known = ", ".join((*TABLE_ENDINGS, *PARQUET_ENDINGS))
+        raise SettingsError("E1001", f"--join: a file of {known}.")
+    try:
+        reading = Reading(None if encoding is None else known_encoding(encoding))
+    except ValueError as error:
+        raise SettingsError("E1001", f"--encoding: {error}.") from None
     try:
         with filesystem.open_input_file(target) as file:
-            return _without_bytes(readers[end](file, end))
+            if end in PARQUET_ENDINGS:
+                return _read_parquet(file, on)
+            return _read_text(file, name, reading, on)
+    except DataError:
+        raise
     except (ValueError, *TROUBLE) as error:
         kind = reason_of(error)
         raise DataError("E1105", f"--join: {name[:80]} cannot be read ({kind}).") from None
 
 
-def _read_csv(file: Any, end: str) -> pa.Table:
-    """The separator is the one that the header line has most of."""
-    line = file.read(2**16).split(b"\n")[0].decode(errors="replace")
-    parse = arrow_csv.ParseOptions(
-        delimiter="\t" if end == ".tsv" else max(",;\t", key=line.count), newlines_in_values=True
-    )
-    file.seek(0)
-    header = arrow_csv.open_csv(file, parse_options=parse).schema.names
-    file.seek(0)
-    options = arrow_csv.ConvertOptions(
-        column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
-    )
-    return arrow_csv.read_csv(file, parse_options=parse, convert_options=options)
+def _read_text(file: Any, name: str, reading: Reading, on: str) -> pa.Table:
+    """Columns in the order of their first use."""
+    asked = Asked("image", "question", None, None)
+    table = open_table(file, name, reading, lambda names: on in names or is_row(asked, names))
+    names: dict[str, None] = {n: None for n in table.header if n}
+    rows, bad = [], None
+    for record in table.records:
+        names.update({n: None for n in record.names if n})
+        rows.append(record.values)
+        bad = bad or record.error
+    if bad is not None and not any(rows):
+        raise DataError("E1105", f"--join: {name[:80]} has no row that can be read ({bad.code}).")
+    columns = [_column([row.get(n) for row in rows], is_csv(name)) for n in names]
+    return pa.table(columns, list(names))
 
 
-def _read_jsonl(file: Any, end: str) -> pa.Table:
-    first = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    file.seek(0)
-    if end == ".json" and first == b"[":
-        if file.size() > MOST_LIST_BYTES:
-            raise ValueError("too large to be parsed whole")
-        return pa.Table.from_pylist(json.loads(file.read()))
-    table = arrow_json.read_json(file)
-    times = [n for n, f in enumerate(table.schema) if pa.types.is_temporal(f.type)]
-    if not times:
-        return table
-    schema = table.schema  # Arrow makes times of texts that look so; the texts are wanted
-    for index in times:
-        schema = schema.set(index, pa.field(schema.names[index], pa.string()))
-    file.seek(0)
-    return arrow_json.read_json(file, parse_options=arrow_json.ParseOptions(explicit_schema=schema))
+def _column(values: list[Any], is_text: bool) -> pa.Array:
+    """Values of one kind as they are; of several, texts of JSON."""
+    try:
+        return pa.array(values, pa.string() if is_text else None)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        texts = [v if v is None or isinstance(v, str) else _json(v) for v in values]
+        known = [None if t is None else t.encode(errors="replace").decode() for t in texts]
+        return pa.array(known, pa.string())
 
 
-def _read_parquet(file: Any, _: str) -> pa.Table:
+def _read_parquet(file: Any, on: str) -> pa.Table:
     opened = pq.ParquetFile(file)
-    wanted = [field.name for field in opened.schema_arrow if not _is_bytes(field.type)]
-    return opened.read(wanted)
+    wanted = [
+        field.name
+        for field in opened.schema_arrow
+        if field.name == on or _is_uuid(field.type) or not _is_bytes(field.type)
+    ]
+    table = opened.read(wanted)
+    for number, field in enumerate(table.schema):
+        if _is_uuid(field.type):
+            texts = pa.array(list(map(id_text, _cells(table.column(number)))), pa.string())
+            table = table.set_column(number, field.name, texts)
+    return table
+
+
+def _cells(column: pa.ChunkedArray) -> list[Any]:
+    """Python values; 16 bytes a cell are UUIDs."""
+    kind = getattr(column.type, "storage_type", column.type)
+    return [cell for chunk in column.chunks for cell in cells_of(chunk.cast(kind))]
+
+
+def keys_of(column: pa.ChunkedArray) -> pa.Array:
+    """The ids that the cells of a column are, compared as those of rows are; null for none."""
+
+    def key(cell: Any) -> str | None:
+        try:
+            return id_text(cell)
+        except DataError:
+            return None
+
+    return normal_keys(pa.array(list(map(key, _cells(column))), pa.string()))
+
+
+def normal_keys(texts: Any) -> Any:
+    """string[N] in the form in which ids are compared."""
+    return pc.utf8_trim_whitespace(pc.utf8_normalize(texts, "NFC"))
+
+
+def _is_uuid(kind: pa.DataType) -> bool:
+    kind = getattr(kind, "storage_type", kind)
+    return bool(pa.types.is_fixed_size_binary(kind) and kind.byte_width == 16)
 
 
 def _without_bytes(table: pa.Table) -> pa.Table:
@@ -200,7 +245,10 @@ def _without_bytes(table: pa.Table) -> pa.Table:
 
 def _is_bytes(kind: pa.DataType) -> bool:
     """Whether a column holds bytes, pictures say, at any depth."""
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    kind = getattr(kind, "storage_type", kind)
+    if pa.types.is_dictionary(kind):
+        return _is_bytes(kind.value_type)
+    if is_bytes(kind):
         return True
     return any(_is_bytes(kind.field(index).type) for index in range(kind.num_fields))
 

@@ -22,7 +22,9 @@ def check_is_run_folder(store: Store) -> None:
     """Raises RunError E1507 for a folder that holds anything but a run, E1511 for no folder."""
     tops = {name.removesuffix(".tmp") for name in store.top()}
     strange = sorted(tops - set(OWN))
-    headless = manifest.FILE not in tops and (ledger.FILE in tops or rows.FOLDER in tops)
+    headless = manifest.FILE not in tops and (
+        ledger.FILE in tops or bool(store.listing(rows.FOLDER))
+    )
     if strange or headless:
         others = f"it holds {len(strange)} other names"
         what = others if strange else f"it has rows but no {manifest.FILE}"

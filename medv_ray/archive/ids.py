@@ -35,11 +35,14 @@ class IdCensus:
 
     An id that looks like one that is made here (`<stem of a file>:<number>`, alone or behind '#')
     counts as a repetition, unless it is its own row's: so the ids that are written are distinct.
+    Of `coming` files the stems are not known yet; those that ids look made of are `used`.
     """
 
-    def __init__(self, stems: Iterable[str] = ()) -> None:
+    def __init__(self, stems: Iterable[str] = (), coming: Iterable[str] = ()) -> None:
         self.hashes = bytearray()
+        self.used: set[str] = set()
         self._stems = {normal(stem) for stem in stems}
+        self._coming = {_unnumbered(normal(stem)) for stem in coming}
         self._unnamed: list[int] = []
         self._made: list[int] = []
         self._first, self._row, self._stem = 0, 0, ""
@@ -81,7 +84,11 @@ class IdCensus:
 
     def _looks_made(self, text: str, row: int) -> bool:
         found = _MADE.fullmatch(text)
-        if found is None or found.group(1) not in self._stems:
+        if found is None:
+            return False
+        if _unnumbered(found.group(1)) in self._coming:
+            self.used.add(found.group(1))
+        if found.group(1) not in self._stems:
             return False
         return text != normal(fallback_id(self._stem, row))
 
@@ -96,6 +103,11 @@ class IdCensus:
         ranked = hashes.take(order)
         repeats = pc.equal(ranked[1:], ranked[:-1])
         return sorted({*order[1:].filter(repeats).to_pylist(), *self._made})
+
+
+def _unnumbered(stem: str) -> str:
+    """A stem without the number that sets it apart from one like it."""
+    return re.sub(r"(~\d+)+$", "", stem)
 
 
 def row_numbers(ordinals: Iterable[int], first: int, count: int) -> Iterator[int]:

@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medv_ray.archive.store import TROUBLE, Stored, escaped, reason_of
-from medv_ray.formats import HEAD_BYTES, ending, format_of
+from medv_ray.formats import ENDINGS, HEAD_BYTES, ending, format_of
+from medv_ray.tables.records import ENDINGS as TABLE_ENDINGS
 
 HIDDEN, EMPTY, NO_IMAGE, NOT_UTF8 = "hidden", "empty", "not an image", "name is not UTF-8"
 INDEX = "index of DICOM files"
+UNNAMED = "images that no row names"
 EXAMPLES = 3
 GROUPS = 6
 READERS = 16
+HOLDS_ROWS = (".parquet", ".pq", ".tar", ".gz", ".tgz", *TABLE_ENDINGS)
 LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 DICOM_INDEX = "dicomdir"
 
@@ -45,6 +48,12 @@ class LeftOut:
         """Files, or members of tars."""
         return sum(count for count, _ in self.groups.values())
 
+    @property
+    def maybe_rows(self) -> int:
+        """Of them, those that could have been rows: no pictures that other rows could name, no
+        texts beside pictures, nothing hidden."""
+        return sum(count for key, (count, _) in self.groups.items() if _maybe_row(*key))
+
     def listed(self) -> list[dict[str, Any]]:
         """As metrics.json has it, the largest group first."""
         return [
@@ -64,6 +73,12 @@ class LeftOut:
 
     def _ordered(self) -> list[tuple[tuple[str, str], tuple[int, tuple[str, ...]]]]:
         return sorted(self.groups.items(), key=lambda item: (-item[1][0], item[0]))
+
+
+def _maybe_row(end: str, reason: str) -> bool:
+    if reason in (NO_IMAGE, EMPTY, NOT_UTF8) or reason.startswith(("cannot", "no regular")):
+        return True
+    return reason.startswith("not a ") and (end in HOLDS_ROWS or end in ENDINGS)
 
 
 def short_ending(name: str) -> str:

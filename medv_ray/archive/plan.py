@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +15,14 @@ from typing import Any, NamedTuple
 from medv_ray.archive import cursor, images, parquet, pictures, tables, tars
 from medv_ray.archive.chunks import Chunk, Draft, Piece, Row, SourceFile
 from medv_ray.archive.ids import IdCensus, row_numbers
-from medv_ray.archive.left_out import LeftOut
+from medv_ray.archive.left_out import UNNAMED, LeftOut
 from medv_ray.archive.manifest import IMAGES, UNREADABLE, differences
 from medv_ray.archive.pictures import NamedImages
 from medv_ray.archive.prior import Image, PlannedFile, Prior
-from medv_ray.archive.sources import Archive, check_unchanged, file_path
+from medv_ray.archive.sources import Archive, check_unchanged, file_path, numbered, place_of
 from medv_ray.archive.store import TROUBLE, Stored, reason_of
 from medv_ray.errors import DataError
+from medv_ray.tables.ids import normal
 
 __all__ = [
     "Chunk", "Growth", "Plan", "PlannedFile", "Prior", "Unreadable", "iter_rows", "plan",
@@ -158,6 +160,9 @@ def plan(archive: Archive, settings_digest: str, prior: Prior | None = None) -> 
         entries.append(entry)
         spare = None if spare is None else spare + had - entry.draft.rows
     names_count.take_waiting()
+    stems = {entry.file.name: entry.file.stem for entry in entries}
+    files = tuple(replace(f, stem=stems.get(f.name, f.stem)) for f in archive.files)
+    archive = replace(archive, files=files)
     rows = sum(entry.draft.rows for entry in entries)
     unreadable = [
         Unreadable(entry.file.name, entry.error.code, entry.error.detail)
@@ -212,7 +217,13 @@ def growth(prior: Prior, entries: list[Entry], inputs: list[Image], lost: list[s
     """What is new since an earlier plan."""
     if prior.kind is None:
         return Growth()
-    pieces = [piece for entry in entries for piece in entry.pieces]
+    changed = {
+        entry.file.name
+        for entry in entries
+        if not entry.file.pieces and entry.file.name in prior.files
+        and prior.files[entry.file.name].pieces
+    }  # fmt: skip
+    pieces = [p for entry in entries if entry.file.name not in changed for p in entry.pieces]
     longer = [
         entry.file.name
         for entry in entries
@@ -230,11 +241,12 @@ def left_out(archive: Archive, entries: list[Entry], named: NamedImages) -> Left
     result.update(archive.left_out)
     for entry in entries:
         result.update(entry.draft.left_out)
-    if archive.kind == "table" or named.distinct:
-        own = archive.settings.images is None
-        spare = archive.num_images - (len(named.files) if own else 0)
-        if spare > 0:
-            result.add("", "images that no row names", spare)
+    if archive.beside:
+        root = place_of(archive.images_uri)[1].rstrip("/")
+        used = {posixpath.normpath(f"{root}/{file.name}") for file in named.files}
+        for path, (name, reason) in archive.beside.items():
+            if path not in used:
+                result.add("" if reason == UNNAMED else name, reason)
     return result
 
 
@@ -309,11 +321,17 @@ class IdNames:
         for file in archive.files:
             since = file.pieces[0].generation if file.pieces else prior.generation + 1
             self._stems.setdefault(since, []).append(file.stem)
-        self.census = IdCensus(self._stems.get(0, ()))
+        self._next = prior.generation + 1
+        self._kept = {name: file.stem for name, file in prior.files.items() if file.pieces}
+        coming = self._stems.get(self._next, ()) if self._next else ()
+        self.census = IdCensus(self._stems.get(0, ()), coming)
         self._waiting: list[tuple[int, Entry, int, int, Iterable[Any]]] = []
+        self._new: list[Entry] = []
 
     def take(self, entry: Entry) -> None:
         """The ids of a file; what was added to a run later waits for the earlier rows."""
+        if self._next and entry.pieces and entry.pieces[0].generation == self._next:
+            self._new.append(entry)
         if entry.draft.ids is None:
             return
         values: Iterator[Any] = chain.from_iterable(entry.draft.ids)
@@ -330,9 +348,25 @@ class IdNames:
 
     def take_waiting(self) -> None:
         """The ids that wait, in the order in which their rows were added."""
-        for since, entry, number, row, values in sorted(self._waiting, key=lambda one: one[0]):
-            self.census.know(self._stems.get(since, ()))
-            self._add(entry, number, row, values)
+        ordered = sorted(self._waiting, key=lambda one: one[0])
+        for since, entry, number, row, values in ordered:
+            if since < self._next:
+                self.census.know(self._stems.get(since, ()))
+                self._add(entry, number, row, values)
+        self._rename()
+        self.census.know(entry.file.stem for entry in self._new)
+        for since, entry, number, row, values in ordered:
+            if since == self._next:
+                self._add(entry, number, row, values)
+
+    def _rename(self) -> None:
+        """A new file takes no stem that the id of an earlier row looks made of."""
+        taken = self.census.used | {normal(stem) for stem in self._kept.values()}
+        for entry in self._new:
+            if entry.file.name not in self._kept:
+                stem = next(s for s in numbered(entry.file.stem) if normal(s) not in taken)
+                entry.file = replace(entry.file, stem=stem)
+                taken.add(normal(stem))
 
     def _add(self, entry: Entry, number: int, row: int, values: Iterable[Any]) -> None:
         self.census.start_file(entry.file.stem, row)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medv_ray.archive.exports import keys_of, normal_keys
 from medv_ray.archive.manifest import read_manifest
 from medv_ray.archive.rows import read_run
 from medv_ray.archive.store import Store
@@ -137,12 +138,14 @@ class Join:
 
         Raises SettingsError E1001 for a column that is not there or has a value twice.
         """
+        self.partners = 0
+        """Rows so far that the table has a row for."""
         self._file = file if on == ROW and ROW not in table.column_names else None
         if self._file is None:
             if on not in table.column_names:
                 there = ", ".join(name[:30] for name in table.column_names[:20])
                 raise SettingsError("E1001", f"--on {on[:30]!r}: the table has {there}.")
-            self._keys = pc.utf8_trim_whitespace(table.column(on).cast(pa.string()))
+            self._keys = keys_of(table.column(on))
             known = self._keys.drop_null()
             twice = len(known) - len(pc.unique(known))
             if twice:
@@ -155,12 +158,13 @@ class Join:
     def add(self, rows: pa.Table) -> pa.Table:
         """The rows with the table's columns behind; null where the table has no such row."""
         if self._file is None:
-            index = pc.index_in(rows.column("id"), value_set=self._keys)
+            index = pc.index_in(normal_keys(rows.column("id")), self._keys, skip_nulls=True)
         else:
             number = rows.column(ROW)
             mine = pc.equal(rows.column("file"), self._file)
             inside = pc.less(number, self._table.num_rows)
             index = pc.if_else(pc.and_(mine, inside), number, None)
+        self.partners += len(index) - index.null_count
         found = self._table.take(index)
         for name in found.column_names:
             rows = rows.append_column(found.schema.field(name), found.column(name))

@@ -27,6 +27,8 @@ from medv_ray.archive.folder import (
     check_is_run_folder,
     check_outside,
 )
+from medv_ray.archive.ledger import FILE as LEDGER
+from medv_ray.archive.ledger import FOLDER as LEDGER_FOLDER
 from medv_ray.archive.ledger import Ledger
 from medv_ray.archive.lock import NAME as LOCK
 from medv_ray.archive.lock import Lock
@@ -188,7 +190,10 @@ class Run:
             self.plan = replace(self.plan, growth=growth)
         changes = self.plan.changes(before, now, allow_added)
         can_grow = changes and not self.plan.changes(before, now, allow_added=True)
+        growth = self.plan.growth
         hint = " --allow-added scores what was added and keeps the rest." if can_grow else ""
+        if can_grow and growth.new_images and not (growth.rows or growth.longer):
+            hint = " --allow-added --retry-quarantined scores the rows whose images have come."
         manifests.refuse(changes, hint)
 
     def _check_basis(self, files: list[Any]) -> None:
@@ -209,10 +214,13 @@ class Run:
         return entry
 
     def _wipe(self) -> None:
-        for file in self.store.listing():
-            top = file.name.partition("/")[0]
+        """A kill at any point leaves a run without rows, or none: the ledger goes first, run.json
+        last but for the list of images, which it names."""
+        order = {LEDGER: 0, LEDGER_FOLDER: 0, manifests.FILE: 2, INPUTS: 3}
+        top_of = {file.name: file.name.partition("/")[0] for file in self.store.listing()}
+        for name, top in sorted(top_of.items(), key=lambda one: order.get(one[1], 1)):
             if top != LOCK and top.removesuffix(".tmp") in OWN:
-                self.store.delete(file.name)
+                self.store.delete(name)
 
     def _sweep(self) -> None:
         """Remove what dead writers left: hidden files, and files that no ledger record names."""

@@ -12,13 +12,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pyarrow import fs
 from pydantic import Field, PositiveInt, model_validator
 
 from medv_ray.archive.chunks import SourceFile
-from medv_ray.archive.left_out import EMPTY, HIDDEN, LeftOut, is_hidden, pictures_by_content
+from medv_ray.archive.left_out import (
+    EMPTY,
+    HIDDEN,
+    NO_IMAGE,
+    UNNAMED,
+    LeftOut,
+    is_hidden,
+    pictures_by_content,
+)
 from medv_ray.archive.store import (
     TROUBLE,
     Listing,
@@ -103,6 +111,13 @@ class ArchiveSettings(Settings):
         return Reading(self.encoding, self.max_cell_bytes)
 
 
+class Beside(NamedTuple):
+    """A file beside tables or parquet files. It is left out unless a row names it."""
+
+    name: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Archive:
     """The files of an archive. Picklable and small: no row of it is held."""
@@ -115,14 +130,14 @@ class Archive:
     images_uri: str
     """The folder that image paths are relative to."""
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)
-    """Files of the listing that hold no row of it."""
-    num_images: int = 0
-    """Image files beside tables or parquet files: rows may name them."""
+    """Files of the listing that hold no row of it and that no row can name."""
+    beside: Mapping[str, Beside] = field(default_factory=dict, repr=False, compare=False)
+    """By path in the filesystem, what rows may name. An actor's copy has none."""
     images: tuple[Stored, ...] = field(default=(), repr=False, compare=False)
     """Of a folder of images, the pictures in order of names. An actor's copy has none."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "images": ()}
+        return {**self.__dict__, "beside": {}, "images": ()}
 
 
 @contextmanager
@@ -152,37 +167,58 @@ def open_archive(
         filesystem, path = resolve(images)
         if filesystem.get_file_info(path).type != fs.FileType.Directory:
             raise DataError("E1110", "archive: with --questions it is the folder of the images.")
-        found = list_files(settings.questions, left_out)
-        uri = folder_of(settings.questions)
-        if tables := [f for f in found if ending(f.name) in TABLE_ENDINGS]:
-            return Archive(settings, "table", uri, source_files(tables), images, left_out)
-        if tables := [f for f in found if ending(f.name) in PARQUET_ENDINGS]:
-            return Archive(settings, "parquet", uri, source_files(tables), images, left_out)
-        endings = ", ".join((*TABLE_ENDINGS, *PARQUET_ENDINGS))
-        raise DataError("E1110", f"--questions: no {endings} file; save a spreadsheet as csv.")
+        return asked_by_table(settings, images, left_out)
     folder = folder_of(settings.archive)
     images = absolute(settings.images or folder)
     found = list_files(settings.archive, left_out)
-    kind, chosen, num_images = choose(settings, found, left_out, known or {})
+    kind, chosen, beside = choose(settings, found, left_out, known or {})
     if kind == "images":
         name = posixpath.basename(folder.rstrip("/")) or "images"
         size = sum(file.size for file in chosen)
         whole = SourceFile(name, resolve(folder)[1], size, 0, clean_stem(name))
         return Archive(settings, kind, folder, (whole,), images, left_out, images=tuple(chosen))
-    return Archive(settings, kind, folder, source_files(chosen), images, left_out, num_images)
+    paths = by_path(resolve(folder)[1], beside)
+    return Archive(settings, kind, folder, source_files(chosen), images, left_out, paths)
 
 
-def choose(
-    settings: ArchiveSettings,
-    found: list[Stored],
-    left_out: LeftOut,
-    known: Mapping[str, KnownImage],
-) -> tuple[Kind, list[Stored], int]:
-    """The kind of an archive, the files of that kind, and how many images lie beside them.
+def asked_by_table(settings: ArchiveSettings, images: str, left_out: LeftOut) -> Archive:
+    """The archive of `--questions`: its tables, else its parquet files, beside their images."""
+    pattern = str(settings.questions)
+    listed = find_files(pattern)
+    found = some_files(listed, left_out)
+    uri = folder_of(pattern)
+    filesystem, path = resolve(pattern)
+    sorts = sorted_out(found, {})
+    if filesystem.get_file_info(path).type == fs.FileType.File:
+        # it is asked for by its name, which may begin with "_"
+        sorts = {**sorted_out([], {}), sort_of(f"x{found[0].name}"): found}
+    kind: Kind = "table" if sorts["table"] else "parquet"
+    if not sorts[kind]:
+        endings = ", ".join((*TABLE_ENDINGS, *PARQUET_ENDINGS))
+        raise DataError("E1110", f"--questions: no {endings} file; save a spreadsheet as csv.")
+    root, folder = resolve(uri)[1], resolve(images)[1]
+    beside = by_path(root, what_is_beside(sorts, kind))
+    names = [*(file.name for file in sorts[kind]), *(odd.name for odd in listed.odd)]
+    counted = {f"{root}/{name}" for name in names}
+    pictures = find_files(images)
+    for odd in pictures.odd:
+        if f"{folder}/{odd.name}" not in counted:
+            left_out.add(odd.name, odd.reason)
+    others = sorted_out(pictures.files, {})
+    spare = [Beside(file.name, UNNAMED) for file in others.pop("images")]
+    for path, one in by_path(folder, [*spare, *what_is_beside(others, "images")]).items():
+        if path not in counted:
+            beside.setdefault(path, one)
+    return Archive(settings, kind, uri, source_files(sorts[kind]), images, left_out, beside)
 
-    Endings decide, but for pictures: a file of another ending is looked into, where one question
-    is asked of every image, and where nothing else would hold a row.
-    """
+
+def by_path(root: str, files: Iterable[Beside]) -> dict[str, Beside]:
+    """Files below a folder, by their paths in its filesystem."""
+    return {f"{root.rstrip('/')}/{file.name}": file for file in files}
+
+
+def sorted_out(found: Iterable[Stored], known: Mapping[str, KnownImage]) -> dict[str, list[Stored]]:
+    """The files of a listing by `sort_of`."""
     sorts: dict[str, list[Stored]] = {
         name: [] for name in ("parquet", "tar", "table", "images", "hidden", "other")
     }
@@ -190,6 +226,21 @@ def choose(
         image = known.get(file.name)
         was_image = image is not None and image[:3] == file
         sorts["images" if was_image else sort_of(file.name)].append(file)
+    return sorts
+
+
+def choose(
+    settings: ArchiveSettings,
+    found: list[Stored],
+    left_out: LeftOut,
+    known: Mapping[str, KnownImage],
+) -> tuple[Kind, list[Stored], list[Beside]]:
+    """The kind of an archive, the files of that kind, and what lies beside them for rows to name.
+
+    Endings decide, but for pictures: a file of another ending is looked into, where one question
+    is asked of every image, and where nothing else would hold a row.
+    """
+    sorts = sorted_out(found, known)
     if sorts["parquet"] and sorts["tar"]:
         raise SettingsError(
             "E1001", "archive holds both parquet and tar files; choose with a pattern, '*.tar'."
@@ -209,10 +260,15 @@ def choose(
                 "E1001", "archive holds images only: give --questions FILE or --question TEXT."
             )
         else:
-            leave_out(left_out, sorts, "images")
+            for file in what_is_beside(sorts, "images"):
+                left_out.add(*file)
             raise DataError("E1110", f"archive: no file that holds rows among {left_out}.")
-    leave_out(left_out, sorts, kind)
-    return kind, sorts[kind], 0 if kind == "images" else len(sorts["images"])
+    beside = what_is_beside(sorts, kind)
+    if kind in ("parquet", "table"):
+        return kind, sorts[kind], beside
+    for file in beside:
+        left_out.add(*file)
+    return kind, sorts[kind], []
 
 
 def sort_of(name: str) -> str:
@@ -248,18 +304,23 @@ def look_inside(
     sorts["other"] = []
 
 
-def leave_out(left_out: LeftOut, sorts: dict[str, list[Stored]], kind: Kind) -> None:
-    """Count what is no file of the archive's kind. Images beside rows are counted by the plan."""
+def what_is_beside(sorts: Mapping[str, list[Stored]], kind: Kind) -> list[Beside]:
+    """What is no file of the archive's kind, and why."""
     names = {"parquet": "parquet", "tar": "tar", "table": "table", "images": "image"}
-    for sort in ("hidden", "other", "parquet", "tar", "table"):
-        for file in sorts[sort] if sort != kind else ():
-            reason = HIDDEN if sort == "hidden" else f"not a {names[kind]} file"
-            if sort != "hidden" and kind == "images":
-                reason = "a table; --question is asked of images"
-            left_out.add(file.name, reason if file.size or sort == "hidden" else EMPTY)
-    if kind == "tar":
-        for file in sorts["images"]:
-            left_out.add(file.name, "not a tar file")
+    result = []
+    for sort, files in sorts.items():
+        for file in files if sort != kind else ():
+            reason = f"not a {names[kind]} file"
+            if sort == "hidden":
+                reason = HIDDEN
+            elif sort == "images":
+                reason = reason if kind == "tar" else UNNAMED
+            elif not file.size:
+                reason = EMPTY
+            elif kind == "images":
+                reason = NO_IMAGE if sort == "other" else "a table; --question is asked of images"
+            result.append(Beside(file.name, reason))
+    return result
 
 
 def list_files(pattern: str, left_out: LeftOut | None = None) -> list[Stored]:
@@ -270,7 +331,11 @@ def list_files(pattern: str, left_out: LeftOut | None = None) -> list[Stored]:
     """
     with listing():
         found = find_files(pattern)
-    left_out = left_out or LeftOut()
+    return some_files(found, LeftOut() if left_out is None else left_out)
+
+
+def some_files(found: Listing, left_out: LeftOut) -> list[Stored]:
+    """See `list_files`."""
     for odd in found.odd:
         left_out.add(odd.name, odd.reason)
     if not found.files:

@@ -29,6 +29,7 @@ def rows_command(
     jsonl: Annotated[Text, Option(help="Write a file with a JSON object a line.")] = None,
     parquet: Annotated[Text, Option(help="Write a parquet file with all columns.")] = None,
     join: Annotated[Text, Option(help="Your table, whose columns are put beside.")] = None,
+    encoding: Annotated[Text, Option(help="Of --join, as latin-1. Default: UTF-8.")] = None,
     on: Annotated[str, Option(help="Its column of ids, or `row` for its order.")] = "id",
 ) -> None:
     """Show, choose and export the rows of a run, each with its picture's path."""
@@ -49,14 +50,26 @@ def rows_command(
     most = 20 if limit is None and not files else limit
     choice = results.Choice(status, reason, below, most, sort)
     choice.check()
-    beside = None if join is None else results.joined(run, join, exports.read_table(join), on)
+    beside = None
+    if join is not None:
+        beside = results.joined(run, join, exports.read_table(join, on, encoding), on)
     for flag, (path, write) in files.items():
         tables = results.rows_of(run, choice)
+        partners = 0 if beside is None else beside.partners
         count = write(path, tables if beside is None else map(beside.add, tables))
+        if beside is not None:
+            tell_partners(beside.partners - partners, count)
         typer.echo(f"{count} rows written ({flag}).", err=True)
     if not files:
         tables = results.rows_of(run, choice)
-        show(list(tables if beside is None else map(beside.add, tables)), most)
+        shown = list(tables if beside is None else map(beside.add, tables))
+        show(shown, most)
+        if beside is not None:
+            tell_partners(beside.partners, sum(table.num_rows for table in shown))
+
+
+def tell_partners(partners: int, rows: int) -> None:
+    typer.echo(f"{partners} of {rows} rows have a row in the table of --join.", err=True)
 
 
 def inside(path: str, folder: str) -> bool:

@@ -22,7 +22,7 @@ from medv_ray.errors import DataError
 from medv_ray.on_ray.chunk import request_of
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.predictor import PREDICTOR, RowPredictor, find
-from medv_ray.on_ray.score import Resume, planned, tell
+from medv_ray.on_ray.score import Resume, planned, tell, tell_growth
 
 EXACT_ROWS = 20_000
 EXACT_S = 20.0
@@ -64,6 +64,8 @@ def preview(
     plan, identity = planned(settings, resume)
     tell(plan)
     known = survey(plan, settings.out, identity, resume.allow_added)
+    if not known.changes:
+        tell_growth(plan)
     counted, how = count(plan, settings)
     sample = take_sample(plan, settings)
     probe = take_probe(sample.good[:PROBE_ROWS], settings, factory)

@@ -122,6 +122,7 @@ def score(
         take_over=resume.take_over,
         retry_quarantined=resume.retry_quarantined,
     ) as run:
+        tell_growth(plan)
         if run.todo():
             started = time.monotonic()
             _drive(run, settings, session, address, factory)
@@ -136,12 +137,16 @@ def score(
 
 
 def tell(plan: Plan) -> None:
-    """Say on stderr, before anything is scored, what is left out and what was added."""
+    """Say on stderr, before anything is scored, what is left out."""
     left_out = plan.left_out
-    if left_out.total > plan.rows:
+    if left_out.maybe_rows > plan.rows:
         sys.stderr.write(f"MOST OF THIS ARCHIVE IS LEFT OUT: {plan.rows} rows are scored.\n")
     if left_out.total:
         sys.stderr.write(f"left out: {left_out}\n")
+
+
+def tell_growth(plan: Plan) -> None:
+    """Say on stderr what was added, once the run takes it."""
     if plan.growth.rows:
         before = plan.rows - plan.growth.rows
         sys.stderr.write(f"added since the run began: {plan.growth.rows} rows, to {before}\n")

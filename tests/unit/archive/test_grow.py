@@ -319,7 +319,8 @@ def test_an_image_that_was_missing_and_came_is_added(make, tmp_path):
     kind = Kind(make, {}, None, None)
     grow(kind, out)
     make.text("2.png", "y")
-    with pytest.raises(RunError, match=r"image '2\.png' added"):
+    hint = r"image '2\.png' added.* --allow-added --retry-quarantined scores"
+    with pytest.raises(RunError, match=hint):
         Run.open(out, make.plan(out=out), IDENTITY)
     assert grow(kind, out) == (0, True)
     planned = make.plan(out=out)
@@ -402,3 +403,37 @@ def test_an_archive_on_an_object_store(make, s3_server, kind):
     upload()
     assert grow(kind, out) == (1, True)
     assert len(answers(out)) == 11
+
+
+@pytest.mark.parametrize("ids", [["b:0", "x#b:1", "y"], ["b:0", "b~2:7", "y"]])
+def test_made_ids_of_a_file_that_is_added_meet_no_earlier_name(make, tmp_path, ids):
+    make.parquet("a.parquet", rows=3, id=ids)
+    kind, out = Kind(make, {}, lambda: None, lambda turn: None), str(tmp_path / "run")
+    assert grow(kind, out) == (3, True)
+    for name in ("b.parquet", "sub/b.parquet"):
+        make.parquet(name, rows=2)
+        assert grow(kind, out) == (2, True)
+        assert grow(kind, out) == (0, True)
+    assert {ids[0], "y"} <= {name for name, _ in answers(out).values()}  # all are distinct
+
+
+def test_a_changed_file_is_no_growth(make, tmp_path):
+    make.parquet("a.parquet", rows=3)
+    make.parquet("b.parquet", rows=3)
+    out = str(tmp_path / "run")
+    make.job(make.plan(), out)
+    make.parquet("a.parquet", rows=4, answer=["no"] * 4)
+    make.parquet("c.parquet", rows=2)
+    planned = make.plan(out=out)
+    assert planned.growth.rows == 2
+    with pytest.raises(RunError, match=r"'a\.parquet' changed"):
+        Run.open(out, planned, IDENTITY, allow_added=True)
+
+
+def test_a_folder_with_a_lost_image_did_not_grow(make, tmp_path):
+    for name in ("1.png", "2.png"):
+        make.text(name, name)
+    out = str(tmp_path / "run")
+    make.job(make.plan(question="q?"), out)
+    (make.archive / "1.png").unlink()
+    assert make.plan(out=out, question="q?").growth.rows == 0

@@ -218,3 +218,49 @@ def test_the_line_for_a_person():
     found.add("a.zip", "not an image")
     assert str(found) == "12 files (8 .txt not an image, 3 empty, 1 .zip not an image)"
     assert found.listed()[0]["examples"] == ["0.txt", "1.txt", "2.txt"]
+
+
+def test_pictures_beside_rows_that_hold_theirs(make):
+    make.parquet(rows=2)
+    for name in ("1.png", "2.png", "notes.txt"):
+        make.text(name, name)
+    assert counts(make.plan()) == {
+        ("", "images that no row names"): 2, (".txt", "not a parquet file"): 1,
+    }  # fmt: skip
+
+
+def test_a_named_picture_without_an_ending_is_not_left_out(make):
+    make.text("scan", picture("PNG"))
+    make.text("1.png", b"one")
+    make.text("2.png", b"two")
+    make.text("q.csv", "image,question\nscan,a?\n1.png,b?\n")
+    assert counts(make.plan()) == {("", "images that no row names"): 1}
+    images = make.archive / "images"
+    make.text("images/scan", picture("PNG"))
+    found = counts(make.plan(images=str(images)))
+    assert found == {("", "images that no row names"): 2, ("", "not a table file"): 1}
+
+
+def test_a_folder_of_questions_beside_its_images(make, tmp_path):
+    make.parquet("q/b.parquet")
+    for name in ("q/note.txt", "q/._a.csv", "i/1.png", "i/2.png", "i/._1.png", "i/more.txt"):
+        make.text(name, name)
+    make.text("q/a.csv", "image,question\n1.png,a?\n")
+    planned = make.plan(archive=str(make.archive / "i"), questions=str(make.archive / "q"))
+    assert planned.rows == 1
+    assert not planned.unreadable
+    assert counts(planned) == {
+        (".parquet", "not a table file"): 1, (".txt", "not a table file"): 1,
+        (".csv", "hidden"): 1, ("", "images that no row names"): 1, (".png", "hidden"): 1,
+        (".txt", "not an image"): 1,
+    }  # fmt: skip
+
+
+def test_questions_inside_the_folder_of_images_count_once(make):
+    for name in ("1.png", "2.png"):
+        make.text(name, name)
+    table = make.text("_q.csv", "image,question\n1.png,a?\n")
+    assert counts(make.plan(questions=str(table))) == {("", "images that no row names"): 1}
+    make.text("q.csv", "image,question\n1.png,a?\n")
+    found = counts(make.plan(questions=str(make.archive)))
+    assert found == {("", "images that no row names"): 1, (".csv", "hidden"): 1}

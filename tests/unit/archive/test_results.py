@@ -324,3 +324,81 @@ def test_control_characters_do_not_reach_the_terminal(make, tmp_path):
     assert "\x1b" not in message
     assert "\x07" not in message
     assert "[bold]x" in message
+
+
+STRINGS = [
+    pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()),
+    pa.dictionary(pa.int8(), pa.large_string()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STRINGS, ids=str)
+def test_text_of_any_type_is_guarded(tmp_path, kind):
+    plain = pa.array(["=1+1", "yes", None])
+    text = (
+        plain.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else plain.cast(kind)
+    )
+    path = tmp_path / "out.csv"
+    exports.write_csv(str(path), iter([pa.table({"x": text})]))
+    with path.open(newline="") as file:
+        assert [line[0] if line else "" for line in csv.reader(file)] == ["x", "'=1+1", "yes", ""]
+
+
+LIKE_SCORED = {
+    "utf16.csv": ("key,age\na,ä7\n".encode("utf-16"), None),
+    "latin.csv": ("key,age\na,ä7\n".encode("latin-1"), "latin-1"),
+    "trailing.csv": ("key,age\na,ä7,\nh,8,,\n".encode(), None),
+    "said.csv": ("sep=;\nkey;age\na;ä7\n".encode(), None),
+    "blanks.csv": ("key, age\na, ä7\n".encode(), None),
+    "bars.csv": ("key|age\na|ä7\n".encode(), None),
+    "unnamed.csv": (",key,age,\n0,a,ä7,\n".encode(), None),
+    "wrapped.json": (json.dumps({"data": [{"key": "a", "age": "ä7"}]}).encode(), None),
+    "keys.ndjson": (b'{"key": "a", "age": "\xc3\xa47", "x": [1]}\n{"key": "h", "x": "y"}\n', None),
+    "bad.jsonl": (b'{"key": "a", "age": "\xc3\xa47"}\n{"key": \n', None),
+}
+
+
+def test_a_single_dialogue_is_one_row(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "a?"}], "n": 1}) + "\n")
+    table = exports.read_table(str(path))
+    assert (table.num_rows, table.column_names) == (1, ["messages", "n"])
+
+
+@pytest.mark.parametrize("name", LIKE_SCORED)
+def test_tables_that_score_can_be_joined(run, tmp_path, name):
+    data, encoding = LIKE_SCORED[name]
+    path = tmp_path / name
+    path.write_bytes(data)
+    table = exports.read_table(str(path), "key", encoding)
+    assert {"key", "age"} <= set(table.column_names) <= {"key", "age", "x"}
+    join = Join(table, "key")
+    (found,) = map(join.add, rows_of(run, Choice()))
+    assert found.column("age").to_pylist()[0] == "ä7"
+    assert join.partners == sum(key in ("a", "h") for key in table.column("key").to_pylist())
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.binary(16), pa.binary(), pa.dictionary(pa.int8(), pa.binary())], ids=str
+)
+def test_ids_of_bytes_meet_as_when_they_are_scored(make, tmp_path, kind):
+    plain = pa.array([bytes(15) + b"\1", b"\xff" * 16], pa.binary())
+    ids = plain.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else plain.cast(kind)
+    make.parquet(rows=2, id=plain)
+    out, path = str(tmp_path / "run"), str(tmp_path / "t.parquet")
+    make.job(make.plan(), out)
+    pq.write_table(pa.table({"study": ids, "age": [7, 8]}), path)
+    (found,) = map(Join(exports.read_table(path, "study"), "study").add, rows_of(out, Choice()))
+    assert found.column("age").to_pylist() == [7, 8]
+
+
+def test_the_command_says_how_many_rows_have_a_partner(run, tmp_path):
+    table = tmp_path / "mine.csv"
+    table.write_bytes("id,Größe\na,7\nzz,8\n".encode("latin-1"))
+    said = medv(run, "--join", str(table), "--encoding", "latin-1").stderr
+    assert "1 of 10 rows have a row in the table of --join." in said
+    files = ["--csv", str(tmp_path / "o.csv"), "--jsonl", str(tmp_path / "o.jsonl")]
+    said = medv(run, "--join", str(table), "--encoding", "cp1252", *files).stderr
+    assert said.count("1 of 10 rows") == 2
+    assert medv(run, "--join", str(table), "--encoding", "none").exit_code == 2
+    assert "E1120" in medv(run, "--join", str(table)).stderr

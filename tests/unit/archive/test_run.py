@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -472,3 +473,29 @@ def test_a_run_folder_names_only_complete_files(make, planned, tmp_path):
             ledger = Ledger.load(Store(out))
             assert sum(t.num_rows for t in read_run(out)) == ledger.counts()["rows"]
             assert read_rows(planned.archive, chunk)
+
+
+@pytest.mark.parametrize("deleted", range(9))
+def test_a_kill_while_a_new_run_clears_the_folder(make, tmp_path, monkeypatch, deleted):
+    for name in ("1.png", "2.png", "3.png"):
+        make.text(name, name)
+    out, first = str(tmp_path / "run"), make.plan(question="q?")
+    make.job(first, out)
+    wiped, delete = [], Store.delete
+
+    def killed(self, name):
+        if len(wiped) == deleted:
+            raise KeyboardInterrupt
+        wiped.append(name)
+        delete(self, name)
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(Store, "delete", killed)
+        Run.open(out, first, IDENTITY, new_run=True).close()
+    again = make.plan(question="q?", out=out)
+    assert make.job(again, out).answered == 3
+    assert len(ids_of_rows(out)) == 3
+
+
+def ids_of_rows(out) -> list[str]:
+    return [name for table in read_run(out) for name in table.column("id").to_pylist()]
