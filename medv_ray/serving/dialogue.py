@@ -89,8 +89,8 @@ def _joined(messages: Sequence[Message]) -> list[tuple[str, list[int], str]]:
     for name, run in groupby(range(len(messages)), role):
         numbers = list(run)
         for number in numbers:
-            if messages[number].content is None and name != "assistant":
-                raise _refused("E1701", f"messages.{number}.content", "is missing or null")
+            if messages[number].content in (None, []) and name != "assistant":
+                raise _refused("E1701", f"messages.{number}.content", "is missing, null or empty")
         texts = [_text(messages[number]) for number in numbers]
         groups.append((name, numbers, "\n\n".join(text for text in texts if text.strip())))
     return groups

@@ -84,7 +84,7 @@ def test_a_first_turn_may_be_a_picture_alone(app: App, predictor: Predictor) -> 
         assert error.code == "E1301"
 
 
-@pytest.mark.parametrize("content", [None, "", [{"type": "text", "text": ""}]])
+@pytest.mark.parametrize("content", [None, "", [], [{"type": "text", "text": ""}]])
 def test_an_empty_answer_is_taken_as_history(app: App, content: Any) -> None:
     messages = [say("user"), {"role": "assistant", "content": content}, say("user")]
     assert ask(app, {"model": MODEL, "messages": messages}).status == 200
@@ -121,6 +121,7 @@ OUT_OF_ORDER: list[tuple[list[dict[str, Any]], str, str]] = [
      "messages.2.content", "E1301"),
     ([{"role": "user", "content": " "}, SAID, ASKED], "messages.0.content", "E1301"),
     ([ASKED, {"role": "user", "content": None}], "messages.1.content", "E1701"),
+    ([ASKED, {"role": "user", "content": []}], "messages.1.content", "E1701"),
     ([{"role": "system"}, ASKED], "messages.0.content", "E1701"),
 ]  # fmt: skip
 
