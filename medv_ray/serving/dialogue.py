@@ -67,7 +67,7 @@ def dialogue_of(messages: Sequence[Message], limits: LimitSettings) -> Dialogue:
         moved += len(found) if turns else 0
         pictures += found
         _check(limits.max_images, len(pictures), f"messages.{numbers[-1]}.images", "pictures")
-        if role == "user" and not text.strip() and (turns or not found):
+        if role == "user" and not text.strip() and not found:
             raise _refused("E1301", f"{where}.content", "the message has no text")
         turns.append(Turn("user" if role == "user" else "assistant", text))
     if not turns or turns[-1].role != "user":
