@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from medv_ray.errors import CheckpointError, DataError
-from medv_ray.markers import IMAGE_SLOT as IMAGE_SLOT
+from medv_ray.markers import IMAGE_SLOT
 from medv_ray.settings import PromptSettings
 
 if TYPE_CHECKING:
