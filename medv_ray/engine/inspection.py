@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medv_ray.data.tiles import TileSettings
+from medv_ray.canvases import TileSettings
 from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine.images import Features
 from medv_ray.errors import DataError

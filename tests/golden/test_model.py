@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from medv_ray.canvases import TileSettings
 from medv_ray.data.images import prepare
-from medv_ray.data.tiles import TileSettings
 from medv_ray.markers import IMAGE_SLOT
 from medv_ray.model import weights
 from medv_ray.model.config import ModelConfig
