@@ -30,7 +30,6 @@ from medv_ray.data import synthetic
 from medv_ray.data.images import prepare
 from medv_ray.data.prompts import SpecialIds, Turn, build, load_tokenizer
 from medv_ray.engine import Answer, Engine, Predictor, Request
-from medv_ray.engine.images import tile_settings
 from medv_ray.engine.resolve import resolve
 from medv_ray.model import weights
 from medv_ray.model.denoise import splice
@@ -81,7 +80,7 @@ def by_reference(model: Medv, tokenizer: Any) -> Arm:
     special = SpecialIds.of(tokenizer)
     settings = AnswerSettings()
     spec = resolve(sampler("exact"), tokenizer, special)
-    tiles = tile_settings(model, settings.image)
+    tiles = model.config.tiling(settings.image.aspect)
 
     def answer(row: synthetic.Row) -> tuple[int, ...]:
         picture = prepare(row.image, settings.image, tiles)

@@ -32,7 +32,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from circumstances import circumstances
 from medv_ray.diffusion.loss import masked_loss
-from medv_ray.diffusion.noise import IGNORE, forward_noise
+from medv_ray.diffusion.noise import forward_noise
+from medv_ray.markers import IGNORE
 
 VOCABULARY, LENGTH, TARGETS = 126_464, 819, 40
 TOLERANCE = 1e-5

@@ -32,7 +32,8 @@ from bench_train import Arm, memory, spread, step, timed
 from circumstances import circumstances
 from medv_kernels.loss import linear_cross_entropy
 from medv_ray.diffusion.loss import masked_loss
-from medv_ray.diffusion.noise import IGNORE, forward_noise
+from medv_ray.diffusion.noise import forward_noise
+from medv_ray.markers import IGNORE
 
 TOLERANCE = 1e-5
 

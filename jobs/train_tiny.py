@@ -27,7 +27,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from medv_ray.data import quiz, synthetic
+from medv_ray.data import synthetic, toy_questions
 from medv_ray.data.conversations import on_one_image
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.data.prompts import SYSTEM_SENTENCES, load_tokenizer
@@ -194,7 +194,7 @@ def chat(shown: Sequence[synthetic.Row], rng: np.random.Generator) -> Iterator[R
     length."""
     for tile in shown:
         for number in range(2):
-            kinds = rng.permutation(len(quiz.QUESTION_TYPES))
+            kinds = rng.permutation(len(toy_questions.QUESTION_TYPES))
             yield row(tile, f"all{number}", [ask(tile, int(kind), rng) for kind in kinds])
             for kind in kinds[:2]:
                 yield row(tile, f"one{number}{kind}", [ask(tile, int(kind), rng)])
@@ -205,8 +205,8 @@ def chat(shown: Sequence[synthetic.Row], rng: np.random.Generator) -> Iterator[R
 
 def ask(tile: synthetic.Row, kind: int, rng: np.random.Generator) -> tuple[str, str]:
     """A true question and its answer; every answer that the tile allows is as likely."""
-    true = quiz.true_of(tile.attributes)
-    words = true[quiz.QUESTION_TYPES[kind]] or true["colour"]
+    true = toy_questions.true_of(tile.attributes)
+    words = true[toy_questions.QUESTION_TYPES[kind]] or true["colour"]
     answer = list(words)[rng.integers(len(words))]
     return words[answer][rng.integers(len(words[answer]))], answer
 
@@ -234,9 +234,11 @@ def make_tokenizer(out: Path) -> PreTrainedTokenizerFast:
     Merges may cross words: a system sentence and most questions become one token, which keeps the
     toy's sequences short. Other text falls back to smaller pieces, down to bytes.
     """
-    targets = [target for kind in quiz.QUESTION_TYPES for target in quiz.targets(kind)]
+    targets = [
+        target for kind in toy_questions.QUESTION_TYPES for target in toy_questions.targets(kind)
+    ]
     texts = [target.question for target in targets] * 3 + [target.answer for target in targets] * 10
-    texts += [value for values in quiz.ATTRIBUTES.values() for value in values] * 20
+    texts += [value for values in toy_questions.ATTRIBUTES.values() for value in values] * 20
     texts += [text for text in SYSTEM_SENTENCES.values() if text] * 60
     texts += ["system", "user", "assistant", "\n\n"] * 40
     tokenizer = Tokenizer(models.BPE())
@@ -323,7 +325,7 @@ def exact_match(
     toy: Predictor, rows: Sequence[synthetic.Row], sampler: SamplerSettings
 ) -> dict[str, float]:
     answers = toy.answer([Request(row.question, (row.image,), sampler=sampler) for row in rows])
-    kinds = ("questions", *quiz.QUESTION_TYPES, "caption")
+    kinds = ("questions", *toy_questions.QUESTION_TYPES, "caption")
     hits: dict[str, list[bool]] = {kind: [] for kind in kinds}
     for row, answer in zip(rows, answers, strict=True):
         right = isinstance(answer, Answer) and answer.text == row.answer

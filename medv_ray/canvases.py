@@ -1,9 +1,22 @@
-"""On which canvas a picture is cut into tiles: the same choice where it is cut and where its tiles
-are put together."""
+"""How a picture is cut into tiles, and on which canvas: the same choice where it is cut and where
+its tiles are put together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TileSettings:
+    """How a picture is cut; comes from the checkpoint's config and the user's ImageSettings."""
+
+    aspect: Literal["square", "pad", "anyres_max"]
+    tile: int = 384
+    """Side of a tile in pixels."""
+    grid: tuple[tuple[int, int], ...] = ()
+    """Candidate canvases (width, height) in pixels, multiples of `tile`; for `anyres_max` only."""
 
 
 def best_canvas(size_wh: tuple[int, int], grid: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -20,26 +20,26 @@ class Format(NamedTuple):
     """Pillow's name, or DICOM; the words of `image.formats`."""
     endings: tuple[str, ...]
     """Lower case. A file of such an ending is taken for a picture without being opened."""
-    media_types: tuple[str, ...]
+    media_type: str
     by_default: bool = True
     """Whether `image.formats` has it unless told otherwise."""
 
 
 FORMATS = (
-    Format("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), ("image/jpeg",)),
-    Format("PNG", (".png",), ("image/png",)),
-    Format("TIFF", (".tif", ".tiff", ".svs", ".ndpi", ".scn"), ("image/tiff",)),
-    Format("BMP", (".bmp",), ("image/bmp",)),
-    Format("GIF", (".gif",), ("image/gif",)),
-    Format("WEBP", (".webp",), ("image/webp",)),
-    Format("DICOM", (".dcm", ".dicom", ".dic", ".ima"), ("application/dicom",)),
-    Format("JPEG2000", (".jp2", ".j2k", ".jpx", ".j2c"), ("image/jp2",), by_default=False),
-    Format("AVIF", (".avif",), ("image/avif",), by_default=False),
-    Format("HEIF", (".heic", ".heif"), ("image/heif",), by_default=False),
+    Format("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), "image/jpeg"),
+    Format("PNG", (".png",), "image/png"),
+    Format("TIFF", (".tif", ".tiff", ".svs", ".ndpi", ".scn"), "image/tiff"),
+    Format("BMP", (".bmp",), "image/bmp"),
+    Format("GIF", (".gif",), "image/gif"),
+    Format("WEBP", (".webp",), "image/webp"),
+    Format("DICOM", (".dcm", ".dicom", ".dic", ".ima"), "application/dicom"),
+    Format("JPEG2000", (".jp2", ".j2k", ".jpx", ".j2c"), "image/jp2", by_default=False),
+    Format("AVIF", (".avif",), "image/avif", by_default=False),
+    Format("HEIF", (".heic", ".heif"), "image/heif", by_default=False),
 )
 DEFAULT = tuple(one.name for one in FORMATS if one.by_default)
 ENDINGS = frozenset(ending for one in FORMATS for ending in one.endings)
-MEDIA_TYPES = tuple(kind for one in FORMATS if one.by_default for kind in one.media_types)
+MEDIA_TYPES = {one.name: one.media_type for one in FORMATS}
 _STARTS = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",

@@ -19,7 +19,7 @@ def refused(cls: type[BaseModel], error: ValidationError, quote: bool = True) ->
     found = error.errors(include_url=False)
     names, info = _setting(cls, found[0]["loc"])
     same = [one for one in found if names and _setting(cls, one["loc"])[0] == names]
-    # each member of a union has told why it does not take the value
+    # each member of a union says why it does not take the value
     first = same[-1] if same and isinstance(same[0]["input"], list | tuple) else found[0]
     code = first["type"] if first["type"].startswith("E1") else "E1001"
     value, place = first.get("input"), first["loc"][len(names) :]

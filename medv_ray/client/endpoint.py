@@ -12,6 +12,7 @@ import httpx2
 
 from medv_ray.data.prompts import Turn
 from medv_ray.errors import CATALOGUE, MedvError, RunError, SettingsError
+from medv_ray.formats import HEAD_BYTES, MEDIA_TYPES, format_of
 
 KEY = "MEDV_API_KEY"
 """Environment variable: the client's key. It is no flag, as others see a process's flags."""
@@ -19,11 +20,6 @@ CHAT = "/v1/chat/completions"
 CONNECT_S = 10.0
 CODES = {401: "E1702", 403: "E1705", 404: "E1706", 413: "E1703", 429: "E1707"}
 """Catalogue code by HTTP status, for endpoints that say none; E1708 for those not named."""
-KINDS = {
-    b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp",
-    b"II*\0": "tiff", b"MM\0*": "tiff",
-}  # fmt: skip
-"""What an image file begins with."""
 
 
 def address(url: str) -> str:
@@ -61,8 +57,10 @@ def messages_of(
 
 def data_url(image: bytes) -> str:
     """An image file as text."""
-    kind = next((kind for start, kind in KINDS.items() if image.startswith(start)), "png")
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+    name = format_of(image[:HEAD_BYTES])
+    # what is no picture is sent too: the endpoint says what is wrong with it
+    kind = "application/octet-stream" if name is None else MEDIA_TYPES[name]
+    return f"data:{kind};base64,{base64.b64encode(image).decode()}"
 
 
 def refusal(status: int, body: bytes) -> MedvError:

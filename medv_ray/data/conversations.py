@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from medv_ray.data.prompts import (
-    IMAGE_SLOT,
     SYSTEM_SENTENCES,
     SpecialIds,
     check_storable,
@@ -19,7 +18,7 @@ from medv_ray.data.prompts import (
     message,
 )
 from medv_ray.errors import DataError
-from medv_ray.markers import IGNORE as IGNORE
+from medv_ray.markers import IGNORE, IMAGE_SLOT
 from medv_ray.settings import PromptSettings
 from medv_ray.tables.cells import IMAGE_MARK
 

@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
+from medv_ray.canvases import TileSettings
 from medv_ray.data.causes import broken
 from medv_ray.data.encoded import open_header
 from medv_ray.data.images import Prepared, check_bytes, inspect, prepare
-from medv_ray.data.tiles import TileSettings
 from medv_ray.errors import CATALOGUE, DataError, MedvError, RunError, SettingsError
 
 if TYPE_CHECKING:

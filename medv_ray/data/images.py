@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFile
 
+from medv_ray.canvases import TileSettings
 from medv_ray.data import jpeg
 from medv_ray.data.causes import judge
 from medv_ray.data.depth import is_deep, narrow_palette, read_deep
@@ -30,13 +31,13 @@ from medv_ray.data.pixels import (
     to_rgb,
     upright,
 )
-from medv_ray.data.tiles import TileSettings, cut
+from medv_ray.data.tiles import cut
 from medv_ray.errors import DataError, MedvError
 
 if TYPE_CHECKING:
     from medv_ray.settings import ImageSettings
 
-__all__ = ["Prepared", "TileSettings", "prepare"]
+__all__ = ["Prepared", "prepare"]
 
 _UNDECODED = 128  # grey that libjpeg leaves where the data ended early
 _ZERO_RUN = 512  # zero bytes in a row at the end of a JPEG's data

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from medv_ray.errors import CheckpointError, DataError
-from medv_ray.markers import IMAGE_SLOT as IMAGE_SLOT
+from medv_ray.markers import IMAGE_SLOT
 from medv_ray.settings import PromptSettings
 
 if TYPE_CHECKING:
@@ -181,7 +181,8 @@ def build(
         num_images: one slot each, joined by blanks, and a newline before the text. 0: text alone.
         system: a sentence in place of the one that settings name; empty: none.
 
-    Texts are trimmed, as by the chat template; the first of several turns may be images alone.
+    Texts are trimmed, as by the chat template; a user's turn before the last may be images
+    alone. No more such turns than images.
     Raises DataError E1301, E1302, E1304 as `check_question`, and E1109 for messages out of turn.
     """
     dialogue = [Turn("user", turns)] if isinstance(turns, str) else list(turns)
@@ -197,10 +198,12 @@ def build(
         pieces += message(special, "system", [system.strip()])
     slots: list[int | str] = [" "] * max(2 * num_images - 1, 0)
     slots[::2] = [IMAGE_SLOT] * num_images
+    unsaid = num_images
     for index, turn in enumerate(dialogue):
         # what was shown before anything was asked of it
-        alone = index == 0 < min(num_images, len(dialogue) - 1) and not turn.text.strip()
-        if turn.role == "user" and not alone:
+        alone = turn.role == "user" and not turn.text.strip() and index < len(dialogue) - 1
+        unsaid -= alone
+        if turn.role == "user" and (not alone or unsaid < 0):
             check_question(turn.text, settings)
             text = (turn.text.strip() + settings.question_suffix).strip()
         else:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from medv_ray.data.prompts import IMAGE_SLOT, SpecialIds, encode_pieces, message
+from medv_ray.data.prompts import SpecialIds, encode_pieces, message
+from medv_ray.markers import IMAGE_SLOT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -1,6 +1,7 @@
 """Synthetic tissue tiles with questions in the style of PathVQA, and parquet archives of them.
 
-The pictures come from `tissue`, the questions (yes/no, colour, count, side, presence) from `quiz`.
+The pictures come from `tissue`, the questions (yes/no, colour, count, side, presence) from
+`toy_questions`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from medv_ray.data.quiz import ATTRIBUTES, BLOCK_ROWS, Target, both, everything, plan
 from medv_ray.data.tissue import CANVAS, Scene, draw
+from medv_ray.data.toy_questions import ATTRIBUTES, BLOCK_ROWS, Target, both, everything, plan
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

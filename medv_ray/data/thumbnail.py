@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medv_ray.canvases import TileSettings
 from medv_ray.data.decode_child import Decoder
-from medv_ray.data.images import TileSettings
 from medv_ray.settings import ImageSettings
 
 

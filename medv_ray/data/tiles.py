@@ -8,28 +8,15 @@ H = W = tile side in pixels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medv_ray.canvases import best_canvas as best_canvas
+from medv_ray.canvases import TileSettings, best_canvas
 
 PAD_GREY = 127
 """int(0.5 * 255), the vision tower's mean colour."""
-
-
-@dataclass(frozen=True)
-class TileSettings:
-    """How a picture is cut; comes from the checkpoint's config and the user's ImageSettings."""
-
-    aspect: Literal["square", "pad", "anyres_max"]
-    tile: int = 384
-    """Side of a tile in pixels."""
-    grid: tuple[tuple[int, int], ...] = ()
-    """Candidate canvases (width, height) in pixels, multiples of `tile`; for `anyres_max` only."""
 
 
 def cut(picture: Image.Image, settings: TileSettings) -> NDArray[np.uint8]:

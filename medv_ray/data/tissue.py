@@ -1,4 +1,4 @@
-"""Stained-tissue-like tiles, drawn from the attributes that `quiz` asks about.
+"""Stained-tissue-like tiles, drawn from the attributes that `toy_questions` asks about.
 
 A tile has 4 x 4 fields. Large round cells lie in distinct fields, a vessel mid-edge,
 pigment in one corner; a fibrous band crosses the tile below the cells. Coordinates are fractions of

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from medv_kernels import loss as kernels
-from medv_ray.diffusion.noise import IGNORE
+from medv_ray.markers import IGNORE
 
 # With fewer rows the gradient's sum over the vocabulary takes a product that adds 126464 terms one
 # after the other in float32 and is off in the fifth digit (MKL); rows of zeros buy the better one.

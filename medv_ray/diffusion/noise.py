@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from medv_ray.markers import IGNORE as IGNORE
+from medv_ray.markers import IGNORE
 
 
 class Noise(NamedTuple):

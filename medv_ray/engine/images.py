@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medv_ray.data.decode_child import Decoder
-from medv_ray.data.images import Prepared, TileSettings
+from medv_ray.data.images import Prepared
 from medv_ray.engine.request import Counters
 from medv_ray.errors import DataError
 from medv_ray.model.config import no_vision
@@ -43,7 +43,7 @@ class ImageStore:
         self._used_bytes = 0
         self._kept: OrderedDict[tuple[str, bool], Features | DataError] = OrderedDict()
         self._counters = counters
-        self.tiles = tile_settings(model, image) if model.config.vision is not None else None
+        self.tiles = model.config.tiling(image.aspect) if model.config.vision is not None else None
         """How a picture is cut that stands alone; None where the model sees none."""
         tiles = self.tiles
         # the reference pads each image of a group and cuts no tiles
@@ -115,8 +115,3 @@ class ImageStore:
 def _size(made: Features | DataError) -> int:
     """Bytes that a kept entry stands for."""
     return 1024 if isinstance(made, DataError) else made.tokens.nbytes + 1024
-
-
-def tile_settings(model: Medv, image: ImageSettings) -> TileSettings:
-    """How this checkpoint cuts images. Raises CheckpointError E1410 without a vision tower."""
-    return TileSettings(*model.config.tiling(image.aspect))

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medv_ray.data.prompts import IMAGE_SLOT
-from medv_ray.data.tiles import TileSettings
+from medv_ray.canvases import TileSettings
 from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine.images import Features
 from medv_ray.errors import DataError
+from medv_ray.markers import IMAGE_SLOT
 from medv_ray.model.attention import look
 from medv_ray.model.denoise import FullRecompute, splice_ends
 from medv_ray.model.medv import Medv

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from medv_ray.canvases import TileSettings
 from medv_ray.errors import CheckpointError
 from medv_ray.model.fields import bad, number, pairs, size
 
@@ -206,10 +207,8 @@ class ModelConfig:
         if any(side % tile for canvas in self.image_grid_pinpoints for side in canvas):
             raise bad(f"image_grid_pinpoints must be multiples of the tile side, {tile}")
 
-    def tiling(
-        self, aspect: str = "checkpoint"
-    ) -> tuple[Literal["square", "pad", "anyres_max"], int, tuple[tuple[int, int], ...]]:
-        """How images are cut: the rule, a tile's side in pixels, the canvases of `anyres_max`.
+    def tiling(self, aspect: str = "checkpoint") -> TileSettings:
+        """How images are cut.
 
         `checkpoint` takes the rule of `image_aspect_ratio`; a name that is not known is squashed to
         a square, as the reference does. Raises CheckpointError E1410 without a vision tower.
@@ -222,7 +221,7 @@ class ModelConfig:
             rule = "anyres_max"
         elif named == "pad":
             rule = "pad"
-        return rule, self.vision.image_size, self.image_grid_pinpoints
+        return TileSettings(rule, self.vision.image_size, self.image_grid_pinpoints)
 
     @property
     def max_tiles(self) -> int | None:

@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from medv_ray.markers import IMAGE_SLOT as IMAGE_SLOT
+from medv_ray.markers import IMAGE_SLOT
 from medv_ray.model.keys import KeyValues
 from medv_ray.model.medv import Medv
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from medv_ray.disk import is_full
 from medv_ray.errors import RunError, SettingsError
-from medv_ray.files import sync
+from medv_ray.files import put_in_place, sync
 
 PARTIAL = ".partial"
 
@@ -43,8 +43,7 @@ def new_folder(target: Path, size_bytes: int) -> Iterator[Path]:
             os.chmod(partial, 0o755)
             for path in (*partial.iterdir(), partial):
                 sync(path)
-            os.replace(partial, target)  # an empty folder gives way
-            sync(target.parent)
+            put_in_place(partial, target)  # an empty folder gives way
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

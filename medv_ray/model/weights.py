@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from medv_ray.errors import CheckpointError, SettingsError
-from medv_ray.files import write_atomic
+from medv_ray.files import put_in_place, sync, write_atomic
 from medv_ray.model.config import ModelConfig
 from medv_ray.model.medv import Medv
 from medv_ray.model.shards import (
@@ -178,9 +178,11 @@ def write_shards(
         files = [SINGLE]
     for file, names in zip(files, shards, strict=True):
         shard = {name: tensor(name).contiguous().cpu() for name in names}
-        save_file(shard, folder / f"{file}.tmp", metadata={"format": "pt"})
-        os.chmod(folder / f"{file}.tmp", 0o644)  # safetensors lets nobody but the owner read
-        os.replace(folder / f"{file}.tmp", folder / file)
+        hidden = folder / f"{file}.tmp"
+        save_file(shard, hidden, metadata={"format": "pt"})
+        os.chmod(hidden, 0o644)  # safetensors lets nobody but the owner read
+        sync(hidden)
+        put_in_place(hidden, folder / file)
     if len(shards) > 1:
         owner = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         total = {"total_size": sum(sizes.values())}

@@ -16,8 +16,8 @@ import torch
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.plan import Plan, read_rows
 from medv_ray.archive.survey import Survey, survey
+from medv_ray.canvases import TileSettings
 from medv_ray.data.decode_child import Decoder
-from medv_ray.data.tiles import TileSettings
 from medv_ray.errors import DataError
 from medv_ray.on_ray.chunk import request_of
 from medv_ray.on_ray.options import ScoreSettings

@@ -17,6 +17,7 @@ from medv_ray.archive.lock import Lock
 from medv_ray.archive.store import Store
 from medv_ray.disk import DISK, disk_error, disk_errors, is_full
 from medv_ray.errors import CheckpointError, DataError, MedvError, RunError, SettingsError
+from medv_ray.files import put_in_place, write_durably
 from medv_ray.on_ray.cluster import running_ray
 from medv_ray.on_ray.preflight import check_workers
 from medv_ray.settings import model_folder
@@ -225,13 +226,11 @@ def fail(out: Path, error: MedvError) -> None:
     """Leave word that the job is to end, and why."""
     word = {"kind": type(error).__name__, "code": error.code, "detail": error.detail}
     with suppress(OSError):  # on a full disk the driver hears of the exception alone
-        partial = out / f"{FAILED}.{os.getpid()}"
-        partial.write_text(json.dumps(word))
         # the first one's word, unless the disk is full, which may be why others could not write
         if is_full(error) or not (out / FAILED).exists():
-            os.replace(partial, out / FAILED)
-        else:
-            partial.unlink()
+            partial = out / f"{FAILED}.{os.getpid()}"  # workers may fail together
+            write_durably(partial, json.dumps(word).encode())
+            put_in_place(partial, out / FAILED)
 
 
 def preempted() -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from medv_ray.archive.accuracy import normal
-from medv_ray.data import quiz, synthetic
+from medv_ray.data import synthetic, toy_questions
 from medv_ray.data.conversations import on_one_image
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.engine import Answer, Predictor, Request
@@ -157,7 +157,7 @@ def questions(num_tiles: int = TRAIN_TILES) -> Iterator[Row]:
 
 
 def _row(row: synthetic.Row, turns: list[tuple[str, str]], name: str | None = None) -> Row:
-    kind = row.question_type if row.question_type in quiz.QUESTION_TYPES else None
+    kind = row.question_type if row.question_type in toy_questions.QUESTION_TYPES else None
     return Row(
         name or row.id,
         (row.image,),

@@ -67,7 +67,7 @@ def dialogue_of(messages: Sequence[Message], limits: LimitSettings) -> Dialogue:
         moved += len(found) if turns else 0
         pictures += found
         _check(limits.max_images, len(pictures), f"messages.{numbers[-1]}.images", "pictures")
-        if role == "user" and not text.strip() and (turns or not found):
+        if role == "user" and not text.strip() and not found:
             raise _refused("E1301", f"{where}.content", "the message has no text")
         turns.append(Turn("user" if role == "user" else "assistant", text))
     if not turns or turns[-1].role != "user":
@@ -89,8 +89,8 @@ def _joined(messages: Sequence[Message]) -> list[tuple[str, list[int], str]]:
     for name, run in groupby(range(len(messages)), role):
         numbers = list(run)
         for number in numbers:
-            if messages[number].content is None and name != "assistant":
-                raise _refused("E1701", f"messages.{number}.content", "is missing or null")
+            if messages[number].content in (None, []) and name != "assistant":
+                raise _refused("E1701", f"messages.{number}.content", "is missing, null or empty")
         texts = [_text(messages[number]) for number in numbers]
         groups.append((name, numbers, "\n\n".join(text for text in texts if text.strip())))
     return groups

@@ -74,7 +74,7 @@ class ImagePart(Wire):
 MAX_FIELDS = 1000
 """Of an object in a body."""
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-Parts = Annotated[list[Part], Field(min_length=1)]
+Parts = list[Part]
 Stops = Annotated[list[str], Field(max_length=4)]
 # by hand, so that an error speaks of what was sent, and not of both
 _kind = Discriminator(lambda value: "(list)" if isinstance(value, list) else "(text)")
@@ -86,7 +86,7 @@ class Message(Wire):
     neutral = OF_MESSAGE
     role: Literal["system", "developer", "user", "assistant"]
     content: Content | None = None
-    """Only an assistant's may be null: an empty answer."""
+    """Only an assistant's may be null or without parts: an empty answer."""
     name: str | None = None
     """Taken and ignored."""
 

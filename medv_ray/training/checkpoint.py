@@ -15,7 +15,6 @@ import errno
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from medv_ray.disk import is_full
 from medv_ray.errors import RunError
-from medv_ray.files import file_sha256, sync, write_atomic
+from medv_ray.files import file_sha256, put_in_place, sync, write_atomic
 from medv_ray.training.engine import Engine, Slice
 
 FORMAT = 1
@@ -189,8 +188,7 @@ def write_slices(engine: Engine, folder: Path) -> None:
     def flush() -> None:
         file = folder / f"rank-{engine.rank:05d}-{len(files):03d}.safetensors"
         save_file(tensors, file, metadata={"offsets": json.dumps(offsets)})
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+        sync(file)
         files[file.name] = file_sha256(file)
         tensors.clear()
         offsets.clear()
@@ -249,5 +247,4 @@ def _publish(partial: Path, final: Path) -> None:
     sync(partial)
     if final.exists():  # a damaged one of the same step
         shutil.rmtree(final)
-    os.replace(partial, final)
-    sync(final.parent)
+    put_in_place(partial, final)

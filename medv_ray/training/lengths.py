@@ -6,10 +6,9 @@ from functools import lru_cache
 
 import torch
 
-from medv_ray.canvases import best_canvas
+from medv_ray.canvases import TileSettings, best_canvas
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.decode_child import Decoder
-from medv_ray.data.tiles import TileSettings
 from medv_ray.model.config import ModelConfig
 from medv_ray.model.projector import merge_tiles
 from medv_ray.training.stages import StageSettings
@@ -20,7 +19,7 @@ def tile_settings(config: ModelConfig, stage: StageSettings, several: bool) -> T
 
     Raises CheckpointError E1410 without a vision tower.
     """
-    return TileSettings(*config.tiling("pad" if several else stage.aspect))
+    return config.tiling("pad" if several else stage.aspect)
 
 
 class ImageTokens:

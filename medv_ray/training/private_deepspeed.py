@@ -38,5 +38,5 @@ def without_shared_memory(ops: Any, version: str) -> None:
 
 def gone(version: str, name: str) -> SettingsError:
     """E1004, for the caller to raise."""
-    told = f"deepspeed {version} has no {name} any more, which shard.engine=zero3 needs"
-    return SettingsError("E1004", f"{told}: install the version of constraints.txt.")
+    lacks = f"deepspeed {version} has no {name} any more, which shard.engine=zero3 needs"
+    return SettingsError("E1004", f"{lacks}: install the version of constraints.txt.")

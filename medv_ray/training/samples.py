@@ -128,7 +128,10 @@ class Pictures:
                 self._device_room -= _size(found)
                 self._on_device[key] = found
                 return found
-            self._kept[key] = _on_host(found)
+            kept = found
+            if self._tower is not None and found.features is not None:
+                kept = replace(found, features=self._tower.to_host(found.features))
+            self._kept[key] = kept
             self._used_bytes += _size(found)
             while self._used_bytes > self._cache_bytes and len(self._kept) > 1:
                 self._used_bytes -= _size(self._kept.popitem(last=False)[1])
@@ -194,12 +197,12 @@ class FrozenTower:
         self._done()
         return moved
 
-
-def _on_host(picture: Picture) -> Picture:
-    """The same with its features in host memory."""
-    if picture.features is None:
-        return picture
-    return replace(picture, features=picture.features.cpu())
+    def to_host(self, features: Tensor) -> Tensor:
+        """float[T, N, C] in host memory. The training step is not waited for."""
+        with self._beside():
+            moved = features.cpu()
+        self._done()
+        return moved
 
 
 def _size(picture: Picture) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from medv_ray.errors import SettingsError
+from medv_ray.files import write_atomic
 
 WriterName = Literal["tensorboard", "wandb", "mlflow"]
 RUN_IDS = "watch.json"
@@ -122,9 +123,7 @@ def _run_ids(out: Path) -> dict[str, str]:
 
 def _keep_run_id(out: Path, name: str, run_id: str) -> None:
     ids = _run_ids(out) | {name: run_id}
-    temporary = out / f"{RUN_IDS}.tmp"
-    temporary.write_text(json.dumps(ids))
-    temporary.replace(out / RUN_IDS)
+    write_atomic(out / RUN_IDS, json.dumps(ids).encode())
 
 
 def _not_started(name: str, error: Exception, way_out: str) -> SettingsError:

@@ -9,8 +9,8 @@ import numpy as np
 import PIL
 import pytest
 
-from medv_ray.data.images import TileSettings, prepare
-from medv_ray.data.tiles import best_canvas
+from medv_ray.canvases import TileSettings, best_canvas
+from medv_ray.data.images import prepare
 from medv_ray.settings import ImageSettings
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from medv_ray.diffusion.likelihood import log_likelihood, spread_masks
 from medv_ray.diffusion.loss import masked_loss
-from medv_ray.diffusion.noise import IGNORE, forward_noise
+from medv_ray.diffusion.noise import forward_noise
+from medv_ray.markers import IGNORE
 from medv_ray.model.denoise import FullRecompute
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from medv_ray.canvases import TileSettings
 from medv_ray.data.images import Prepared, prepare
 from medv_ray.data.segments import segment_ends
-from medv_ray.data.tiles import TileSettings
 from medv_ray.diffusion.loss import masked_loss, token_losses
-from medv_ray.diffusion.noise import IGNORE, draw, forward_noise
-from medv_ray.model.denoise import IMAGE_SLOT, splice
+from medv_ray.diffusion.noise import draw, forward_noise
+from medv_ray.markers import IGNORE, IMAGE_SLOT
+from medv_ray.model.denoise import splice
 from medv_ray.model.medv import Medv
 from medv_ray.settings import ImageSettings
 from medv_ray.training.objective import Objective, Padding, Picture, Sample

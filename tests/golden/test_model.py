@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from medv_ray.canvases import TileSettings
 from medv_ray.data.images import prepare
-from medv_ray.data.tiles import TileSettings
+from medv_ray.markers import IMAGE_SLOT
 from medv_ray.model import weights
 from medv_ray.model.config import ModelConfig
-from medv_ray.model.denoise import IMAGE_SLOT, splice
+from medv_ray.model.denoise import splice
 from medv_ray.model.llada import rotary_table, rotate
 from medv_ray.model.medv import Medv
 from medv_ray.model.vision import scale_pixels

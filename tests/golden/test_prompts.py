@@ -9,14 +9,8 @@ import pytest
 import torch
 
 from medv_ray.data.conversations import encode_conversation
-from medv_ray.data.prompts import (
-    IMAGE_SLOT,
-    SYSTEM_SENTENCES,
-    SpecialIds,
-    Turn,
-    build,
-    load_tokenizer,
-)
+from medv_ray.data.prompts import SYSTEM_SENTENCES, SpecialIds, Turn, build, load_tokenizer
+from medv_ray.markers import IMAGE_SLOT
 from medv_ray.settings import PromptSettings
 from medv_ray.training.objective import Padding, Sample, pad_with_targets
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from medv_ray.canvases import TileSettings
 from medv_ray.data.images import prepare
-from medv_ray.data.tiles import TileSettings
 from medv_ray.diffusion.sample import answer, begin, blank, sample
 from medv_ray.diffusion.sampler import Denoising
 from medv_ray.diffusion.schedule import transfer_schedule

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import medv_ray
-from medv_ray.data import quiz, synthetic
+from medv_ray.data import synthetic, toy_questions
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.model import weights
@@ -85,7 +85,7 @@ def test_tokenizer_has_the_names_of_llada():
 def test_answers_fresh_tiles(questions, ask):
     answers = ask(questions)
     scores = by_type(questions, answers)
-    assert set(scores) == set(quiz.QUESTION_TYPES)
+    assert set(scores) == set(toy_questions.QUESTION_TYPES)
     assert min(scores.values()) >= 0.95, scores
     assert {answer.finish for answer in answers} == {"stop"}
 
@@ -93,7 +93,7 @@ def test_answers_fresh_tiles(questions, ask):
 def test_answers_and_describes_fresh_tiles_at_24_tokens(rows, ask):
     answers = ask(rows, LONG_SAMPLER)
     scores = by_type(rows, answers)
-    assert set(scores) == {*quiz.QUESTION_TYPES, "caption"}
+    assert set(scores) == {*toy_questions.QUESTION_TYPES, "caption"}
     assert min(scores.values()) >= 0.95, scores
     assert {answer.finish for answer in answers} == {"stop"}
 

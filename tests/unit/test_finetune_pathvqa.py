@@ -211,7 +211,7 @@ def test_data_that_cannot_be_trained_on(run: Callable[..., Done], tmp_path: Path
 
 
 def test_no_targets(run: Callable[..., Done], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medv_ray.data.conversations import IGNORE
+    from medv_ray.markers import IGNORE
     from medv_ray.training.rows import RowEncoder
 
     real = RowEncoder.__call__

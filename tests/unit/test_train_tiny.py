@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from jobs import train_tiny
-from medv_ray.data import quiz, synthetic
+from medv_ray.data import synthetic, toy_questions
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.data.segments import assistant_header, spoken
@@ -113,7 +113,7 @@ def test_questions_are_true_of_their_tile_and_grey_ones_are_asked_too(first):
             assert data.image(example.images[0]) == tile.image
             if "-caption" in example.id:
                 continue
-            true = quiz.true_of(tile.attributes)
+            true = toy_questions.true_of(tile.attributes)
             for asked, said in zip(*[iter(example.conversations)] * 2, strict=True):
                 question = asked["value"].removeprefix("<image>\n")
                 (kind,) = [
@@ -121,7 +121,7 @@ def test_questions_are_true_of_their_tile_and_grey_ones_are_asked_too(first):
                 ]
                 assert question in true[kind][said["value"]]
                 kinds[kind] += 1
-    assert set(kinds) == set(quiz.QUESTION_TYPES)
+    assert set(kinds) == set(toy_questions.QUESTION_TYPES)
 
 
 def test_every_type_of_question_stands_in_a_dialogue():
@@ -168,7 +168,7 @@ def test_questions_are_filled_to_both_lengths_and_captions_to_the_longer(first):
 def test_the_card_has_every_score(first, monkeypatch):
     monkeypatch.setattr(train_tiny, "HELD_OUT_ROWS", 15)
     scores = train_tiny.evaluate(first, 1)
-    kinds = {"questions", *quiz.QUESTION_TYPES}
+    kinds = {"questions", *toy_questions.QUESTION_TYPES}
     assert {name: set(found) for name, found in scores.items()} == {
         "8 tokens": kinds,
         **dict.fromkeys(("24 tokens", "24 in one step", "24, grey"), kinds | {"caption"}),

@@ -9,8 +9,20 @@ export interface Picture {
   aspect: number;
 }
 
-/** A browser that does not know a type leaves it empty; the endpoint looks at the bytes anyway. */
-const TYPES: Record<string, string> = { dcm: "application/dicom", tif: "image/tiff", tiff: "image/tiff" };
+/** By ending, as in medv_ray/formats.py, which tests/unit/test_page_tables.py compares. A browser that
+ *  does not know a type leaves it empty; the endpoint looks at the bytes anyway. */
+const TYPES: Record<string, string> = {
+  jpg: "image/jpeg", jpeg: "image/jpeg", jpe: "image/jpeg", jfif: "image/jpeg",
+  png: "image/png",
+  tif: "image/tiff", tiff: "image/tiff", svs: "image/tiff", ndpi: "image/tiff", scn: "image/tiff",
+  bmp: "image/bmp",
+  gif: "image/gif",
+  webp: "image/webp",
+  dcm: "application/dicom", dicom: "application/dicom", dic: "application/dicom", ima: "application/dicom",
+  jp2: "image/jp2", j2k: "image/jp2", jpx: "image/jp2", j2c: "image/jp2",
+  avif: "image/avif",
+  heic: "image/heif", heif: "image/heif",
+};
 
 export async function pictureOf(file: File): Promise<Picture> {
   const url = URL.createObjectURL(file);

@@ -11,11 +11,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medv_ray.canvases import TileSettings
 from medv_ray.data.conversations import checked, place_images
 from medv_ray.data.dataset import Message
 from medv_ray.data.dataset_writer import Row, Skip, write_dataset
 from medv_ray.data.decode_child import Decoder
-from medv_ray.data.images import TileSettings
 from medv_ray.data.prompts import check_storable
 from medv_ray.data.vqa.entries import SPLITS, Entry, Form, front
 from medv_ray.data.vqa.forms import DATA_RAD, HUB, LLAVA, PATHVQA, SLAKE, TABLE

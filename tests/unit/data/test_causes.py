@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageFile
 
+from medv_ray.canvases import TileSettings
 from medv_ray.data import causes, decode_child, dicom_decoders, pixels
 from medv_ray.data.decode_child import Decoder
 from medv_ray.data.images import prepare
-from medv_ray.data.tiles import TileSettings
 from medv_ray.errors import DataError, MedvError, RunError
 from medv_ray.settings import ImageSettings
 

@@ -5,15 +5,10 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from medv_ray.data.conversations import IGNORE, encode_conversation
-from medv_ray.data.prompts import (
-    IMAGE_SLOT,
-    SPECIAL_TOKENS,
-    Turn,
-    build,
-    load_tokenizer,
-)
+from medv_ray.data.conversations import encode_conversation
+from medv_ray.data.prompts import SPECIAL_TOKENS, Turn, build, load_tokenizer
 from medv_ray.errors import DataError
+from medv_ray.markers import IGNORE, IMAGE_SLOT
 from medv_ray.settings import PromptSettings
 
 BARE = PromptSettings(system="none", token_after_image="training")

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medv_ray.canvases import TileSettings
 from medv_ray.data import decode_child
 from medv_ray.data.decode_child import Decoder
-from medv_ray.data.images import TileSettings, prepare
+from medv_ray.data.images import prepare
 from medv_ray.errors import DataError, RunError, SettingsError
 from medv_ray.settings import ImageSettings
 
@@ -260,7 +261,7 @@ def test_the_child_ends_with_its_parent() -> None:
     code = """
         import sys, time
         from medv_ray.data.decode_child import Decoder
-        from medv_ray.data.images import TileSettings
+        from medv_ray.canvases import TileSettings
         from medv_ray.settings import ImageSettings
         decoder = Decoder(ImageSettings(), TileSettings("square", 32))
         decoder.prepare(sys.stdin.buffer.read())

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medv_ray.canvases import TileSettings
 from medv_ray.data.decode_child import Decoder
 from medv_ray.data.dicom_grey import Look, to_grey
-from medv_ray.data.images import TileSettings, inspect, prepare
+from medv_ray.data.images import inspect, prepare
 from medv_ray.errors import DataError
 from medv_ray.settings import ImageSettings
 
@@ -496,7 +497,8 @@ def test_the_child_decodes_within_its_limits() -> None:
 
 def test_pydicom_is_imported_for_dicom_alone() -> None:
     code = (
-        "import sys; from medv_ray.data.images import *; from medv_ray.settings import *\n"
+        "import sys; from medv_ray.canvases import TileSettings\n"
+        "from medv_ray.data.images import *; from medv_ray.settings import *\n"
         "data = sys.stdin.buffer.read()\n"
         "prepare(data, ImageSettings(), TileSettings('square', 32))\n"
         "print('pydicom' in sys.modules)"

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medv_ray.canvases import TileSettings, best_canvas
 from medv_ray.data import jpeg
-from medv_ray.data.images import Prepared, TileSettings, prepare
-from medv_ray.data.tiles import best_canvas
+from medv_ray.data.images import Prepared, prepare
 from medv_ray.errors import CATALOGUE, DataError, SettingsError
 from medv_ray.settings import ImageSettings
 
@@ -199,7 +199,8 @@ def test_a_bomb_is_refused_without_decoding_it() -> None:
     """144 megapixels in 140 kB: peak memory of the process stays where it was."""
     code = """
         import io, resource, struct, sys, zlib
-        from medv_ray.data.images import TileSettings, prepare
+        from medv_ray.canvases import TileSettings
+        from medv_ray.data.images import prepare
         from medv_ray.errors import DataError
         from medv_ray.settings import ImageSettings
         data = sys.stdin.buffer.read()

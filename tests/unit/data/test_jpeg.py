@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medv_ray.canvases import TileSettings
 from medv_ray.data import jpeg
 from medv_ray.data.images import prepare
-from medv_ray.data.tiles import TileSettings
 from medv_ray.errors import DataError
 from medv_ray.settings import ImageSettings
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from medv_ray.data.prompts import (
-    IMAGE_SLOT,
     SPECIAL_TOKENS,
     SYSTEM_SENTENCES,
     SpecialIds,
@@ -25,6 +24,7 @@ from medv_ray.data.prompts import (
     load_tokenizer,
 )
 from medv_ray.errors import CheckpointError, DataError
+from medv_ray.markers import IMAGE_SLOT
 from medv_ray.settings import PromptSettings
 
 NAMES = [*SPECIAL_TOKENS.values(), "[CLS]", "[gMASK]", "<|reserved_token_0|>"]

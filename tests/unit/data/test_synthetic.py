@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from medv_ray.data import quiz, synthetic
+from medv_ray.data import synthetic, toy_questions
 from medv_ray.data.tissue import Scene, draw
 
 
@@ -50,9 +50,13 @@ def test_every_question_has_all_its_answers_equally_often(held_out):
     per_question = defaultdict(Counter)
     for row in held_out:
         per_question[row.question_type, row.question][row.answer] += 1
-    assert Counter(row.question_type for row in held_out) == dict.fromkeys(quiz.QUESTION_TYPES, 120)
+    assert Counter(row.question_type for row in held_out) == dict.fromkeys(
+        toy_questions.QUESTION_TYPES, 120
+    )
     for (kind, question), answers in per_question.items():
-        options = {target.answer for target in quiz.targets(kind) if target.question == question}
+        options = {
+            target.answer for target in toy_questions.targets(kind) if target.question == question
+        }
         assert set(answers) == options
         assert len(set(answers.values())) == 1, (question, answers)
 
@@ -61,7 +65,7 @@ def test_answers_are_true_of_the_tile(held_out):
     for row in held_out:
         (target,) = [
             target
-            for target in quiz.targets(row.question_type)
+            for target in toy_questions.targets(row.question_type)
             if (target.question, target.answer) == (row.question, row.answer)
         ]
         assert all(row.attributes[name] in values for name, values in target.needs.items())
@@ -71,7 +75,7 @@ def test_the_other_answers_are_false_of_the_tile(held_out):
     for row in held_out:
         wrong = [
             target
-            for target in quiz.targets(row.question_type)
+            for target in toy_questions.targets(row.question_type)
             if target.question == row.question and target.answer != row.answer
         ]
         for target in wrong:
@@ -172,7 +176,7 @@ def test_rows_are_made_one_block_at_a_time():
 
 def test_true_of_lists_exactly_the_true_answers(held_out):
     for row in held_out[:60]:
-        said = quiz.true_of(row.attributes)
+        said = toy_questions.true_of(row.attributes)
         assert row.question in said[row.question_type][row.answer]
         for answer, questions in said[row.question_type].items():
             assert answer == row.answer or row.question not in questions
@@ -184,7 +188,9 @@ def test_without_a_question_half_of_the_tiles_have_no_vessel():
 
 
 def test_the_other_laboratory_words_and_stains_everything_anew(few):
-    asked = {t.question for kind in quiz.QUESTION_TYPES for t in quiz.targets(kind)}
+    asked = {
+        t.question for kind in toy_questions.QUESTION_TYPES for t in toy_questions.targets(kind)
+    }
     asked.add(synthetic.CAPTION_QUESTION)
     assert set(synthetic.NEW_WORDS) <= asked
     few = [*few, *islice(synthetic.rows(1, captions=True), 1, 2)]

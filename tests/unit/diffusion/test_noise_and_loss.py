@@ -9,7 +9,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from medv_ray.diffusion.loss import PIECE_ROWS, masked_loss, token_losses
-from medv_ray.diffusion.noise import IGNORE, draw, forward_noise
+from medv_ray.diffusion.noise import draw, forward_noise
+from medv_ray.markers import IGNORE
 
 
 def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

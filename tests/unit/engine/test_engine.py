@@ -10,7 +10,7 @@ from medv_ray.engine import Answer, Engine, Predictor, Request, row_seed
 from medv_ray.engine.predictor import load_model
 from medv_ray.engine.running import RunningBatch
 from medv_ray.errors import CheckpointError, DataError, SettingsError
-from medv_ray.model import denoise, lora, weights
+from medv_ray.model import lora, weights
 from medv_ray.model.config import ModelConfig
 from medv_ray.settings import (
     AnswerSettings,
@@ -70,10 +70,6 @@ def same(a: Answer | DataError, b: Answer | DataError) -> bool:
         b.token_confidence,
         b.token_step,
     )
-
-
-def test_image_slot_is_one_number() -> None:
-    assert prompts.IMAGE_SLOT == denoise.IMAGE_SLOT
 
 
 def test_an_answer_says_how_it_came_to_be(predictor: Predictor) -> None:

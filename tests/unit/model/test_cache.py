@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from medv_ray.markers import IMAGE_SLOT
 from medv_ray.model.cache import Cached, PromptStore
-from medv_ray.model.denoise import IMAGE_SLOT, FullRecompute, Prompt, splice
+from medv_ray.model.denoise import FullRecompute, Prompt, splice
 from medv_ray.model.keys import KeyValues
 from medv_ray.model.medv import Medv
 from tests.unit.model.conftest import TOY, make_model

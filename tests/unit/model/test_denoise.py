@@ -3,13 +3,8 @@
 import pytest
 import torch
 
-from medv_ray.model.denoise import (
-    IMAGE_SLOT,
-    FullRecompute,
-    Prompt,
-    splice,
-    splice_ends,
-)
+from medv_ray.markers import IMAGE_SLOT
+from medv_ray.model.denoise import FullRecompute, Prompt, splice, splice_ends
 
 MASK, L = 60, 6
 

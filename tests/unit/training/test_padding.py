@@ -11,9 +11,8 @@ from torch.nn import functional
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.dataset_writer import write_dataset
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
-from medv_ray.diffusion.noise import IGNORE
 from medv_ray.errors import RunError, SettingsError
-from medv_ray.model.denoise import IMAGE_SLOT
+from medv_ray.markers import IGNORE, IMAGE_SLOT
 from medv_ray.model.medv import Medv
 from medv_ray.settings import build
 from medv_ray.training import run

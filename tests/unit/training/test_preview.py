@@ -14,8 +14,9 @@ from medv_ray.cli import app
 from medv_ray.data.conversations import encode_conversation
 from medv_ray.data.dataset import Dataset, image_path
 from medv_ray.data.dataset_writer import Row, write_dataset
-from medv_ray.data.prompts import IMAGE_SLOT, load_tokenizer
+from medv_ray.data.prompts import load_tokenizer
 from medv_ray.data.thumbnail import without_padding
+from medv_ray.markers import IMAGE_SLOT
 from medv_ray.settings import TOY, PromptSettings
 from medv_ray.training.preview import preview, spread
 

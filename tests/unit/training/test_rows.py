@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from medv_ray.data.conversations import IGNORE
-from medv_ray.data.prompts import IMAGE_SLOT, SpecialIds, load_tokenizer
+from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.data.segments import assistant_header
+from medv_ray.markers import IGNORE, IMAGE_SLOT
 from medv_ray.training.rows import Row, RowEncoder
 from medv_ray.training.stages import StageSettings
 from tests.unit.training.tiny import TOY

@@ -1,5 +1,7 @@
 """Pictures of a run: made once, kept by use, tiled by what stands beside them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.data.prompts import load_tokenizer
 from medv_ray.training.order import Order, noise_seed
 from medv_ray.training.run import build_model
-from medv_ray.training.samples import Pictures, Samples
+from medv_ray.training.samples import FrozenTower, Pictures, Samples
 from medv_ray.training.survey import survey_stage
 from tests.unit.data.releases import picture
 from tests.unit.training import tiny
@@ -52,6 +54,31 @@ def test_a_frozen_tower_runs_once_while_there_is_room(
         found.append(held.tower_runs)
     held.close()
     assert found == (runs or [1, 2, 3, 4, 5])
+
+
+def test_features_go_to_the_host_beside_the_training_step(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the tower's own stream, which stands here for a flag, and which alone is waited for."""
+    seen: list[str] = []
+
+    @contextmanager
+    def beside(tower: FrozenTower) -> Iterator[None]:
+        seen.append("in")
+        yield
+        seen.append("out")
+
+    def cpu(tensor: torch.Tensor) -> torch.Tensor:
+        seen.append("copy")
+        return tensor.to("cpu")
+
+    monkeypatch.setattr(FrozenTower, "_beside", beside)
+    monkeypatch.setattr(FrozenTower, "_done", lambda tower: seen.append("done"))
+    held, (a, *_) = pictures(home, 10**6)
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    held.get(a, False)
+    held.close()
+    assert seen == ["in", "out", "done", "in", "copy", "out", "done"]
 
 
 def test_one_of_several_pictures_is_padded(home: Path) -> None:

@@ -9,12 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from medv_ray.data.conversations import IGNORE
 from medv_ray.data.dataset import Dataset, Example, image_path
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.data.images import prepare
-from medv_ray.data.prompts import IMAGE_SLOT
 from medv_ray.errors import DataError
+from medv_ray.markers import IGNORE, IMAGE_SLOT
 from medv_ray.model.config import LanguageConfig, ModelConfig, VisionConfig
 from medv_ray.model.medv import Medv
 from medv_ray.training import run

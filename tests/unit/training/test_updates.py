@@ -16,9 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from medv_ray.diffusion.noise import IGNORE
 from medv_ray.errors import RunError
-from medv_ray.model.denoise import IMAGE_SLOT
+from medv_ray.markers import IGNORE, IMAGE_SLOT
 from medv_ray.training import loop, run, watch
 from medv_ray.training.check import check
 from medv_ray.training.checkpoint import Checkpoints

@@ -9,10 +9,9 @@ import torch
 
 from medv_ray.data import synthetic
 from medv_ray.data.dataset_writer import Row, write_dataset
-from medv_ray.diffusion.noise import IGNORE
+from medv_ray.markers import IGNORE, IMAGE_SLOT
 from medv_ray.model import weights
 from medv_ray.model.config import LanguageConfig, ModelConfig, VisionConfig
-from medv_ray.model.denoise import IMAGE_SLOT
 from medv_ray.model.medv import Medv
 from medv_ray.settings import TOY
 from medv_ray.training.job import TrainSettings
