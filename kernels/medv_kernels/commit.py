@@ -82,7 +82,7 @@ def commit_step(
     After one call like it, a call can be part of a CUDA graph.
     """
     x = state.x
-    check_rule(k, threshold, factor)
+    check_rule(k, threshold, factor, key)
     check_device(x, "commit_step")
     if x.numel() == 0:
         return

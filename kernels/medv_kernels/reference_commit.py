@@ -58,8 +58,8 @@ def commit(
     return torch.where(chosen, token, x), chosen
 
 
-def check_rule(k: object, threshold: object, factor: object) -> None:
-    """Raises ValueError unless exactly one rule is given."""
+def check_rule(k: object, threshold: object, factor: object, key: object = None) -> None:
+    """Raises ValueError unless exactly one rule is given, and with a `key` that is k."""
     given = [
         name
         for name, v in (("k", k), ("threshold", threshold), ("factor", factor))
@@ -67,6 +67,8 @@ def check_rule(k: object, threshold: object, factor: object) -> None:
     ]
     if len(given) != 1:
         raise ValueError(f"give one of k, threshold and factor, not {given or 'none of them'}")
+    if key is not None and k is None:
+        raise ValueError(f"{given[0]} goes by the odds: a key goes with k")
 
 
 def accepted_by_threshold(rest: Tensor, eligible: Tensor, threshold: float | Tensor) -> Tensor:
@@ -166,12 +168,12 @@ def commit_step(
         limit: int64[B], one past the last position that may be; 0 for a row that takes no step.
         step: int64[B], the number that committed positions get for `token_step`.
         k: int64[B], how many are committed. Or `threshold` or `factor`, float64[B], as in `commit`.
-        key: float[B, L], what is ranked, ascending, in place of `rest`.
+        key: float[B, L], what is ranked, ascending, in place of `rest`; with `k`.
         stop_ids: the stop sequences.
         start: stop sequences are looked for from this position on.
         num_masks: int64[B], for `factor`, as in `commit`.
     """
-    check_rule(k, threshold, factor)
+    check_rule(k, threshold, factor, key)
     places = torch.arange(state.x.shape[1], device=state.x.device)
     eligible = state.masked & (places < limit[:, None])
     bad = (eligible & rest.isnan()).any(1)

@@ -199,7 +199,7 @@ def test_step_kernel_equals_the_reference(device: torch.device, case: dict[str, 
             rule = {case["rule"]: torch.rand(rows, generator=generator, dtype=torch.float64)}
         if case["masks"] and "factor" in rule:
             rule["num_masks"] = want.masked.sum(1)
-        if case["key"]:
+        if case["key"] and "k" in rule:
             rule["key"] = torch.randint(0, 3, (rows, length), generator=generator).double()
         number = torch.full((rows,), step)
         options = {"mask_id": MASK, "stop_ids": case["stops"], "start": case["start"]}
@@ -279,6 +279,14 @@ def test_each_row_has_a_threshold_of_its_own(step: Callable, device: torch.devic
     threshold = torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64, device=device)
     step_of(step, state, token, rest, k=None, threshold=threshold)
     assert (~state.masked).sum(1).tolist() == [1, 3, 4]
+
+
+@pytest.mark.parametrize("step", [reference.commit_step, kernel.commit_step])
+def test_a_key_goes_with_k(step: Callable, device: torch.device) -> None:
+    state = begin(1, 3, device)
+    token, odds = torch.zeros(1, 3, device=device).long(), torch.zeros(1, 3, device=device)
+    with pytest.raises(ValueError, match="a key goes with k"):
+        step_of(step, state, token, odds, k=None, threshold=odds[:, 0].double(), key=odds)
 
 
 @pytest.mark.parametrize("step", [reference.commit_step, kernel.commit_step])
