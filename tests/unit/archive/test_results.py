@@ -31,7 +31,7 @@ IDENTITY = IDENTITY_OF_MAKE = {
 def run(make, tmp_path) -> str:
     """Ten rows: two quarantined, one abstained; confidence falls with the row."""
     make.parquet(rows=10, id=["a", "b\n", *"cdefghi", "j\n"])
-    planned = make.plan()
+    planned = make.plan(id_column="id")
     out = str(tmp_path / "run")
     with Run.open(out, planned, IDENTITY) as opened:
         for chunk in opened.todo():
