@@ -382,7 +382,7 @@ def hostile() -> dict[str, tuple[str, bytes, bytes]]:
             *chat([{"type": "image_url", "image_url": {"url": data_url(b"x")}}] * 64),
         ),
         "steps 0": ("E1001", *steps(0)),
-        "steps NaN": ("E1001", *steps(float("nan"))),
+        "steps NaN": ("E1701", *steps(float("nan"))),
         "steps 1e9": ("E1701", *steps(10**9)),
         "steps text": ("E1001", *steps("many")),
         "n": ("E1701", *chat(n=10**9)),
