@@ -45,8 +45,9 @@ def test_no_row_content_reaches_output_or_logs(tmp_path: Path, ray_folder: Path)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["reasons"] == {"internal_error": 1, "prompt_too_long": 1, "worker_crash": 1}
-    assert done.stderr == ""
-    assert not [c for c in CANARIES if c in done.stdout]
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if not line.startswith("no row after")] == []  # a slow machine
+    assert not [c for c in CANARIES if c in done.stdout + done.stderr]
     assert list(ray_folder.rglob("raylet.out")), "Ray's logs are not where this test looks"
     assert leaks(ray_folder) == []
 

@@ -23,7 +23,7 @@ READABLE = (*ENDINGS, *PARQUET)
 def text_records(path: Path, reading: Reading, asked: Asked) -> Iterator[Read]:
     """Records of a csv, tsv, jsonl or json file. Raises DataError E1105, E1120."""
     try:
-        with path.open("rb", buffering=0) as file:
+        with pa.OSFile(str(path)) as file:
             table = open_table(file, path.name, reading, partial(columns.is_row, asked))
             for record in table.records:
                 yield Read(record.line, record.values, record.error, table.header)
