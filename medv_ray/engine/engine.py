@@ -6,7 +6,6 @@ computed alone, so that company, batch size and order change nothing.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections import deque
@@ -14,29 +13,23 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from medv_kernels.linear import pack
-from medv_ray.data.images import Prepared
-from medv_ray.data.prompts import SpecialIds, Turn, build, decode
-from medv_ray.data.segments import assistant_header, prompt_ends
-from medv_ray.diffusion.spec import Canvas, SampleSpec
-from medv_ray.engine.images import Features, ImageStore
+from medv_ray.diffusion.spec import Canvas
+from medv_ray.engine.images import ImageStore
 from medv_ray.engine.inspection import Inspection, inspect_position, state_of
+from medv_ray.engine.processor import Processor
 from medv_ray.engine.request import Answer, Counters, Request, View
-from medv_ray.engine.resolve import resolve
 from medv_ray.engine.running import RequestState, RunningBatches
 from medv_ray.errors import DataError, is_out_of_memory
-from medv_ray.model.denoise import FullRecompute, Prompt, splice
+from medv_ray.model.denoise import FullRecompute
 from medv_ray.model.medv import Medv
-from medv_ray.settings import AnswerSettings, EngineSettings, SamplerSettings
+from medv_ray.settings import AnswerSettings, EngineSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
-MAX_SPECS = 256
-"""Different sampler settings that are kept in resolved form; clients of an endpoint send many."""
 
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -66,15 +59,14 @@ class Engine:
         only; on a CPU it buys nothing, and a row's bits would depend on its company."""
         self.counters = Counters()
         self._model = model
-        self._tokenizer = tokenizer
-        self._settings = answer
         self._head = pack(model.head)
-        self._special = SpecialIds.of(tokenizer)
-        self._header = assistant_header(tokenizer)
         self._images = ImageStore(model, answer.image, engine.image_cache_bytes, self.counters)
+        self._processor = Processor(model, tokenizer, answer, self._images)
+        # any thread may call these
+        self.spec, self.text = self._processor.spec, self._processor.text
+        self.token_text, self.decode = self._processor.token_text, self._images.decode
         on_gpu = model.device.type != "cpu"
         self._batches = RunningBatches(model, engine, on_gpu if together is None else together)
-        self._specs: dict[SamplerSettings, SampleSpec] = {}
         self._admitted_s: dict[int, float] = {}
         self._most = engine.slots or (8 if on_gpu else 1)
         """Requests together, at most."""
@@ -97,7 +89,7 @@ class Engine:
     def admit(self, request: Request) -> int:
         """Queue a request; its ticket comes back from `step`. Raises SettingsError for bad
         settings, or a canvas that does not fit them."""
-        spec = self.spec(request.sampler or self._settings.sampler)
+        spec = self.spec(request.sampler)
         if request.canvas is not None:
             request.canvas.check(spec, len(self._model.head))
         self._tickets += 1
@@ -171,7 +163,8 @@ class Engine:
             self._start_over()
         for state in [state for state in self._running if not state.running]:
             self._at_work = [state.ticket]
-            self._ended.append((state.ticket, state.error or self._finish(state)))
+            self._ended.append((state.ticket, state.error or self._processor.answer(state)))
+            self.counters.answers += state.error is None
             self._leave(state)
         prompts = self._batches.prompts
         self.counters.prompt_hits, self.counters.prompt_evictions = prompts.hits, prompts.evictions
@@ -208,7 +201,7 @@ class Engine:
         ticket, request = self._waiting[0]  # it stays where starting raises
         self._at_work = [ticket]
         try:
-            state = self._start(ticket, request)
+            state = self._processor.begin(ticket, request, self._admitted_s[ticket])
         except DataError as error:
             self._forget(ticket)
             self._ended.append((ticket, error))
@@ -253,93 +246,11 @@ class Engine:
                 self.counters.forward_passes += passes
                 self.counters.positions += positions
 
-    def _start(self, ticket: int, request: Request) -> RequestState:
-        started_s = time.perf_counter()
-        settings = request.sampler or self._settings.sampler
-        spec = self.spec(settings)
-        prompt, embeds, features = self._prompt(request, spec)
-        return RequestState(
-            ticket,
-            started_s,
-            request,
-            settings,
-            spec,
-            prompt,
-            embeds,
-            tuple(word for f in features for word in f.warnings),
-            tuple(f.sha256 for f in features),
-            hashlib.sha256(prompt.ids.numpy().astype("<i8").tobytes()).hexdigest(),
-            started_s - self._admitted_s.get(ticket, started_s),
-            time.perf_counter() - started_s,
-        )
-
-    def _prompt(self, request: Request, spec: SampleSpec) -> tuple[Prompt, Tensor, list[Features]]:
-        """The prompt, its embeddings float[P, D], and its pictures' features.
-
-        Raises DataError E1109, E12xx, E13xx.
-        """
-        turns = [*request.history, Turn("user", request.question)]
-        ids = build(
-            self._tokenizer, turns, len(request.images), self._settings.prompt, request.system
-        )
-        several = len(request.images) > 1
-        features = [self._images.get(data, several) for data in request.images]
-        attention = self._model.config.attention
-        ends = prompt_ends(ids, attention, self._header, self._special.eot)  # type: ignore[arg-type]
-        prompt = Prompt(torch.tensor(ids), tuple(f.tokens for f in features), ends)
-        embeds = splice(self._model, prompt.ids, prompt.images)
-        length = len(embeds) + spec.gen_length + len(spec.suffix_ids)
-        limit = self._model.config.max_length
-        if length > limit:
-            raise DataError(
-                "E1303",
-                f"prompt, image and answer need {length} positions; the model has {limit}.",
-            )
-        return prompt, embeds, features
-
-    def _finish(self, state: RequestState) -> Answer:
-        self.counters.answers += 1
-        last, row, suffix = self._view(state), state.denoising.row(state.row), state.spec.suffix_ids
-        # a cancelled answer has masks left, and a model may commit the mask token itself
-        kept = [i for i, token in enumerate(last.ids[: row.stop]) if token is not None]
-        ids = [token for i in kept if (token := last.ids[i]) is not None]
-        return Answer(
-            text=decode(self._tokenizer, [*ids, *suffix]),
-            token_ids=(*ids, *suffix),
-            token_confidence=(*(last.confidence[i] for i in kept), *(1.0 for _ in suffix)),
-            token_step=(*(last.token_step[i] for i in kept), *(-1 for _ in suffix)),
-            forward_passes=row.forward_passes,
-            seconds=time.perf_counter() - state.started_s,
-            finish="cancelled" if state.cancelled else state.denoising.finish(state.row),
-            warnings=state.warnings,
-            image_sha256=state.image_sha256,
-            prompt_sha256=state.prompt_sha256,
-            prompt_tokens=len(state.embeds),
-            waited_s=state.waited_s,
-            vision_s=state.vision_s,
-            last=last,
-        )
-
     @stateful
     def view(self, ticket: int) -> View | None:
         """The response of a request that runs; None when it does not."""
         state = next((s for s in self._running if s.ticket == ticket), None)
-        return None if state is None else self._view(state)
-
-    def _view(self, state: RequestState) -> View:
-        now, row = state.denoising, state.row
-        parts = (now.x, now.masked, now.token_confidence, now.token_step)
-        x, masked, confidence, steps = torch.stack([part[row].double() for part in parts]).tolist()
-        for i in state.request.canvas.pinned if state.request.canvas else ():
-            confidence[i] = 1.0
-        ids = tuple(None if hidden else int(token) for token, hidden in zip(x, masked, strict=True))
-        return View(
-            step=now.row(row).total,
-            tokens=tuple(None if token is None else self.token_text(token) for token in ids),
-            confidence=tuple(confidence),
-            ids=ids,
-            token_step=tuple(map(int, steps)),
-        )
+        return None if state is None else self._processor.view(state)
 
     @stateful
     def inspect(self, request: Request, ids: Sequence[int | None], position: int) -> Inspection:
@@ -348,10 +259,9 @@ class Engine:
         `ids`: L of them, None where the mask stands, at `position` among others. One forward pass.
         Raises DataError E1001 (no such state), E12xx, E13xx.
         """
-        settings = request.sampler or self._settings.sampler
-        spec, canvas = self.spec(settings), request.canvas or Canvas()
+        spec, canvas = self.spec(request.sampler), request.canvas or Canvas()
         canvas.check(spec, len(self._model.head))
-        prompt, embeds, features = self._prompt(request, spec)
+        prompt, embeds, features = self._processor.prompt(request, spec)
         x = state_of(ids, position, spec, self._model.config.language.vocab_size)
         given = prompt if prompt.ends else embeds
         denoiser = FullRecompute(self._model, [given], spec.suffix_ids)
@@ -366,37 +276,6 @@ class Engine:
             self._images.tiles,
             canvas.allowed.get(position),
         )
-
-    def decode(self, data: bytes, several: bool) -> bytes | Prepared:
-        """An image of a request, decoded, or itself where its features are kept. Any thread may
-        call it; `several`: the request has more. Raises DataError E12xx, CheckpointError E1410."""
-        return self._images.decode(data, several)
-
-    def token_text(self, token: int) -> str:
-        """How one token reads."""
-        return str(self._tokenizer.decode([token]))
-
-    def text(self, ids: Sequence[int]) -> str:
-        """How tokens read together, special ones left out; not trimmed."""
-        found = self._tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return str(found)
-
-    def stop_ids(self, settings: SamplerSettings) -> tuple[tuple[int, ...], ...]:
-        """Token sequences before which an answer ends. Raises SettingsError E1001. Any thread may
-        call it, as `text` and `token_text`."""
-        return resolve(settings, self._tokenizer, self._special).stop_ids
-
-    def spec(self, settings: SamplerSettings) -> SampleSpec:
-        """Sampler settings with token names turned into ids. Raises SettingsError E1001."""
-        found = self._specs.get(settings)
-        if found is None:
-            found = resolve(settings, self._tokenizer, self._special)
-            if len(self._specs) >= MAX_SPECS:
-                self._specs.clear()
-            self._specs[settings] = found
-        return found
 
     def close(self) -> None:
         """End the image decoder's child processes."""

@@ -189,7 +189,7 @@ def texts_of(engine: Engine) -> Texts:
 
     def stops(sampler: SamplerSettings) -> tuple[tuple[int, ...], ...]:
         try:
-            return engine.stop_ids(sampler)
+            return engine.spec(sampler).stop_ids
         except SettingsError as error:  # its words hold the name
             rule = "diffusion: forbidden names no special token of this model, or stop is empty."
             raise BadRequest(error.code, rule, "diffusion") from None

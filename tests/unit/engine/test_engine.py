@@ -244,14 +244,14 @@ def test_who_makes_a_step_fail_is_given_up_and_nobody_else(
     folder: Path, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with load(folder, EngineSettings(slots=slots)) as predictor:
-        engine, start = predictor.engine, predictor.engine._start
+        engine, start = predictor.engine, predictor.engine._processor.begin
 
-        def fails(ticket: int, request: Request) -> object:
+        def fails(ticket: int, request: Request, admitted_s: float) -> object:
             if request.question == "defect":
                 raise RuntimeError
-            return start(ticket, request)
+            return start(ticket, request, admitted_s)
 
-        monkeypatch.setattr(engine, "_start", fails)
+        monkeypatch.setattr(engine._processor, "begin", fails)
         asked = ["one", "defect", "two", "", "defect", "three"]
         tickets = [engine.admit(Request(question)) for question in asked]
         ended: dict[int, object] = {}
@@ -270,14 +270,14 @@ def test_who_makes_a_step_fail_is_given_up_and_nobody_else(
 def test_an_error_before_a_failing_step_is_not_lost(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, start = predictor.engine, predictor.engine._start
+    engine, start = predictor.engine, predictor.engine._processor.begin
 
-    def fails(ticket: int, request: Request) -> object:
+    def fails(ticket: int, request: Request, admitted_s: float) -> object:
         if request.question == "defect":
             raise RuntimeError
-        return start(ticket, request)
+        return start(ticket, request, admitted_s)
 
-    monkeypatch.setattr(engine, "_start", fails)
+    monkeypatch.setattr(engine._processor, "begin", fails)
     bad, defect = engine.admit(Request("")), engine.admit(Request("defect"))
     with pytest.raises(RuntimeError):
         engine.step()
@@ -324,8 +324,8 @@ def test_of_several_the_one_that_is_to_blame_is_found(
 
 def test_what_touches_the_state_runs_under_one_rule(folder: Path) -> None:
     """The state's tensors are made in inference mode, and outside of it nobody may write to them.
-    Every other public method may be called by any thread."""
-    free = {"idle", "decode", "token_text", "text", "stop_ids", "spec", "close"}
+    What else is public may be called by any thread."""
+    free = {"idle", "close"}
     public = {name for name in vars(Engine) if not name.startswith("_")}
     ruled = {name for name in public if getattr(vars(Engine)[name], "stateful", False)}
     assert public == ruled | free
