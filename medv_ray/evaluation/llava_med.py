@@ -16,20 +16,21 @@ PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 DIGITS = re.compile(r"\d,\d")
 PERIOD = re.compile(r"\.(?!\d)")
 MAX_PERIODS = 32  # a flag is handed over as the count: later periods stay
-_COUNTED = "zero one two three four five six seven eight nine ten".split()
-NUMBERS = {word: str(n) for n, word in enumerate(_COUNTED)} | {"none": "0"}
+COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = {word: str(n) for n, word in enumerate(COUNTED)} | {"none": "0"}
 ARTICLES = ("a", "an", "the")
 
-_SHORT = """
-ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll
-how's isn't it'd it'll ma'am might've mightn't must've mustn't needn't not've o'clock oughtn't shan't
-should've shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll
-that's there'd there're there's they'd they'll they're they've 'twas wasn't we've weren't what'll
-what're what's what've when's where'd where's where've who'd who'll who's who've why'll why're why's
-won't would've wouldn't y'all you'd you'll you're you've
-couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
-something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll y'all'd've you'd've
-""".split()
+SHORT = """
+ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd
+how'll how's isn't it'd it'll ma'am might've mightn't must've mustn't needn't not've o'clock
+oughtn't shan't should've shouldn't somebody'll somebody's someone'd someone'll someone's
+something'd something'll that's there'd there're there's they'd they'll they're they've 'twas
+wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll
+who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
+couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've
+someone'd've something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll
+y'all'd've you'd've
+"""
 
 
 def _without_one(word: str) -> list[str]:
@@ -38,7 +39,7 @@ def _without_one(word: str) -> list[str]:
     return [word[:i] + word[i + 1 :] for i in marks]
 
 
-CONTRACTIONS = {spelling: word for word in _SHORT for spelling in _without_one(word)}
+CONTRACTIONS = {spelling: word for word in SHORT.split() for spelling in _without_one(word)}
 CONTRACTIONS |= {"'ows'at": "'ow's'at", "'ow'sat": "'ow's'at", "ow's'at": "'ow's'at"}
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the wrong way round there
 
@@ -115,17 +116,25 @@ def contained(answer: str, reference: str) -> bool:
     return prepared(reference) in prepared(answer)
 
 
-def by_candidates(answer: str, reference: str, candidates: Sequence[str]) -> bool:
-    """`run_eval`'s open accuracy: the candidate that shares most with the answer is the reference;
-    of equal ones the first."""
-    said = normalize(prepared(answer)).split()
-    best, most = "", -1.0
-    for candidate in candidates:
-        words = set(prepared(candidate).split())
-        score = sum(word in words for word in said) / len(words) if words else 0.0
-        if score > most:
-            best, most = prepared(candidate), score
-    return best == prepared(reference)
+class Candidates:
+    """`run_eval`'s open accuracy: the candidate that shares most with the answer, by its own number
+    of distinct tokens, must be the reference; of equal ones the first counts."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = [prepared(text) for text in texts]
+        self._words = [frozenset(text.split()) for text in self._texts]
+        self._with: dict[str, list[int]] = {}
+        for i, words in enumerate(self._words):
+            for word in words:
+                self._with.setdefault(word, []).append(i)
+
+    def is_right(self, answer: str, reference: str) -> bool:
+        """False for an empty list of candidates."""
+        shared: Counter[int] = Counter()
+        for word in normalize(prepared(answer)).split():
+            shared.update(self._with.get(word, ()))
+        best = min(shared, key=lambda i: (-shared[i] / len(self._words[i]), i), default=0)
+        return bool(self._texts) and self._texts[best] == prepared(reference)
 
 
 def _tokens(text: str) -> Counter[str]:

@@ -220,7 +220,8 @@ def _open() -> Golden:
     chosen = os.environ.get("MEDV_GOLDEN")
     if chosen:
         root = Path(chosen)
-        if not list(root.glob("[0-9][0-9]_*/case.json")):
+        shapes = ("[0-9][0-9]_*/case.json", "metrics/*.json", "corner_cases.json")
+        if not any(list(root.glob(shape)) for shape in shapes):
             raise pytest.UsageError(f"MEDV_GOLDEN={chosen}: no case folder (NN_*/case.json) in it")
         return Golden(root, None)
     shared = HERE.parents[1].parent / "shared" / "golden"
