@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,18 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from medv_ray.data import synthetic, toy_questions
 from medv_ray.data.conversations import on_one_image
 from medv_ray.data.dataset_writer import Row, write_dataset
-from medv_ray.data.prompts import SYSTEM_SENTENCES, load_tokenizer
+from medv_ray.data.new_tokenizer import write_tokenizer
+from medv_ray.data.prompts import SYSTEM_SENTENCES
 from medv_ray.data.tissue import Scene
 from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.model import weights
 from medv_ray.model.config import LanguageConfig, ModelConfig, VisionConfig
+from medv_ray.model.fresh import fresh, padded_vocab
 from medv_ray.model.medv import Medv
 from medv_ray.model.new_folder import new_folder
 from medv_ray.on_ray.cluster import running_ray
@@ -44,16 +43,6 @@ from medv_ray.training.job import MODEL, TrainSettings, WorkerSettings
 from medv_ray.training.stages import ShardSettings, StageSettings
 from medv_ray.training.watch import StepEvent
 
-SPECIAL_TOKENS = [
-    *("<|startoftext|>", "<|endoftext|>", "[CLS]", "[gMASK]", "<|mdm_mask|>", "<role>", "</role>"),
-    *("<|arithmetic_start|>", "<|arithmetic_end|>", "<|number_start|>", "<|number_end|>"),
-    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ (bos_token if loop.first else '') + '<|start_header_id|>' + "
-    "message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
-    "{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
-)
 SAMPLER = SamplerSettings(gen_length=8, block_length=8, steps=8)
 LONG_SAMPLER = SamplerSettings(gen_length=24, block_length=24, steps=24)
 """Holds a caption too, which has 16 to 20 tokens."""
@@ -219,8 +208,7 @@ def make_folder(folder: Path, seed: int) -> None:
     """A folder of the published form with fresh weights."""
     with new_folder(folder, 2**22) as partial:
         tokenizer = make_tokenizer(partial)
-        torch.manual_seed(seed)
-        weights.save(make_model(len(tokenizer)), partial)
+        weights.save(make_model(len(tokenizer), seed), partial)
         config = json.loads((partial / "config.json").read_text())
         config["medv_defaults"] = SAMPLER.model_dump(
             include={"gen_length", "block_length", "steps"}
@@ -229,11 +217,8 @@ def make_folder(folder: Path, seed: int) -> None:
 
 
 def make_tokenizer(out: Path) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with LLaDA's special tokens.
-
-    Merges may cross words: a system sentence and most questions become one token, which keeps the
-    toy's sequences short. Other text falls back to smaller pieces, down to bytes.
-    """
+    """A system sentence and most questions become one token, which keeps the toy's sequences short;
+    other text falls back to smaller pieces, down to bytes."""
     targets = [
         target for kind in toy_questions.QUESTION_TYPES for target in toy_questions.targets(kind)
     ]
@@ -241,35 +226,13 @@ def make_tokenizer(out: Path) -> PreTrainedTokenizerFast:
     texts += [value for values in toy_questions.ATTRIBUTES.values() for value in values] * 20
     texts += [text for text in SYSTEM_SENTENCES.values() if text] * 60
     texts += ["system", "user", "assistant", "\n\n"] * 40
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=700, min_frequency=2, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens(SPECIAL_TOKENS)
-    tokenizer.save(str(out / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-        "cls_token": "[CLS]",
-        "add_bos_token": False,
-        "add_eos_token": False,
-        "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
-    }
-    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    return load_tokenizer(out)
+    return write_tokenizer(out, texts, vocab_size=700)
 
 
-def make_model(num_tokens: int) -> Medv:
-    """A fresh model; as in LLaDA, the embedding has more rows than the tokenizer has ids."""
+def make_model(num_tokens: int, seed: int) -> Medv:
+    """A fresh model."""
     language = LanguageConfig(
-        vocab_size=32 * math.ceil((num_tokens + 1) / 32),
+        vocab_size=padded_vocab(num_tokens),
         hidden_size=96,
         intermediate_size=256,
         num_hidden_layers=3,
@@ -286,23 +249,7 @@ def make_model(num_tokens: int) -> Medv:
         patch_size=8,
     )
     config = ModelConfig(language, vision, "square", (), "spatial_unpad", max_length=512)
-    model = Medv(config, logit_size=num_tokens)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 or "newline" in name:
-            torch.nn.init.normal_(parameter, std=initial_std(name, parameter))
-    return model
-
-
-def initial_std(name: str, parameter: Tensor) -> float:
-    """1/sqrt(fan in) for what multiplies, a float[out, in], so that a product of question and
-    picture has a gradient from the first step on."""
-    if "position_embedding" in name:
-        return 0.5  # strong: lets the side of a thing be learnt at all
-    if "newline" in name:
-        return 0.1  # zeros would meet the norm with a gradient 300 times the others'
-    if "embed_tokens" in name:
-        return 1.0
-    return 1 / math.sqrt(parameter[0].numel())
+    return fresh(config, num_tokens, seed)
 
 
 def evaluate(folder: Path, seed: int) -> dict[str, dict[str, float]]:
