@@ -1,0 +1,156 @@
+"""Recipes: all that decides a figure beside the weights, under one digest.
+
+A figure is comparable with another of the same digest, and with no other. LLaVA-Med's numbers could
+not be reproduced for lack of this: which split, which words around the question, how many steps,
+which rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from medv_ray.data.dataset import Dataset
+from medv_ray.errors import DataError, SettingsError
+from medv_ray.evaluation.metrics import PUBLISHED, Judged
+from medv_ray.settings import SamplerSettings, Settings
+
+NORMALISER = "llava_med-1"
+"""Of `metrics`; a change of a value there changes it, and with it every digest."""
+PLACE = "{question}"
+
+
+class Recipe(Settings):
+    """One benchmark, as it is asked and counted."""
+
+    name: str
+    dataset: str
+    """What `prepare_vqa --kind` calls it."""
+    variant: str
+    """Which of the published versions, in words."""
+    split: str = "test"
+    rows: int | None = None
+    """Questions of the published split; None: any number."""
+    closed: int | None = None
+    texts_sha256: str | None = None
+    """Of the published split's ids, questions, answers and answer types; None: any."""
+    prompt: str = PLACE
+    """What the model is asked; `{question}` stands for the question."""
+    sampler: SamplerSettings | None = SamplerSettings(gen_length=64, block_length=64, steps=64)
+    """None: what the checkpoint recommends."""
+    normaliser: str = NORMALISER
+    open_metric: str = PUBLISHED[0]
+    closed_metric: str = PUBLISHED[1]
+
+    def ask(self, question: str) -> str:
+        """The question in the recipe's words."""
+        return self.prompt.replace(PLACE, question)
+
+
+class Question(NamedTuple):
+    """A question of a split with its known answer."""
+
+    id: str
+    images: tuple[str, ...]
+    """Digests, for `Dataset.image`."""
+    question: str
+    answer: str
+    kind: str
+    """open or closed."""
+    groups: dict[str, str]
+    """Values by which tables are split: question_type and others."""
+
+    def judged(self, answer: str) -> Judged:
+        """With an answer beside it."""
+        return Judged(self.id, answer, self.answer, "closed" if self.kind == "closed" else "open")
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="vqa-rad",
+            dataset="vqa-rad",
+            variant="data_RAD's test split: 272 closed, 179 open; answer types as released",
+            rows=451,
+            closed=272,
+        ),
+        Recipe(
+            name="slake",
+            dataset="slake",
+            variant="English questions of the test split; answer types as released",
+            rows=1061,
+            closed=416,
+        ),
+        Recipe(
+            name="pathvqa",
+            dataset="pathvqa-hf",
+            variant="test split of the Hugging Face export; yes and no count as closed",
+            rows=6719,
+            closed=3362,
+        ),
+    )
+}
+SUITES = {"medvqa": ("vqa-rad", "slake", "pathvqa")}
+
+
+def questions_of(dataset: Dataset) -> list[Question]:
+    """Single questions of a split, in order. Raises DataError E1121 for a split of dialogues or
+    without answers."""
+    found = []
+    for example in dataset:
+        if len(example.conversations) != 2:
+            raise DataError("E1121", f"row {len(found)} of {dataset.split} is a dialogue.")
+        asked, answered = (message["value"] for message in example.conversations)
+        question = asked.replace("<image>", "").strip()
+        groups = {"answer_kind": example.answer_type or "open"}
+        if example.question_type:
+            groups["question_type"] = example.question_type
+        kind = "closed" if example.answer_type == "closed" else "open"
+        found.append(Question(example.id, example.images, question, answered, kind, groups))
+    return found
+
+
+def texts_digest(questions: list[Question]) -> str:
+    """sha256 of ids, questions, answers and kinds; pictures are not in it, as copies are often
+    recoded."""
+    state = hashlib.sha256()
+    for one in questions:
+        state.update(json.dumps([one.id, one.question, one.answer, one.kind]).encode() + b"\n")
+    return state.hexdigest()
+
+
+def check_split(recipe: Recipe, questions: list[Question]) -> None:
+    """Raises DataError E1122 where the split is another one than the recipe's."""
+    closed = sum(one.kind == "closed" for one in questions)
+    for name, want, found in (
+        ("questions", recipe.rows, len(questions)),
+        ("closed questions", recipe.closed, closed),
+        ("the digest", recipe.texts_sha256, texts_digest(questions)),
+    ):
+        if want is not None and found != want:
+            raise DataError("E1122", f"{recipe.name}: {name} {found}, the recipe has {want}.")
+
+
+def digest(recipe: Recipe, dataset_sha256: str) -> str:
+    """sha256 of a recipe and of the rows that it was asked of, pictures included."""
+    values = {**recipe.model_dump(mode="json"), "rows_sha256": dataset_sha256}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def recipes_of(suite: str) -> list[Recipe]:
+    """Of a suite, or the one of that name. Raises SettingsError E1001."""
+    names = SUITES.get(suite, (suite,))
+    if not all(name in RECIPES for name in names):
+        known = ", ".join((*SUITES, *RECIPES))
+        raise SettingsError("E1001", f"--suite {suite[:40]!r}: one of {known}.")
+    return [RECIPES[name] for name in names]
+
+
+def published() -> dict[str, Any]:
+    """The papers' tables, with their sources and known misprints."""
+    text = (files("medv_ray.evaluation") / "published.json").read_text("utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found

@@ -1,0 +1,98 @@
+"""Figures of a benchmark: metrics with intervals, tables by group, baselines beside them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from medv_ray.evaluation.metrics import METRICS, values
+from medv_ray.evaluation.recipes import Question, Recipe
+from medv_ray.evaluation.statistics import Interval, interval, paired
+
+FEW = 5
+"""Groups of fewer questions are put together."""
+
+
+def figures(
+    recipe: Recipe,
+    questions: Sequence[Question],
+    answers: Mapping[str, str],
+    candidates: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """All metrics of one set of answers by question id, as results.json has them; shares are from 0
+    to 1."""
+    judged = [one.judged(answers[one.id]) for one in questions]
+    found = values(judged, METRICS, candidates)
+    headline = (recipe.open_metric, recipe.closed_metric)
+    return {
+        "metrics": {name: shown(of) for name, of in found.items() if of},
+        "headline": {
+            kind: shown(found[name]) | {"metric": name}
+            for kind, name in zip(("open", "closed"), headline, strict=True)
+            if found[name]
+        },
+        "groups": by_group(questions, {name: found[name] for name in headline}),
+        "answer_words": fmean(len(text.split()) for text in answers.values()) if answers else 0.0,
+        "n": len(questions),
+    }
+
+
+def shown(of: Mapping[str, float]) -> dict[str, Any]:
+    """A mean with its interval."""
+    found: Interval = interval(list(of.values()))
+    return found._asdict()
+
+
+def by_group(
+    questions: Sequence[Question], found: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """By name of a group and its value: n, and the mean of each metric."""
+    table: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for one in questions:
+        for group, value in one.groups.items():
+            for name, of in found.items():
+                if one.id in of:
+                    cell = table.setdefault(group, {}).setdefault(value, {})
+                    cell.setdefault(name, []).append(of[one.id])
+    return {
+        group: {
+            value: {name: {"mean": fmean(v), "n": len(v)} for name, v in cells.items()}
+            for value, cells in sorted(rows.items())
+        }
+        for group, rows in table.items()
+    }
+
+
+def majority(train: Iterable[Question]) -> dict[str, str]:
+    """The answer that most training questions of a kind have; of equally frequent ones the first in
+    the alphabet."""
+    counted: dict[str, Counter[str]] = {}
+    for one in train:
+        counted.setdefault(one.kind, Counter())[one.answer.strip().lower()] += 1
+    return {
+        kind: min(counts, key=lambda answer: (-counts[answer], answer))
+        for kind, counts in counted.items()
+    }
+
+
+def compared(
+    recipe: Recipe,
+    questions: Sequence[Question],
+    first: Mapping[str, str],
+    second: Mapping[str, str],
+) -> dict[str, dict[str, Any]]:
+    """Two sets of answers to the same questions, row by row, by open and closed."""
+    names = {"open": recipe.open_metric, "closed": recipe.closed_metric}
+    sides = [
+        values((one.judged(answers[one.id]) for one in questions), names.values())
+        for answers in (first, second)
+    ]
+    found = {}
+    for kind, name in names.items():
+        if sides[0][name]:
+            ids = list(sides[0][name])
+            pair = paired(*([side[name][i] for i in ids] for side in sides))
+            found[kind] = {**pair._asdict(), "difference": pair.difference._asdict()}
+    return found
