@@ -25,10 +25,11 @@ from medv_ray.archive.left_out import (
     is_hidden,
     is_index,
 )
-from medv_ray.archive.sources import Archive, ArchiveSettings, ending, file_path
+from medv_ray.archive.settings import ArchiveSettings
+from medv_ray.archive.sources import Archive, file_path
 from medv_ray.archive.store import escaped
 from medv_ray.errors import DataError
-from medv_ray.formats import ENDINGS, HEAD_BYTES, format_of
+from medv_ray.formats import ENDINGS, HEAD_BYTES, ending, format_of
 from medv_ray.tables import columns
 from medv_ray.tables.cells import check_marks
 from medv_ray.tables.json_text import json_values

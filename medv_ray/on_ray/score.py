@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.left_out import LeftOut
-from medv_ray.archive.plan import Plan, Prior
+from medv_ray.archive.plan import Plan
 from medv_ray.archive.plan import plan as make_plan
+from medv_ray.archive.prior import Prior
 from medv_ray.archive.rows import Part
 from medv_ray.archive.run import Run, Summary
 from medv_ray.archive.sources import open_archive

@@ -14,7 +14,7 @@ import pytest
 
 from medv_ray.archive.ledger import Ledger
 from medv_ray.archive.manifest import differences
-from medv_ray.archive.plan import read_rows
+from medv_ray.archive.reading import read_rows
 from medv_ray.archive.rows import read_run, write_part
 from medv_ray.archive.run import Run
 from medv_ray.archive.store import Store
@@ -122,7 +122,7 @@ KILLED = """
 import pickle, sys, time
 from medv_ray.archive.run import Run
 from medv_ray.archive.rows import write_part
-from medv_ray.archive.plan import read_rows
+from medv_ray.archive.reading import read_rows
 planned = pickle.load(open(sys.argv[1], "rb"))
 with Run.open(sys.argv[2], planned, {}) as run:
     for chunk in run.todo():

@@ -8,9 +8,11 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from medv_ray.archive.plan import Growth, plan
+from medv_ray.archive.growth import Growth
+from medv_ray.archive.plan import plan
 from medv_ray.archive.run import Run
-from medv_ray.archive.sources import ArchiveSettings, open_archive
+from medv_ray.archive.settings import ArchiveSettings
+from medv_ray.archive.sources import open_archive
 from medv_ray.errors import RunError
 from medv_ray.on_ray import score
 from medv_ray.on_ray.score import tell
