@@ -15,8 +15,9 @@ from medv_ray.archive.plan import Plan
 from medv_ray.archive.plan import plan as make_plan
 from medv_ray.archive.prior import Prior
 from medv_ray.archive.rows import Part
-from medv_ray.archive.run import Run, Summary
+from medv_ray.archive.run import Run
 from medv_ray.archive.sources import open_archive
+from medv_ray.archive.summary import Summary
 from medv_ray.errors import DataError, RunError
 from medv_ray.on_ray.cluster import cluster_address, running_ray
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, model_digests
