@@ -9,9 +9,12 @@ from medv_ray.archive.left_out import (
     EMPTY,
     HIDDEN,
     NO_IMAGE,
+    SIDE,
     UNNAMED,
     LeftOut,
     is_hidden,
+    is_side_file,
+    picture_keys,
     pictures_by_content,
 )
 from medv_ray.archive.listing import folder_of, place_of
@@ -112,11 +115,13 @@ def look_inside(
     """Move the pictures among files of other endings to the images; count the rest."""
     filesystem, root = place_of(folder_of(settings.archive))
     answers = pictures_by_content(filesystem, root, sorts["other"])
-    for file, answer in zip(sorts["other"], answers, strict=True):
-        if answer is True:
-            sorts["images"].append(file)
-        else:
-            left_out.add(file.name, str(answer))
+    looked = list(zip(sorts["other"], answers, strict=True))
+    sorts["images"] += [file for file, answer in looked if answer is True]
+    keys = picture_keys(file.name for file in sorts["images"]) if looked else set()
+    for file, answer in looked:
+        if answer is not True:
+            is_side = answer in (EMPTY, NO_IMAGE) and is_side_file(file.name, keys)
+            left_out.add(file.name, SIDE if is_side else str(answer))
     sorts["images"].sort()
     sorts["other"] = []
 

@@ -15,9 +15,12 @@ from medv_ray.archive.left_out import (
     INDEX,
     NO_IMAGE,
     NOT_UTF8,
+    SIDE,
     LeftOut,
     is_hidden,
     is_index,
+    is_side_file,
+    picture_keys,
 )
 from medv_ray.archive.store import escaped
 from medv_ray.errors import DataError
@@ -61,6 +64,8 @@ class Index:
         self.end = 0
         """Where the end mark is."""
         self._open: dict[str, Member] = {}
+        self._others: list[tuple[str, str]] = []
+        """Names of members that are no part of a row, and why."""
 
     def add(self, info: tarfile.TarInfo, stream: Any) -> None:
         """One member: part of a row, or left out."""
@@ -69,7 +74,7 @@ class Index:
         name = info.name.removeprefix("./")
         sort, why = self._sort_of(name, info, stream)
         if why == HIDDEN or (not sort and info.isreg()):
-            self.left_out.add(name, why)
+            self._others.append((name, why))
         elif not info.isreg() or info.issparse() or is_unsafe(info.name):
             self.order.append(Member(escaped(info.name), code="E1106"))
         else:
@@ -86,6 +91,13 @@ class Index:
             setattr(row, sort, spot)
             row.suffix = name[len(key) :] if sort == "image" else row.suffix
             row.stamps.append((info.chksum, info.mtime))
+
+    def count_left_out(self) -> None:
+        """Once all members are there: a side file may lie before its picture."""
+        keys = picture_keys(row.key + row.suffix for row in self.order if row.image != NONE)
+        for name, why in self._others:
+            is_side = why in (EMPTY, NO_IMAGE) and is_side_file(name, keys)
+            self.left_out.add(name, SIDE if is_side else why)
 
     def _sort_of(self, name: str, info: tarfile.TarInfo, stream: Any) -> tuple[str, str]:
         """Which part of a row a member is, or empty and why it is none."""
@@ -118,6 +130,7 @@ def index(stream: Any, file: SourceFile, with_text: bool) -> tuple[Index, list[i
             borders.append(len(found.order))
             del ends[0]
         found.add(info, stream)
+    found.count_left_out()
     return found, borders + [len(found.order)] * len(ends)
 
 

@@ -141,7 +141,7 @@ def score(
 def tell(plan: Plan) -> None:
     """Say on stderr, before anything is scored, what is left out."""
     left_out = plan.left_out
-    if left_out.maybe_rows > plan.rows:
+    if left_out.maybe_rows(plan.archive.kind in ("images", "tar")) > plan.rows:
         sys.stderr.write(f"MOST OF THIS ARCHIVE IS LEFT OUT: {plan.rows} rows are scored.\n")
     if left_out.total:
         sys.stderr.write(f"left out: {left_out}\n")
