@@ -14,7 +14,7 @@ from medv_ray.archive.growth import Growth, growth
 from medv_ray.archive.id_names import IdNames
 from medv_ray.archive.left_out import UNNAMED, LeftOut
 from medv_ray.archive.listing import place_of
-from medv_ray.archive.manifest import IMAGES, differences
+from medv_ray.archive.manifest import IMAGES, identity_changes
 from medv_ray.archive.pictures import NamedImages
 from medv_ray.archive.prior import Image, PlannedFile, Prior
 from medv_ray.archive.sources import Archive
@@ -78,7 +78,7 @@ class Plan:
             before["files"].update({n: d for n, d in files.items() if n not in before["files"]})
             if not self.growth.lost:
                 before["images"] = now["images"]
-        found = differences(before, now)
+        found = identity_changes(before, now)
         if self.growth.is_known:  # the images are named, not the folder or all of them together
             folder = f"input file {self.files[0].name!r} changed"
             whole = folder if self.archive.kind == "images" else IMAGES

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medv_ray.archive.ledger import Ledger
-from medv_ray.archive.manifest import differences
+from medv_ray.archive.manifest import identity_changes
 from medv_ray.archive.reading import read_rows
 from medv_ray.archive.rows import read_run, write_part
 from medv_ray.archive.run import Run
@@ -281,7 +281,7 @@ def test_a_job_that_was_taken_over_cannot_commit(make, planned, tmp_path):
 
 def test_a_changed_question_is_named_and_not_shown():
     asked = [{"archive": {"question": q, "limit": n}} for q, n in (("a lump?", 1), ("no?", 2))]
-    assert differences(*asked) == ["archive.question changed", "archive.limit: 1 -> 2"]
+    assert identity_changes(*asked) == ["archive.question changed", "archive.limit: 1 -> 2"]
 
 
 @pytest.mark.parametrize("content", ["notes.txt", "rows/part-1.parquet", "ledger.jsonl", "sub/x"])
