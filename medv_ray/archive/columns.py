@@ -7,7 +7,8 @@ from typing import Any
 
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.ids import fallback_id
-from medv_ray.archive.sources import Archive, ArchiveSettings
+from medv_ray.archive.settings import ArchiveSettings
+from medv_ray.archive.sources import Archive
 from medv_ray.errors import DataError
 from medv_ray.tables.cells import cell_text, first_exchange, last_exchange, without_marks
 from medv_ray.tables.columns import MESSAGES, Columns

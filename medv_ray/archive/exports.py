@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet as pq
 
+from medv_ray.archive.kinds import PARQUET_ENDINGS
 from medv_ray.archive.parquet import cells_of, is_bytes, is_text
-from medv_ray.archive.sources import PARQUET_ENDINGS
 from medv_ray.archive.store import TROUBLE, reason_of, resolve, writing
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.tables.columns import Asked, is_row

@@ -6,8 +6,8 @@ import os
 import posixpath
 
 from medv_ray.archive import ledger, lock, manifest, prior, rows
+from medv_ray.archive.listing import would_list
 from medv_ray.archive.plan import Plan
-from medv_ray.archive.sources import would_list
 from medv_ray.archive.store import Store, is_local
 from medv_ray.errors import RunError
 

@@ -1,11 +1,14 @@
 """Row ids: names of rows as tables have them, and the rule that makes them distinct.
 
+A row without one is called `<stem>:<row>`, by a stem that its file alone has.
+
 An id is a name and not a key: a row that repeats one is a row as well. The first row of a name has
 it as it is; each later one is called `<id>#<file stem>:<row>`, which any later run repeats.
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
@@ -14,11 +17,46 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medv_ray.archive.chunks import SourceFile
+from medv_ray.archive.store import Stored
 from medv_ray.errors import DataError
 from medv_ray.tables.ids import id_text, normal
 
 WIDTH = 16  # bytes of an id's hash: two of 10^9 different ids meet with probability 1e-21
 _MADE = re.compile(r"(?:.*#)?([^#]*):(\d+)", re.DOTALL)
+
+
+def source_files(files: Iterable[Stored], taken: Iterable[str] = ()) -> tuple[SourceFile, ...]:
+    """Give every file a stem of its own, and none of those that are taken: its name without folder
+    and ending where unique."""
+    listed, taken = list(files), set(taken)
+    stems = [clean_stem(posixpath.basename(f.name)) for f in listed]
+    seen: dict[str, int] = dict.fromkeys(taken, 1)
+    for stem in stems:
+        seen[stem] = seen.get(stem, 0) + 1
+    longer = [clean_stem(f.name.replace("/", ".")) for f in listed]
+    chosen = [s if seen[s] == 1 else long for s, long in zip(stems, longer, strict=True)]
+    result = []
+    for file, wanted in zip(listed, chosen, strict=True):
+        stem = next(s for s in numbered(wanted) if s not in taken)
+        taken.add(stem)
+        result.append(SourceFile(file.name, file.name, file.size, file.mtime_ns, stem))
+    return tuple(result)
+
+
+def numbered(stem: str) -> Iterator[str]:
+    yield stem
+    number = 2
+    while True:
+        yield f"{stem}~{number}"
+        number += 1
+
+
+def clean_stem(name: str) -> str:
+    """A file name without its ending, with nothing in it that an id may not have."""
+    stem = name.rpartition(".")[0] or name
+    stem = "".join(c if c.isprintable() and c not in "/\\#" else "_" for c in stem)
+    return stem.replace("..", "__").encode(errors="replace").decode()[:128].strip() or "file"
 
 
 def fallback_id(stem: str, row: int) -> str:

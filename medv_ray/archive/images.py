@@ -15,9 +15,10 @@ from pyarrow import fs
 
 from medv_ray.archive.chunks import CHUNK_BYTES, Chunk, Cut, Draft, Piece, Row, SourceFile
 from medv_ray.archive.columns import make_row
+from medv_ray.archive.listing import place_of
 from medv_ray.archive.pictures import read_image
 from medv_ray.archive.prior import Image
-from medv_ray.archive.sources import Archive, place_of
+from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import TROUBLE, Stored, reason_of
 from medv_ray.errors import DataError
 

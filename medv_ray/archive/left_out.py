@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from medv_ray.tables.records import ENDINGS as TABLE_ENDINGS
 HIDDEN, EMPTY, NO_IMAGE, NOT_UTF8 = "hidden", "empty", "not an image", "name is not UTF-8"
 INDEX = "index of DICOM files"
 UNNAMED = "images that no row names"
+SIDE = "beside a picture of that name"
 EXAMPLES = 3
 GROUPS = 6
 READERS = 16
@@ -48,11 +49,13 @@ class LeftOut:
         """Files, or members of tars."""
         return sum(count for count, _ in self.groups.values())
 
-    @property
-    def maybe_rows(self) -> int:
-        """Of them, those that could have been rows: no pictures that other rows could name, no
-        texts beside pictures, nothing hidden."""
-        return sum(count for key, (count, _) in self.groups.items() if _maybe_row(*key))
+    def maybe_rows(self, pictures: bool) -> int:
+        """Of them, those that could have been rows or hold some: no pictures that other rows could
+        name, no side files of pictures, nothing hidden.
+
+        `pictures`: every picture of this archive is a row, and no table names them.
+        """
+        return sum(count for key, (count, _) in self.groups.items() if _maybe_row(*key, pictures))
 
     def listed(self) -> list[dict[str, Any]]:
         """As metrics.json has it, the largest group first."""
@@ -75,10 +78,28 @@ class LeftOut:
         return sorted(self.groups.items(), key=lambda item: (-item[1][0], item[0]))
 
 
-def _maybe_row(end: str, reason: str) -> bool:
-    if reason in (NO_IMAGE, EMPTY, NOT_UTF8) or reason.startswith(("cannot", "no regular")):
-        return True
-    return reason.startswith("not a ") and (end in HOLDS_ROWS or end in ENDINGS)
+def _maybe_row(end: str, reason: str, pictures: bool) -> bool:
+    unread = reason in (EMPTY, NOT_UTF8) or reason.startswith(("cannot", "no regular"))
+    other = reason.startswith("not a ")
+    if pictures:
+        return unread or reason == NO_IMAGE or (other and (end in HOLDS_ROWS or end in ENDINGS))
+    return (unread or other) and end in HOLDS_ROWS
+
+
+def picture_keys(names: Iterable[str]) -> set[str]:
+    """What the names of pictures' side files begin with: each name, whole and without ending."""
+    return {key for name in names for key in (name, name.removesuffix(_suffix(name)))}
+
+
+def is_side_file(name: str, keys: Container[str]) -> bool:
+    """Whether a name is one of `picture_keys` and a dot with more: `a.cls`, `a.png.xml`."""
+    first = name.rfind("/") + 2  # a name may begin with a dot
+    return any(name[:dot] in keys for dot in range(first, len(name)) if name[dot] == ".")
+
+
+def _suffix(name: str) -> str:
+    end = short_ending(name)
+    return name[len(name) - len(end) :]
 
 
 def short_ending(name: str) -> str:

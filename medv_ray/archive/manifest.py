@@ -56,7 +56,7 @@ def write_manifest(store: Store, manifest: dict[str, Any]) -> None:
     store.write(FILE, seal(manifest))
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def identity_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What changed between two identities, one phrase a field, in the order of the new one."""
     old, new = flatten(before), flatten(now)
     changes = []

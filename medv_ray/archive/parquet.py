@@ -17,7 +17,8 @@ import pyarrow.types as types
 
 from medv_ray.archive.chunks import CHUNK_BYTES, Cut, Draft, SourceFile
 from medv_ray.archive.pictures import named_in
-from medv_ray.archive.sources import Archive, ArchiveSettings, file_path
+from medv_ray.archive.settings import ArchiveSettings
+from medv_ray.archive.sources import Archive, file_path
 from medv_ray.archive.store import TROUBLE, reason_of
 from medv_ray.errors import DataError
 from medv_ray.tables.columns import Columns, find

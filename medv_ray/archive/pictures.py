@@ -15,7 +15,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from medv_ray.archive.chunks import Row
-from medv_ray.archive.sources import Archive, place_of
+from medv_ray.archive.listing import place_of
+from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Stored, is_local, reason_of
 from medv_ray.errors import DataError
 from medv_ray.tables import names

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medv_ray.archive.chunks import Piece
+from medv_ray.archive.ids import source_files
 from medv_ray.archive.manifest import UNREADABLE, read_manifest
-from medv_ray.archive.sources import Archive, source_files
+from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store, Stored
 from medv_ray.errors import RunError
 

@@ -5,25 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self
 from uuid import uuid4
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from medv_ray.archive import manifest as manifests
 from medv_ray.archive import rows
-from medv_ray.archive.accuracy import MOST_ROWS, Accuracy, accuracy, listed
 from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.compact import compact, small_parts
 from medv_ray.archive.folder import (
     EVENTS,
-    METRICS,
     OWN,
-    QUARANTINE,
     check_is_run_folder,
     check_outside,
 )
@@ -37,33 +30,10 @@ from medv_ray.archive.prior import FOLDER as INPUTS
 from medv_ray.archive.prior import PlannedFile, images_file
 from medv_ray.archive.rows import Part
 from medv_ray.archive.store import Store, writing
+from medv_ray.archive.summary import Summary, not_scored, summarize, write_metrics
 from medv_ray.errors import DataError, RunError
-from medv_ray.schema import ANSWER_SCHEMA
 
 MERGE_AFTER = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Every row of the archive, by what became of it."""
-
-    rows: int
-    answered: int
-    abstained: int
-    quarantined: int
-    not_scored: int
-    """Rows of files that vanished or changed while the job ran; a later run scores them."""
-    unreadable_files: int
-    """Files that could not be planned; how many rows they have is not known."""
-    reasons: dict[str, int]
-    """Quarantined rows by reason word."""
-    accuracy: dict[str, Accuracy] | None = None
-    """Of the answers that the archive knows; None for more rows than are compared."""
-
-    @property
-    def exit_code(self) -> int:
-        """0 when every row of every file is accounted for, else 1."""
-        return 1 if self.not_scored or self.unreadable_files else 0
 
 
 class Run:
@@ -300,64 +270,14 @@ class Run:
         Raises RunError E1510 unless answered + abstained + quarantined + not scored = rows.
         """
         self.lock.check()
-        counts = self.ledger.counts()
-        # the rows of a chunk that was to be tried again still stand
-        open_keys = self.skipped.keys() - self.ledger.commits.keys()
-        not_scored = sum(self.skipped[key][1] for key in open_keys)
-        total = counts["answered"] + counts["abstained"] + counts["quarantined"]
-        if total != counts["rows"] or total + not_scored != self.plan.rows:
-            raise RunError(
-                "E1510",
-                f"{counts['answered']} answered + {counts['abstained']} abstained + "
-                f"{counts['quarantined']} quarantined + {not_scored} not scored is not "
-                f"{self.plan.rows} rows.",
-            )
+        rest = not_scored(self.plan, self.ledger, self.skipped)
         compact(self.store, self.ledger)
         self._sweep()
-        reasons = self._write_quarantine()
-        compared = self.plan.rows <= MOST_ROWS
-        summary = Summary(
-            self.plan.rows, counts["answered"], counts["abstained"], counts["quarantined"],
-            not_scored, len(self.plan.unreadable), reasons,
-            accuracy(self.store.uri, kinds) if compared else None,
-        )  # fmt: skip
-        self._write_metrics(summary)
+        summary = summarize(self.store, self.plan, self.ledger, rest, kinds)
+        files = sorted({name for name, _ in self.skipped.values()})
+        write_metrics(self.store, self.plan, summary, files)
         self.event("finish", rows=summary.rows, quarantined=summary.quarantined)
         return summary
-
-    def _write_quarantine(self) -> dict[str, int]:
-        columns = ["id", "file", "row", "image_paths", "code", "reason", "chunk"]
-        found = []
-        for name, source_keys in self.ledger.held.items():
-            commits = [self.ledger.commits[key] for key in source_keys]
-            if not any(commit.quarantined for commit in commits):
-                continue
-            sha256 = self.ledger.files[name].sha256
-            table = rows.read_part(self.store, name, sha256, [*columns, "status"])
-            table = rows.only(table, {commit.key for commit in commits}, None)
-            mask = pc.equal(table.column("status"), "quarantined")
-            found.append(table.filter(mask).select(columns))
-        empty = ANSWER_SCHEMA.empty_table().select(columns)
-        whole = pa.concat_tables([empty, *found]).sort_by(rows.ORDER)
-        self.store.write(QUARANTINE, rows.render(whole))
-        return dict(sorted(Counter(whole.column("reason").to_pylist()).items()))
-
-    def _write_metrics(self, summary: Summary) -> None:
-        files = sorted({name for name, _ in self.skipped.values()})
-        left_out = self.plan.left_out
-        metrics = {
-            "rows": summary.rows,
-            "answered": summary.answered,
-            "abstained": summary.abstained,
-            "quarantined": summary.quarantined,
-            "not_scored": summary.not_scored,
-            "reasons": summary.reasons,
-            "files_not_scored": files,
-            "unreadable_files": [{"name": u.name, "code": u.code} for u in self.plan.unreadable],
-            "accuracy": listed(summary.accuracy),
-            "left_out": {"files": left_out.total, "groups": left_out.listed()},
-        }
-        self.store.write(METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
 
     def event(self, event: str, **fields: Any) -> None:
         """Note something in events.jsonl: counts, codes and file names, never row content."""

@@ -1,122 +1,26 @@
 """Tar shards: members `key.jpg` with `key.txt` or `key.json` beside them. Nothing is extracted.
 
-Headers are read once, at planning; a chunk then finds its members by offset.
+Headers are read once, at planning (`tar_index`); a chunk then finds its members by offset.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import posixpath
-import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from medv_ray.archive.chunks import CHUNK_BYTES, Chunk, Cut, Draft, Piece, Row, SourceFile
 from medv_ray.archive.columns import make_row, pick
-from medv_ray.archive.left_out import (
-    EMPTY,
-    HIDDEN,
-    INDEX,
-    NO_IMAGE,
-    NOT_UTF8,
-    LeftOut,
-    is_hidden,
-    is_index,
-)
-from medv_ray.archive.sources import Archive, ArchiveSettings, ending, file_path
-from medv_ray.archive.store import escaped
+from medv_ray.archive.settings import ArchiveSettings
+from medv_ray.archive.sources import Archive, file_path
+from medv_ray.archive.tar_index import READ_AHEAD, Member, index
 from medv_ray.errors import DataError
-from medv_ray.formats import ENDINGS, HEAD_BYTES, format_of
 from medv_ray.tables import columns
 from medv_ray.tables.cells import check_marks
 from medv_ray.tables.json_text import json_values
 
-TEXT, JSON = ".txt", ".json"
 MAX_TEXT_BYTES = 2**20
-READ_AHEAD = 2**18
-BLOCK = 512
-NONE = (-1, 0)
-KNOWN = {*ENDINGS, TEXT, JSON}
-
-
-@dataclass(slots=True)
-class Member:
-    """The members of one key: a row."""
-
-    key: str
-    image: tuple[int, int] = NONE
-    """Offset and bytes; so for the others."""
-    text: tuple[int, int] = NONE
-    json: tuple[int, int] = NONE
-    suffix: str = ""
-    """What the name of its image has behind the key."""
-    code: str = ""
-    """The error of a member that is refused."""
-    stamps: list[tuple[int, float]] = field(default_factory=list)
-    """Checksum and time of each header."""
-
-    def at(self) -> tuple[Any, ...]:
-        """As a chunk carries it."""
-        return (self.key, *self.image, *self.text, *self.json, self.suffix, self.code)
-
-
-class Index:
-    """The rows of a shard in the order of their first member."""
-
-    def __init__(self, with_text: bool) -> None:
-        self.with_text = with_text
-        self.order: list[Member] = []
-        self.left_out = LeftOut()
-        self.end = 0
-        """Where the end mark is."""
-        self._open: dict[str, Member] = {}
-
-    def add(self, info: tarfile.TarInfo, stream: Any) -> None:
-        """One member: part of a row, or left out."""
-        if info.isdir():
-            return
-        name = info.name.removeprefix("./")
-        sort, why = self._sort_of(name, info, stream)
-        if why == HIDDEN or (not sort and info.isreg()):
-            self.left_out.add(name, why)
-        elif not info.isreg() or info.issparse() or is_unsafe(info.name):
-            self.order.append(Member(escaped(info.name), code="E1106"))
-        else:
-            # an ending that is none, as in 1.2.840.113, belongs to the key
-            key = name.removesuffix(posixpath.splitext(name)[1]) if ending(name) in KNOWN else name
-            row = self._open.get(key)
-            spot = (info.offset_data, info.size)
-            taken = row is not None and getattr(row, sort) != NONE
-            if row is None or taken:
-                row = Member(key)
-                self.order.append(row)
-                if not taken:
-                    self._open[key] = row
-            setattr(row, sort, spot)
-            row.suffix = name[len(key) :] if sort == "image" else row.suffix
-            row.stamps.append((info.chksum, info.mtime))
-
-    def _sort_of(self, name: str, info: tarfile.TarInfo, stream: Any) -> tuple[str, str]:
-        """Which part of a row a member is, or empty and why it is none."""
-        kind = ending(name)
-        if is_hidden(name):
-            return "", HIDDEN
-        if escaped(name) != name:
-            return "", NOT_UTF8
-        if kind in ENDINGS:
-            return "image", ""
-        if kind in (TEXT, JSON):
-            sort = "text" if kind == TEXT else "json"
-            return (sort, "") if self.with_text else ("", "a text; --question is asked of images")
-        if not info.isreg() or not info.size:
-            return "", EMPTY
-        if is_index(name):
-            return "", INDEX
-        stream.seek(info.offset_data)
-        is_image = format_of(stream.read(min(HEAD_BYTES, info.size))) is not None
-        return ("image", "") if is_image else ("", NO_IMAGE)
 
 
 def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
@@ -169,19 +73,6 @@ def cut(members: list[Member], begin: int, end: int) -> Cut:
     return Cut(range(begin, end), at=tuple(member.at() for member in members[begin:end]))
 
 
-def index(stream: Any, file: SourceFile, with_text: bool) -> tuple[Index, list[int]]:
-    """The rows of a shard, and how many of them the earlier pieces of the file had."""
-    found = Index(with_text)
-    ends = [piece.end for piece in file.pieces]
-    borders: list[int] = []
-    for info, found.end in headers(stream, file):
-        while ends and info.offset >= ends[0]:
-            borders.append(len(found.order))
-            del ends[0]
-        found.add(info, stream)
-    return found, borders + [len(found.order)] * len(ends)
-
-
 def prove_content(result: Draft, file: SourceFile, opened: Any) -> None:
     """Under `fingerprint=full`, a piece is proved by all bytes up to its end."""
     ends = [piece.end for piece in file.pieces] + [result.proofs[-1].end]
@@ -192,41 +83,6 @@ def prove_content(result: Draft, file: SourceFile, opened: Any) -> None:
             digest.update(block)
             position += len(block)
         result.proofs[number] = result.proofs[number]._replace(proof=digest.hexdigest())
-
-
-def is_unsafe(name: str) -> bool:
-    parts = name.replace("\\", "/").split("/")
-    is_drive = len(parts[0]) == 2 and parts[0][1] == ":"
-    return parts[0] == "" or ".." in parts or is_drive
-
-
-def headers(stream: Any, file: SourceFile) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """All headers up to the end mark, each with the offset behind its member.
-
-    Raises DataError E1105 where a shard ends without one."""
-    start = stream.read(2)
-    stream.seek(0)
-    if start == b"\x1f\x8b":
-        raise DataError("E1105", f"{file.name}: compressed; a tar shard must be plain.")
-    try:
-        tar = tarfile.TarFile(fileobj=stream)
-        while (info := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # a list of every header is not needed
-            if info.offset_data + info.size > file.size and info.isreg():
-                raise tarfile.ReadError("cut member")
-            yield info, tar.offset
-        # a damaged header ends tarfile's loop without a word: only the end mark says it is whole
-        stream.seek(tar.offset)
-        mark = stream.read(BLOCK)
-        rest = any(any(block) for block in iter(lambda: stream.read(READ_AHEAD), b""))
-    except (tarfile.TarError, ValueError, OverflowError, EOFError, OSError, MemoryError) as error:
-        raise DataError(
-            "E1105", f"{file.name}: not a complete tar file ({type(error).__name__})."
-        ) from error
-    if mark != bytes(BLOCK):
-        raise DataError("E1105", f"{file.name}: cut or damaged: it ends without tar's end mark.")
-    if rest:
-        raise DataError("E1105", f"{file.name}: there is data after tar's end mark.")
 
 
 class Reader:

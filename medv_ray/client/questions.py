@@ -11,8 +11,10 @@ from typing import Any, Self
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from medv_ray.archive.plan import iter_rows, plan
-from medv_ray.archive.sources import ArchiveSettings, open_archive
+from medv_ray.archive.plan import plan
+from medv_ray.archive.reading import iter_rows
+from medv_ray.archive.settings import ArchiveSettings
+from medv_ray.archive.sources import open_archive
 from medv_ray.client.endpoint import messages_of
 from medv_ray.data import synthetic
 from medv_ray.errors import DataError

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from medv_ray.archive.chunks import Chunk, Row
-from medv_ray.archive.plan import read_rows
+from medv_ray.archive.reading import read_rows
 from medv_ray.archive.rows import Part, image_paths, quarantine_record, write_part
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store

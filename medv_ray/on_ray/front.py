@@ -13,12 +13,11 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable
 
 from starlette.middleware import Middleware
 
 from medv_ray.serving.auth import Keys
-from medv_ray.serving.guard import BODY, App, Guard, Message, Receive, Scope, Send
+from medv_ray.serving.guard import BODY, App, Guard, Message, Policy, Receive, Scope, Send
 from medv_ray.serving.options import LimitSettings
 from medv_ray.serving.replies import OURS, body_of, error_object, headers_of, is_plain, status_of
 
@@ -53,22 +52,16 @@ def middlewares() -> list[Middleware]:
     def note(code: str) -> None:
         meters.add(REFUSALS, 1.0, {"code": code})
 
-    return [Middleware(Front, limits=limits, keys=Keys.load(None), note=note)]
+    return [Middleware(Front, policy=Policy(limits, Keys.load(None), note))]
 
 
 class Front:
     """Guard, request id, one more try where a replica was lost, and errors in our own words."""
 
-    def __init__(
-        self,
-        app: App,
-        limits: LimitSettings,
-        keys: Keys,
-        note: Callable[[str], None] = lambda code: None,
-    ) -> None:
-        """`note` is called with the code of what is refused or broken off here."""
-        self._app, self._limits, self._note = app, limits, note
-        self._guard = Guard(self._pass, limits, keys, note)
+    def __init__(self, app: App, policy: Policy) -> None:
+        """`policy.note` is called with the code of what is broken off here, too."""
+        self._app, self._policy = app, policy
+        self._guard = Guard(self._pass, policy)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # a load balancer asks the proxy itself; Serve's other paths of its own are kept back
@@ -90,8 +83,8 @@ class Front:
         body = (await receive()).get("body", b"")
         if len(body) <= INLINE_BYTES:
             scope[BODY] = body
-        relay = Relay(send, self._limits.retry_after_s, self._note)
-        deadline = time.monotonic() + self._limits.request_seconds + QUEUE_S
+        relay = Relay(send, self._policy)
+        deadline = time.monotonic() + self._policy.limits.request_seconds + QUEUE_S
         if scope["path"].startswith("/-/"):
             await relay.refuse("E1706", "there is nothing at this path.")
             return
@@ -139,9 +132,9 @@ class Relay:
     sent, which is compared and dropped, and goes on from there.
     """
 
-    def __init__(self, send: Send, retry_after_s: int, note: Callable[[str], None]) -> None:
-        """`note`: see Front."""
-        self._send, self._retry_after_s, self._note = send, retry_after_s, note
+    def __init__(self, send: Send, policy: Policy) -> None:
+        self._send, self._note = send, policy.note
+        self._retry_after_s = policy.limits.retry_after_s
         self.ended = False
         self._start: Message | None = None  # kept until there is something to send after it
         self._status = 0  # of what was sent to the client; 0: nothing yet

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from medv_ray import __version__
-from medv_ray.archive.sources import ArchiveSettings
+from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.store import is_local
 from medv_ray.errors import SettingsError
 from medv_ray.serving.options import ServeSettings

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from medv_ray.archive.chunks import Chunk, Row
-from medv_ray.archive.plan import Plan, read_rows
+from medv_ray.archive.plan import Plan
+from medv_ray.archive.reading import read_rows
 from medv_ray.archive.survey import Survey, survey
 from medv_ray.canvases import TileSettings
 from medv_ray.data.decode_child import Decoder

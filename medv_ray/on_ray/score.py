@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.left_out import LeftOut
-from medv_ray.archive.plan import Plan, Prior
+from medv_ray.archive.plan import Plan
 from medv_ray.archive.plan import plan as make_plan
+from medv_ray.archive.prior import Prior
 from medv_ray.archive.rows import Part
-from medv_ray.archive.run import Run, Summary
+from medv_ray.archive.run import Run
 from medv_ray.archive.sources import open_archive
+from medv_ray.archive.summary import Summary
 from medv_ray.errors import DataError, RunError
 from medv_ray.on_ray.cluster import cluster_address, running_ray
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, model_digests
@@ -139,7 +141,7 @@ def score(
 def tell(plan: Plan) -> None:
     """Say on stderr, before anything is scored, what is left out."""
     left_out = plan.left_out
-    if left_out.maybe_rows > plan.rows:
+    if left_out.maybe_rows(plan.archive.kind in ("images", "tar")) > plan.rows:
         sys.stderr.write(f"MOST OF THIS ARCHIVE IS LEFT OUT: {plan.rows} rows are scored.\n")
     if left_out.total:
         sys.stderr.write(f"left out: {left_out}\n")

@@ -28,7 +28,7 @@ from medv_ray.serving.completions import Completion, inspection_body
 from medv_ray.serving.dialogue import Dialogue, dialogue_of
 from medv_ray.serving.exchange import HEADERS, Exchange
 from medv_ray.serving.fetch import fetcher
-from medv_ray.serving.guard import App, Guard, Message, Receive, Scope, Send
+from medv_ray.serving.guard import App, Guard, Message, Policy, Receive, Scope, Send
 from medv_ray.serving.meters import Meters
 from medv_ray.serving.openapi import ANSWER, EVENT, Api
 from medv_ray.serving.permits import Permits
@@ -64,7 +64,7 @@ ROUTES = (
 
 def make_app(service: Service, keys: Keys, audit: AuditLog | None = None) -> App:
     """The whole endpoint as one ASGI application."""
-    app = Guard(Routes(service, audit).app, service.settings.limits, keys)
+    app = Guard(Routes(service, audit).app, Policy(service.settings.limits, keys))
     return Counted(app, service.meters)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from medv_ray.serving.auth import Keys
@@ -45,18 +46,22 @@ class Refusal(Exception):
         self.code, self.message, self.unread = code, message, unread
 
 
+@dataclass(frozen=True)
+class Policy:
+    """Who is let in and with how much."""
+
+    limits: LimitSettings
+    keys: Keys
+    note: Callable[[str], None] = lambda code: None
+    """Is called with the code of each refusal."""
+
+
 class Guard:
     """Around an ASGI application. Requests reach it with a body that is whole and small enough."""
 
-    def __init__(
-        self,
-        app: App,
-        limits: LimitSettings,
-        keys: Keys,
-        note: Callable[[str], None] = lambda code: None,
-    ) -> None:
-        """`note` is called with the code of each refusal."""
-        self._app, self._limits, self._keys, self._note = app, limits, keys, note
+    def __init__(self, app: App, policy: Policy) -> None:
+        self._app, self._limits, self._keys = app, policy.limits, policy.keys
+        self._note = policy.note
         self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

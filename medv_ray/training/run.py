@@ -64,17 +64,17 @@ def is_run(out: Path, identity: dict[str, Any]) -> bool:
     if not (out / MANIFEST).is_file():
         return False
     before, _ = read_run(out)
-    changed = differences(before, json.loads(json.dumps(identity)))
+    changed = changed_fields(before, json.loads(json.dumps(identity)))
     if changed:
         raise RunError("E1604", f"the run folder was made with another {', '.join(changed)}.")
     return True
 
 
-def differences(before: Any, now: Any, name: str = "") -> list[str]:
+def changed_fields(before: Any, now: Any, name: str = "") -> list[str]:
     """Names of the values that differ; of settings both values too: `stage.lr (0.1, now 1)`."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = sorted(before.keys() | now.keys())
-        parts = [differences(before.get(k), now.get(k), f"{name}.{k}".strip(".")) for k in names]
+        parts = [changed_fields(before.get(k), now.get(k), f"{name}.{k}".strip(".")) for k in names]
         return [part for found in parts for part in found]
     if before == now:
         return []

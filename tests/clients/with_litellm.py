@@ -1,5 +1,6 @@
 """`litellm`, as it calls any OpenAI-compatible server."""
 
+from collections.abc import Callable
 from typing import Any
 
 import litellm
@@ -19,38 +20,37 @@ def ask(given: Given, messages: list[Any], **more: Any) -> Any:
     )
 
 
-@case("multi-turn, the message object fed back")
-def _(given: Given) -> list[str]:
+def conversation(given: Given, reply: Callable[[list[Any]], Any]) -> list[str]:
+    """The texts of two turns; what `reply` makes of the messages so far goes back with the next."""
     messages: list[Any] = [{"role": "user", "content": given.content}]
     texts = []
     for following in (given.second, None):
-        message = ask(given, messages).choices[0].message
-        texts.append(message.content)
+        message = reply(messages)
+        texts.append(message["content"])
         messages += [message, {"role": "user", "content": following}]
     return texts
 
 
+@case("multi-turn, the message object fed back")
+def _(given: Given) -> list[str]:
+    return conversation(given, lambda messages: ask(given, messages).choices[0].message)
+
+
 @case("multi-turn, message.model_dump() fed back")
 def _(given: Given) -> list[str]:
-    messages: list[Any] = [{"role": "user", "content": given.content}]
-    texts = []
-    for following in (given.second, None):
-        message = ask(given, messages).choices[0].message
-        texts.append(message.content)
-        messages += [message.model_dump(), {"role": "user", "content": following}]
-    return texts
+    return conversation(
+        given, lambda messages: ask(given, messages).choices[0].message.model_dump()
+    )
 
 
 @case("multi-turn, streamed, rebuilt by stream_chunk_builder")
 def _(given: Given) -> list[str]:
-    messages: list[Any] = [{"role": "user", "content": given.content}]
-    texts = []
-    for following in (given.second, None):
+    def reply(messages: list[Any]) -> Any:
         chunks = list(ask(given, messages, stream=True, stream_options={"include_usage": True}))
         whole: Any = litellm.stream_chunk_builder(chunks, messages=messages)
-        texts.append(whole.choices[0].message.content)
-        messages += [whole.choices[0].message, {"role": "user", "content": following}]
-    return texts
+        return whole.choices[0].message
+
+    return conversation(given, reply)
 
 
 @case("vLLM's neutral settings as extra_body")

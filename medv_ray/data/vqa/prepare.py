@@ -75,7 +75,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
     with Decoder(settings.image, tile_check(settings)) as decoder:
         pictures = Pictures(settings, form, decoder)
         rows = {
-            split: noted_rows(notes, split, paths, form, settings, pictures, kind)
+            split: split_rows(notes, split, paths, form, settings, pictures, kind)
             for split, paths in chosen.items()
         }
         return write_dataset(
@@ -130,7 +130,7 @@ class Remarks:
             )
 
 
-def noted_rows(
+def split_rows(
     notes: list[str],
     split: str,
     paths: list[Path],
@@ -139,22 +139,11 @@ def noted_rows(
     pictures: Pictures,
     kind: Kind,
 ) -> Iterator[Row | Skip]:
-    """`split_rows`; what was counted on the way goes to `notes` after the last."""
+    """Rows of one split, and a Skip for every record that becomes none.
+
+    What was counted on the way goes to `notes` after the last.
+    """
     remarks = Remarks()
-    yield from split_rows(split, paths, form, settings, pictures, kind, remarks)
-    notes.extend(remarks.notes(split))
-
-
-def split_rows(
-    split: str,
-    paths: list[Path],
-    form: Form,
-    settings: PrepareSettings,
-    pictures: Pictures,
-    kind: Kind,
-    remarks: Remarks,
-) -> Iterator[Row | Skip]:
-    """Rows of one split, and a Skip for every record that becomes none."""
     row_names = RowNames(split)
     dropped = {answer.strip().casefold() for answer in settings.drop_answers}
     number = -1
@@ -191,6 +180,7 @@ def split_rows(
                     remarks.doubtful[answer.strip()].append(read.line)
                 kinds = entry.answer_type, entry.question_type
                 yield Row(row_id, images, messages, *kinds, source)
+    notes.extend(remarks.notes(split))
 
 
 def marked(messages: list[Message], named: int, found: int) -> list[Message]:

@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medv_ray.archive.plan import Prior, plan, read_rows
+from medv_ray.archive.plan import plan
+from medv_ray.archive.prior import Prior
+from medv_ray.archive.reading import read_rows
 from medv_ray.archive.rows import quarantine_record, read_run, write_part
 from medv_ray.archive.run import Run
-from medv_ray.archive.sources import ArchiveSettings, open_archive
+from medv_ray.archive.settings import ArchiveSettings
+from medv_ray.archive.sources import open_archive
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 IDENTITY = {"settings": {"sampler": {"steps": 64, "gen_length": 64}}, "model": "sha256:abc"}

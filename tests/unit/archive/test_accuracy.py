@@ -36,7 +36,7 @@ def test_a_run_says_how_many_answers_are_the_archives_own(make, tmp_path):
 
 def test_an_archive_without_answers_and_a_large_run(make, tmp_path, monkeypatch):
     assert score(make, str(tmp_path / "a"), known=(None,) * 4).accuracy == {}
-    monkeypatch.setattr("medv_ray.archive.run.MOST_ROWS", 3)
+    monkeypatch.setattr("medv_ray.archive.summary.MOST_ROWS", 3)
     assert score(make, str(tmp_path / "b")).accuracy is None
     assert json.loads((tmp_path / "b/metrics.json").read_text())["accuracy"] is None
 

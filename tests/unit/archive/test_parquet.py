@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medv_ray.archive import cursor
-from medv_ray.archive.plan import read_rows
+from medv_ray.archive.reading import read_rows
 from medv_ray.errors import DataError
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(120))

@@ -3,10 +3,8 @@ import json
 import pytest
 
 from medv_ray.archive.chunks import Chunk
-from medv_ray.archive.plan import read_rows
-from medv_ray.archive.sources import ArchiveSettings, open_archive
-from medv_ray.errors import DataError, SettingsError
-from medv_ray.settings import build
+from medv_ray.archive.reading import read_rows
+from medv_ray.errors import DataError
 
 
 def keys(planned):
@@ -62,18 +60,6 @@ def test_limit_cuts_across_files(make):
     assert [row.id for row in make.rows(planned)] == [*(f"a:{r}" for r in range(6)), "b:0", "b:1"]
 
 
-def test_patterns_choose_files(make):
-    for name in ("x/train-0.parquet", "x/test-0.parquet", "y/test-1.parquet", "_tmp.parquet"):
-        make.parquet(name, rows=1)
-    names = lambda pattern: [  # noqa: E731
-        f.name for f in open_archive(ArchiveSettings(archive=f"{make.archive}/{pattern}")).files
-    ]
-    assert names("x/*.parquet") == ["test-0.parquet", "train-0.parquet"]
-    assert names("*/test-*.parquet") == ["x/test-0.parquet", "y/test-1.parquet"]
-    assert names("**/test-*.parquet") == ["x/test-0.parquet", "y/test-1.parquet"]
-    assert names("") == ["x/test-0.parquet", "x/train-0.parquet", "y/test-1.parquet"]
-
-
 def test_a_folder_of_images_under_one_question(make):
     for name in ("b.png", "a/2.JPG", "a/1.jpg", ".hidden.png", "read.me"):
         make.text(name, name)
@@ -90,41 +76,6 @@ def test_a_folder_of_images_under_one_question(make):
         make.rows(planned)
     assert caught.value.code == "E1107"
     assert make.plan(question="What is it?").files[0].digest != planned.files[0].digest
-
-
-@pytest.mark.parametrize(
-    ("names", "settings", "code"),
-    [
-        ([], {}, "E1110"),
-        (["notes.doc"], {}, "E1110"),
-        (["a.png"], {}, "E1001"),
-        (["a.parquet", "a.tar"], {}, "E1001"),
-    ],
-)
-def test_an_archive_without_a_clear_kind(make, names, settings, code):
-    for name in names:
-        make.text(name, "x")
-    with pytest.raises((DataError, SettingsError)) as caught:
-        make.plan(**settings)
-    assert caught.value.code == code
-    assert str(make.root) not in str(caught.value)
-
-
-def test_settings_that_contradict_each_other():
-    with pytest.raises(SettingsError) as caught:
-        build(ArchiveSettings, {"archive": "x", "question": "a", "questions": "b.csv"})
-    assert caught.value.code == "E1001"
-    with pytest.raises(SettingsError) as caught:
-        build(ArchiveSettings, {"archive": "x", "question": " "})
-    assert caught.value.code == "E1001"
-    with pytest.raises(SettingsError, match="s4://"):
-        open_archive(ArchiveSettings(archive="s4://bucket/x"))
-
-
-def test_an_archive_that_is_not_there(make):
-    with pytest.raises(DataError) as caught:
-        make.plan(archive=str(make.root / "nowhere"))
-    assert caught.value.code == "E1110"
 
 
 @pytest.mark.integration

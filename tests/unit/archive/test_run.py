@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from medv_ray.archive.ledger import Ledger
-from medv_ray.archive.manifest import differences
-from medv_ray.archive.plan import read_rows
+from medv_ray.archive.manifest import identity_changes
+from medv_ray.archive.reading import read_rows
 from medv_ray.archive.rows import read_run, write_part
 from medv_ray.archive.run import Run
 from medv_ray.archive.store import Store
@@ -122,7 +122,7 @@ KILLED = """
 import pickle, sys, time
 from medv_ray.archive.run import Run
 from medv_ray.archive.rows import write_part
-from medv_ray.archive.plan import read_rows
+from medv_ray.archive.reading import read_rows
 planned = pickle.load(open(sys.argv[1], "rb"))
 with Run.open(sys.argv[2], planned, {}) as run:
     for chunk in run.todo():
@@ -281,7 +281,7 @@ def test_a_job_that_was_taken_over_cannot_commit(make, planned, tmp_path):
 
 def test_a_changed_question_is_named_and_not_shown():
     asked = [{"archive": {"question": q, "limit": n}} for q, n in (("a lump?", 1), ("no?", 2))]
-    assert differences(*asked) == ["archive.question changed", "archive.limit: 1 -> 2"]
+    assert identity_changes(*asked) == ["archive.question changed", "archive.limit: 1 -> 2"]
 
 
 @pytest.mark.parametrize("content", ["notes.txt", "rows/part-1.parquet", "ledger.jsonl", "sub/x"])

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from medv_ray.archive.plan import read_rows
-from medv_ray.archive.sources import ArchiveSettings
+from medv_ray.archive.reading import read_rows
+from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.settings import build
 

@@ -7,9 +7,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from medv_ray.archive import cursor, sources, store
-from medv_ray.archive.plan import plan, read_rows
-from medv_ray.archive.sources import ArchiveSettings, open_archive
+from medv_ray.archive import cursor, listing, sources, store
+from medv_ray.archive.plan import plan
+from medv_ray.archive.reading import read_rows
+from medv_ray.archive.settings import ArchiveSettings
+from medv_ray.archive.sources import open_archive
 from medv_ray.archive.store import Store
 from medv_ray.errors import DataError, MedvError, RunError
 
@@ -63,11 +65,11 @@ def troubled(tmp_path, monkeypatch):
     def resolve(uri):
         return filesystem, uri.replace("s3://bucket", str(tmp_path)).rstrip("/")
 
-    for module in (store, sources):
+    for module in (store, listing, sources):
         monkeypatch.setattr(module, "resolve", resolve)
-    sources.place_of.cache_clear()
+    listing.place_of.cache_clear()
     yield filesystem
-    sources.place_of.cache_clear()
+    listing.place_of.cache_clear()
 
 
 def clean(said: str) -> bool:

@@ -12,7 +12,8 @@ import torch
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.plan import plan
 from medv_ray.archive.rows import Part
-from medv_ray.archive.sources import ArchiveSettings, open_archive
+from medv_ray.archive.settings import ArchiveSettings
+from medv_ray.archive.sources import open_archive
 from medv_ray.archive.store import Store
 from medv_ray.data.prompts import Turn
 from medv_ray.engine import Answer, Request

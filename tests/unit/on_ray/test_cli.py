@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from medv_ray.archive.accuracy import Accuracy
 from medv_ray.archive.left_out import LeftOut
-from medv_ray.archive.run import Summary
+from medv_ray.archive.summary import Summary
 from medv_ray.cli import app, exit_code_of, merged, score_settings, summary_of
 from medv_ray.errors import CATALOGUE, SettingsError
 from medv_ray.on_ray.demo import write_demo

@@ -15,7 +15,7 @@ from medv_ray.on_ray.front import LIMITS, Front, middlewares
 from medv_ray.serving import guard
 from medv_ray.serving.app import make_app
 from medv_ray.serving.auth import KEYS_FILE
-from medv_ray.serving.guard import Message, Receive, Scope, Send
+from medv_ray.serving.guard import Message, Policy, Receive, Scope, Send
 from medv_ray.serving.options import LimitSettings
 from medv_ray.serving.service import Service
 from tests.unit.serving.client import Connection, Reply, ask, body_of, encoded, get, tiles
@@ -86,7 +86,7 @@ REFUSED: list[str] = []
 def fronted(*attempts: Attempt) -> tuple[Front, Serve]:
     serve = Serve(*attempts)
     REFUSED.clear()
-    return Front(serve, LimitSettings(retry_after_s=3), NO_KEYS, REFUSED.append), serve
+    return Front(serve, Policy(LimitSettings(retry_after_s=3), NO_KEYS, REFUSED.append)), serve
 
 
 def unavailable(reply: Reply, code: str = "E1708") -> None:
@@ -357,9 +357,9 @@ def test_the_answer_of_two_replicas_is_that_of_one(
     body = encoded(body_of(tiles()[1], stream=stream, n=2, seed=9, diffusion=caption, **options))
     app = make_app(service, NO_KEYS)
     headers = {"x-request-id": "one"}
-    want = ask(Front(app, LimitSettings(), NO_KEYS), body, headers=headers)
+    want = ask(Front(app, Policy(LimitSettings(), NO_KEYS)), body, headers=headers)
     assert want.status == 200
     losing = Losing(app, after)
-    got = ask(Front(losing, LimitSettings(), NO_KEYS), body, headers=headers)
+    got = ask(Front(losing, Policy(LimitSettings(), NO_KEYS)), body, headers=headers)
     assert (got.status, got.body, got.ended) == (200, want.body, True)
     assert losing.attempts == (2 if after < len(want.body) else 1)

@@ -1,5 +1,6 @@
 """What a job says before it scores."""
 
+import io
 import tarfile
 from contextlib import nullcontext
 from dataclasses import replace
@@ -8,9 +9,11 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from medv_ray.archive.plan import Growth, plan
+from medv_ray.archive.growth import Growth
+from medv_ray.archive.plan import plan
 from medv_ray.archive.run import Run
-from medv_ray.archive.sources import ArchiveSettings, open_archive
+from medv_ray.archive.settings import ArchiveSettings
+from medv_ray.archive.sources import open_archive
 from medv_ray.errors import RunError
 from medv_ray.on_ray import score
 from medv_ray.on_ray.score import tell
@@ -44,6 +47,64 @@ def test_texts_of_a_tar_of_pictures_are_not_most_of_it(tmp_path, capsys):
             tar.addfile(tarfile.TarInfo(name))
     tell(plan(open_archive(ArchiveSettings(archive=str(tmp_path), question="q?")), "settings"))
     assert capsys.readouterr().err.startswith("left out: 2 files (")
+
+
+PICTURE = bytes.fromhex("89504e470d0a1a0a") + bytes(8)
+SIDE_FILES = ("cls", "jpg", "json", "txt", "seg.npy", "jpg.xml")
+"""Of a sample as img2dataset and webdataset write it; one lies before its picture."""
+
+
+def shard(folder, names):
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(PICTURE) if name.endswith(".jpg") else 2
+            tar.addfile(info, io.BytesIO(PICTURE if name.endswith(".jpg") else b"{}"))
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar with questions", "folder", "table"])
+def test_side_files_of_what_is_scored_are_counted_and_raise_no_alarm(tmp_path, capsys, kind):
+    names = [f"{key}.{end}" for key in ("a/1.2", "b") for end in SIDE_FILES]
+    settings = {"archive": str(tmp_path), "question": "q?"}
+    if kind.startswith("tar"):
+        shard(tmp_path, names)
+    else:
+        (tmp_path / "a").mkdir()
+        for name in names:
+            (tmp_path / name).write_bytes(PICTURE if name.endswith(".jpg") else b"{}")
+    if kind == "tar with questions":
+        del settings["question"]
+    if kind == "table":  # which names one picture of two
+        table = tmp_path.with_suffix(".csv")
+        table.write_text("image,question\nb.jpg,what?\n")
+        settings = {"archive": str(tmp_path), "questions": str(table)}
+    made = plan(open_archive(ArchiveSettings(**settings)), "settings")
+    tell(made)
+    said = capsys.readouterr().err
+    assert made.rows == (1 if kind == "table" else 2)
+    assert said.startswith(f"left out: {made.left_out.total} files (")
+    assert made.left_out.total == {"table": 11, "tar with questions": 6}.get(kind, 10)
+    assert "2 .cls" in said
+
+
+@pytest.mark.parametrize("kind", ["tar", "folder", "table"])
+def test_files_that_could_have_been_rows_raise_the_alarm(tmp_path, capsys, kind):
+    settings = {"archive": str(tmp_path), "question": "q?"}
+    names = ["1.jpg", "2.raw", "2.raw.hdr", "30.raw", "1a.raw"]
+    if kind == "tar":
+        shard(tmp_path, names)
+    elif kind == "folder":
+        for name in names:
+            (tmp_path / name).write_bytes(PICTURE if name.endswith(".jpg") else b"{}")
+    else:
+        (tmp_path / "q.csv").write_text("image,question\n1.jpg,what?\n")
+        for name in ("a.parquet", "b.parquet"):
+            (tmp_path / name).write_bytes(b"{}")
+        settings = {"archive": str(tmp_path), "questions": f"{tmp_path}/*"}
+    made = plan(open_archive(ArchiveSettings(**settings)), "settings")
+    tell(made)
+    said = capsys.readouterr().err
+    assert said.startswith("MOST OF THIS ARCHIVE IS LEFT OUT: 1 rows are scored.\nleft out: ")
 
 
 @pytest.mark.parametrize("taken", [True, False])

@@ -14,7 +14,7 @@ import pytest
 
 from medv_ray.serving import guard
 from medv_ray.serving.app import make_app
-from medv_ray.serving.guard import App, Guard, Message, Receive, Scope, Send, is_open
+from medv_ray.serving.guard import App, Guard, Message, Policy, Receive, Scope, Send, is_open
 from medv_ray.serving.options import LimitSettings
 from medv_ray.serving.service import Service
 from tests.unit.serving.client import (
@@ -53,7 +53,7 @@ class Reached:
 
 def guarded(**limits: Any) -> tuple[Guard, Reached]:
     reached = Reached()
-    return Guard(reached, LimitSettings(**limits), NO_KEYS), reached
+    return Guard(reached, Policy(LimitSettings(**limits), NO_KEYS)), reached
 
 
 async def nothing(receive: Receive) -> None:

@@ -1,0 +1,72 @@
+"""Which archive is read, by which columns, and how it is cut."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from medv_ray.settings import Settings
+from medv_ray.tables.columns import Asked
+from medv_ray.tables.encoding import known_encoding
+from medv_ray.tables.record import CELL_BYTES
+from medv_ray.tables.records import Reading
+
+
+class ArchiveSettings(Settings):
+    """Where the rows lie, which columns they have, and how they are cut into chunks."""
+
+    archive: str
+    """File, folder, or pattern with `*`; local, or an `s3://` or `gs://` URI."""
+    questions: str | None = None
+    """A csv, tsv, jsonl, json or parquet file of questions; `archive` is then the folder of its
+    images."""
+    images: str | None = None
+    """Folder that image paths in columns are relative to. Default: the archive's own folder."""
+    question: str | None = None
+    """One question for every image; a question column is then not looked at."""
+    id_column: str | None = None
+    """Column of row ids. Default: `id` where there is one, else ids made of file and row number;
+    `none`: these in any case."""
+    image_column: str = "image"
+    """Encoded bytes, base64, a struct {bytes, path}, a path, or a list of these. Where there is no
+    `image`, that of a known layout is taken (`images`, SLAKE's `img_name`)."""
+    question_column: str = "question"
+    """Text. Where there is no `question`, a dialogue is taken (`messages`, `conversations`)."""
+    answer_column: str | None = None
+    """The known answer, copied to the output as `reference`. Default: `answer` where it exists."""
+    chunk_rows: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Rows that are read, answered and committed together: what a kill can cost."""
+    limit: PositiveInt | None = None
+    """Only the first rows of the archive."""
+    fingerprint: Literal["fast", "full"] = "fast"
+    """How a changed input file is noticed: by size, time and both ends, or by its whole content."""
+    encoding: str | None = None
+    """Of csv, tsv and json files, such as `latin-1` or `cp1252`. Default: by the mark at the
+    beginning of the file, else UTF-8."""
+    max_cell_bytes: PositiveInt = CELL_BYTES
+    """Longer questions and answers are quarantined; characters of a cell of text. Cells of
+    other columns may have 2^26 at least."""
+    max_image_bytes: PositiveInt = 256 * 2**20
+    """Larger encoded images are quarantined, before they are read where the format allows it."""
+
+    @model_validator(mode="after")
+    def _one_source_of_questions(self) -> Self:
+        if self.question is not None and not self.question.strip():
+            raise ValueError("question is empty or white space")
+        if self.question is not None and self.questions is not None:
+            raise ValueError("give questions or question, not both")
+        if self.encoding is not None:
+            known_encoding(self.encoding)
+        return self
+
+    @property
+    def asked(self) -> Asked:
+        """The columns that are looked for."""
+        question = None if self.question is not None else self.question_column
+        return Asked(self.image_column, question, self.id_column, self.answer_column)
+
+    @property
+    def reading(self) -> Reading:
+        """How text tables are read."""
+        return Reading(self.encoding, self.max_cell_bytes)
