@@ -1,9 +1,9 @@
 """A suite of benchmarks: prepare, score through the job that scores archives, count, compare.
 
-    RUN/results.json          figures of every recipe
-    RUN/NAME/dataset/         where a release was given and not a prepared dataset
-    RUN/NAME/questions.parquet, RUN/NAME/scored/    what is asked, and the run that answers it
-    RUN/NAME/answers.jsonl    answers by id, in LLaVA-Med's form
+RUN/results.json          figures of every recipe
+RUN/NAME/dataset/         where a release was given and not a prepared dataset
+RUN/NAME/questions.parquet, RUN/NAME/scored/    what is asked, and the run that answers it
+RUN/NAME/answers.jsonl    answers by id, in LLaVA-Med's form
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 
 from medv_ray.archive.rows import read_run
 from medv_ray.archive.settings import ArchiveSettings
-from medv_ray.data.dataset import INDEX, Dataset, image_path
+from medv_ray.data.dataset import INDEX, Dataset
 from medv_ray.data.synthetic import grey_image
 from medv_ray.data.vqa.prepare import prepare
 from medv_ray.data.vqa.settings import PrepareSettings
 from medv_ray.errors import RunError, SettingsError
 from medv_ray.evaluation import predictions, recipes, results
 from medv_ray.evaluation.recipes import Question, Recipe
-from medv_ray.files import write_whole
+from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, checkpoint_defaults
 from medv_ray.on_ray.score import score
 from medv_ray.settings import EngineSettings, ModelSettings, SamplerSettings
@@ -52,7 +52,9 @@ class EvalSettings(NamedTuple):
     pool: PoolSettings = PoolSettings()
 
 
-def evaluate(chosen: Sequence[Recipe], settings: EvalSettings, address: str | None) -> dict[str, Any]:
+def evaluate(
+    chosen: Sequence[Recipe], settings: EvalSettings, address: str | None
+) -> dict[str, Any]:
     """Figures of every recipe, as results.json has them.
 
     Raises SettingsError E1001, DataError E1113 to E1123, and what `score` raises.
@@ -66,5 +68,129 @@ def evaluate(chosen: Sequence[Recipe], settings: EvalSettings, address: str | No
         found[recipe.name] = _one(recipe, settings, len(chosen) > 1, address)
     whole = {"format": 1, "blind": settings.blind, "recipes": found}
     settings.out.mkdir(parents=True, exist_ok=True)
-    write_whole(settings.out / RESULTS, json.dumps(whole, indent=1).encode())
+    write_atomic(settings.out / RESULTS, json.dumps(whole, indent=1).encode())
     return whole
+
+
+def _one(
+    recipe: Recipe, settings: EvalSettings, several: bool, address: str | None
+) -> dict[str, Any]:
+    out = settings.out / recipe.name
+    folder = prepared(recipe, settings.data / recipe.name if several else settings.data, out)
+    dataset = Dataset.open(folder, recipe.split)
+    questions = recipes.questions_of(dataset)
+    recipes.check_split(recipe, questions)
+    sha256 = recipes.digest(recipe, dataset.digest)
+    if settings.limit is not None:
+        questions = questions[: settings.limit]
+    train = training_questions(folder)
+    if settings.predictions is not None:
+        found = predictions.read_predictions(settings.predictions)
+        matched = predictions.match(questions, found, settings.partial)
+        run: dict[str, Any] = {"source": settings.predictions.name, **_counts(matched)}
+        answers = matched.answers
+    else:
+        answers, run = answered(recipe, dataset, questions, settings, out, address)
+    write_answers(out / "answers.jsonl", questions, answers)
+    candidates = [one.answer for one in train if one.kind == "open"] or None
+    figures = results.figures(recipe, questions, answers, candidates)
+    most = results.majority(train)
+    if most:
+        guessed = {one.id: most.get(one.kind, "") for one in questions}
+        figures["majority"] = results.figures(recipe, questions, guessed)["headline"]
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "recipe_sha256": sha256,
+        "whole": settings.limit is None,
+        "run": run,
+        **figures,
+    }
+
+
+def prepared(recipe: Recipe, source: Path, out: Path) -> Path:
+    """The prepared dataset: `source` itself, or what is made of a release there."""
+    if (source / INDEX).is_file():
+        return source
+    folder = out / "dataset"
+    if not (folder / INDEX).is_file():
+        if not source.exists():
+            said = f"--data has no {source.name!r}, a prepared dataset or the unpacked release."
+            raise SettingsError("E1001", said)
+        out.mkdir(parents=True, exist_ok=True)
+        prepare(PrepareSettings(kind=recipe.dataset, source=str(source), out=str(folder)))
+    return folder
+
+
+def training_questions(folder: Path) -> list[Question]:
+    """Of the training split, where there is one."""
+    if "train" not in json.loads((folder / INDEX).read_bytes())["splits"]:
+        return []
+    return recipes.questions_of(Dataset.open(folder, "train"))
+
+
+def answered(
+    recipe: Recipe,
+    dataset: Dataset,
+    questions: Sequence[Question],
+    settings: EvalSettings,
+    out: Path,
+    address: str | None,
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Answers by id from the scoring job, which goes on where it stopped, and what it counted."""
+    assert settings.model is not None
+    table = write_archive(recipe, dataset, questions, out, settings.blind)
+    sampler = {} if recipe.sampler is None else {"sampler": recipe.sampler}
+    asked = ScoreSettings(
+        out=str(out / "scored"),
+        archive=ArchiveSettings(archive=str(table), images=str(dataset.folder)),
+        model=settings.model,
+        engine=settings.engine,
+        pool=settings.pool,
+        **({**checkpoint_defaults(settings.model.path), **sampler}),
+    )
+    outcome = score(asked, address=address)
+    if outcome.summary is None:
+        raise RunError("E1512", "the job was stopped; the same line goes on.")
+    answers = {one.id: "" for one in questions}
+    steps = 0
+    for part in read_run(asked.out, ["id", "answer", "forward_passes"]):
+        for row in part.to_pylist():
+            answers[row["id"]] = row["answer"] or ""
+            steps += row["forward_passes"] or 0
+    counts = {name: getattr(outcome.summary, name) for name in ("answered", "quarantined")}
+    return answers, {**counts, "forward_passes": steps, "model_sha256": None}
+
+
+def write_archive(
+    recipe: Recipe, dataset: Dataset, questions: Sequence[Question], out: Path, blind: bool
+) -> Path:
+    """The questions in the recipe's words, as a parquet file that names the dataset's pictures."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "questions.parquet"
+    columns: dict[str, list[Any]] = {
+        "id": [one.id for one in questions],
+        "question": [recipe.ask(one.question) for one in questions],
+        "answer": [one.answer for one in questions],
+    }
+    if blind:
+        columns["image"] = [[grey_image()] * len(one.images) for one in questions]
+    else:
+        columns["image"] = [[f"images/{s[:2]}/{s}" for s in one.images] for one in questions]
+    made = pa.table(columns)
+    if not path.exists() or not pq.read_table(path).equals(made):
+        pq.write_table(made, path)
+    return path
+
+
+def write_answers(path: Path, questions: Sequence[Question], answers: dict[str, str]) -> None:
+    """In LLaVA-Med's form: question_id, prompt, text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps({"question_id": one.id, "prompt": one.question, "text": answers[one.id]})
+        for one in questions
+    ]
+    write_atomic(path, "\n".join([*lines, ""]).encode())
+
+
+def _counts(matched: predictions.Matched) -> dict[str, int]:
+    return {name: getattr(matched, name) for name in ("missing", "extra", "empty")}
