@@ -245,6 +245,7 @@ def tower(golden: Golden) -> Callable[[str], Medv]:
         real = case in ("07", "11")
         config = LanguageConfig.from_json(golden.case("07" if real else "02")["config"])
         model = Medv(ModelConfig(language=config, vision=None)).eval()
+        model.requires_grad_(case == "11")  # the others are sampled from
         model.load_state_dict(golden.state(case))
         return model
 

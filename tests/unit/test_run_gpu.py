@@ -61,9 +61,7 @@ def test_wrong_results_are_not_timed(
     assert set(found["left_out"]) == PARTS - {"peaks", "loss"}, "what does not need it is timed"
 
 
-def test_out_of_time_is_told(
-    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_time_is_told(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(tmp_path / "toy.json", monkeypatch, "--minutes", "0")
     assert set(found["left_out"]) == PARTS  # type: ignore[arg-type]
 

@@ -40,8 +40,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(autouse=True, scope="package")
-def decoded_here() -> Iterator[None]:
+def quick() -> Iterator[None]:
+    """Pictures decoded in this process, and weights as they are: laid out for oneDNN, towers of
+    this size take longer. Both ways are tested elsewhere (data, model, test_asset)."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medv_ray.engine.predictor.PACK_BYTES", 0)
         patch.setattr("medv_ray.engine.images.Decoder", decoding.Decoder)
         yield
 
