@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 import pytest
 import torch
 
+from tests import interpreter
 from tests.golden.tally import SESSION
 
 if not torch.cuda.is_available():
@@ -31,5 +32,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_finish() -> None:
+    interpreter.patch_once()
     gc.collect()
     gc.freeze()

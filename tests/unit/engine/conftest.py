@@ -1,6 +1,7 @@
 """A random checkpoint folder of the real format, small enough to make for every session."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from medv_ray.model import weights
 from medv_ray.model.config import LanguageConfig, ModelConfig, VisionConfig
 from medv_ray.model.medv import Medv
+from tests.unit import decoding
 
 SPECIAL = [
     "<|startoftext|>",
@@ -35,6 +37,16 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def quick() -> Iterator[None]:
+    """Pictures decoded in this process, and weights as they are: laid out for oneDNN, towers of
+    this size take longer. Both ways are tested elsewhere (data, model, test_asset)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medv_ray.engine.predictor.PACK_BYTES", 0)
+        patch.setattr("medv_ray.engine.images.Decoder", decoding.Decoder)
+        yield
 
 
 @pytest.fixture(scope="session")
