@@ -1,17 +1,21 @@
 """For every test: a thread for each process, as two processes share two cores; without a GPU,
 Triton interprets kernels on the CPU; the garbage collector passes over what the imports left (0.4 s
-a collection).
+a collection); decoding children are shared (tests/decoders.py).
 """
 
 import gc
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import pytest
 import torch
 
+from tests.decoders import Kept
 from tests.golden.tally import SESSION
+
+DECODERS = Kept()
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
@@ -19,6 +23,19 @@ if not torch.cuda.is_available():
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SESSION, "golden tally")
+    DECODERS.install()
+
+
+def pytest_unconfigure() -> None:
+    DECODERS.end()
+
+
+@pytest.fixture
+def own_decoders() -> Iterator[None]:
+    """Every decoder starts its child and ends it."""
+    DECODERS.on = False
+    yield
+    DECODERS.on = True
 
 
 @pytest.hookimpl(optionalhook=True)
