@@ -1,16 +1,21 @@
 """For every test: a thread for each process, as two processes share two cores; without a GPU,
 Triton interprets kernels on the CPU; the garbage collector passes over what the imports left (0.4 s
-a collection); decoding children are shared (tests/decoders.py).
+a collection); decoding children are shared (tests/decoders.py), and so is what is the same in each
+test and takes long: the certificates of a client (60 ms), the options of a command line (150 ms).
+Nothing is forced to the disk (5 ms), as no test cuts the power.
 """
 
+import functools
 import gc
 import os
+import ssl
 from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import pytest
 import torch
+import typer.testing
 
 from tests.decoders import Kept
 from tests.golden.tally import SESSION
@@ -24,6 +29,9 @@ if not torch.cuda.is_available():
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SESSION, "golden tally")
     DECODERS.install()
+    ssl.create_default_context = functools.cache(ssl.create_default_context)
+    typer.testing._get_command = functools.cache(typer.testing._get_command)
+    os.fsync = os.fstat  # fails where fsync would: on what is no open file
 
 
 def pytest_unconfigure() -> None:
