@@ -55,6 +55,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if alone else min(2, os.cpu_count() or 1)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> None:
+    """What is there when a file's tests begin is no longer looked through, as it mostly stays."""
+    gc.freeze()
+
+
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
