@@ -33,15 +33,22 @@ class Server:
         self.app: Any = None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        server = uvicorn.Server(uvicorn.Config(self, log_level="error", lifespan="off"))
-        thread = threading.Thread(target=server.run, args=([self._listener],), daemon=True)
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
+        self._server = uvicorn.Server(uvicorn.Config(self, log_level="error", lifespan="off"))
+        self._thread = threading.Thread(
+            target=self._server.run, args=([self._listener],), daemon=True
+        )
+        self._thread.start()
+        while not self._server.started:
+            assert self._thread.is_alive()
             time.sleep(0.01)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await self.app(scope, receive, send)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=10)
+        self._listener.close()
 
 
 @contextmanager

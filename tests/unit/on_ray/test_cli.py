@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -32,9 +31,10 @@ def test_help_is_fast_and_loads_nothing_heavy() -> None:
         "except SystemExit: pass\n"
         "assert not {'torch','ray','transformers','pyarrow'} & set(sys.modules)"
     )
-    started = time.perf_counter()
+    before = os.times()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    assert time.perf_counter() - started < 5  # 0.4 s on an idle core
+    after = os.times()
+    assert after.children_user - before.children_user < 3  # 0.4 s on an idle core
 
 
 @pytest.mark.parametrize("code", ["E1203", "e1501"])
