@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure() -> None:
     DECODERS.end()
+    gc.unfreeze()  # else what C libraries hold is reported as leaked
 
 
 @pytest.fixture
