@@ -1,18 +1,27 @@
 """For every test: a thread for each process, as two processes share two cores; without a GPU,
 Triton interprets kernels on the CPU; the garbage collector passes over what the imports left (0.4 s
-a collection).
+a collection); decoding children are shared (tests/decoders.py), and so is what is the same in each
+test and takes long: the certificates of a client (60 ms), the options of a command line (150 ms).
+Nothing is forced to the disk (5 ms), as no test cuts the power.
 """
 
+import functools
 import gc
 import os
+import ssl
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import pytest
 import torch
+import typer.testing
 
 from tests import interpreter
+from tests.decoders import Kept
 from tests.golden.tally import SESSION
+
+DECODERS = Kept()
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
@@ -20,6 +29,23 @@ if not torch.cuda.is_available():
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SESSION, "golden tally")
+    DECODERS.install()
+    ssl.create_default_context = functools.cache(ssl.create_default_context)
+    typer.testing._get_command = functools.cache(typer.testing._get_command)
+    os.fsync = os.fstat  # fails where fsync would: on what is no open file
+
+
+def pytest_unconfigure() -> None:
+    DECODERS.end()
+    gc.unfreeze()  # else what C libraries hold is reported as leaked
+
+
+@pytest.fixture
+def own_decoders() -> Iterator[None]:
+    """Every decoder starts its child and ends it."""
+    DECODERS.on = False
+    yield
+    DECODERS.on = True
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -29,6 +55,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     named = [argument for argument in config.args if ".py" in argument]
     alone = named or config.option.markexpr != "not integration" or config.option.usepdb
     return 0 if alone else min(2, os.cpu_count() or 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> None:
+    """What is there when a file's tests begin is no longer looked through, as it mostly stays."""
+    gc.freeze()
 
 
 def pytest_collection_finish() -> None:

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 from medv_ray.model import weights
 from medv_ray.model.config import LanguageConfig, ModelConfig, VisionConfig
 from medv_ray.model.medv import Medv
-from tests.unit import decoding
 
 SPECIAL = [
     "<|startoftext|>",
@@ -41,11 +40,10 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(autouse=True, scope="package")
 def quick() -> Iterator[None]:
-    """Pictures decoded in this process, and weights as they are: laid out for oneDNN, towers of
-    this size take longer. Both ways are tested elsewhere (data, model, test_asset)."""
+    """Weights as they are: laid out for oneDNN, towers of this size take longer. That is tested
+    elsewhere (model, test_asset)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("medv_ray.engine.predictor.PACK_BYTES", 0)
-        patch.setattr("medv_ray.engine.images.Decoder", decoding.Decoder)
         yield
 
 
