@@ -10,6 +10,7 @@ import gc
 import os
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
@@ -25,6 +26,9 @@ DECODERS = Kept()
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+
+PROCESSES = ("integration", "chaos")
+"""Markers of tests that start processes; `make test` asks for them alone."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,6 +65,28 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def _frozen() -> None:
     """What is there when a file's tests begin is no longer looked through, as it mostly stays."""
     gc.freeze()
+
+
+def mentions(path: Path, marker: str) -> bool:
+    """Whether a test file, or the conftest.py beside it, gives anything that marker."""
+    beside = (path, path.with_name("conftest.py"))
+    return any(f"mark.{marker}" in file.read_text() for file in beside if file.exists())
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Whether a file has no test of the one marker that is asked for: to import all files takes
+    twenty seconds."""
+    marker = config.option.markexpr.split(" ")[0]
+    if marker not in PROCESSES or not collection_path.name.startswith("test_"):
+        return None
+    return None if mentions(collection_path, marker) else True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:  # else it would be in no half of `make test`
+        for marker in PROCESSES:
+            if item.get_closest_marker(marker) and not mentions(item.path, marker):
+                raise pytest.UsageError(f"{item.nodeid}: its file does not say mark.{marker}")
 
 
 def pytest_collection_finish() -> None:
