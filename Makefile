@@ -20,11 +20,11 @@ demo: $(VENV)/.installed  ## score an embedded archive with an embedded trained 
 test: $(VENV)/.installed  ## tests that need no GPU, in two halves side by side
 	$(MAKE) --jobs 2 --output-sync=target --keep-going test-fast test-ray
 
-test-fast: $(VENV)/.installed  ## no Ray; then ZeRO-3 against the formulas, with processes of its own
+test-fast: $(VENV)/.installed  ## no Ray and no whole job; then ZeRO-3 against the formulas, with processes of its own
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m "not integration"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ZERO)
 
-test-ray: $(VENV)/.installed  ## with Ray and object stores
+test-ray: $(VENV)/.installed  ## with Ray, object stores, whole jobs and child processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "integration and not chaos" --ignore $(ZERO)
 
 test-kills: $(VENV)/.installed  ## jobs whose Ray is killed, SIGTERM, Ctrl-C

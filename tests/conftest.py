@@ -1,24 +1,55 @@
 """For every test: a thread for each process, as two processes share two cores; without a GPU,
 Triton interprets kernels on the CPU; the garbage collector passes over what the imports left (0.4 s
-a collection).
+a collection); decoding children are shared (tests/decoders.py), and so is what is the same in each
+test and takes long: the certificates of a client (60 ms), the options of a command line (150 ms).
+Nothing is forced to the disk (5 ms), as no test cuts the power.
 """
 
+import functools
 import gc
 import os
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import pytest
 import torch
+import typer.testing
 
+from tests import interpreter
+from tests.decoders import Kept
 from tests.golden.tally import SESSION
+
+DECODERS = Kept()
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
+PROCESSES = ("integration", "chaos")
+"""Markers of tests that start processes; `make test` asks for them alone."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SESSION, "golden tally")
+    DECODERS.install()
+    ssl.create_default_context = functools.cache(ssl.create_default_context)
+    typer.testing._get_command = functools.cache(typer.testing._get_command)
+    os.fsync = os.fstat  # fails where fsync would: on what is no open file
+
+
+def pytest_unconfigure() -> None:
+    DECODERS.end()
+    gc.unfreeze()  # else what C libraries hold is reported as leaked
+
+
+@pytest.fixture
+def own_decoders() -> Iterator[None]:
+    """Every decoder starts its child and ends it."""
+    DECODERS.on = False
+    yield
+    DECODERS.on = True
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -30,6 +61,35 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if alone else min(2, os.cpu_count() or 1)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> None:
+    """What is there when a file's tests begin is no longer looked through, as it mostly stays."""
+    gc.freeze()
+
+
+def mentions(path: Path, marker: str) -> bool:
+    """Whether a test file, or the conftest.py beside it, gives anything that marker."""
+    beside = (path, path.with_name("conftest.py"))
+    return any(f"mark.{marker}" in file.read_text() for file in beside if file.exists())
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Whether a file has no test of the one marker that is asked for: to import all files takes
+    twenty seconds."""
+    marker = config.option.markexpr.split(" ")[0]
+    if marker not in PROCESSES or not collection_path.name.startswith("test_"):
+        return None
+    return None if mentions(collection_path, marker) else True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:  # else it would be in no half of `make test`
+        for marker in PROCESSES:
+            if item.get_closest_marker(marker) and not mentions(item.path, marker):
+                raise pytest.UsageError(f"{item.nodeid}: its file does not say mark.{marker}")
+
+
 def pytest_collection_finish() -> None:
+    interpreter.patch_once()
     gc.collect()
     gc.freeze()

@@ -3,7 +3,7 @@ endpoint in this process: no answer may be a 5xx, break the file's schemas, or t
 
     python -m tests.serving_fuzz --cases 10000
 
-300 cases are part of the tests (tests/unit/serving/test_fuzz.py).
+150 cases are part of the tests (tests/unit/serving/test_fuzz.py).
 """
 
 from __future__ import annotations

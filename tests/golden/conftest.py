@@ -36,6 +36,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from medv_ray.model import weights
 from medv_ray.model.config import LanguageConfig, ModelConfig, VisionConfig
 from medv_ray.model.medv import Medv
 from tests.golden.tally import SESSION
@@ -119,10 +120,9 @@ class Golden:
         the file, from 02; "07", "11" layers 0.. and final norm of 02 with embedding and head
         rebuilt from the tables of 07.
         """
-        base = dict(self.tensors("02", "state.safetensors"))
         if case in ("07", "11"):
-            return self._real_vocabulary(base)
-        return base
+            return dict(self._real_vocabulary)
+        return dict(self.tensors("02", "state.safetensors"))
 
     def olmo_state(self) -> dict[str, Tensor]:
         """Weights of case 01 under OLMo-style names; made from 02 where the file is missing."""
@@ -131,8 +131,10 @@ class Golden:
         renames = self.case("02")["rename_map_first_keys"]
         return {_olmo_name(name, renames): value for name, value in self.state("02").items()}
 
-    def _real_vocabulary(self, base: dict[str, Tensor]) -> dict[str, Tensor]:
+    @cached_property
+    def _real_vocabulary(self) -> dict[str, Tensor]:
         """Source: `vocab_recipe` of case 07."""
+        base = self.tensors("02", "state.safetensors")
         tables, config = self.tensors("07"), self.case("07")["config"]
         ids = torch.arange(config["vocab_size"])
         state = {
@@ -169,6 +171,13 @@ def _olmo_name(name: str, renames: dict[str, str]) -> str:
             part = theirs.rsplit("blocks.N.", 1)[-1]
             return f"model.transformer.blocks.{layer}.{part}.weight"
     raise KeyError(name)
+
+
+def holding(config: ModelConfig, state: dict[str, Tensor]) -> Medv:
+    """A model of these tensors themselves: cases of the same weights share them."""
+    model = weights._without_weights(config)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
 
 
 def sub_cases(golden: Golden, case: str) -> list[str]:
@@ -245,9 +254,8 @@ def tower(golden: Golden) -> Callable[[str], Medv]:
     def build(case: str) -> Medv:
         real = case in ("07", "11")
         config = LanguageConfig.from_json(golden.case("07" if real else "02")["config"])
-        model = Medv(ModelConfig(language=config, vision=None)).eval()
-        model.load_state_dict(golden.state(case))
-        return model
+        model = holding(ModelConfig(language=config, vision=None), golden.state(case))
+        return model.requires_grad_(case == "11")  # the others are sampled from
 
     return build
 
@@ -267,9 +275,7 @@ def seeing(golden: Golden) -> Callable[[str], Medv]:
             image_aspect_ratio=raw["config"]["image_aspect_ratio"],
             image_grid_pinpoints=tuple(map(tuple, raw["config"]["image_grid_pinpoints"])),
         )
-        model = Medv(config).eval()
-        model.load_state_dict(golden.state(case) | golden.tensors(source, "state.safetensors"))
-        return model
+        return holding(config, golden.state(case) | golden.tensors(source, "state.safetensors"))
 
     return build
 

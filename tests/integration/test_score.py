@@ -21,6 +21,8 @@ from tests.integration import processes, stub
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 SLOW = "sleep:0.02 what is this?"
+CALM = "tests.integration.stub:load_calm"
+ALONE = {"max_actors": 1}  # where a second actor, some seconds of imports, would show nothing
 
 
 def rows_of(folder: Path) -> dict[str, str]:
@@ -79,10 +81,11 @@ def cpus_come_free() -> bool:
     return bool(free == 2)
 
 
-def test_rows_are_accounted_for_and_a_second_run_does_nothing(
+def test_rows_are_accounted_for_and_only_quarantined_ones_are_tried_again(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    stub.write_archive(tmp_path / "in.parquet", [SLOW, "bad", "", "raise", "memory", *[SLOW] * 55])
+    questions = [SLOW, "bad", "", "raise:once", "memory:once", *[SLOW] * 55]
+    stub.write_archive(tmp_path / "in.parquet", questions)
     outcome = go(tmp_path)
     assert outcome.exit_code == 0
     assert outcome.summary is not None
@@ -110,17 +113,13 @@ def test_rows_are_accounted_for_and_a_second_run_does_nothing(
     assert said.err == ""
     assert all(json.loads(line)["total"] == 60 for line in said.out.splitlines())
 
-
-def test_an_error_of_an_actor_reaches_the_user_and_a_resume_finishes(tmp_path: Path) -> None:
-    stub.write_archive(tmp_path / "in.parquet", [*[SLOW] * 40, "fatal:once", *[SLOW] * 23])
-    with pytest.raises(RunError, match="E1508: nothing works"):
-        go(tmp_path)
-    before = committed(tmp_path)
-    assert 0 < before < 8
-    outcome = go(tmp_path, factory="tests.integration.stub:load_calm")
-    assert outcome.exit_code == 0
-    assert outcome.session.rows == 64 - 8 * before
-    assert set(rows_of(tmp_path).values()) == {"answered"}
+    later = go(tmp_path, Resume(retry_quarantined=True), CALM)
+    assert later.session.rows == 8
+    found = rows_of(tmp_path)
+    assert len(found) == 60
+    assert {row: end for row, end in found.items() if end != "answered"} == {
+        "r00001": "prompt_too_long", "r00002": "empty_question",
+    }  # fmt: skip
 
 
 def test_crashing_rows_are_quarantined_and_no_other_row(tmp_path: Path) -> None:
@@ -158,7 +157,7 @@ def test_a_model_that_does_not_load_ends_the_job(
     tmp_path: Path, factory: str, kind: type[Exception], word: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    stub.write_archive(tmp_path / "in.parquet", [SLOW] * 16)
+    stub.write_archive(tmp_path / "in.parquet", [SLOW] * 8)  # a chunk: one actor
     with pytest.raises(kind, match=word):
         go(tmp_path, factory=f"tests.integration.stub:{factory}")
     said = capfd.readouterr()
@@ -169,21 +168,6 @@ def test_a_pool_larger_than_the_machine_is_refused(tmp_path: Path) -> None:
     stub.write_archive(tmp_path / "in.parquet", [SLOW] * 16)
     with pytest.raises(RunError, match="E1505: 3 actors"):
         go(tmp_path, pool={"max_actors": 3})
-
-
-def test_ctrl_c_stops_between_chunks_and_the_same_command_goes_on(
-    tmp_path: Path, soon: Any
-) -> None:
-    stub.write_archive(tmp_path / "in.parquet", [SLOW] * 320)
-    soon(lambda: committed(tmp_path) >= 2, lambda: os.kill(os.getpid(), signal.SIGINT))
-    outcome = go(tmp_path)
-    assert outcome.session.stopped
-    assert outcome.exit_code == 1
-    assert 16 <= outcome.committed < 320
-    assert not list((tmp_path / "run").rglob("*.tmp")), "a finished chunk was not committed"
-    done = go(tmp_path)
-    assert done.exit_code == 0
-    assert done.session.rows == 320 - outcome.committed
 
 
 def test_a_shard_that_vanishes_is_named_and_scored_later(tmp_path: Path) -> None:
@@ -203,13 +187,40 @@ def test_a_shard_that_vanishes_is_named_and_scored_later(tmp_path: Path) -> None
     assert len(rows_of(tmp_path)) == 40
 
 
+def test_an_error_of_an_actor_reaches_the_user_and_a_resume_finishes(tmp_path: Path) -> None:
+    stub.write_archive(tmp_path / "in.parquet", [*[SLOW] * 40, "fatal:once", *[SLOW] * 23])
+    with pytest.raises(RunError, match="E1508: nothing works"):
+        go(tmp_path)
+    before = committed(tmp_path)
+    assert 0 < before < 8
+    outcome = go(tmp_path, factory=CALM)
+    assert outcome.exit_code == 0
+    assert outcome.session.rows == 64 - 8 * before
+    assert set(rows_of(tmp_path).values()) == {"answered"}
+
+
+def test_ctrl_c_stops_between_chunks_and_the_same_command_goes_on(
+    tmp_path: Path, soon: Any
+) -> None:
+    stub.write_archive(tmp_path / "in.parquet", [SLOW] * 320)
+    soon(lambda: committed(tmp_path) >= 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    outcome = go(tmp_path)
+    assert outcome.session.stopped
+    assert outcome.exit_code == 1
+    assert 16 <= outcome.committed < 320
+    assert not list((tmp_path / "run").rglob("*.tmp")), "a finished chunk was not committed"
+    done = go(tmp_path, pool=ALONE)
+    assert done.exit_code == 0
+    assert done.session.rows == 320 - outcome.committed
+
+
 def test_a_full_disk_under_an_actor(tmp_path: Path) -> None:
     stub.write_archive(tmp_path / "in.parquet", [SLOW] * 32)
     with pytest.raises(RunError, match="E1503") as caught:
-        go(tmp_path, factory="tests.integration.stub:load_on_a_full_disk")
+        go(tmp_path, factory="tests.integration.stub:load_on_a_full_disk", pool=ALONE)
     assert caught.value.exit_code == 5
     assert cpus_come_free()
-    assert go(tmp_path).exit_code == 0
+    assert go(tmp_path, pool=ALONE).exit_code == 0
     assert len(rows_of(tmp_path)) == 32
 
 
@@ -226,18 +237,8 @@ def test_a_full_disk_under_the_driver(tmp_path: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(Store, "reveal", full)
         with pytest.raises(RunError, match="E1503") as caught:
-            go(tmp_path)
+            go(tmp_path, pool=ALONE)
     assert caught.value.exit_code == 5
     assert cpus_come_free()
-    assert go(tmp_path).exit_code == 0
+    assert go(tmp_path, pool=ALONE).exit_code == 0
     assert len(rows_of(tmp_path)) == 32
-
-
-def test_retry_quarantined(tmp_path: Path) -> None:
-    stub.write_archive(tmp_path / "in.parquet", ["raise:once", *["what?"] * 31])
-    outcome = go(tmp_path)
-    assert outcome.summary is not None
-    assert outcome.summary.quarantined == 1
-    later = go(tmp_path, Resume(retry_quarantined=True), "tests.integration.stub:load_calm")
-    assert later.session.rows == 8
-    assert set(rows_of(tmp_path).values()) == {"answered"}

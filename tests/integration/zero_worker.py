@@ -1,13 +1,15 @@
 """A worker of a process group, without Ray: `python -m tests.integration.zero_worker FOLDER`.
 
 It does the jobs of FOLDER/jobs.json one after the other and leaves FOLDER/NAME-RANK.json of each,
-and FOLDER/NAME.safetensors with the gradient of the first step. torchrun's variables are set.
+and FOLDER/NAME.safetensors with the gradient of the first step. RANK, LOCAL_RANK and
+WORLD_SIZE are set.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +32,8 @@ from medv_ray.training.zero import ZeroEngine
 
 BAD_GRADIENT = "bad gradient"
 """Name of the job in which one worker's gradient is not finite."""
+MEETING = "meeting"
+"""The file by which the workers of a group find each other."""
 
 
 class Record:
@@ -138,8 +142,11 @@ def bad_gradient(there: bool) -> Iterator[None]:
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
+    rank, num_workers = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    # not by a port, which may be another process's after the seconds that imports take
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / MEETING}", rank=rank, world_size=num_workers
+    )
     for job in json.loads((folder / "jobs.json").read_text()):
         settings = TrainSettings.model_validate(job["settings"])
         with bad_gradient(job["name"] == BAD_GRADIENT and rank == 1):

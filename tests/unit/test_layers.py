@@ -150,11 +150,14 @@ HEAVY = ["torch", "ray", "transformers", "numpy", "pyarrow", "pydantic", "fastap
             ("medv_ray.training.plan", ["torch", "ray", "transformers"]),
             ("medv_ray.cli", ["torch", "ray", "transformers"]),
         ],
-        [
-            ("medv_ray.model.lora", ["ray", "peft", "transformers"]),
-            ("medv_ray.engine", ["ray", "peft"]),
-            ("medv_ray.serving.app", ["ray", "peft"]),
-        ],
+        pytest.param(
+            [
+                ("medv_ray.model.lora", ["ray", "peft", "transformers"]),
+                ("medv_ray.engine", ["ray", "peft"]),
+                ("medv_ray.serving.app", ["ray", "peft"]),
+            ],
+            marks=pytest.mark.integration,
+        ),
     ],
     ids=["without torch", "with torch"],
 )

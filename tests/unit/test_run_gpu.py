@@ -15,6 +15,8 @@ PARTS = {
     *("dual_1_long", "scratch_64", "fused_head", "full_batch_8_steps", "loss"),
 }
 
+CHECK_SELECT = run_gpu.check_select
+
 
 def run(out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> dict[str, object]:
     words = ["run_gpu.py", "--toy", "--device", "cpu", "--out", str(out), *more]
@@ -24,6 +26,16 @@ def run(out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> dict[str, obj
     return found
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks that find nothing wrong, and nothing that takes time is timed."""
+    for name in ("check_select", "check_commit", "check_batch"):
+        monkeypatch.setattr(run_gpu, name, lambda *_: {"right": True})
+    for name in ("time_select", "time_exact", "time_batch", "time_loss"):
+        monkeypatch.setattr(run_gpu, name, lambda *_, **__: {"step_s": 1.0})
+
+
+@pytest.mark.integration
 def test_every_part_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(tmp_path / "toy.json", monkeypatch)
     assert found.keys() >= PARTS
@@ -32,13 +44,16 @@ def test_every_part_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert exact["tokens_as_ours"]["reference"] == "8 of 8"  # type: ignore[index]
 
 
-def test_wrong_results_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_results_are_not_timed(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = run_gpu.ops.select
 
     def wrong(*args: object, **more: object) -> Selection:
         found = right(*args, **more)  # type: ignore[arg-type]
         return found._replace(token=found.token + 1)
 
+    monkeypatch.setattr(run_gpu, "check_select", CHECK_SELECT)
     monkeypatch.setattr(run_gpu.ops, "select", wrong)
     with pytest.raises(SystemExit, match="was not timed: select"):
         run(tmp_path / "toy.json", monkeypatch)
@@ -46,13 +61,13 @@ def test_wrong_results_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert set(found["left_out"]) == PARTS - {"peaks", "loss"}, "what does not need it is timed"
 
 
-def test_out_of_time_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_time_is_told(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(tmp_path / "toy.json", monkeypatch, "--minutes", "0")
     assert set(found["left_out"]) == PARTS  # type: ignore[arg-type]
 
 
 def test_a_part_that_fails_does_not_cost_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise SystemExit("wrong result, not timed: tokens differ")

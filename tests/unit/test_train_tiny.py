@@ -67,10 +67,12 @@ def first(tmp_path_factory):
     return made(tmp_path_factory.mktemp("tiny") / "first")
 
 
+@pytest.mark.integration
 def test_same_seed_gives_the_same_folder(first, tmp_path):
     assert weights.digest(made(tmp_path / "again")) == weights.digest(first)
 
 
+@pytest.mark.integration
 def test_another_seed_gives_other_weights(first, tmp_path):
     other = made(tmp_path, seed=1, steps=(1, 1, 1))
     one, two = (load_file(path / "model.safetensors") for path in (first, other))
@@ -78,6 +80,7 @@ def test_another_seed_gives_other_weights(first, tmp_path):
     assert not torch.equal(one["lm_head.weight"], two["lm_head.weight"])
 
 
+@pytest.mark.integration
 def test_loss_falls_over_the_captions(first):
     lines = (first.parent / "stage1-captions" / "events.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
@@ -85,6 +88,7 @@ def test_loss_falls_over_the_captions(first):
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
 
 
+@pytest.mark.integration
 def test_each_stage_begins_with_the_one_before(first):
     bases = [
         run.read_run(folder)[0]["base_sha256"] for folder in sorted(first.parent.glob("stage*"))
@@ -94,12 +98,14 @@ def test_each_stage_begins_with_the_one_before(first):
     assert weights.digest(first) == weights.digest(folders[-1])
 
 
+@pytest.mark.integration
 def test_folder_holds_the_sampler_it_is_made_for(first):
     config = json.loads((first / "config.json").read_text())
     assert config["medv_defaults"] == {"gen_length": 8, "block_length": 8, "steps": 8}
     assert weights.load(first).config.vision is not None
 
 
+@pytest.mark.integration
 def test_questions_are_true_of_their_tile_and_grey_ones_are_asked_too(first):
     """What is asked about a grey tile is true of the tile that is not seen."""
     tiles = {row.id: row for row in train_tiny.tiles(0, NUM_TILES)}
@@ -131,6 +137,7 @@ def test_every_type_of_question_stands_in_a_dialogue():
     assert len({row.id for row in rows}) == len(rows)
 
 
+@pytest.mark.integration
 def test_captions_are_those_of_the_tiles(first):
     want = {
         row.id.rpartition("-")[0]: row.answer
@@ -146,6 +153,7 @@ def test_captions_are_those_of_the_tiles(first):
     assert said == dict.fromkeys(want.items(), train_tiny.NUM_CAPTIONS)
 
 
+@pytest.mark.integration
 def test_questions_are_filled_to_both_lengths_and_captions_to_the_longer(first):
     """Both lengths of both kinds of pictures, JPEG and PNG, which take turns too."""
     tokenizer, stage = load_tokenizer(first), train_tiny.STAGES[-1]
@@ -165,6 +173,7 @@ def test_questions_are_filled_to_both_lengths_and_captions_to_the_longer(first):
     }
 
 
+@pytest.mark.integration
 def test_the_card_has_every_score(first, monkeypatch):
     monkeypatch.setattr(train_tiny, "HELD_OUT_ROWS", 15)
     scores = train_tiny.evaluate(first, 1)

@@ -144,6 +144,7 @@ def answers(out: str) -> dict[tuple[int, int], tuple[str, str]]:
     return found
 
 
+@pytest.mark.parametrize("out", ["local"], indirect=True)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fingerprint", ["fast", "full"])
 def test_only_new_rows_are_scored_each_time(make, out, kind, fingerprint):
@@ -161,6 +162,15 @@ def test_only_new_rows_are_scored_each_time(make, out, kind, fingerprint):
     manifest = json.loads(Store(out).read("run.json"))
     assert [one["rows"] for one in manifest["grown"]] == [1, 1]
     assert not manifest["mixed_with"]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("out", ["s3"], indirect=True)
+@pytest.mark.parametrize("fingerprint", ["fast", "full"])
+def test_the_same_with_the_run_on_an_object_store(make, out, fingerprint):
+    """Where the run lies does not depend on the kind of archive; more kinds on a store, and their
+    runs too, are below."""
+    test_only_new_rows_are_scored_each_time(make, out, images, fingerprint)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -99,7 +99,7 @@ def test_an_id_that_looks_like_a_made_one_gives_way():
     assert census(("a", ["a:0", "a:1", "c:0", "a:x", "10:30"])).duplicates() == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(
         st.one_of(

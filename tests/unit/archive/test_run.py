@@ -134,6 +134,7 @@ with Run.open(sys.argv[2], planned, {}) as run:
 """
 
 
+@pytest.mark.integration
 def test_a_killed_driver_loses_no_commit_and_blocks_nobody(make, tmp_path, committed_ids):
     make.parquet(rows=100)
     planned = make.plan()

@@ -11,6 +11,7 @@ from medv_ray.archive.reading import read_rows
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.settings import build
+from medv_ray.tables import json_text
 
 
 def codes(rows):
@@ -417,12 +418,13 @@ def test_wrapped_tables_and_known_layouts(make, images, name, content, ids, inde
     ]  # fmt: skip
 
 
-def test_records_over_the_borders_of_what_is_read_at_once(make, images):
-    records = [{"image": "0.png", "question": f"ü{n}?", "note": "n" * 5000} for n in range(600)]
-    records[300]["note"] = 'ä"]}\\' * 700_000
+def test_records_over_the_borders_of_what_is_read_at_once(make, images, monkeypatch):
+    monkeypatch.setattr(json_text, "PIECE", 2**12)
+    records = [{"image": "0.png", "question": f"ü{n}?", "note": "n" * 500} for n in range(60)]
+    records[30]["note"] = 'ä"]}\\' * 7000
     for content in (records, {"data": records}, {f"k{n}": r for n, r in enumerate(records)}):
         _, rows = rows_of(make, images, "q.json", json.dumps(content, ensure_ascii=False))
-        assert [row.question for row in rows] == [f"ü{n}?" for n in range(600)]
+        assert [row.question for row in rows] == [f"ü{n}?" for n in range(60)]
 
 
 def test_what_is_told_of_a_missing_column(make, images):

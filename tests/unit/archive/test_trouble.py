@@ -121,6 +121,7 @@ def test_trouble_at_any_call_is_told_cleanly_and_quarantines_nothing(make, troub
 
 
 @pytest.mark.parametrize("name", ["/pics/0.png", "pics//0.png", "pics/\0", "s3://x/y.png"])
+@pytest.mark.integration
 def test_one_odd_path_on_an_object_store_costs_one_row(make, s3_server, name):
     make.parquet(rows=3, image=["pics/0.png", name, "pics/0.png"])
     filesystem, _ = store.resolve("s3://bucket/odd")

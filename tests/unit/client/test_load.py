@@ -60,6 +60,7 @@ def test_goodput_counts_answers_within_the_bound() -> None:
     assert got["goodput_per_s"] == pytest.approx(4 / got["seconds"], rel=0.01)
 
 
+@pytest.mark.integration
 def test_a_slow_endpoint_does_not_slow_the_arrivals() -> None:
     came = []
     for wait_s in (0.0, 0.5):
@@ -72,6 +73,7 @@ def test_a_slow_endpoint_does_not_slow_the_arrivals() -> None:
     assert came[1][-1] < 3  # one after the other they would take 6 s
 
 
+@pytest.mark.integration
 def test_latency_of_an_open_loop_counts_from_the_arrival() -> None:
     got = bench(Scripted(lambda number: Reply(wait_s=0.2)), "--rate", "5", "--seconds", "1")
     assert got["latency_s"]["p50"] >= 0.2

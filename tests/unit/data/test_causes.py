@@ -18,6 +18,7 @@ from medv_ray.data.images import prepare
 from medv_ray.errors import DataError, MedvError, RunError
 from medv_ray.settings import ImageSettings
 
+pytestmark = pytest.mark.usefixtures("own_decoders")
 TILES = TileSettings("square", 32)
 NOISE = Image.effect_noise((64, 48), 90)
 

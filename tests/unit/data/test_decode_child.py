@@ -52,7 +52,15 @@ def slow_image() -> bytes:
 
 
 @pytest.fixture
-def decoder() -> Iterator[Decoder]:
+def shared() -> Iterator[Decoder]:
+    """Its child may have served other tests."""
+    with Decoder(ImageSettings(), TILES) as decoder:
+        yield decoder
+
+
+@pytest.fixture
+def decoder(own_decoders: None) -> Iterator[Decoder]:
+    """Its child is its own, to be harmed."""
     with Decoder(ImageSettings(), TILES) as decoder:
         yield decoder
 
@@ -78,25 +86,25 @@ def gone(pid: int) -> bool:
         return True
 
 
-def test_same_result_as_in_process(decoder: Decoder) -> None:
+def test_same_result_as_in_process(shared: Decoder) -> None:
     for array in (NOISE, NOISE[..., 0], (NOISE[..., 0].astype(np.uint16) * 9)):
         data = png(array)
-        got, want = decoder.prepare(data), prepare(data, ImageSettings(), TILES)
+        got, want = shared.prepare(data), prepare(data, ImageSettings(), TILES)
         assert np.array_equal(got.tiles, want.tiles)
         assert got.tiles.flags.writeable
         assert (got.size_wh, got.warnings, got.sha256) == (want.size_wh, want.warnings, want.sha256)
 
 
-def test_errors_come_through_and_the_child_stays(decoder: Decoder) -> None:
-    decoder.prepare(GOOD)
-    pid = child(decoder).pid
+def test_errors_come_through_and_the_child_stays(shared: Decoder) -> None:
+    shared.prepare(GOOD)
+    pid = child(shared).pid
     for data in (b"", b"<html>", GOOD[:300], png(NOISE[:9])):
         with pytest.raises(DataError) as here:
             prepare(data, ImageSettings(), TILES)
         with pytest.raises(DataError) as there:
-            decoder.prepare(data)
+            shared.prepare(data)
         assert str(there.value) == str(here.value)
-    assert child(decoder).pid == pid
+    assert child(shared).pid == pid
     with Decoder(ImageSettings(formats=("FOO",)), TILES) as other, pytest.raises(SettingsError):
         other.prepare(GOOD)
 
@@ -145,6 +153,7 @@ def busy(pid: int) -> bool:
         return int(pages.read().split()[1]) * 4096 > 60e6
 
 
+@pytest.mark.integration
 def test_killed_twice_on_one_image(decoder: Decoder, slow_image: bytes) -> None:
     killed: list[int] = []
     thread = kill_soon(decoder, killed, times=2)
@@ -156,6 +165,7 @@ def test_killed_twice_on_one_image(decoder: Decoder, slow_image: bytes) -> None:
     assert child(decoder).pid not in killed
 
 
+@pytest.mark.integration
 def test_killed_once_is_not_the_images_fault(decoder: Decoder, slow_image: bytes) -> None:
     killed: list[int] = []
     thread = kill_soon(decoder, killed, times=1)
@@ -165,6 +175,7 @@ def test_killed_once_is_not_the_images_fault(decoder: Decoder, slow_image: bytes
     assert decoder.prepare(GOOD).size_wh == (64, 48)
 
 
+@pytest.mark.usefixtures("own_decoders")
 def test_time_limit(slow_image: bytes) -> None:
     with Decoder(ImageSettings(decode_seconds=0.1), TILES) as decoder:
         decoder.prepare(GOOD)
@@ -178,6 +189,7 @@ def test_time_limit(slow_image: bytes) -> None:
         assert decoder.prepare(GOOD).size_wh == (64, 48)
 
 
+@pytest.mark.usefixtures("own_decoders")
 def test_a_child_that_stands_still_is_replaced() -> None:
     """Stopped, it does not even read: the request is larger than the pipe."""
     with Decoder(ImageSettings(decode_seconds=0.3), TILES) as decoder:
@@ -201,14 +213,14 @@ def test_memory_limit(decoder: Decoder, slow_image: bytes) -> None:
         assert small.prepare(GOOD).size_wh == (64, 48)
 
 
-def test_limits_of_the_child(decoder: Decoder) -> None:
-    decoder.prepare(GOOD)
-    with open(f"/proc/{child(decoder).pid}/limits") as file:
+def test_limits_of_the_child(shared: Decoder) -> None:
+    shared.prepare(GOOD)
+    with open(f"/proc/{child(shared).pid}/limits") as file:
         limits = {line[:26].strip(): line[26:].split()[0] for line in file}
     assert limits["Max address space"] == str(2 * 2**30)
     assert limits["Max core file size"] == "0"
     assert limits["Max file size"] == "0"
-    with open(f"/proc/{child(decoder).pid}/environ") as file:
+    with open(f"/proc/{child(shared).pid}/environ") as file:
         names = {entry.split("=")[0] for entry in file.read().split("\0") if entry}
     assert names <= {
         "PYTHONPATH",
@@ -217,10 +229,10 @@ def test_limits_of_the_child(decoder: Decoder) -> None:
         "OPENBLAS_NUM_THREADS",
         "LD_LIBRARY_PATH",
     }
-    with open(f"/proc/{child(decoder).pid}/maps") as file:
+    with open(f"/proc/{child(shared).pid}/maps") as file:
         maps = file.read()
     assert "libtorch" not in maps
-    assert os.getsid(child(decoder).pid) == child(decoder).pid
+    assert os.getsid(child(shared).pid) == child(shared).pid
 
 
 def test_it_says_nothing_on_the_standard_streams(
@@ -238,6 +250,7 @@ def test_it_says_nothing_on_the_standard_streams(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.usefixtures("own_decoders")
 def test_no_descriptor_leaks() -> None:
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
@@ -246,11 +259,11 @@ def test_no_descriptor_leaks() -> None:
         before = descriptors()
         decoder.prepare(GOOD)
         inside = len(os.listdir(f"/proc/{child(decoder).pid}/fd"))
-        for turn in range(200):
+        for turn in range(20):
             decoder.prepare(GOOD)
             with contextlib.suppress(DataError):
-                decoder.prepare(GOOD[: 60 + turn])
-            if turn % 70 == 0:
+                decoder.prepare(GOOD[: 60 + 9 * turn])
+            if turn == 9:
                 child(decoder).kill()
         assert descriptors() == before + 2
         assert len(os.listdir(f"/proc/{child(decoder).pid}/fd")) == inside
@@ -283,6 +296,7 @@ def test_the_child_ends_with_its_parent() -> None:
     wait_until(lambda: gone(pid))
 
 
+@pytest.mark.usefixtures("own_decoders")
 def test_an_orphan_that_hangs_ends_itself() -> None:
     """Its own alarm is set for each image, one second behind the parent's limit."""
     wide = TileSettings("square", 1024)  # a reply larger than the pipe, which nobody reads
@@ -326,19 +340,20 @@ def test_a_reply_larger_than_any_good_one(
     assert caught.value.code == "E1209"
 
 
+@pytest.mark.usefixtures("own_decoders")
 def test_a_child_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with Decoder(ImageSettings(), TILES) as decoder, pytest.raises(RunError, match="did not start"):
         decoder.prepare(GOOD)
 
 
-def test_threads_share_one_child(decoder: Decoder) -> None:
+def test_threads_share_one_child(shared: Decoder) -> None:
     results: list[bool] = []
     pictures = [np.roll(NOISE, shift, 1) for shift in range(8)]
 
     def work(picture: np.ndarray) -> None:
         want = prepare(png(picture), ImageSettings(), TILES).tiles
-        results.extend(np.array_equal(decoder.prepare(png(picture)).tiles, want) for _ in range(5))
+        results.extend(np.array_equal(shared.prepare(png(picture)).tiles, want) for _ in range(5))
 
     threads = [threading.Thread(target=work, args=(picture,)) for picture in pictures]
     for thread in threads:

@@ -14,6 +14,7 @@ from medv_ray.data.vqa.prepare import KINDS, find_form, prepare
 from medv_ray.data.vqa.published import PUBLISHED, count_table
 from medv_ray.data.vqa.settings import PrepareSettings
 from medv_ray.errors import DataError, SettingsError
+from medv_ray.tables import json_text
 from tests.unit.data.releases import (
     official_row,
     picture,
@@ -307,15 +308,18 @@ def test_roles_in_the_other_spelling(tmp_path: Path) -> None:
     assert rows["test"][0].conversations[0] == {"from": "human", "value": "<image>\na?"}
 
 
-def test_a_large_list_is_read_piece_by_piece(tmp_path: Path) -> None:
+def test_a_large_list_is_read_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Records over the borders of what is read at once, and one longer than that."""
-    rows = [talk("1.jpg", "<image>\na?", "b" * 3000, id=i) for i in range(1000)]
-    rows[500] = talk("1.jpg", "<image>\na?", 'ä"]}\\' * 400_000, id=500)
+    monkeypatch.setattr(json_text, "PIECE", 2**12)
+    rows = [talk("1.jpg", "<image>\na?", "b" * 300, id=i) for i in range(100)]
+    rows[50] = talk("1.jpg", "<image>\na?", 'ä"]}\\' * 4000, id=50)
     write_json(tmp_path / "s" / "train.json", rows)
     write_images(tmp_path / "s" / "images", "1.jpg")
     _, made_rows = made(settings("llava", tmp_path / "s"))
-    assert [row.id for row in made_rows["train"]] == [str(i) for i in range(1000)]
-    assert said(made_rows["train"][500])[1] == 'ä"]}\\' * 400_000
+    assert [row.id for row in made_rows["train"]] == [str(i) for i in range(100)]
+    assert said(made_rows["train"][50])[1] == 'ä"]}\\' * 4000
 
 
 def test_texts_that_cannot_be_stored(tmp_path: Path) -> None:

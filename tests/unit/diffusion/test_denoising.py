@@ -96,7 +96,7 @@ def kinds(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_each_row_is_as_alone(denoiser: Any, data: Any) -> None:
     kind = data.draw(kinds())

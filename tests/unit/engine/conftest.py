@@ -1,6 +1,7 @@
 """A random checkpoint folder of the real format, small enough to make for every session."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,15 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def quick() -> Iterator[None]:
+    """Weights as they are: laid out for oneDNN, towers of this size take longer. That is tested
+    elsewhere (model, test_asset)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medv_ray.engine.predictor.PACK_BYTES", 0)
+        yield
 
 
 @pytest.fixture(scope="session")

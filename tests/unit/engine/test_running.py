@@ -6,8 +6,9 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,11 +17,16 @@ from medv_ray.data.prompts import Turn
 from medv_ray.diffusion.sampler import Denoising
 from medv_ray.engine import Answer, Engine, Predictor, Request
 from medv_ray.engine.denoisers import RowByRow
+from medv_ray.engine.predictor import load_model
 from medv_ray.errors import CheckpointError, DataError, explain
 from medv_ray.model.cache import Cached
 from medv_ray.model.denoise import FullRecompute
+from medv_ray.model.medv import Medv
 from medv_ray.settings import AnswerSettings, EngineSettings, ModelSettings, SamplerSettings
 from tests.unit.engine.conftest import png
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 LENGTHS = {"gen_length": 8, "block_length": 4, "steps": 8, "stop": ()}
 EXACT = SamplerSettings(**LENGTHS)
@@ -47,9 +53,15 @@ SAMPLERS = [
 DUAL = sampler(cache="dual", refresh_interval=2)
 
 
+@cache
+def loaded_model(folder: Path) -> tuple[Medv, PreTrainedTokenizerFast]:
+    """Once for all tests of this file: none changes a weight."""
+    return load_model(ModelSettings(path=str(folder), device="cpu"))
+
+
 def load(folder: Path, **engine: Any) -> Predictor:
-    model = ModelSettings(path=str(folder), device="cpu")
-    return Predictor.load(model, AnswerSettings(sampler=EXACT), EngineSettings(**engine))
+    answer, limits = AnswerSettings(sampler=EXACT), EngineSettings(**engine)
+    return Predictor(Engine(*loaded_model(folder), answer, limits))
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +87,14 @@ def essence(ended: Answer | DataError) -> tuple[object, ...]:
     return (*caught, ended.finish, ended.text)
 
 
-def alone(folder: Path, rows: list[Request]) -> list[tuple[object, ...]]:
+@cache
+def answered_alone(folder: Path, row: Request) -> tuple[object, ...]:
     with load(folder) as one:
-        return [essence(one.answer([row])[0]) for row in rows]
+        return essence(one.answer([row])[0])
+
+
+def alone(folder: Path, rows: list[Request]) -> list[tuple[object, ...]]:
+    return [answered_alone(folder, row) for row in rows]
 
 
 @pytest.mark.parametrize("attention", ["full", "prefix", "dialogue"])
@@ -178,6 +195,7 @@ def test_the_watch_of_a_rule_shows_every_step(folder: Path) -> None:
             assert all(0 < p <= 1 for p in sure)
 
 
+@cache
 def kv_bytes(folder: Path, request: Request) -> int:
     with load(folder) as loaded:
         ticket = loaded.engine.admit(request)

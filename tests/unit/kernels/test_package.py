@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -15,12 +16,18 @@ from medv_kernels import launch
 HERE = Path(__file__).parent
 
 
-def test_triton_is_imported_only_when_a_kernel_is_used() -> None:
+def test_triton_is_imported_only_when_a_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the reference works where there is no triton."""
-    modules = ["reference", "reference_loss", "noise", "select", "commit", "loss", "launch"]
-    names = ", ".join(f"medv_kernels.{module}" for module in modules)
-    code = f"import sys; sys.modules['triton'] = None; import {names}"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("medv_kernels", "triton")]:
+        monkeypatch.delitem(sys.modules, name)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "triton", None)
+        for name in ("reference", "reference_loss", "noise", "select", "commit", "loss", "launch"):
+            importlib.import_module(f"medv_kernels.{name}")
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("medv_kernels.triton_select")
+    for name in [name for name in sys.modules if name.split(".")[0] == "medv_kernels"]:
+        del sys.modules[name]
 
 
 def test_where_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,6 +55,7 @@ def test_constants_are_made_once() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.integration
 def test_kernels_compile_for_an_h100(tmp_path: Path) -> None:
     """One form of each; compile_kernels.py without an expression takes them all."""
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}

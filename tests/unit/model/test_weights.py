@@ -362,6 +362,7 @@ for path, name in cases:
 
 
 @pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_host_memory_stays_within_a_tenth_of_the_weights(tmp_path, folder):
     """Resident memory, mapped pages of the file included, of a process that loads 285 MB."""

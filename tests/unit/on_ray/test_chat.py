@@ -14,7 +14,7 @@ from medv_ray.data.prompts import Turn
 from medv_ray.engine import View
 from medv_ray.errors import MedvError
 from medv_ray.on_ray.chat import Local, Remote, Said
-from tests.unit.client.scripted import Reply, Scripted, running, toy_endpoint
+from tests.unit.client.scripted import Reply, Scripted, Server, running, toy_endpoint
 
 runner = CliRunner()
 ASKED = "How many large cells are there?"
@@ -141,8 +141,10 @@ def test_errors_of_an_endpoint_are_told(tiles: list[tuple[Path, str]]) -> None:
 
 
 def test_a_lost_endpoint_is_told(tiles: list[tuple[Path, str]]) -> None:
-    with running(Scripted(lambda number: Reply())) as url:
-        asked = Remote(url, "m", [])
+    server = Server()
+    server.app = Scripted(lambda number: Reply())
+    asked = Remote(server.url, "m", [])
+    server.stop()
     with closing(asked), pytest.raises(MedvError, match="does not answer"):
         list(asked.ask(ASKED, tiles[0][0].read_bytes(), []))
 

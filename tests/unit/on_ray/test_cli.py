@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -32,9 +31,10 @@ def test_help_is_fast_and_loads_nothing_heavy() -> None:
         "except SystemExit: pass\n"
         "assert not {'torch','ray','transformers','pyarrow'} & set(sys.modules)"
     )
-    started = time.perf_counter()
+    before = os.times()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    assert time.perf_counter() - started < 5  # 0.4 s on an idle core
+    after = os.times()
+    assert after.children_user - before.children_user < 3  # 0.4 s on an idle core
 
 
 @pytest.mark.parametrize("code", ["E1203", "e1501"])
@@ -104,7 +104,7 @@ def test_flags_go_over_yaml_and_set_over_flags(tmp_path: Path) -> None:
         "archive: {question: 2024-01-01}\n",
         "a: &a [x, x]\nb: [*a, *a]\n",
         "seed: 1 #" + "x" * 2**20,
-        "[" * 5000,
+        "[" * 1000,
     ],
 )
 def test_yaml_that_is_no_settings_file(tmp_path: Path, text: str) -> None:
@@ -156,16 +156,16 @@ def test_merged_ignores_what_was_not_given() -> None:
 
 
 def test_plan_writes_nothing(tmp_path: Path) -> None:
-    archive = write_demo(tmp_path, 30)
+    archive = write_demo(tmp_path, 12)
     before = sorted(tmp_path.rglob("*"))
     out = tmp_path / "run"
     common = ["--archive", str(archive), "--model", "toy", "--out", str(out)]
     result = runner.invoke(app, ["score", "--plan", *common])
     assert result.exit_code == 0, result.output
     said = json.loads(result.output)
-    assert said["rows"] == 30
-    assert said["sample"]["distinct_images"] == said["every_row"]["distinct_images"] == 10
-    assert said["estimate"]["rows"] == 30
+    assert said["rows"] == 12
+    assert said["sample"]["distinct_images"] == said["every_row"]["distinct_images"] == 4
+    assert said["estimate"]["rows"] == 12
     assert said["probe"]["seconds_per_row"] > 0
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -5,14 +5,19 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from medv_ray.data import synthetic
 from medv_ray.on_ray import tune_demo
 from medv_ray.on_ray.train import Trained
 from medv_ray.on_ray.tune_demo import questions, run_tune_demo
 
 
-def test_every_closed_question_is_taught_with_both_answers() -> None:
+def test_every_closed_question_is_taught_with_both_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Else "yes" is right by itself: asked for its side, a vessel is always there."""
+    monkeypatch.setattr(synthetic, "draw", lambda *_: Image.new("RGB", (8, 8)))
     shown: dict[str, Counter[str]] = {}
     for row in questions(120):
         for asked, answer in zip(*[iter(row.conversations)] * 2, strict=True):

@@ -70,9 +70,7 @@ def test_each_name_answers_as_the_predictor_with_its_adapter(
     app: App, expected: dict[str, list[Answer]]
 ) -> None:
     """All at once, so that the engines take turns; streamed and not."""
-    asked = [
-        (name, i, stream) for i in range(len(tiles())) for name in NAMES for stream in (False, True)
-    ]
+    asked = [(name, i, stream) for i in range(4) for name in NAMES for stream in (False, True)]
     bodies = [
         body_of(tiles()[i], model=name, stream=stream, seed=0, logprobs=True)
         for name, i, stream in asked

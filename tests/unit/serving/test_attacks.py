@@ -337,7 +337,7 @@ def test_strong_settings_stay_finite(app: App, stream: bool) -> None:
         {"logits_eos_inf": True, "confidence_eos_eot_inf": True},
         {"forbidden": []},
         {"cache": "dual", "refresh_interval": 10**9},
-        {"gen_length": 256, "block_length": 1, "steps": 256, "preset": "fast", "threshold": 0.01},
+        {"gen_length": 64, "block_length": 1, "steps": 64, "preset": "fast", "threshold": 0.01},
     ):
         reply = ask(app, body_of(stream=stream, diffusion=diffusion))
         assert reply.status == 200, (diffusion, reply)

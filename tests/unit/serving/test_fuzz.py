@@ -1,4 +1,4 @@
-"""A few hundred made-up requests; tests/serving_fuzz.py makes as many as one wants."""
+"""Some made-up requests; tests/serving_fuzz.py makes as many as one wants."""
 
 import json
 
@@ -12,11 +12,12 @@ from tests.unit.serving.client import body_of, tiles
 from tests.unit.serving.conftest import KEYS
 
 
+@pytest.mark.integration
 def test_made_up_requests_are_answered_or_refused(service: Service) -> None:
-    counts = fuzz(make_app(service, KEYS), 300)
-    assert counts.total() >= 280
+    counts = fuzz(make_app(service, KEYS), 150)
+    assert counts.total() >= 140
     answered = sum(n for (path, _, status), n in counts.items() if (path, status) == (CHAT, 200))
-    assert answered > 10, "some are valid"
+    assert answered > 5, "some are valid"
     assert service.scheduler.ongoing == 0
     assert service.health() is None
 

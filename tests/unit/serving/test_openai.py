@@ -80,7 +80,7 @@ def test_models_by_their_names(client: OpenAI) -> None:
 def test_a_stream_tells_the_same_text(
     client: OpenAI, predictor: Predictor, sampler: SamplerSettings
 ) -> None:
-    for row in tiles():
+    for row in tiles()[:4]:  # two questions, two captions
         want = direct(predictor, Request(row.question, (row.image,), seed=3, sampler=sampler))
         messages: Any = [message(row.question, row.image)]
         chunks = list(
@@ -104,10 +104,8 @@ def test_a_stream_tells_the_same_text(
         assert usage.usage.completion_tokens == len(want.token_ids)
 
 
-def test_fifty_clients_at_once_hear_what_each_would_alone(
-    address: str, predictor: Predictor
-) -> None:
-    asked = [(tiles()[i % 8], i, WARM if i % 5 == 0 else SHORT) for i in range(50)]
+def test_clients_at_once_hear_what_each_would_alone(address: str, predictor: Predictor) -> None:
+    asked = [(tiles()[i % 8], i, WARM if i % 5 == 0 else SHORT) for i in range(20)]
     want = [
         direct(predictor, Request(row.question, (row.image,), seed=seed, sampler=sampler)).text
         for row, seed, sampler in asked
@@ -128,7 +126,7 @@ def test_fifty_clients_at_once_hear_what_each_would_alone(
         async with AsyncOpenAI(
             base_url=f"{address}/v1", api_key=KEY, max_retries=0, timeout=60
         ) as client:
-            return await asyncio.gather(*(one(client, place) for place in range(50)))
+            return await asyncio.gather(*(one(client, place) for place in range(20)))
 
     assert asyncio.run(everybody()) == want
 

@@ -304,7 +304,7 @@ def chat(**fields: Any) -> ChatRequest:
     return parse(ChatRequest, json.dumps({**TEXT, **fields}).encode())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(BASES),
     st.integers(1, 512),
@@ -331,6 +331,7 @@ def test_max_tokens_gives_whole_blocks_and_no_token_more(
     assert got.preset == (preset or "exact")
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from(["gen_length", "block_length", "steps"]), st.integers()))
 def test_lengths_are_whole_blocks_inside_the_limits_or_refused(lengths: dict[str, int]) -> None:
     base = SamplerSettings(gen_length=64, block_length=32, steps=64)
@@ -355,7 +356,7 @@ def test_a_preset_fills_what_it_governs(app: App) -> None:
     assert sampler_of(base, chat(), LIMITS) == base
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=9),
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
                         st.text(max_size=9) | st.sampled_from([*ChatRequest.model_fields]),
@@ -367,6 +368,7 @@ def test_any_json_is_a_request_or_refused(value: Any) -> None:
         event(error.code)
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_a_request_or_refused(body: bytes) -> None:
     with pytest.raises(BadRequest):

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,8 +99,8 @@ class FakeEngine:
         found = self.slots.get(ticket)
         return None if found is None else View(found[1], ("a",), (0.5,), (1,), (0,))
 
-    def stop_ids(self, settings: Any) -> tuple[tuple[int, ...], ...]:
-        return ()
+    def spec(self, settings: Any) -> Any:
+        return SimpleNamespace(stop_ids=())
 
     def text(self, ids: Any) -> str:
         return ""

@@ -137,7 +137,15 @@ def test_rows_that_stand_together_are_part_of_the_run(home: Path, tmp_path: Path
     losses = {}
     for padding in ("hidden", "end_of_text"):
         made = [
-            train(job(home, tmp_path / f"{padding}{size}", padding=padding, micro_batch_size=size))
+            train(
+                job(
+                    home,
+                    tmp_path / f"{padding}{size}",
+                    padding=padding,
+                    micro_batch_size=size,
+                    max_steps=2,
+                )
+            )
             for size in (1, 4)
         ]
         losses[padding] = [[report.loss for report in reports] for reports in made]
@@ -145,9 +153,11 @@ def test_rows_that_stand_together_are_part_of_the_run(home: Path, tmp_path: Path
     assert losses["hidden"][0] == pytest.approx(losses["end_of_text"][0], rel=1e-4)
     assert losses["end_of_text"][1] != pytest.approx(losses["hidden"][1], rel=1e-2)
 
-    other = job(home, tmp_path / "hidden1", padding="hidden", micro_batch_size=2)
+    other = job(home, tmp_path / "hidden1", padding="hidden", micro_batch_size=2, max_steps=2)
     run.begin(other, check(other))
-    other = job(home, tmp_path / "end_of_text4", padding="end_of_text", micro_batch_size=2)
+    other = job(
+        home, tmp_path / "end_of_text4", padding="end_of_text", micro_batch_size=2, max_steps=2
+    )
     with pytest.raises(RunError, match=r"E1604: .*stage.micro_batch_size \(4, now 2\)"):
         run.begin(other, check(other))
 
