@@ -149,6 +149,28 @@ CATALOGUE: dict[str, Entry] = {
         "Name it, as the message does: --encoding latin-1, cp1252, utf-16; or save the table as "
         "UTF-8. With --encoding utf-8, only the rows that are not UTF-8 are left out.",
     ),
+    "E1121": Entry(
+        "no_single_questions",
+        "A benchmark asks single questions with known answers; the split has dialogues.",
+        "Prepare the dataset as single questions, a row each.",
+    ),
+    "E1122": Entry(
+        "other_split",
+        "The split is not the one that the recipe names: published versions of a dataset differ.",
+        "Take the version that the message names; --any-split evaluates another one, under another "
+        "digest.",
+    ),
+    "E1123": Entry(
+        "predictions_do_not_fit",
+        "A file of answers lacks ids or texts, names an id twice, or does not fit the questions.",
+        "Each line is an object with an id and a text; --partial takes a file that lacks answers or "
+        "has others.",
+    ),
+    "E1124": Entry(
+        "not_comparable",
+        "Two results come from other recipes: another split, prompt, sampler or metric.",
+        "Compare results of one digest; the message names what differs.",
+    ),
     # images
     "E1201": Entry("empty_image", "The image has no bytes.", "Export the image again."),
     "E1202": Entry(

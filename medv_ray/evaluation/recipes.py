@@ -91,6 +91,15 @@ RECIPES: dict[str, Recipe] = {
             rows=6719,
             closed=3362,
         ),
+        Recipe(
+            name="synthetic",
+            dataset="synthetic",
+            variant="tiles of medv_ray.data.synthetic, 600 questions; made anew, always the same",
+            rows=600,
+            sampler=None,
+            closed_metric="strict.closed",
+            open_metric="strict.open",
+        ),
     )
 }
 SUITES = {"medvqa": ("vqa-rad", "slake", "pathvqa")}

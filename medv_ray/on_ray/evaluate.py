@@ -18,20 +18,22 @@ import pyarrow.parquet as pq
 
 from medv_ray.archive.rows import read_run
 from medv_ray.archive.settings import ArchiveSettings
+from medv_ray.data import synthetic
+from medv_ray.data.conversations import on_one_image
 from medv_ray.data.dataset import INDEX, Dataset
-from medv_ray.data.synthetic import grey_image
+from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.data.vqa.prepare import prepare
 from medv_ray.data.vqa.settings import PrepareSettings
 from medv_ray.errors import RunError, SettingsError
 from medv_ray.evaluation import predictions, recipes, results
+from medv_ray.evaluation.comparison import ANSWERS, RESULTS
 from medv_ray.evaluation.recipes import Question, Recipe
 from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, checkpoint_defaults
 from medv_ray.on_ray.score import score
-from medv_ray.settings import EngineSettings, ModelSettings, SamplerSettings
+from medv_ray.settings import EngineSettings, ModelSettings
 
-RESULTS = "results.json"
-GREY = "grey.png"
+SYNTHETIC, SYNTHETIC_ROWS = "synthetic", 600
 
 
 class EvalSettings(NamedTuple):
@@ -43,11 +45,11 @@ class EvalSettings(NamedTuple):
     predictions: Path | None = None
     """Answers in place of a model."""
     partial: bool = False
+    any_split: bool = False
+    """Take a split that is not the recipe's; its rows are in the digest."""
     blind: bool = False
     """Every picture is a grey one: what the words of the questions alone give away."""
     limit: int | None = None
-    sampler: SamplerSettings | None = None
-    """In place of the recipe's; another digest."""
     engine: EngineSettings = EngineSettings()
     pool: PoolSettings = PoolSettings()
 
@@ -63,8 +65,6 @@ def evaluate(
         raise SettingsError("E1001", "give --model or --predictions, one of them.")
     found = {}
     for recipe in chosen:
-        if settings.sampler is not None:
-            recipe = recipe.model_copy(update={"sampler": settings.sampler})
         found[recipe.name] = _one(recipe, settings, len(chosen) > 1, address)
     whole = {"format": 1, "blind": settings.blind, "recipes": found}
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,8 @@ def _one(
     folder = prepared(recipe, settings.data / recipe.name if several else settings.data, out)
     dataset = Dataset.open(folder, recipe.split)
     questions = recipes.questions_of(dataset)
-    recipes.check_split(recipe, questions)
+    if not settings.any_split:
+        recipes.check_split(recipe, questions)
     sha256 = recipes.digest(recipe, dataset.digest)
     if settings.limit is not None:
         questions = questions[: settings.limit]
@@ -91,7 +92,7 @@ def _one(
         answers = matched.answers
     else:
         answers, run = answered(recipe, dataset, questions, settings, out, address)
-    write_answers(out / "answers.jsonl", questions, answers)
+    write_answers(out / ANSWERS, questions, answers)
     candidates = [one.answer for one in train if one.kind == "open"] or None
     figures = results.figures(recipe, questions, answers, candidates)
     most = results.majority(train)
@@ -112,12 +113,35 @@ def prepared(recipe: Recipe, source: Path, out: Path) -> Path:
     if (source / INDEX).is_file():
         return source
     folder = out / "dataset"
+    if recipe.dataset == SYNTHETIC:
+        return synthetic_dataset(folder)
     if not (folder / INDEX).is_file():
         if not source.exists():
             said = f"--data has no {source.name!r}, a prepared dataset or the unpacked release."
             raise SettingsError("E1001", said)
         out.mkdir(parents=True, exist_ok=True)
         prepare(PrepareSettings(kind=recipe.dataset, source=str(source), out=str(folder)))
+    return folder
+
+
+def synthetic_dataset(folder: Path) -> Path:
+    """Made tiles with their questions; the embedded toy knows such."""
+    if not (folder / INDEX).is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        splits = {
+            split: (
+                Row(
+                    row.id,
+                    (row.image,),
+                    on_one_image([(row.question, row.answer)]),
+                    "closed" if row.answer in ("yes", "no") else "open",
+                    row.question_type,
+                )
+                for row in synthetic.rows(SYNTHETIC_ROWS, split=split)
+            )
+            for split in ("train", "test")
+        }
+        write_dataset(folder, SYNTHETIC, splits, licence="Apache-2.0")
     return folder
 
 
@@ -158,7 +182,7 @@ def answered(
             answers[row["id"]] = row["answer"] or ""
             steps += row["forward_passes"] or 0
     counts = {name: getattr(outcome.summary, name) for name in ("answered", "quarantined")}
-    return answers, {**counts, "forward_passes": steps, "model_sha256": None}
+    return answers, {**counts, "forward_passes": steps}
 
 
 def write_archive(
@@ -173,7 +197,7 @@ def write_archive(
         "answer": [one.answer for one in questions],
     }
     if blind:
-        columns["image"] = [[grey_image()] * len(one.images) for one in questions]
+        columns["image"] = [[synthetic.grey_image()] * len(one.images) for one in questions]
     else:
         columns["image"] = [[f"images/{s[:2]}/{s}" for s in one.images] for one in questions]
     made = pa.table(columns)
@@ -183,12 +207,13 @@ def write_archive(
 
 
 def write_answers(path: Path, questions: Sequence[Question], answers: dict[str, str]) -> None:
-    """In LLaVA-Med's form: question_id, prompt, text."""
+    """In LLaVA-Med's form; `metadata` holds what it leaves to another file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps({"question_id": one.id, "prompt": one.question, "text": answers[one.id]})
-        for one in questions
-    ]
+    lines = []
+    for one in questions:
+        more = {"reference": one.answer, "kind": one.kind, "groups": one.groups}
+        row = {"question_id": one.id, "prompt": one.question, "text": answers[one.id]}
+        lines.append(json.dumps({**row, "metadata": more}))
     write_atomic(path, "\n".join([*lines, ""]).encode())
 
 

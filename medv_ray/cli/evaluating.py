@@ -1,0 +1,130 @@
+"""`medv eval` and `medv compare`: benchmarks whose figures can be repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medv_ray.cli.terminal import print_json
+from medv_ray.errors import SettingsError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Option = typer.Option
+Text = str | None
+
+
+def eval_command(
+    out: Annotated[Path, Option(help="Folder of the evaluation; the same line goes on.")],
+    suite: Annotated[str, Option(help="medvqa, or one: vqa-rad, slake, pathvqa ...")] = "medvqa",
+    data: Annotated[
+        Path | None, Option(help="Prepared dataset or release; of a suite, a folder of these.")
+    ] = None,
+    model: Annotated[Text, Option(help="Checkpoint folder, or `toy`, the embedded one.")] = None,
+    predictions: Annotated[
+        Path | None, Option(help="Answers by id in place of a model: jsonl.")
+    ] = None,
+    partial: Annotated[
+        bool, Option("--partial", help="Take answers that lack ids or have others.")
+    ] = False,
+    any_split: Annotated[
+        bool, Option("--any-split", help="Take a split that is not the recipe's.")
+    ] = False,
+    blind: Annotated[bool, Option("--blind", help="Every picture grey: a baseline.")] = False,
+    prompt: Annotated[Text, Option(help="In the recipe's place: '{question} Be brief.'")] = None,
+    limit: Annotated[int | None, Option(help="Only the first questions.")] = None,
+    assignments: Annotated[
+        list[str] | None, Option("--set", help="A sampler setting: --set sampler.steps=32.")
+    ] = None,
+    num_gpus: Annotated[float, Option(help="GPUs of an actor.")] = 0,
+    max_actors: Annotated[int | None, Option(help="Actors at most.")] = None,
+    as_json: Annotated[bool, Option("--json", help="results.json instead of a table.")] = False,
+    address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
+) -> None:
+    """Open recall and closed accuracy as the papers count them, with intervals and baselines."""
+    from medv_ray.evaluation.recipes import recipes_of
+    from medv_ray.on_ray.evaluate import EvalSettings, evaluate
+    from medv_ray.on_ray.options import PoolSettings
+    from medv_ray.settings import ModelSettings, SamplerSettings, build, model_folder, override
+
+    chosen = recipes_of(suite)
+    if data is None and any(recipe.dataset != "synthetic" for recipe in chosen):
+        raise SettingsError("E1001", "--data is missing.")
+    if prompt is not None:
+        if "{question}" not in prompt:
+            raise SettingsError("E1001", "--prompt must say where the {question} stands.")
+        chosen = [recipe.model_copy(update={"prompt": prompt}) for recipe in chosen]
+    if assignments:
+        for number, recipe in enumerate(chosen):
+            given = recipe.sampler.model_dump() if recipe.sampler else {}
+            sampler = override({"sampler": given}, assignments)["sampler"]
+            changed = {"sampler": build(SamplerSettings, sampler)}
+            chosen[number] = recipe.model_copy(update=changed)
+    settings = EvalSettings(
+        data=data or Path(),
+        out=out,
+        model=ModelSettings(path=model_folder(model)) if model else None,
+        predictions=predictions,
+        partial=partial,
+        any_split=any_split,
+        blind=blind,
+        limit=limit,
+        pool=PoolSettings(num_gpus=num_gpus, max_actors=max_actors),
+    )
+    found = evaluate(chosen, settings, address)
+    if as_json:
+        print_json(found)
+        return
+    from rich.console import Console
+
+    Console().print(table_of(found))
+    for name, one in found["recipes"].items():
+        typer.echo(f"{name}: recipe {one['recipe_sha256'][:16]}, {said(one['run'])}")
+
+
+def table_of(found: dict[str, Any]) -> Table:
+    """Ours, the paper's and the majority's figure of each benchmark, in percent."""
+    from rich.table import Table
+
+    from medv_ray.evaluation.recipes import published
+
+    rows = published()["vqa"]["rows"]
+    paper = next(row for row in rows if row["model"] == "LLaDA-MedV")
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("benchmark", "questions", "metric", "n", "ours", "95 %", "paper", "majority"):
+        drawn.add_column(
+            name, justify="right" if name not in ("benchmark", "questions") else "left"
+        )
+    for name, one in found["recipes"].items():
+        for kind, cell in one["headline"].items():
+            theirs = paper.get(name, {}).get(kind)
+            guess = one.get("majority", {}).get(kind)
+            drawn.add_row(
+                name + ("" if one["whole"] else " (a part)"),
+                kind,
+                cell["metric"],
+                str(cell["n"]),
+                f"{100 * cell['mean']:.2f}",
+                f"{100 * cell['low']:.2f} - {100 * cell['high']:.2f}",
+                "-" if theirs is None else f"{theirs:.2f}",
+                "-" if guess is None else f"{100 * guess['mean']:.2f}",
+            )
+    return drawn
+
+
+def said(run: dict[str, Any]) -> str:
+    """Counts of a run in words."""
+    return ", ".join(f"{name} {value}" for name, value in run.items() if value is not None)
+
+
+def compare_command(
+    first: Annotated[Path, typer.Argument(help="Folder of `medv eval`.")],
+    second: Annotated[Path, typer.Argument(help="Another one, of the same recipes.")],
+) -> None:
+    """The first minus the second, question by question: interval and McNemar's p."""
+    from medv_ray.evaluation.comparison import compare
+
+    print_json(compare(first, second))

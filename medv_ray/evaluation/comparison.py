@@ -1,0 +1,66 @@
+"""Two evaluations of one recipe, question by question."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from medv_ray.errors import DataError
+from medv_ray.evaluation.recipes import Question, Recipe
+from medv_ray.evaluation.results import compared
+
+RESULTS, ANSWERS = "results.json", "answers.jsonl"
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """results.json of an evaluation. Raises DataError E1105."""
+    try:
+        found: dict[str, Any] = json.loads((folder / RESULTS).read_bytes())
+    except (OSError, ValueError) as error:
+        said = f"{folder.name} has no {RESULTS} of `medv eval` ({type(error).__name__})."
+        raise DataError("E1105", said) from None
+    return found
+
+
+def compare(first: Path, second: Path) -> dict[str, Any]:
+    """By recipe, the first minus the second: intervals, and McNemar's p.
+
+    Raises DataError E1105, E1123 for damaged folders, and E1124 where a recipe's digests differ.
+    """
+    sides = [read_results(folder)["recipes"] for folder in (first, second)]
+    shared = [name for name in sides[0] if name in sides[1]]
+    if not shared:
+        raise DataError("E1124", "they have no benchmark in common.")
+    found = {}
+    for name in shared:
+        one, other = (side[name] for side in sides)
+        if one["recipe_sha256"] != other["recipe_sha256"]:
+            a, b = one["recipe"], other["recipe"]
+            fields = [field for field in a if a[field] != b.get(field)] or ["the rows of the split"]
+            raise DataError("E1124", f"{name}: {', '.join(fields)} differ.")
+        questions, answers = read_answers(first / name)
+        _, others = read_answers(second / name)
+        if answers.keys() != others.keys():
+            raise DataError("E1124", f"{name}: {len(answers)} questions beside {len(others)}.")
+        found[name] = compared(Recipe(**one["recipe"]), questions, answers, others)
+    return found
+
+
+def read_answers(folder: Path) -> tuple[list[Question], dict[str, str]]:
+    """The questions of an evaluation with their references, and the answers by id. Raises DataError
+    E1105."""
+    questions, answers = [], {}
+    try:
+        for line in (folder / ANSWERS).read_text("utf-8").splitlines():
+            row = json.loads(line)
+            more = row["metadata"]
+            key = str(row["question_id"])
+            questions.append(
+                Question(key, (), row["prompt"], more["reference"], more["kind"], more["groups"])
+            )
+            answers[key] = row["text"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        kind = type(error).__name__
+        raise DataError("E1105", f"{folder.name}/{ANSWERS} cannot be read ({kind}).") from None
+    return questions, answers
