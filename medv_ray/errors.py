@@ -163,8 +163,8 @@ CATALOGUE: dict[str, Entry] = {
     "E1123": Entry(
         "predictions_do_not_fit",
         "A file of answers lacks ids or texts, names an id twice, or does not fit the questions.",
-        "Each line is an object with an id and a text; --partial takes a file that lacks answers or "
-        "has others.",
+        "Each line is an object with an id and a text; --partial takes a file that lacks answers, "
+        "or has others.",
     ),
     "E1124": Entry(
         "not_comparable",

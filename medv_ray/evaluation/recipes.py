@@ -108,7 +108,7 @@ SUITES = {"medvqa": ("vqa-rad", "slake", "pathvqa")}
 def questions_of(dataset: Dataset) -> list[Question]:
     """Single questions of a split, in order. Raises DataError E1121 for a split of dialogues or
     without answers."""
-    found = []
+    found: list[Question] = []
     for example in dataset:
         if len(example.conversations) != 2:
             raise DataError("E1121", f"row {len(found)} of {dataset.split} is a dialogue.")

@@ -93,6 +93,7 @@ def compared(
     for kind, name in names.items():
         if sides[0][name]:
             ids = list(sides[0][name])
-            pair = paired(*([side[name][i] for i in ids] for side in sides))
+            one, other = ([side[name][i] for i in ids] for side in sides)
+            pair = paired(one, other)
             found[kind] = {**pair._asdict(), "difference": pair.difference._asdict()}
     return found

@@ -31,7 +31,7 @@ from medv_ray.evaluation.recipes import Question, Recipe
 from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, checkpoint_defaults
 from medv_ray.on_ray.score import score
-from medv_ray.settings import EngineSettings, ModelSettings
+from medv_ray.settings import EngineSettings, ModelSettings, build
 
 SYNTHETIC, SYNTHETIC_ROWS = "synthetic", 600
 
@@ -120,7 +120,8 @@ def prepared(recipe: Recipe, source: Path, out: Path) -> Path:
             said = f"--data has no {source.name!r}, a prepared dataset or the unpacked release."
             raise SettingsError("E1001", said)
         out.mkdir(parents=True, exist_ok=True)
-        prepare(PrepareSettings(kind=recipe.dataset, source=str(source), out=str(folder)))
+        asked = {"kind": recipe.dataset, "source": str(source), "out": str(folder)}
+        prepare(build(PrepareSettings, asked))
     return folder
 
 
