@@ -13,6 +13,12 @@ TYPES = ("conversation", "detailed_description")
 LOWEST, HIGHEST = 1.0, 10.0
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?!\w)")
 OUT_OF = re.compile(r"(\d+(?:\.\d+)?)\s*(?:/|out of)\s*10\b", re.IGNORECASE)
+AROUND = frozenset(
+    ("score", "scores", "rating", "ratings", "overall", "and", "is", "are", "for", "the")
+    + ("i", "d", "would", "give")
+)
+"""Words that may stand beside scores; a line with numbers and others is prose."""
+WORD = re.compile(r"[^\W\d_]+")
 LABELS = re.compile(r"assistant\s*[12]|answer\s*[12]", re.IGNORECASE)
 
 
@@ -43,6 +49,8 @@ def scores_of(reply: str) -> Scores | None:
             if found or bare.strip(" -:_#"):
                 break  # words: what follows explains
             continue
+        if not AROUND.issuperset(WORD.findall(bare.lower())):
+            return None
         if len(numbers) > 2 or len(found) + len(numbers) > 2:
             return None
         found += numbers
