@@ -35,7 +35,8 @@ def test_closed_by_substring_and_by_words(
 @pytest.mark.parametrize(
     ("spelling", "want"),
     [("dont", "don't"), ("couldntve", "couldntve"), ("couldnt've", "couldn't've"),
-     ("yall", "y'all"), ("shes", "shes"), ("somebody'd", "somebodyd"), ("Im", "im"), ("oclock", "o'clock")],
+     ("yall", "y'all"), ("shes", "shes"), ("somebody'd", "somebodyd"), ("Im", "im"),
+     ("oclock", "o'clock")],
 )  # fmt: skip
 def test_short_forms(spelling: str, want: str) -> None:
     assert llava_med.normalize(spelling) == want
