@@ -17,12 +17,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 import pytest
 import torch
 import typer.testing
+from hypothesis import HealthCheck, settings
 
 from tests import interpreter
 from tests.decoders import Kept
 from tests.golden.tally import SESSION
 
 DECODERS = Kept()
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # how long an example takes is a matter of who else works
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported

@@ -27,7 +27,7 @@ CHROMIUM = [
 ]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def page_url() -> Iterator[str]:
     """Where the page is: at MEDV_PAGE_URL, or at an endpoint of the toy in this process."""
     given = os.environ.get("MEDV_PAGE_URL")
@@ -40,29 +40,26 @@ def page_url() -> Iterator[str]:
     service.close()
 
 
-@pytest.fixture(scope="package")  # its event loop would be in the way of other tests
-def window() -> Iterator[Any]:
-    """One for all pages: a window of its own takes a page longer than most tests. The page keeps
-    what it keeps in its tab."""
+@pytest.fixture(scope="module")  # its event loop would be in the way of other tests
+def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is not installed")
     with api.sync_playwright() as play:
         started = play.chromium.launch(executable_path=chromium, args=CHROMIUM)
-        window = started.new_context()
-        window.set_default_timeout(10_000)
-        window.grant_permissions(["clipboard-read", "clipboard-write"])
-        yield window
+        yield started
         started.close()
 
 
 @pytest.fixture
-def page(window: Any, page_url: str) -> Iterator[Any]:
-    """The page in a tab of its own. Fails for a script error, for whatever the content security
+def page(browser: Any, page_url: str) -> Iterator[Any]:
+    """The page in a window of its own. Fails for a script error, for whatever the content security
     policy had to stop, and for a request to another host."""
+    window = browser.new_context(viewport={"width": 1280, "height": 900})
+    window.set_default_timeout(10_000)
+    window.grant_permissions(["clipboard-read", "clipboard-write"])
     page = window.new_page()
-    page.set_viewport_size({"width": 1280, "height": 900})
     faults: list[str] = []
     asked: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
@@ -74,7 +71,7 @@ def page(window: Any, page_url: str) -> Iterator[Any]:
     page.goto(page_url)
     page.get_by_label("Preset").wait_for()  # the endpoint has told its defaults
     yield page
-    page.close()
+    window.close()
     assert faults == []
     hosts = {urlsplit(url).netloc for url in asked if not url.startswith(("blob:", "data:"))}
     assert hosts == {urlsplit(page_url).netloc}

@@ -53,8 +53,8 @@ def test_closed_loop_counts(stream: str, tmp_path: Path) -> None:
 
 
 def test_goodput_counts_answers_within_the_bound() -> None:
-    served = Scripted(lambda number: Reply(wait_s=0.4 if number % 3 == 0 else 0.0))
-    got = bench(served, "--clients", "1", "--requests", "6", "--limit-s", "0.35")
+    served = Scripted(lambda number: Reply(wait_s=1.0 if number % 3 == 0 else 0.0))
+    got = bench(served, "--clients", "1", "--requests", "6", "--limit-s", "0.9")
     assert got["answers"] == 6
     assert got["within_limit"] == 4
     assert got["goodput_per_s"] == pytest.approx(4 / got["seconds"], rel=0.01)
@@ -67,9 +67,9 @@ def test_a_slow_endpoint_does_not_slow_the_arrivals() -> None:
         served = Scripted(lambda number, wait_s=wait_s: Reply(wait_s=wait_s))
         got = bench(served, "--rate", "20", "--requests", "12", "--set", "seed=5")
         assert got["answers"] == 12
-        assert got["send_delay_s"]["p50"] < 0.1
+        assert got["send_delay_s"]["p50"] < 0.3
         came.append([at - served.came_s[0] for at in served.came_s])
-    assert came[1] == pytest.approx(came[0], abs=0.5)
+    assert came[1] == pytest.approx(came[0], abs=1.0)
     assert came[1][-1] < 3  # one after the other they would take 6 s
 
 

@@ -38,7 +38,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def quick() -> Iterator[None]:
     """Weights as they are: laid out for oneDNN, towers of this size take longer. That is tested
     elsewhere (model, test_asset)."""

@@ -100,7 +100,7 @@ def test_chunks_are_counted_as_they_come(monkeypatch: pytest.MonkeyPatch) -> Non
     started_s = time.monotonic()
     asyncio.run(run())
     refused(connection.reply, 413, "E1703")
-    assert time.monotonic() - started_s < 1
+    assert time.monotonic() - started_s < 10
     assert len(reached.bodies) == 2
 
 
@@ -134,7 +134,7 @@ def test_a_body_may_not_take_for_ever() -> None:
     for way in (drip, silent):
         started_s = time.monotonic()
         refused(asyncio.run(way()), 408, "E1709")
-        assert 0.1 < time.monotonic() - started_s < 1
+        assert 0.1 < time.monotonic() - started_s < 10
     assert not reached.bodies
 
 
