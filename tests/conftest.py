@@ -38,7 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SESSION, "golden tally")
     DECODERS.install()
     ssl.create_default_context = functools.cache(ssl.create_default_context)
-    typer.testing._get_command = functools.cache(typer.testing._get_command)
+    if made := getattr(typer.testing, "_get_command", None):
+        typer.testing._get_command = functools.cache(made)
     os.fsync = os.fstat  # fails where fsync would: on what is no open file
 
 
@@ -67,6 +68,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 @pytest.fixture(autouse=True, scope="module")
 def _frozen() -> None:
     """What is there when a file's tests begin is no longer looked through, as it mostly stays."""
+    gc.collect()
     gc.freeze()
 
 
@@ -77,10 +79,12 @@ def mentions(path: Path, marker: str) -> bool:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Whether a file has no test of the one marker that is asked for: to import all files takes
-    twenty seconds."""
-    marker = config.option.markexpr.split(" ")[0]
-    if marker not in PROCESSES or not collection_path.name.startswith("test_"):
+    """Whether a file has no test of the one marker that the Makefile asks for: to import all files
+    takes twenty seconds."""
+    marker = {"integration and not chaos": "integration", "chaos": "chaos"}.get(
+        config.option.markexpr
+    )
+    if marker is None or not collection_path.name.startswith("test_"):
         return None
     return None if mentions(collection_path, marker) else True
 

@@ -25,9 +25,10 @@ def patch_once() -> None:
     """Where the interpreter is loaded: it looks through all of triton.language at every call of a
     function by a kernel, which takes half of its time; with this at every launch only."""
     interpreter: Any = sys.modules.get("triton.runtime.interpreter")
-    if interpreter is None:
+    real = getattr(interpreter, "_patch_lang", None)
+    if real is None:  # not loaded, or another version: slower, and as good
         return
-    language, real = interpreter.tl, interpreter._patch_lang
+    language = interpreter.tl
     both = SimpleNamespace(__globals__={"tl": language, "core": language.core})
 
     def patch(function: object) -> _Launch:

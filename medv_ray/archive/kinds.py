@@ -130,6 +130,8 @@ def what_is_beside(sorts: Mapping[str, list[Stored]], kind: Kind) -> list[Beside
     """What is no file of the archive's kind, and why."""
     names = {"parquet": "parquet", "tar": "tar", "table": "table", "images": "image"}
     result = []
+    pictures = sorts.get("images", ()) if kind == "images" else ()
+    keys = picture_keys(file.name for file in pictures)
     for sort, files in sorts.items():
         for file in files if sort != kind else ():
             reason = f"not a {names[kind]} file"
@@ -137,6 +139,8 @@ def what_is_beside(sorts: Mapping[str, list[Stored]], kind: Kind) -> list[Beside
                 reason = HIDDEN
             elif sort == "images":
                 reason = reason if kind == "tar" else UNNAMED
+            elif is_side_file(file.name, keys):
+                reason = SIDE
             elif not file.size:
                 reason = EMPTY
             elif kind == "images":

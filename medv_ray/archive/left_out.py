@@ -22,6 +22,7 @@ READERS = 16
 HOLDS_ROWS = (".parquet", ".pq", ".tar", ".gz", ".tgz", *TABLE_ENDINGS)
 LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 DICOM_INDEX = "dicomdir"
+ONLY_ENDINGS = re.compile(r"(\.[a-z][a-z0-9]{0,7})+", re.IGNORECASE)
 
 
 @dataclass
@@ -79,27 +80,26 @@ class LeftOut:
 
 
 def _maybe_row(end: str, reason: str, pictures: bool) -> bool:
-    unread = reason in (EMPTY, NOT_UTF8) or reason.startswith(("cannot", "no regular"))
+    shut = reason.startswith(("cannot", "no regular"))
+    unread = shut or reason in (EMPTY, NOT_UTF8)
     other = reason.startswith("not a ")
     if pictures:
         return unread or reason == NO_IMAGE or (other and (end in HOLDS_ROWS or end in ENDINGS))
-    return (unread or other) and end in HOLDS_ROWS
+    # what is shut and has no ending may be a folder of tables
+    return (unread or other) and end in HOLDS_ROWS or shut and not end
 
 
 def picture_keys(names: Iterable[str]) -> set[str]:
     """What the names of pictures' side files begin with: each name, whole and without ending."""
-    return {key for name in names for key in (name, name.removesuffix(_suffix(name)))}
+    return {key for name in names for key in (name, name[: len(name) - len(short_ending(name))])}
 
 
 def is_side_file(name: str, keys: Container[str]) -> bool:
-    """Whether a name is one of `picture_keys` and a dot with more: `a.cls`, `a.png.xml`."""
+    """Whether a name is one of `picture_keys` and endings: `a.cls`, `a.png.xml`. `1.2.3` of a DICOM
+    file is not `1` with endings."""
     first = name.rfind("/") + 2  # a name may begin with a dot
-    return any(name[:dot] in keys for dot in range(first, len(name)) if name[dot] == ".")
-
-
-def _suffix(name: str) -> str:
-    end = short_ending(name)
-    return name[len(name) - len(end) :]
+    dots = (dot for dot in range(first, len(name)) if name[dot] == ".")
+    return any(name[:dot] in keys and ONLY_ENDINGS.fullmatch(name, dot) for dot in dots)
 
 
 def short_ending(name: str) -> str:

@@ -78,7 +78,7 @@ def load(
     vocab_size = config.language.vocab_size
     if logit_size is not None and not 0 < logit_size <= vocab_size:
         raise CheckpointError("E1408", f"{logit_size} logits asked of a head of {vocab_size} rows.")
-    model = _without_weights(config, logit_size)
+    model = without_weights(config, logit_size)
     _compare(model, stored)
     model.load_state_dict(dict(_tensors(stored, dtype, torch.device(device))), assign=True)
     return model.eval().requires_grad_(False)
@@ -86,7 +86,7 @@ def load(
 
 def compare(config: ModelConfig, stored: Mapping[str, Stored]) -> None:
     """Raises CheckpointError E1402, E1403, E1404, E1410 unless `stored` is what `config` needs."""
-    _compare(_without_weights(config), stored)
+    _compare(without_weights(config), stored)
 
 
 def read_headers(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, Stored]]:
@@ -105,7 +105,8 @@ def check(path: str | os.PathLike[str]) -> None:
             pass
 
 
-def _without_weights(config: ModelConfig, logit_size: int | None = None) -> Medv:
+def without_weights(config: ModelConfig, logit_size: int | None = None) -> Medv:
+    """A model whose tensors have shapes and no memory; for `load_state_dict(..., assign=True)`."""
     with torch.device("meta"), _NoInit():
         return Medv(config, logit_size)
 

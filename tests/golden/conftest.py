@@ -175,7 +175,7 @@ def _olmo_name(name: str, renames: dict[str, str]) -> str:
 
 def holding(config: ModelConfig, state: dict[str, Tensor]) -> Medv:
     """A model of these tensors themselves: cases of the same weights share them."""
-    model = weights._without_weights(config)
+    model = weights.without_weights(config)
     model.load_state_dict(state, assign=True)
     return model.eval()
 

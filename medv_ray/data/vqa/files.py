@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ READABLE = (*ENDINGS, *PARQUET)
 def text_records(path: Path, reading: Reading, asked: Asked) -> Iterator[Read]:
     """Records of a csv, tsv, jsonl or json file. Raises DataError E1105, E1120."""
     try:
-        with pa.OSFile(str(path)) as file:
+        with pa.OSFile(os.fsencode(path)) as file:
             table = open_table(file, path.name, reading, partial(columns.is_row, asked))
             for record in table.records:
                 yield Read(record.line, record.values, record.error, table.header)

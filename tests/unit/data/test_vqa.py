@@ -1,6 +1,7 @@
 """Readers of the public layouts: every record becomes a row or is counted by its reason."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,14 @@ def test_a_record_of_text_alone(tmp_path: Path, kind: str, ids: list[str], missi
     assert [len(row.images) for row in made_rows["train"]] == [0] * (len(ids) - 1) + [1]
     assert said(made_rows["train"][0]) == list(text)
     assert index["skipped"] == {"image_missing": missing}
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"Universit\xe4t")
+    write_json(folder / "train.json", [talk("1.jpg", "What?", "A cell.", id=1)])
+    write_images(folder / "images", "1.jpg")
+    index, _ = made(settings("llava", folder))
+    assert index["splits"] == {"train": 1}
 
 
 def test_stage_1_needs_no_question(tmp_path: Path) -> None:

@@ -107,6 +107,38 @@ def test_files_that_could_have_been_rows_raise_the_alarm(tmp_path, capsys, kind)
     assert said.startswith("MOST OF THIS ARCHIVE IS LEFT OUT: 1 rows are scored.\nleft out: ")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("1", "1.2.840.1", "1.2.840.2"), ("scan.png", "scan.000", "scan.001"), ("v1.png", "v1.2.raw")],
+)
+def test_numbers_behind_a_picture_are_no_side_files(tmp_path, capsys, names):
+    for name in names:
+        (tmp_path / name).write_bytes(PICTURE if name == names[0] else b"{}")
+    tell(plan(open_archive(ArchiveSettings(archive=str(tmp_path), question="q?")), "settings"))
+    said = capsys.readouterr().err
+    assert ("MOST OF THIS ARCHIVE" in said) == (len(names) > 2)
+    assert f"{len(names) - 1} " in said
+    assert "beside a picture" not in said
+
+
+def test_empty_tables_beside_pictures_are_side_files(tmp_path, capsys):
+    (tmp_path / "0.jpg").write_bytes(PICTURE)
+    for name in ("0.json", "0.csv"):
+        (tmp_path / name).touch()
+    tell(plan(open_archive(ArchiveSettings(archive=str(tmp_path), question="q?")), "settings"))
+    said = capsys.readouterr().err
+    assert said.startswith("left out: 2 files (1 .csv beside a picture of that name, ")
+
+
+def test_what_is_shut_beside_a_table_may_be_most_of_it(tmp_path, capsys):
+    (tmp_path / "1.png").write_bytes(PICTURE)
+    (tmp_path / "q.csv").write_text("image,question\n1.png,what?\n")
+    for name in ("site1", "site2"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    tell(plan(open_archive(ArchiveSettings(archive=str(tmp_path))), "settings"))
+    assert capsys.readouterr().err.startswith("MOST OF THIS ARCHIVE IS LEFT OUT: 1 rows")
+
+
 @pytest.mark.parametrize("taken", [True, False])
 def test_growth_is_said_once_the_run_takes_it(tmp_path, capsys, monkeypatch, taken):
     (tmp_path / "a.png").write_text("x")
