@@ -55,7 +55,7 @@ class EvalSettings(NamedTuple):
 
 
 def evaluate(
-    chosen: Sequence[Recipe], settings: EvalSettings, address: str | None
+    chosen: Sequence[Recipe], settings: EvalSettings, address: str | None = None
 ) -> dict[str, Any]:
     """Figures of every recipe, as results.json has them.
 
