@@ -144,6 +144,6 @@ def what_is_beside(sorts: Mapping[str, list[Stored]], kind: Kind) -> list[Beside
             elif not file.size:
                 reason = EMPTY
             elif kind == "images":
-                reason = NO_IMAGE if sort == "other" else "a table; --question is asked of images"
+                reason = NO_IMAGE if sort == "other" else "a table that is not read"
             result.append(Beside(file.name, reason))
     return result

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.ledger import Ledger
-from medv_ray.archive.store import Store
+from medv_ray.archive.store import Store, escaped
 from medv_ray.errors import DataError, RunError
 from medv_ray.schema import ANSWER_SCHEMA, STATUSES
 
@@ -68,9 +68,7 @@ def image_paths(row: Row, shard: str | None = None) -> list[str | None] | None:
     if row.image_names in ((), (None,)) and row.image is None:
         return None
     whole = [n if shard is None or n is None else f"{shard}/{n}" for n in row.image_names]
-    return [
-        name if name is None else name.encode(errors="backslashreplace").decode() for name in whole
-    ]
+    return [name if name is None else escaped(name) for name in whole]
 
 
 def write_part(store: Store, chunk: Chunk, records: Sequence[dict[str, Any]]) -> Part:

@@ -55,9 +55,9 @@ def is_dicom(data: bytes, formats: Sequence[str]) -> bool:
 class DicomFile:
     """A DICOM file with its header read and checked; no pixel is touched before `picture`.
 
-    Raises DataError E1202 (no picture, or pydicom is not installed), E1203 (no readable header),
-    E1207 (a header that contradicts itself), E1209 (a header without end), E1211 (no rule for these
-    pixels), E1212 (burned-in annotation) and RunError E1513.
+    Raises DataError E1202 (no picture), E1203 (no readable header), E1207 (a header that
+    contradicts itself), E1209 (a header without end), E1211 (no rule for these pixels, or pydicom
+    is not installed), E1212 (burned-in annotation) and RunError E1513.
     """
 
     format = "DICOM"
@@ -287,7 +287,7 @@ def _own_words(size: int) -> Iterator[list[Dataset]]:
         if error.name != "pydicom":
             raise broken("pydicom is installed and does not load.") from None
         detail = f"{size} bytes are DICOM; reading it needs `pip install 'medv-ray[dicom]'`."
-        raise DataError("E1202", detail) from None
+        raise DataError("E1211", detail) from None
     except Exception:  # ImportError of a missing library, and what a mix of versions raises
         raise broken("pydicom is installed and does not load.") from None
     seen: list[Dataset] = []

@@ -79,7 +79,7 @@ def preview(
         "duplicate_ids": known.duplicates,
         "images_named": known.named_images,
         "images_missing": known.missing_images,
-        "images_missing_examples": list(known.missing_examples),
+        "images_missing_examples": [without_root(name) for name in known.missing_examples],
         "resume_skips_rows": known.done_rows,
         "rows_added": known.added_rows,
         "changed_since_run_began": list(known.changes),
@@ -91,6 +91,12 @@ def preview(
     if "seconds_per_row" in probe:
         plan_line["estimate"] = estimate(known, probe["seconds_per_row"], settings)
     return plan_line
+
+
+def without_root(name: str) -> str:
+    """A name as it can be printed: of an absolute path the last part alone."""
+    plain = name.replace("\\", "/")
+    return plain.rpartition("/")[2] if plain.startswith("/") or ":/" in plain else name
 
 
 def count(plan: Plan, settings: ScoreSettings) -> tuple[Look | None, str]:

@@ -300,7 +300,8 @@ class Routes:
     async def _http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "").replace("GET", "GET, HEAD")
+            given = (error.headers or {}).get("Allow", "")
+            allowed = given if "HEAD" in given else given.replace("GET", "GET, HEAD")
             refused = self._error("E1712", f"this path takes {allowed}.")
             refused.headers["allow"] = allowed
             return refused

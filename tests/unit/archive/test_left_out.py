@@ -60,7 +60,7 @@ LEFT_OUT = {
     ("", "hidden"): 1,
     (".db", "hidden"): 1,
     ("", "index of DICOM files"): 1,
-    (".csv", "a table; --question is asked of images"): 1,
+    (".csv", "a table that is not read"): 1,
 }
 
 

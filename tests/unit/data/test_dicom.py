@@ -438,7 +438,7 @@ def test_messages_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "private" in raised(unknown_syntax("1.2.276.0.99.123456789")()).detail
     monkeypatch.setitem(sys.modules, "pydicom", None)
     found = raised(WHOLE)
-    assert found.code == "E1202"
+    assert found.code == "E1211"
     assert "pip install 'medv-ray[dicom]'" in found.detail
     assert raised(WHOLE, formats=("PNG",)).code == "E1202"
 

@@ -11,7 +11,7 @@ from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.sources import Archive
 from medv_ray.errors import DataError
 from medv_ray.on_ray import preview as previewing
-from medv_ray.on_ray.preview import preview
+from medv_ray.on_ray.preview import preview, without_root
 from tests.integration import stub
 
 
@@ -109,3 +109,12 @@ def test_the_estimate_is_for_the_rows_that_are_left(tmp_path: Path) -> None:
     said = told_of(tmp_path, pool={"max_actors": 3}, chunk_rows=2)
     assert (said["estimate"]["rows"], said["estimate"]["actors"]) == (8, 3)
     assert told_of(tmp_path, pool={"max_actors": 9})["estimate"]["actors"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("a/1.png", "a/1.png"), ("/etc/hostname", "hostname"), ("C:\\data\\p7.png", "p7.png"),
+     ("\\\\server\\p.png", "p.png"), ("pics\\p4.png", "pics\\p4.png")],
+)  # fmt: skip
+def test_an_absolute_path_of_a_row_is_not_printed(name: str, shown: str) -> None:
+    assert without_root(name) == shown
