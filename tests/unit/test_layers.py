@@ -24,7 +24,7 @@ ROWS = [
     ],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
     ["medv_ray.engine", "medv_ray.training", "medv_ray.client"],
-    ["medv_ray.serving"],
+    ["medv_ray.serving", "medv_ray.evaluation"],
     ["medv_ray.on_ray"],
     ["medv_ray.cli", "jobs"],
 ]
@@ -71,6 +71,7 @@ THIRD_PARTY = {
     "medv_ray.serving": {
         *("fastapi", "starlette", "pydantic", "prometheus_client", "httpx2", "torch"),
     },
+    "medv_ray.evaluation": {"numpy"},
     "medv_ray.on_ray": {"ray", "starlette", "numpy", "pyarrow", "rich", "torch", "pydantic"},
     "medv_ray.cli": {"typer", "rich", "yaml", "pyarrow"},
     "jobs": {"ray", "typer", "torch", "numpy", "rich", "tokenizers", "transformers"},
