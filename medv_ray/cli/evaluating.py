@@ -128,3 +128,35 @@ def compare_command(
     from medv_ray.evaluation.comparison import compare
 
     print_json(compare(first, second))
+
+
+def report_command(
+    run: Annotated[str, typer.Argument(help="Run folder of `medv score`, finished or not.")],
+    out: Annotated[
+        Path | None, Option(help="File; default: report.html in the run folder.")
+    ] = None,
+    archive: Annotated[Text, Option(help="What was scored, for pictures on the page.")] = None,
+    questions: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    question: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    images: Annotated[Text, Option(help="As for `medv score`.")] = None,
+) -> None:
+    """One HTML file about a run: counts, accuracy, confidence, pictures; no script, no link."""
+    from medv_ray.archive.plan import plan
+    from medv_ray.archive.settings import ArchiveSettings
+    from medv_ray.archive.sources import open_archive
+    from medv_ray.archive.store import Store
+    from medv_ray.evaluation.report import report
+    from medv_ray.files import write_atomic
+    from medv_ray.settings import build
+
+    planned = None
+    if archive is not None:
+        given = {"archive": archive, "questions": questions, "question": question, "images": images}
+        found = open_archive(build(ArchiveSettings, given))
+        planned = plan(found, "report")
+    page = report(run, planned).encode()
+    if out is None:
+        Store(run).write("report.html", page)
+    else:
+        write_atomic(out, page)
+    typer.echo(f"{out.name if out else 'report.html in the run folder'}: {len(page):,} bytes")

@@ -1,0 +1,243 @@
+"""`medv report`: one HTML file about a scoring run, to be read offline by who opens no terminal.
+
+Everything is in the file: no script, no link, pictures as data URIs. All words of rows are escaped.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+
+from medv_ray.archive.accuracy import is_known
+from medv_ray.archive.folder import METRICS
+from medv_ray.archive.manifest import flatten, read_manifest
+from medv_ray.archive.plan import Plan
+from medv_ray.archive.reading import read_rows
+from medv_ray.archive.results import Choice, input_files, rows_of
+from medv_ray.archive.store import Store
+from medv_ray.data.thumbnail import Thumbnails
+from medv_ray.errors import CATALOGUE, DataError, RunError
+from medv_ray.evaluation import calibration, strict
+from medv_ray.evaluation.statistics import Interval, wilson
+from medv_ray.settings import ImageSettings
+
+SHOWN = 12
+"""Rows of each kind."""
+SIDE = 224
+"""Of a picture, in pixels."""
+BARS = 20
+CURVE = 200
+"""Points of a curve, at most."""
+MOST_WORDS = 600
+"""Characters of a question or answer."""
+
+
+class Card(NamedTuple):
+    """A row on the page."""
+
+    id: str
+    file: int
+    row: int
+    question: str
+    answer: str
+    reference: str | None
+    confidence: float | None
+    status: str
+    cause: str
+    warnings: Sequence[str]
+    pictures: Sequence[str] = ()
+    """Data URIs."""
+
+
+@dataclass
+class Found:
+    """What one pass over the rows has counted."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Of rows without an answer, by status and reason."""
+    warnings: Counter[str] = field(default_factory=Counter)
+    confidence: list[float] = field(default_factory=list)
+    """Of answers whose reference is known, with `right` and `kind`."""
+    right: list[bool] = field(default_factory=list)
+    kind: list[str] = field(default_factory=list)
+    bars: list[int] = field(default_factory=lambda: [0] * BARS)
+    """Answers by confidence."""
+    wrong: list[tuple[float, int, Card]] = field(default_factory=list)
+    """The surest wrong answers."""
+    unsure: list[tuple[float, int, Card]] = field(default_factory=list)
+    refused: list[Card] = field(default_factory=list)
+
+
+def report(out: str, plan: Plan | None = None) -> str:
+    """HTML of a run, finished or not.
+
+    `plan`: of the archive that it scored, for pictures; they are decoded as they were for the
+    model. Raises RunError E1506, E1507.
+    """
+    names = input_files(out)
+    manifest = read_manifest(Store(out)) or {}
+    found = count(rows_of(out, Choice()))
+    groups = [
+        ("Surest wrong answers", [card for _, _, card in sorted(found.wrong, reverse=True)]),
+        ("Least certain answers", [card for _, _, card in sorted(found.unsure, reverse=True)]),
+        ("Quarantined", found.refused),
+    ]
+    if plan is not None:
+        groups = [(title, with_pictures(cards, names, plan)) for title, cards in groups]
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    template = (files("medv_ray.evaluation") / "report.html").read_text("utf-8")
+    return page.from_string(template).render(
+        name=out.rstrip("/").rpartition("/")[2],
+        found=found,
+        total=sum(found.statuses.values()),
+        whole=whole(out),
+        shares=shares(found),
+        bars=found.bars,
+        curve=curve(found),
+        ece=calibration.calibration_error(found.confidence, found.right) if found.right else None,
+        groups=groups,
+        has_plan=plan is not None,
+        settings=settings_of(manifest),
+        files=names[:20],
+        more_files=max(0, len(names) - 20),
+    )
+
+
+def count(tables: Iterable[Any]) -> Found:
+    """One pass over tables of rows."""
+    found, number = Found(), 0
+    for table in tables:
+        for row in table.to_pylist():
+            number += 1
+            _add(found, row, number)
+    return found
+
+
+def _add(found: Found, row: dict[str, Any], number: int) -> None:
+    found.statuses[row["status"]] += 1
+    found.warnings.update({word.partition(":")[0] for word in row["warnings"] or ()})
+    card = card_of(row)
+    if row["status"] != "answered":
+        found.reasons[row["status"], cause_of(row)] += 1
+        if row["status"] == "quarantined" and len(found.refused) < SHOWN:
+            found.refused.append(card)
+    if row["status"] == "quarantined" or row["confidence"] is None:
+        return
+    sure = float(row["confidence"])
+    found.bars[min(BARS - 1, int(sure * BARS))] += 1
+    _keep(found.unsure, (-sure, -number, card))
+    if row["reference"] is None or not is_known(row["reference"]):
+        return
+    kind = "closed" if strict.words(row["reference"]) in (["yes"], ["no"]) else "open"
+    rule = strict.closed if kind == "closed" else strict.same
+    hit = rule(row["answer"] or "", row["reference"])
+    found.confidence.append(sure)
+    found.right.append(hit)
+    found.kind.append(kind)
+    if not hit:
+        _keep(found.wrong, (sure, -number, card))
+
+
+def _keep(heap: list[tuple[float, int, Card]], entry: tuple[float, int, Card]) -> None:
+    """Of all entries the SHOWN largest."""
+    (heapq.heappush if len(heap) < SHOWN else heapq.heappushpop)(heap, entry)
+
+
+def card_of(row: dict[str, Any]) -> Card:
+    """What the page says of a row."""
+    return Card(
+        row["id"],
+        row["file"],
+        row["row"],
+        _cut(row["question"] or ""),
+        _cut(row["answer"] or ""),
+        None if row["reference"] is None else _cut(row["reference"]),
+        row["confidence"],
+        row["status"],
+        cause_of(row) if row["status"] != "answered" else "",
+        row["warnings"] or (),
+    )
+
+
+def cause_of(row: dict[str, Any]) -> str:
+    """Why a row has no answer, in the catalogue's words."""
+    entry = CATALOGUE.get(row["code"] or "")
+    said = (row["reason"] or "").replace("_", " ")
+    return f"{row['code']} {said}: {entry.cause}" if entry else said
+
+
+def shares(found: Found) -> list[tuple[str, Interval]]:
+    """Right answers of those compared, by kind, with Wilson's interval."""
+    rows = []
+    for kind in ("all", "open", "closed"):
+        hits = [h for h, k in zip(found.right, found.kind, strict=True) if kind in ("all", k)]
+        if hits:
+            low, high = wilson(sum(hits), len(hits))
+            rows.append((kind, Interval(sum(hits) / len(hits), low, high, len(hits))))
+    return rows
+
+
+def curve(found: Found) -> list[tuple[float, float]]:
+    """Points of risk over coverage."""
+    coverage, risk = calibration.risk_coverage(found.confidence, found.right)
+    step = max(1, len(coverage) // CURVE)
+    picked = [*range(0, len(coverage), step)]
+    if len(coverage) and picked[-1] != len(coverage) - 1:
+        picked.append(len(coverage) - 1)
+    return [(float(coverage[i]), float(risk[i])) for i in picked]
+
+
+def whole(out: str) -> bool:
+    """Whether the job has ended: it writes metrics.json last."""
+    try:
+        json.loads(Store(out).read(METRICS))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def settings_of(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """Settings and digests, one a line; of the input files only how many there are."""
+    kept = {name: value for name, value in manifest.items() if name in ("identity", "run_id")}
+    flat = flatten(kept)
+    return [
+        (name.removeprefix("identity."), value.strip('"'))
+        for name, value in flat.items()
+        if not name.startswith(("identity.files.", "identity.images"))
+    ]
+
+
+def with_pictures(cards: Sequence[Card], names: Sequence[str], plan: Plan) -> list[Card]:
+    """The cards with their pictures, where the archive still has them."""
+    with Thumbnails(ImageSettings(), SIDE) as thumbnails:
+        return [
+            card._replace(pictures=list(_pictures(card, names, plan, thumbnails))) for card in cards
+        ]
+
+
+def _pictures(
+    card: Card, names: Sequence[str], plan: Plan, thumbnails: Thumbnails
+) -> Iterator[str]:
+    numbers = {file.name: number for number, file in enumerate(plan.archive.files)}
+    file = numbers.get(names[card.file])
+    for chunk in plan.chunks:
+        if chunk.file == file and card.row in chunk.rows:
+            try:
+                rows = read_rows(plan.archive, chunk)
+                row = next(row for row in rows if row.row == card.row)
+                for image in row.images:
+                    yield thumbnails.make(image)
+            except (DataError, RunError):
+                return  # damaged pictures are among those that are shown
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_WORDS else text[: MOST_WORDS - 1] + "\u2026"
