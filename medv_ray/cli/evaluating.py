@@ -160,3 +160,39 @@ def report_command(
     else:
         write_atomic(out, page)
     typer.echo(f"{out.name if out else 'report.html in the run folder'}: {len(page):,} bytes")
+
+
+def judge_command(
+    questions: Annotated[Path, Option(help="jsonl of the 193 questions, or of the same form.")],
+    answers: Annotated[Path, Option(help="Answers by id: jsonl.")],
+    out: Annotated[Path, Option(help="Folder of the reviews; the same line goes on.")],
+    url: Annotated[str, Option(help="The judge: any endpoint like OpenAI's.")],
+    judge: Annotated[str, Option(help="Its model's name.")],
+    template: Annotated[
+        Path | None, Option("--judge-template", help="The task in your own words.")
+    ] = None,
+    yes: Annotated[bool, Option("--yes", help="Send questions, captions and answers.")] = False,
+) -> None:
+    """Open-ended answers rated by a judge beside the reference's; sends nothing without --yes."""
+    from medv_ray.evaluation import judge as judging
+    from medv_ray.evaluation.predictions import read_predictions
+
+    pairs = judging.read_pairs(questions, read_predictions(answers))
+    task = template.read_text("utf-8") if template else judging.TASK
+    asker = judging.Judge(url, judge, out, task)
+    try:
+        todo = asker.open(pairs)
+        given = asker.estimate(todo)
+        typer.echo(
+            f"{given.questions} of {len(pairs)} questions go to {given.host}, with captions and "
+            f"answers: about {given.prompt_tokens:,} tokens in and {given.reply_tokens:,} out.",
+            err=True,
+        )
+        if todo and not yes:
+            raise SettingsError("E1001", "--yes sends them.")
+        for number, _ in enumerate(asker.review(todo), 1):
+            if number % 10 == 0:
+                typer.echo(f"{number} of {len(todo)}", err=True)
+    finally:
+        asker.close()
+    print_json(judging.summary(pairs, judging.read_reviews(out)))
