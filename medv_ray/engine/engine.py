@@ -16,6 +16,7 @@ import torch
 
 from medv_kernels.linear import pack
 from medv_ray.diffusion.spec import Canvas
+from medv_ray.engine.choices import Choice, check, score
 from medv_ray.engine.images import ImageStore
 from medv_ray.engine.inspection import Inspection, inspect_position, state_of
 from medv_ray.engine.processor import Processor
@@ -276,6 +277,21 @@ class Engine:
             self._images.tiles,
             canvas.allowed.get(position),
         )
+
+    @stateful
+    def choose(self, request: Request, choices: Sequence[str]) -> list[Choice]:
+        """How likely each of some answers is; nothing is sampled. See `choices`.
+
+        Raises SettingsError E1001 for choices that cannot be compared, DataError E12xx, E13xx.
+        """
+        spec = self.spec(request.sampler)
+        ids = self._processor.ids_of(choices)
+        check(choices, ids, spec)
+        prompt, embeds, _ = self._processor.prompt(request, spec)
+        denoiser = FullRecompute(self._model, [prompt if prompt.ends else embeds], spec.suffix_ids)
+        found = score(denoiser, spec, choices, ids)
+        self.counters.positions += denoiser.computed
+        return found
 
     def close(self) -> None:
         """End the image decoder's child processes."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from medv_ray.data.prompts import SpecialIds, Turn, build, decode
+from medv_ray.data.prompts import SpecialIds, Turn, build, decode, encode_text
 from medv_ray.data.segments import assistant_header, prompt_ends
 from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine.images import Features, ImageStore
@@ -142,6 +142,10 @@ class Processor:
             vision_s=state.vision_s,
             last=last,
         )
+
+    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of plain texts, as an answer has them."""
+        return [encode_text(self._tokenizer, text.strip()) for text in texts]
 
     def token_text(self, token: int) -> str:
         """How one token reads."""

@@ -330,7 +330,7 @@ def test_what_touches_the_state_runs_under_one_rule(folder: Path) -> None:
     ruled = {name for name in public if getattr(vars(Engine)[name], "stateful", False)}
     assert public == ruled | free
     assert not ruled & free
-    assert ruled == {"admit", "cancel", "give_up", "step", "view", "inspect"}
+    assert ruled == {"admit", "cancel", "give_up", "step", "view", "inspect", "choose"}
     for name in ruled:
         with load(folder, EngineSettings(slots=2), True) as predictor:
             engine = predictor.engine
@@ -343,6 +343,7 @@ def test_what_touches_the_state_runs_under_one_rule(folder: Path) -> None:
                 "cancel": (ticket,),
                 "view": (ticket,),
                 "inspect": (request, mask, 0),
+                "choose": (request, ["a", "b"]),
             }
             engine._at_work = [ticket]
             bound = {name for name in vars(engine) if not name.startswith("_")}
