@@ -5,7 +5,8 @@ PathVQA's own words, so that sampler settings, calibration and reports have some
 no medical model.
 
 Two stages through Ray Train, each from the folder of the one before: what is to be seen on a
-picture, as the list of its open answers; then single questions in the chat template.
+picture, as the list of its open answers; then single questions in the chat template. On two cores
+a step takes 0.8 and 1.8 s: some 40 minutes in all.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ STAGES = (
         name="chat",
         lr=1e-3,
         batch_size=128,
-        max_steps=2400,
+        max_steps=1100,
         warmup_ratio=0.05,
         weight_decay=0.1,
         targets="answers",
