@@ -60,8 +60,10 @@ def eval_command(
     if assignments:
         for number, recipe in enumerate(chosen):
             given = recipe.sampler.model_dump() if recipe.sampler else {}
-            sampler = override({"sampler": given}, assignments)["sampler"]
-            changed = {"sampler": build(SamplerSettings, sampler)}
+            asked = override({"sampler": given}, assignments)
+            if asked.keys() != {"sampler"}:
+                raise SettingsError("E1001", "--set takes sampler settings here: sampler.steps=32.")
+            changed = {"sampler": build(SamplerSettings, asked["sampler"])}
             chosen[number] = recipe.model_copy(update=changed)
     settings = EvalSettings(
         data=data or Path(),
@@ -103,7 +105,7 @@ def table_of(found: dict[str, Any]) -> Table:
             theirs = paper.get(name, {}).get(kind)
             guess = one.get("majority", {}).get(kind)
             drawn.add_row(
-                name + ("" if one["whole"] else " (a part)"),
+                name + ("" if one["whole"] else " (a part)") + (", blind" * found["blind"]),
                 kind,
                 cell["metric"],
                 str(cell["n"]),
@@ -178,7 +180,11 @@ def judge_command(
     from medv_ray.evaluation.predictions import read_predictions
 
     pairs = judging.read_pairs(questions, read_predictions(answers))
-    task = template.read_text("utf-8") if template else judging.TASK
+    try:
+        task = template.read_text("utf-8") if template else judging.TASK
+    except (OSError, ValueError) as error:
+        kind = type(error).__name__
+        raise SettingsError("E1001", f"--judge-template cannot be read ({kind}).") from None
     asker = judging.Judge(url, judge, out, task)
     try:
         todo = asker.open(pairs)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import httpx2
 
 from medv_ray.client.endpoint import CHAT, CONNECT_S, address, headers, refusal, silence
-from medv_ray.errors import DataError, MedvError, RunError
+from medv_ray.errors import DataError, MedvError, RunError, SettingsError
 from medv_ray.evaluation.judge_scores import Group, Scores, groups, scores_of
 from medv_ray.files import write_atomic
 
@@ -85,7 +85,9 @@ def read_pairs(questions: Path, answers: Mapping[str, str]) -> list[Pair]:
     """
     try:
         rows = [json.loads(line) for line in questions.read_text("utf-8").splitlines() if line]
-        found = {str(row["question_id"]): row for row in rows if row["text"] and row["gpt4_answer"]}
+        if not all(row["text"] and row["gpt4_answer"] for row in rows):
+            raise ValueError("a question or an answer is empty")
+        found = {str(row["question_id"]): row for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
         said = f"{questions.name} holds no questions with answers ({type(error).__name__})."
         raise DataError("E1105", said) from None
@@ -115,7 +117,7 @@ class Judge:
     ) -> None:
         missing = [name for name in PLACES if f"{{{name}}}" not in task]
         if missing:
-            raise DataError("E1001", f"the judge's task has no {{{missing[0]}}}.")
+            raise SettingsError("E1001", f"the judge's task has no {{{missing[0]}}}.")
         self.url, self.model, self.out, self.task = address(url), model, out, task
         self.asked = 0
         timeout = httpx2.Timeout(timeout_s, connect=CONNECT_S)

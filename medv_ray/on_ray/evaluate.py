@@ -31,7 +31,7 @@ from medv_ray.evaluation.recipes import Question, Recipe
 from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, checkpoint_defaults
 from medv_ray.on_ray.score import score
-from medv_ray.settings import EngineSettings, ModelSettings, build
+from medv_ray.settings import EngineSettings, ModelSettings, SamplerSettings, build
 
 SYNTHETIC, SYNTHETIC_ROWS = "synthetic", 600
 
@@ -75,6 +75,10 @@ def evaluate(
 def _one(
     recipe: Recipe, settings: EvalSettings, several: bool, address: str | None
 ) -> dict[str, Any]:
+    if recipe.sampler is None and settings.model is not None:  # a digest names what was used
+        recommended = checkpoint_defaults(settings.model.path).get("sampler", {})
+        sampler = build(SamplerSettings, recommended)
+        recipe = recipe.model_copy(update={"sampler": sampler})
     out = settings.out / recipe.name
     folder = prepared(recipe, settings.data / recipe.name if several else settings.data, out)
     dataset = Dataset.open(folder, recipe.split)
@@ -164,14 +168,14 @@ def answered(
     """Answers by id from the scoring job, which goes on where it stopped, and what it counted."""
     assert settings.model is not None
     table = write_archive(recipe, dataset, questions, out, settings.blind)
-    sampler = {} if recipe.sampler is None else {"sampler": recipe.sampler}
+    assert recipe.sampler is not None
     asked = ScoreSettings(
         out=str(out / "scored"),
         archive=ArchiveSettings(archive=str(table), images=str(dataset.folder)),
         model=settings.model,
         engine=settings.engine,
         pool=settings.pool,
-        **({**checkpoint_defaults(settings.model.path), **sampler}),
+        sampler=recipe.sampler,
     )
     outcome = score(asked, address=address)
     if outcome.summary is None:

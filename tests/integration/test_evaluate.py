@@ -30,6 +30,7 @@ def test_a_model_twice_blind_and_with_other_words(tmp_path: Path) -> None:
     assert first == again
     one = first["recipes"]["synthetic"]
     assert one["headline"]["closed"]["mean"] == one["headline"]["open"]["mean"] == 1.0
+    assert one["recipe"]["sampler"]["gen_length"] == 8, "the toy's own, and in the digest"
     assert (one["n"], one["whole"], one["run"]["answered"]) == (24, False, 24)
     assert json.loads((tmp_path / "a" / "results.json").read_text()) == first
     blind = evaluate([RECIPE], settings(tmp_path / "b", blind=True))["recipes"]["synthetic"]
@@ -41,5 +42,5 @@ def test_a_model_twice_blind_and_with_other_words(tmp_path: Path) -> None:
     given = {"model": None, "predictions": answers}
     other = evaluate([asked], settings(tmp_path / "c", **given))["recipes"]["synthetic"]
     assert other["headline"] == one["headline"], "answers of a file give the same figures"
-    with pytest.raises(DataError, match="E1124: synthetic: prompt differ"):
+    with pytest.raises(DataError, match="E1124: synthetic: prompt, sampler differ"):
         compare(tmp_path / "a", tmp_path / "c")

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medv_ray.cli import app
-from medv_ray.errors import DataError, MedvError, RunError
+from medv_ray.errors import DataError, MedvError, RunError, SettingsError
 from medv_ray.evaluation import judge as module
 from medv_ray.evaluation.judge import REVIEWS, Judge, Pair, read_reviews, summary
 
@@ -168,7 +168,7 @@ def test_another_judge_task_or_answer_is_refused(server: Server, tmp_path: Path)
     ):
         with pytest.raises(RunError, match="E1502"):
             judge.open(given)
-    with pytest.raises(DataError, match=r"no \{caption\}"):
+    with pytest.raises(SettingsError, match=r"no \{caption\}"):
         Judge(server.url, "j", tmp_path, "rate {question} {reference} {answer} {context}")
     (tmp_path / REVIEWS).write_text("no json\n")
     with pytest.raises(DataError, match="E1105"):
@@ -195,5 +195,7 @@ def test_the_command_sends_nothing_unasked(server: Server, tmp_path: Path) -> No
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, said[1:])))
     told = CliRunner().invoke(app, line)
     assert "1 of 6 questions have no answer" in told.output
+    (tmp_path / "q.jsonl").write_text(json.dumps({**rows[0], "gpt4_answer": ""}))
+    assert "E1105" in CliRunner().invoke(app, line).output, "no question is left out in silence"
     (tmp_path / "q.jsonl").write_text("{}")
     assert "E1105" in CliRunner().invoke(app, line).output

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from medv_ray.cli import app
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.evaluation import predictions, recipes, results
 from medv_ray.evaluation.comparison import compare
@@ -154,3 +156,11 @@ def test_the_papers_tables_are_whole() -> None:
         by_type = sum(row[kind] * counts[kind] for kind in ("conversation", "detailed_description"))
         if row["model"] != "LLaVA":  # a known misprint
             assert by_type / 193 == pytest.approx(row["overall"], abs=0.01), row["model"]
+
+
+def test_settings_that_are_none_of_a_recipe_are_refused(tmp_path: Path) -> None:
+    line = ["eval", "--suite", "synthetic", "--model", "toy", "--out", str(tmp_path / "o")]
+    told = CliRunner().invoke(app, [*line, "--set", "prompt.system=none"])
+    assert told.exit_code == 2
+    assert "--set takes sampler settings here" in told.output
+    assert not (tmp_path / "o").exists()
