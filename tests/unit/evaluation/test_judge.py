@@ -199,3 +199,15 @@ def test_the_command_sends_nothing_unasked(server: Server, tmp_path: Path) -> No
     assert "E1105" in CliRunner().invoke(app, line).output, "no question is left out in silence"
     (tmp_path / "q.jsonl").write_text("{}")
     assert "E1105" in CliRunner().invoke(app, line).output
+
+
+def test_a_review_is_on_disk_before_the_next_question(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge(server.url, "j", tmp_path)
+    todo = judge.open(pairs(3))
+    asked_at: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda handle: asked_at.append(server.asked.total()))
+    list(judge.review(todo))
+    judge.close()
+    assert asked_at == [1, 2, 3]
