@@ -71,7 +71,7 @@ THIRD_PARTY = {
     "medv_ray.serving": {
         *("fastapi", "starlette", "pydantic", "prometheus_client", "httpx2", "torch"),
     },
-    "medv_ray.evaluation": {"numpy", "jinja2", "httpx2"},
+    "medv_ray.evaluation": {"numpy", "jinja2", "httpx2", "matplotlib"},
     "medv_ray.on_ray": {"ray", "starlette", "numpy", "pyarrow", "rich", "torch", "pydantic"},
     "medv_ray.cli": {"typer", "rich", "yaml", "pyarrow"},
     "jobs": {"ray", "typer", "torch", "numpy", "rich", "tokenizers", "transformers"},
