@@ -1,0 +1,56 @@
+"""A judge that stands in for any endpoint like OpenAI's."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Server:
+    """Says what `replies` holds for a prompt's question, the last one again and again.
+
+    A question counts as asked when its request is there, before `seconds` pass and the reply goes.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.replies: dict[str, list[Any]] = {}
+        self.asked: Counter[str] = Counter()
+        self.bodies: list[dict[str, Any]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                server.bodies.append(body)
+                prompt = body["messages"][0]["content"]
+                name = prompt.partition("Question: ")[2].partition("\n")[0]
+                said = server.replies.get(name, ["8 6\nbecause"])
+                found = said[min(server.asked[name], len(said) - 1)]
+                server.asked[name] += 1
+                time.sleep(seconds)
+                status = found if isinstance(found, int) else 200
+                message = {"content": found if isinstance(found, str) else None}
+                data = json.dumps({"choices": [{"message": message}]}).encode()
+                self.send_response(status)
+                self.send_header("content-length", str(len(data)))
+                if status == 429:
+                    self.send_header("retry-after", "0")
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
