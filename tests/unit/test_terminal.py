@@ -11,6 +11,8 @@ SCRIPT = """
 import os, signal, sys, time, warnings
 from medv_ray.cli.terminal import exit_code_of
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run with `&`
+
 class Dropped:
     def __del__(self):
         os.kill(os.getpid(), signal.{name})
