@@ -83,7 +83,8 @@ def llava_med(
     compare the lists of ids. The conversation stands under both spellings of its key, as one script
     knows only the misspelt one."""
     numbers = all(one.id.isascii() and str(_number(one.id)) == one.id for one in questions)
-    truth, said = [], []
+    truth: list[dict[str, Any]] = []
+    said: list[dict[str, Any]] = []
     for one in questions:
         key: int | str = int(one.id) if numbers else one.id
         turns = [
