@@ -89,8 +89,10 @@ def evaluated(python: Path, work: Path) -> tuple[dict[str, float], list[dict[str
         "--log_samples", "--output_path", work / "out",
     ]  # fmt: skip
     subprocess.run(command, env=env, cwd=work, check=True, timeout=1200)
-    [told] = (work / "out").rglob("*_results.json")
-    [log] = (work / "out").rglob("*_samples_medv_vqa_rad.jsonl")
+    made = [*(work / "out").rglob("*_results.json"), *(work / "out").rglob("*_samples_*.jsonl")]
+    if len(made) != 2:  # it exits with 0 after an error, too
+        raise SystemExit("FAILED: lmms-eval wrote no results")
+    told, log = made
     found = json.loads(told.read_text())["results"]["medv_vqa_rad"]
     figures = {
         name.removesuffix(",none"): value
