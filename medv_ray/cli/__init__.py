@@ -9,6 +9,7 @@ import typer
 
 from medv_ray import __version__
 from medv_ray.cli.evaluating import compare_command, eval_command, judge_command, report_command
+from medv_ray.cli.exporting import export_answers_command, lmms_tasks_command
 from medv_ray.cli.rows import rows_command
 from medv_ray.cli.serving import bench_app, chat_command, serve_command
 from medv_ray.cli.terminal import exit_code_of, merged, print_json, read_yaml, told_cleanly
@@ -165,6 +166,8 @@ app.command("score")(told_cleanly(score_command))
 app.command("rows")(told_cleanly(rows_command))
 app.command("eval")(told_cleanly(eval_command))
 app.command("compare")(told_cleanly(compare_command))
+app.command("export-answers")(told_cleanly(export_answers_command))
+app.command("lmms-tasks")(told_cleanly(lmms_tasks_command))
 app.command("judge")(told_cleanly(judge_command))
 app.command("report")(told_cleanly(report_command))
 app.command("serve")(told_cleanly(serve_command))

@@ -7,6 +7,7 @@ computed alone, so that company, batch size and order change nothing.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from medv_kernels.linear import pack
+from medv_ray.diffusion.likelihood import log_likelihood
 from medv_ray.diffusion.spec import Canvas
 from medv_ray.engine.choices import Choice, check, score
 from medv_ray.engine.images import ImageStore
@@ -22,7 +24,7 @@ from medv_ray.engine.inspection import Inspection, inspect_position, state_of
 from medv_ray.engine.processor import Processor
 from medv_ray.engine.request import Answer, Counters, Request, View
 from medv_ray.engine.running import RequestState, RunningBatches
-from medv_ray.errors import DataError, is_out_of_memory
+from medv_ray.errors import DataError, SettingsError, is_out_of_memory
 from medv_ray.model.denoise import FullRecompute
 from medv_ray.model.medv import Medv
 from medv_ray.settings import AnswerSettings, EngineSettings
@@ -291,6 +293,32 @@ class Engine:
         denoiser = FullRecompute(self._model, [prompt if prompt.ends else embeds], spec.suffix_ids)
         found = score(denoiser, spec, choices, ids)
         self.counters.positions += denoiser.computed
+        return found
+
+    @stateful
+    def log_likelihood(self, request: Request, text: str, num_samples: int = 128) -> float:
+        """Monte Carlo bound of log p(text | prompt) in nats, drawn from the request's seed; exact
+        for a text of one token. See `diffusion.likelihood`.
+
+        Raises SettingsError E1001 for a text without tokens, DataError E12xx, E13xx.
+        """
+        spec = self.spec(request.sampler)
+        [ids] = self._processor.ids_of([text])
+        if not ids:
+            raise SettingsError("E1001", "log_likelihood: the text has no token.")
+        prompt, embeds, _ = self._processor.prompt(request, spec)
+        samples = 1 if len(ids) == 1 else num_samples
+        found = log_likelihood(
+            lambda rows: FullRecompute(self._model, [prompt if prompt.ends else embeds] * rows),
+            torch.tensor(ids, device=self._model.device),
+            spec.mask_id,
+            num_samples=samples,
+            copies=math.gcd(samples, 16),
+            cfg_scale=spec.cfg_scale,
+            generator=torch.Generator().manual_seed(request.seed),
+        )
+        if not math.isfinite(found):
+            raise DataError("E1305", "NaN or infinity where a likelihood is computed.")
         return found
 
     def close(self) -> None:
