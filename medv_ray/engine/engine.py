@@ -282,7 +282,7 @@ class Engine:
     def choose(self, request: Request, choices: Sequence[str]) -> list[Choice]:
         """How likely each of some answers is; nothing is sampled. See `choices`.
 
-        Raises SettingsError E1001 for choices that cannot be compared, DataError E12xx, E13xx.
+        Raises DataError E1308 for choices that cannot be compared, E12xx, E13xx.
         """
         spec = self.spec(request.sampler)
         ids = self._processor.ids_of(choices)
