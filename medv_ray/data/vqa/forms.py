@@ -15,6 +15,7 @@ from medv_ray.data.vqa.entries import (
     Read,
     Record,
     by_words,
+    groups_of,
     images_of,
     kind_of_answer,
     question_entry,
@@ -146,6 +147,7 @@ def _data_rad_entry(row: Record, split: str, settings: PrepareSettings) -> Entry
         id=id_text(row["qid"]),
         answer_type=kind_of_answer(row["answer_type"]),
         question_type=text(row.get("question_type")) or None,
+        groups=groups_of(row, organ="image_organ"),
     )
 
 
@@ -171,6 +173,7 @@ def _slake_entry(row: Record, split: str, settings: PrepareSettings) -> Entry | 
         id=id_text(row["qid"]),
         answer_type=kind_of_answer(row["answer_type"]),
         question_type=text(row.get("content_type")) or None,
+        groups=groups_of(row, modality="modality", location="location"),
     )
 
 

@@ -18,6 +18,11 @@ KindName = Literal[
     "llava-med-stage2",
     "llava",
     "table",
+    "pmc-vqa",
+    "omnimedvqa",
+    "mmmu-med",
+    "medxpertqa-mm",
+    "medframeqa",
 ]
 
 
