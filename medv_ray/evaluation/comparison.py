@@ -56,9 +56,9 @@ def read_answers(folder: Path) -> tuple[list[Question], dict[str, str]]:
             row = json.loads(line)
             more = row["metadata"]
             key = str(row["question_id"])
-            questions.append(
-                Question(key, (), row["prompt"], more["reference"], more["kind"], more["groups"])
-            )
+            known = (more["reference"], more["kind"], more["groups"])
+            options = tuple(more.get("options", ()))
+            questions.append(Question(key, (), row["prompt"], *known, options))
             answers[key] = row["text"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         kind = type(error).__name__

@@ -66,11 +66,11 @@ def by_group(
 
 
 def majority(train: Iterable[Question]) -> dict[str, str]:
-    """The answer that most training questions of a kind have; of equally frequent ones the first in
-    the alphabet."""
+    """The answer, or the letter of it, that most training questions of a kind have; of equally
+    frequent ones the first in the alphabet."""
     counted: dict[str, Counter[str]] = {}
     for one in train:
-        counted.setdefault(one.kind, Counter())[one.answer.strip().lower()] += 1
+        counted.setdefault(one.kind, Counter())[one.letter or one.answer.strip().lower()] += 1
     return {
         kind: min(counts, key=lambda answer: (-counts[answer], answer))
         for kind, counts in counted.items()
