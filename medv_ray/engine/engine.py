@@ -7,14 +7,17 @@ computed alone, so that company, batch size and order change nothing.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from medv_kernels.linear import pack
+from medv_ray.diffusion.likelihood import log_likelihood
 from medv_ray.diffusion.spec import Canvas
 from medv_ray.engine.choices import Choice, check, score
 from medv_ray.engine.images import ImageStore
@@ -22,7 +25,7 @@ from medv_ray.engine.inspection import Inspection, inspect_position, state_of
 from medv_ray.engine.processor import Processor
 from medv_ray.engine.request import Answer, Counters, Request, View
 from medv_ray.engine.running import RequestState, RunningBatches
-from medv_ray.errors import DataError, is_out_of_memory
+from medv_ray.errors import DataError, SettingsError, is_out_of_memory
 from medv_ray.model.denoise import FullRecompute
 from medv_ray.model.medv import Medv
 from medv_ray.settings import AnswerSettings, EngineSettings
@@ -291,6 +294,44 @@ class Engine:
         denoiser = FullRecompute(self._model, [prompt if prompt.ends else embeds], spec.suffix_ids)
         found = score(denoiser, spec, choices, ids)
         self.counters.positions += denoiser.computed
+        return found
+
+    @stateful
+    def likelihood(
+        self, request: Request, answer: str, num_samples: int = 128, copies: int = 16
+    ) -> float:
+        """Monte Carlo bound of log p(answer | question, pictures), nats; nothing is sampled.
+
+        Of the answer's tokens alone, as long as they are: no stop sequence, no masks behind them.
+        `num_samples` noisy copies go through the model, `copies` at a time; their masks are drawn
+        by `request.seed`. Guidance is that of the sampler settings. See `diffusion.likelihood`.
+
+        Raises SettingsError E1001 for numbers that do not fit, DataError E1308 for a blank answer,
+        E12xx, E13xx.
+        """
+        if num_samples < 1 or copies < 1 or num_samples % copies:
+            said = f"num_samples={num_samples} must be a multiple of copies={copies}."
+            raise SettingsError("E1001", said)
+        spec = self.spec(request.sampler)
+        [ids] = self._processor.ids_of([answer])
+        if not ids:
+            raise DataError("E1308", "the answer has no text.")
+        tokens = torch.tensor(ids, device=self._model.device)
+        n = len(ids)
+        sized = replace(spec, gen_length=n, block_length=n, steps=n, suffix_ids=())
+        prompt, embeds, _ = self._processor.prompt(request, sized)
+        given = prompt if prompt.ends else embeds
+        found = log_likelihood(
+            lambda rows: FullRecompute(self._model, [given] * rows),
+            tokens,
+            spec.mask_id,
+            num_samples=num_samples,
+            copies=copies,
+            cfg_scale=spec.cfg_scale,
+            generator=torch.Generator().manual_seed(request.seed),
+        )
+        if not math.isfinite(found):
+            raise DataError("E1305", "NaN or infinity where an answer's likelihood is measured.")
         return found
 
     def close(self) -> None:

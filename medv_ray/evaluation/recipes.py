@@ -116,6 +116,7 @@ RECIPES: dict[str, Recipe] = {
             variant="data_RAD's test split: 272 closed, 179 open; answer types as released",
             rows=451,
             closed=272,
+            texts_sha256="3fa3e40f82b371100f1be6322211e0bc34d53b687169a0fb18f88ed34f3e3cd0",
         ),
         Recipe(
             name="slake",
@@ -123,6 +124,7 @@ RECIPES: dict[str, Recipe] = {
             variant="English questions of the test split; answer types as released",
             rows=1061,
             closed=416,
+            texts_sha256="24b0837e2d94185bd38eb47593f44370675655616b6c3f5ffd6618239d9f72fa",
         ),
         Recipe(
             name="pathvqa",
@@ -130,6 +132,7 @@ RECIPES: dict[str, Recipe] = {
             variant="test split of the Hugging Face export; yes and no count as closed",
             rows=6719,
             closed=3362,
+            texts_sha256="748e8cabc2d10b6ca0a05267e23a3bba5d575955e69e68e0030352137fbe442f",
         ),
         Recipe(
             name="synthetic",

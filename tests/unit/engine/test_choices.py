@@ -13,7 +13,8 @@ from medv_ray.data import synthetic
 from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine import Predictor, Request
 from medv_ray.engine.choices import check, score
-from medv_ray.errors import DataError
+from medv_ray.errors import DataError, SettingsError
+from medv_ray.model.denoise import FullRecompute
 from medv_ray.settings import TOY, AnswerSettings, ModelSettings, SamplerSettings
 
 V, L, MASK = 20, 6, 19
@@ -145,3 +146,25 @@ def test_choices_beside_answers_change_no_bit_of_them(toy: Predictor) -> None:
         assert tuple(choice.text for choice in one.choices) == pair
     assert [round(sum(one.probability for one in found[i].choices), 9) for i in (0, 3)] == [1, 1]
     assert found[0].choices[0].log_likelihood != found[0].choices[1].log_likelihood
+
+
+def test_the_likelihood_of_an_answer(toy: Predictor) -> None:
+    """Of one token it is that token's own, exactly; of several a bound that its seed decides."""
+    row = next(row for row in synthetic.rows(40, 7, split="validation") if row.answer == "yes")
+    request = Request(row.question, (row.image,), seed=3)
+    engine = toy.engine
+    [[token]] = engine._processor.ids_of(["yes"])
+    one = replace(engine.spec(None), gen_length=1, block_length=1, steps=1)
+    prompt, embeds, _ = engine._processor.prompt(request, one)
+    denoiser = FullRecompute(engine._model, [prompt if prompt.ends else embeds])
+    hidden = denoiser(torch.tensor([[one.mask_id]]), torch.ones(1, 1, dtype=torch.bool))
+    want = float((hidden @ denoiser.head.T).double().log_softmax(1)[0, token])
+    assert engine.likelihood(request, "yes", 1, 1) == pytest.approx(want, abs=1e-4)
+    assert engine.likelihood(request, " yes ", 4, 2) == pytest.approx(want, abs=1e-4)
+    several = [engine.likelihood(replace(request, seed=n), "left lung", 4, 2) for n in (1, 1, 2)]
+    assert several[0] == several[1] != several[2]
+    assert engine.likelihood(request, "yes", 1, 1) > engine.likelihood(request, "no", 1, 1)
+    with pytest.raises(SettingsError, match=r"num_samples=5 must be a multiple of copies=2"):
+        engine.likelihood(request, "yes", 5, 2)
+    with pytest.raises(DataError, match="E1308"):
+        engine.likelihood(request, " ")
