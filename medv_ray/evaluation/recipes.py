@@ -166,6 +166,9 @@ def questions_of(dataset: Dataset) -> list[Question]:
         if len(example.conversations) != 2:
             raise DataError("E1121", f"row {len(found)} of {dataset.split} is a dialogue.")
         asked, answered = (message["value"] for message in example.conversations)
+        if example.choices and answered not in example.choices:
+            said = f"row {len(found)} of {dataset.split}: the answer is none of its choices."
+            raise DataError("E1121", said)
         question = asked.replace("<image>", "").strip()
         groups = {"answer_kind": example.answer_type or "open"}
         if example.question_type:

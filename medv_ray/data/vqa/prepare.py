@@ -224,7 +224,8 @@ class RowNames:
 
 
 def check_messages(entry: Entry, kind: Kind) -> None:
-    """Raises DataError E1109, E1111, E1117, E1301 or E1304 for what could not be trained on."""
+    """Raises DataError E1109, E1111, E1117, E1301, E1304 or E1308 for what could not be trained on,
+    or asked."""
     if kind.image_needed and not entry.images:
         raise DataError("E1111", "the row names no image.")
     check_storable(f"{entry.answer_type} {entry.question_type}")
@@ -233,6 +234,8 @@ def check_messages(entry: Entry, kind: Kind) -> None:
     for role, words in messages:
         if role == "assistant" and not words.strip():
             raise DataError("E1117", "an answer is empty.")
+        if role == "assistant" and entry.choices and words not in entry.choices:
+            raise DataError("E1308", "the answer is none of the choices.")
         if role == "user" and kind.question_needed and not words.replace(IMAGE_MARK, "").strip():
             raise DataError("E1301", "a question is empty.")
 

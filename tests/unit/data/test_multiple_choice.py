@@ -272,3 +272,25 @@ def test_datasets_of_before_are_read_and_keep_their_digests(tmp_path: Path) -> N
     assert [(one.choices, one.groups) for one in old] == [((), {})] * 2
     with pytest.raises(DataError, match="E1114"):  # they had choices
         _ = Dataset.open(folder, "test").digest
+
+
+def test_choices_and_groups_of_a_table_of_ones_own(tmp_path: Path) -> None:
+    source = tmp_path / "ward"
+    write_images(source, "a.png")
+    row = {"image": "a.png", "question": "CT or MRI?", "answer": "CT", "device": "x", "site": ""}
+    rows = [
+        {**row, "allowed": ["CT", "MRI"]},
+        {**row, "allowed": [], "site": 3},
+        {**row, "allowed": ["PET", "MRI"]},
+        {**row, "allowed": ["CT"]},
+    ]
+    write_json(source / "test.json", rows)
+    named = {"choices_column": "allowed", "group_columns": ("device", "site")}
+    index = prepare(settings("table", source, **named))
+    first, second = Dataset.open(tmp_path / "out", "test")
+    assert (first.choices, first.groups) == (("CT", "MRI"), {"device": "x"})
+    assert (first.answer_type, second.answer_type) == ("closed", None)
+    assert (second.choices, second.groups) == ((), {"device": "x", "site": "3"})
+    assert index["skipped"] == {"bad_choices": 2}
+    with pytest.raises(DataError, match=r"E1101.*no column 'organ'"):
+        prepare(settings("table", source, group_columns=("organ",)))
