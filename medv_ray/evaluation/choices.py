@@ -33,34 +33,41 @@ def asked(recipe: Recipe, question: Question) -> tuple[tuple[str, ...], str]:
     if question.choices:
         if recipe.choices.options == "texts":
             return question.choices, question.answer
-        return tuple(LETTERS[: len(question.choices)]), question.letter
+        letters = LETTERS[: len(question.choices)] if question.letter else ""
+        return tuple(letters), question.letter
     plain = question.answer.strip().rstrip(".").casefold()
     right = next((one for one in recipe.choices.yes_no if one.casefold() == plain), "")
     return (recipe.choices.yes_no, right) if right else ((), "")
 
 
+def rights(
+    recipe: Recipe, questions: Sequence[Question], scored: Mapping[str, Scored]
+) -> dict[str, float]:
+    """1 by id where the likeliest choice is the right one, else 0, of questions with choices; 0
+    too for one that was not scored, as its row was quarantined."""
+    found = {}
+    for one in questions:
+        texts, wanted = asked(recipe, one)
+        if texts:
+            of = scored.get(one.id)
+            found[one.id] = float(of is not None and of.likeliest == wanted)
+    return found
+
+
 def figures(
     recipe: Recipe, questions: Sequence[Question], scored: Mapping[str, Scored]
 ) -> dict[str, Any]:
-    """Accuracy with its interval, and the mean probability of the right choice, from 0 to 1.
-
-    A question that was not scored, as its row was quarantined, is wrong.
-    """
-    right: dict[str, float] = {}
-    probability: dict[str, float] = {}
-    without = 0
+    """Accuracy with its interval, and the mean probability of the right choice, from 0 to 1."""
+    right = rights(recipe, questions, scored)
+    given = []
     for one in questions:
-        texts, wanted = asked(recipe, one)
-        if not texts:
-            without += one.kind == "closed"
-            continue
-        of = scored.get(one.id)
-        right[one.id] = float(of is not None and of.likeliest == wanted)
-        probability[one.id] = of.probabilities[of.texts.index(wanted)] if of else 0.0
+        if one.id in right:
+            of, wanted = scored.get(one.id), asked(recipe, one)[1]
+            given.append(of.probabilities[of.texts.index(wanted)] if of else 0.0)
     return {
         "accuracy": shown(right) if right else None,
         "n": len(right),
-        "without_choices": without,
-        "probability": fmean(probability.values()) if probability else None,
+        "without_choices": sum(one.kind == "closed" for one in questions) - len(right),
+        "probability": fmean(given) if given else None,
         "groups": by_group(questions, {METRIC: right}),
     }

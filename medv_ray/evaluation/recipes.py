@@ -85,8 +85,9 @@ class Question(NamedTuple):
 
     @property
     def letter(self) -> str:
-        """Of the answer among the choices; empty where there are none."""
-        return LETTERS[self.choices.index(self.answer)] if self.choices else ""
+        """Of the answer among the choices; empty where there are none, or more than letters."""
+        number = self.choices.index(self.answer) if self.choices else 0
+        return LETTERS[number] if 0 < len(self.choices) <= len(LETTERS) else ""
 
     def judged(self, answer: str) -> Judged:
         """With an answer beside it."""

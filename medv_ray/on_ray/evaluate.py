@@ -101,7 +101,7 @@ def _one(
     figures = results.figures(recipe, questions, answers, candidates)
     if scored is not None and recipe.choices is not None:
         figures["choices"] = choices.figures(recipe, questions, scored)
-    most = results.majority(train)
+    most = results.majority(train, lettered=recipes.OPTIONS in recipe.prompt)
     if most:
         guessed = {one.id: most.get(one.kind, "") for one in questions}
         figures["majority"] = results.figures(recipe, questions, guessed)["headline"]

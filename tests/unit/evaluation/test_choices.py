@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from medv_ray.evaluation import choices, recipes, results
 from medv_ray.evaluation.choices import Scored
+from medv_ray.evaluation.comparison import ANSWERS, RESULTS, compare, read_scored
 from medv_ray.evaluation.metrics import Judged, values
 from medv_ray.evaluation.recipes import LETTERED, RECIPES, Choices, Question, Recipe
 from medv_ray.evaluation.strict import named
+from medv_ray.on_ray.evaluate import write_answers
 
 OPTIONS = ("pneumonia", "viral pneumonia", "the left lung", "A mass of 2 cm")
 
@@ -113,7 +118,31 @@ def test_options_are_graded_by_a_metric_of_their_own() -> None:
     assert found["headline"]["closed"] == {
         "mean": 1.0, "low": 1.0, "high": 1.0, "n": 1, "metric": "strict.choice",
     }  # fmt: skip
-    assert results.majority([MULTIPLE, MULTIPLE]) == {"closed": "B"}
+    assert results.majority([MULTIPLE, MULTIPLE]) == {"closed": "right"}
+    assert results.majority([MULTIPLE, YES, MULTIPLE], lettered=True) == {"closed": "B"}
+
+
+def test_more_options_than_letters() -> None:
+    many = MULTIPLE._replace(choices=tuple(map(str, range(27))), answer="26")
+    assert (many.letter, MULTIPLE.letter, YES.letter) == ("", "B", "")
+    assert choices.asked(MCQ, many) == ((), "")
+    assert choices.asked(PLAIN, many) == (many.choices, "26")
+
+
+def test_two_runs_by_choices(tmp_path: Path) -> None:
+    """Row by row; and not at all where one of them has scored none."""
+    sure = {"y": Scored(("yes", "no"), (0.9, 0.1)), "n": Scored(("yes", "no"), (0.2, 0.8))}
+    wrong = {**sure, "n": Scored(("yes", "no"), (0.6, 0.4))}
+    one = {"recipe": PLAIN.model_dump(mode="json"), "recipe_sha256": "d"}
+    for name, scored in (("a", sure), ("b", wrong), ("c", {})):
+        folder = tmp_path / name
+        write_answers(folder / "mine" / ANSWERS, [YES, NO], {"y": "yes", "n": "no"}, scored)
+        (folder / RESULTS).write_text(json.dumps({"recipes": {"mine": one}}))
+    assert read_scored(tmp_path / "b" / "mine") == wrong
+    found = compare(tmp_path / "a", tmp_path / "b")["mine"]["choices"]
+    assert (found["only_first"], found["only_second"]) == (1, 0)
+    assert found["difference"]["mean"] == 0.5
+    assert "choices" not in compare(tmp_path / "a", tmp_path / "c")["mine"]
 
 
 def test_the_multiple_choice_recipes() -> None:
