@@ -139,11 +139,11 @@ def _omni_entry(row: Record, split: str, settings: PrepareSettings) -> Entry:
 
 
 OMNIMEDVQA = Form(
-    "QA_information/Open-access/*.json, or one such file as --source, and Images/",
+    "QA_information/Open-access/*.json and Images/, or one such file as --source and --images",
     _find_omni,
     _reader(Asked("image_path", "question", NO_COLUMN)),
     _omni_entry,
-    (".", "..", "../.."),
+    (".",),
     ("holds the open-access part; of the restricted one, pictures must be got from their owners",),
 )
 
