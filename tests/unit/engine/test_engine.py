@@ -330,7 +330,8 @@ def test_what_touches_the_state_runs_under_one_rule(folder: Path) -> None:
     ruled = {name for name in public if getattr(vars(Engine)[name], "stateful", False)}
     assert public == ruled | free
     assert not ruled & free
-    assert ruled == {"admit", "cancel", "give_up", "step", "view", "inspect", "choose"}
+    measured = {"inspect", "choose", "likelihood"}
+    assert ruled == {"admit", "cancel", "give_up", "step", "view"} | measured
     for name in ruled:
         with load(folder, EngineSettings(slots=2), True) as predictor:
             engine = predictor.engine
@@ -344,6 +345,7 @@ def test_what_touches_the_state_runs_under_one_rule(folder: Path) -> None:
                 "view": (ticket,),
                 "inspect": (request, mask, 0),
                 "choose": (request, ["a", "b"]),
+                "likelihood": (request, "a", 2, 2),
             }
             engine._at_work = [ticket]
             bound = {name for name in vars(engine) if not name.startswith("_")}
