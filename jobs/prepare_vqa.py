@@ -48,6 +48,10 @@ def main(
     question_column: Annotated[str, Option(help="Table.")] = DEFAULTS.question_column,
     answer_column: Annotated[str, Option(help="Table.")] = DEFAULTS.answer_column,
     answer_type_column: Annotated[Text, Option(help="Table: open or closed.")] = None,
+    choices_column: Annotated[Text, Option(help="Table: allowed answers, a list.")] = None,
+    group_columns: Annotated[
+        list[str] | None, Option("--group-column", help="Table: modality, organ; several times.")
+    ] = None,
     encoding: Annotated[Text, Option(help="Of csv and json: latin-1, say; default UTF-8.")] = None,
     drop_answers: Annotated[
         Text, Option(help="Leave rows with these answers out: 'N/A,nan'.")
@@ -64,6 +68,7 @@ def main(
         "include_frame": include_frame, "language": language, "id_column": id_column,
         "image_column": image_column, "question_column": question_column,
         "answer_column": answer_column, "answer_type_column": answer_type_column, "check": check,
+        "choices_column": choices_column, "group_columns": group_columns or (),
         "encoding": encoding, "drop_answers": drop_answers.split(",") if drop_answers else (),
     }  # fmt: skip
     settings = build(PrepareSettings, override(values, assignments or []))

@@ -275,6 +275,13 @@ CATALOGUE: dict[str, Entry] = {
         "stand before the first question.",
         "Move the mark to an end of the question, or take it out.",
     ),
+    "E1308": Entry(
+        "bad_choices",
+        "The row's choices cannot be compared: fewer than two, a blank one, two equal ones, one "
+        "with a token that may not be said, or one that is longer than gen_length.",
+        "Correct them, or leave the cell empty: the question is then answered freely and nothing "
+        "else. `--choices-column none` looks at no column of choices.",
+    ),
     # checkpoints
     "E1401": Entry(
         "checkpoint_incomplete",

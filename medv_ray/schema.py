@@ -51,6 +51,11 @@ ANSWER_SCHEMA = pa.schema(
         pa.field(
             "prompt_sha256", pa.string()
         ),  # of the prompt's token ids, image slots as -200, little-endian int64
+        pa.field("choices", pa.list_(pa.string())),  # the row's own; null where it has none
+        pa.field(
+            "choice_probabilities", pa.list_(pa.float64())
+        ),  # of each among them, in their order
+        pa.field("choice", pa.string()),  # the likeliest; of equal ones the first
         pa.field("chunk", pa.string(), nullable=False),
     ]
 )

@@ -10,7 +10,13 @@ from medv_ray.archive.ids import fallback_id
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.sources import Archive
 from medv_ray.errors import DataError
-from medv_ray.tables.cells import cell_text, first_exchange, last_exchange, without_marks
+from medv_ray.tables.cells import (
+    cell_text,
+    choices_of,
+    first_exchange,
+    last_exchange,
+    without_marks,
+)
 from medv_ray.tables.columns import MESSAGES, Columns
 from medv_ray.tables.ids import id_text, repeated_id
 
@@ -18,10 +24,13 @@ Cells = Mapping[str, Any]
 
 
 def pick(columns: Columns, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The cells of a record that are asked for: id, image, question, reference, dialogue."""
+    """The cells of a record that are asked for: id, image, question, reference, and dialogue and
+    choices where there is such a column."""
     wanted = (columns.id, columns.image, columns.question, columns.answer)
     found = [None if name is None else values.get(name) for name in wanted]
     cells: dict[str, Any] = dict(zip(("id", "image", "question", "reference"), found, strict=True))
+    if columns.choices is not None:
+        cells["choices"] = values.get(columns.choices)
     if columns.turns is None:
         return cells
     exchange = last_exchange if columns.turns == MESSAGES else first_exchange
@@ -38,8 +47,8 @@ def pick(columns: Columns, values: Mapping[str, Any]) -> dict[str, Any]:
 def make_row(archive: Archive, chunk: Chunk, row: int, cells: Cells, has_id: bool) -> Row:
     """A Row with checked id, question and reference; the pictures are the caller's.
 
-    `cells` may hold id, question, reference and dialogue as they came, and error: a DataError of
-    the whole row.
+    `cells` may hold id, question, reference, dialogue and choices as they came, and error: a
+    DataError of the whole row.
     """
     stem = archive.files[chunk.file].stem
     result = Row(fallback_id(stem, row), chunk.file, row)
@@ -78,7 +87,8 @@ def name_row(settings: ArchiveSettings, row: Row, cell: Any, repeats: bool) -> N
 
 
 def fill(settings: ArchiveSettings, row: Row, cells: Cells) -> None:
-    """Question, history and reference. Raises DataError E1109, E1112, E1301, E1304, E1307."""
+    """Question, history, reference and choices. Raises DataError E1109, E1112, E1301, E1304, E1307,
+    E1308."""
     said = cells.get("dialogue")
     if isinstance(said, DataError):
         raise said
@@ -96,7 +106,13 @@ def fill(settings: ArchiveSettings, row: Row, cells: Cells) -> None:
         row.warnings += ("answer_is_no_text",)  # nobody asked for it
     if settings.question is not None:
         row.question = settings.question
-        return
+    else:
+        ask(row, asked, limit)
+    row.choices = choices_of(cells.get("choices"), limit)
+
+
+def ask(row: Row, asked: Any, limit: int) -> None:
+    """Give the row its question. Raises DataError E1109, E1112, E1301, E1304, E1307."""
     question = question_of(asked, limit)
     row.question = question  # stands in the output of a row that is refused, too
     row.question, marks = without_marks(question)

@@ -76,6 +76,13 @@ def read_footer(settings: ArchiveSettings, file: SourceFile, opened: pq.ParquetF
             if settings.id_column is not None:
                 raise
             columns = columns._replace(id=None)  # nobody asked for it
+    if columns.choices is not None:
+        held = schema.field(columns.choices).type
+        if not (is_list(held) or is_text(held) or is_bytes(held) or types.is_null(held)):
+            if settings.choices_column is not None:
+                said = f"{file.name}: column {columns.choices!r} is {held}; choices are lists."
+                raise DataError("E1109", said)
+            columns = columns._replace(choices=None)  # nobody asked for it
     groups, first = [], 0
     for number in range(opened.metadata.num_row_groups):
         # not .column(n): pyarrow lets some damage there end the process
@@ -149,6 +156,12 @@ def cells_of(array: pa.Array) -> list[Any]:
     """Python values; text that is not UTF-8 stays bytes."""
     if types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
+    if is_list(array.type) and is_text(array.type.value_type):
+        try:
+            return array.to_pylist()  # type: ignore[no-any-return]
+        except UnicodeDecodeError:
+            lists = array.cast(pa.large_list(pa.large_binary())).to_pylist()
+            return [None if one is None else [as_text(cell) for cell in one] for one in lists]
     if not is_text(array.type):
         return array.to_pylist()  # type: ignore[no-any-return]
     try:

@@ -60,6 +60,8 @@ class Plan:
         settings = self.archive.settings.model_dump(mode="json")
         for field_name in ("archive", "questions", "images"):
             del settings[field_name]
+        if settings["choices_column"] is None:  # as before there were any
+            del settings["choices_column"]
         files = {file.name: file.digest for file in self.files}
         return {"archive": settings, "files": files, "images": self.images.digest}
 

@@ -35,6 +35,9 @@ class ArchiveSettings(Settings):
     """Text. Where there is no `question`, a dialogue is taken (`messages`, `conversations`)."""
     answer_column: str | None = None
     """The known answer, copied to the output as `reference`. Default: `answer` where it exists."""
+    choices_column: str | None = None
+    """Allowed answers, a list of two texts or more: each is scored beside the free answer. Default:
+    `choices` where it exists; `none`: no column."""
     chunk_rows: Annotated[int, Field(ge=1, le=4096)] = 32
     """Rows that are read, answered and committed together: what a kill can cost."""
     limit: PositiveInt | None = None
@@ -64,7 +67,9 @@ class ArchiveSettings(Settings):
     def asked(self) -> Asked:
         """The columns that are looked for."""
         question = None if self.question is not None else self.question_column
-        return Asked(self.image_column, question, self.id_column, self.answer_column)
+        return Asked(
+            self.image_column, question, self.id_column, self.answer_column, self.choices_column
+        )
 
     @property
     def reading(self) -> Reading:

@@ -169,6 +169,8 @@ def check_columns(settings: ArchiveSettings, name: str, reader: Reader) -> None:
         missing["id"] = str(asked.id)
     if asked.answer is not None and found.answer is None:
         missing["answer"] = asked.answer
+    if asked.choices not in (None, columns.NO_COLUMN) and found.choices is None:
+        missing["choices"] = str(asked.choices)
     if missing:
         raise columns.no_column(name, missing, names)
 

@@ -47,6 +47,7 @@ def score_command(
     image_column: Annotated[Text, Option(help="Column of images or image paths.")] = None,
     question_column: Annotated[Text, Option(help="Column of questions.")] = None,
     answer_column: Annotated[Text, Option(help="Column of known answers, copied.")] = None,
+    choices_column: Annotated[Text, Option(help="Column of allowed answers, scored.")] = None,
     encoding: Annotated[Text, Option(help="Of text tables: latin-1, say; default UTF-8.")] = None,
     max_cell_bytes: Annotated[
         int | None, Option(help="Longest question or answer of a table.")
@@ -86,7 +87,8 @@ def score_command(
             "archive": {
                 "archive": archive, "questions": questions, "question": question,
                 "images": images, "id_column": id_column, "image_column": image_column,
-                "question_column": question_column, "answer_column": answer_column, "limit": limit,
+                "question_column": question_column, "answer_column": answer_column,
+                "choices_column": choices_column, "limit": limit,
                 "encoding": encoding, "max_cell_bytes": max_cell_bytes,
             },
             "model": {"path": model},

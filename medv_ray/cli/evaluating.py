@@ -35,6 +35,9 @@ def eval_command(
     ] = False,
     blind: Annotated[bool, Option("--blind", help="Every picture grey: a baseline.")] = False,
     prompt: Annotated[Text, Option(help="In the recipe's place: '{question} Be brief.'")] = None,
+    choices: Annotated[
+        bool, Option("--choices/--no-choices", help="Score closed questions' allowed answers too.")
+    ] = True,
     limit: Annotated[int | None, Option(help="Only the first questions.")] = None,
     assignments: Annotated[
         list[str] | None, Option("--set", help="A sampler setting: --set sampler.steps=32.")
@@ -56,7 +59,11 @@ def eval_command(
     if prompt is not None:
         if "{question}" not in prompt:
             raise SettingsError("E1001", "--prompt must say where the {question} stands.")
+        if any("{options}" in one.prompt for one in chosen) and "{options}" not in prompt:
+            raise SettingsError("E1001", "--prompt must say where the {options} stand.")
         chosen = [recipe.model_copy(update={"prompt": prompt}) for recipe in chosen]
+    if not choices:
+        chosen = [recipe.model_copy(update={"choices": None}) for recipe in chosen]
     if assignments:
         for number, recipe in enumerate(chosen):
             given = recipe.sampler.model_dump() if recipe.sampler else {}
@@ -96,7 +103,8 @@ def table_of(found: dict[str, Any]) -> Table:
     rows = published()["vqa"]["rows"]
     paper = next(row for row in rows if row["model"] == "LLaDA-MedV")
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("benchmark", "questions", "metric", "n", "ours", "95 %", "paper", "majority"):
+    heads = ("benchmark", "questions", "metric", "n", "ours", "95 %", "paper", "majority")
+    for name in (*heads, "by choices"):
         drawn.add_column(
             name, justify="right" if name not in ("benchmark", "questions") else "left"
         )
@@ -104,6 +112,7 @@ def table_of(found: dict[str, Any]) -> Table:
         for kind, cell in one["headline"].items():
             theirs = paper.get(name, {}).get(kind)
             guess = one.get("majority", {}).get(kind)
+            scored = (one.get("choices") or {}).get("accuracy") if kind == "closed" else None
             drawn.add_row(
                 name + ("" if one["whole"] else " (a part)") + (", blind" * found["blind"]),
                 kind,
@@ -113,8 +122,17 @@ def table_of(found: dict[str, Any]) -> Table:
                 f"{100 * cell['low']:.2f} - {100 * cell['high']:.2f}",
                 "-" if theirs is None else f"{theirs:.2f}",
                 "-" if guess is None else f"{100 * guess['mean']:.2f}",
+                by_choices(scored),
             )
     return drawn
+
+
+def by_choices(found: dict[str, Any] | None) -> str:
+    """Accuracy of the likeliest choice in percent, its interval, and of how many questions."""
+    if found is None:
+        return "-"
+    low, high = 100 * found["low"], 100 * found["high"]
+    return f"{100 * found['mean']:.2f} ({low:.2f} - {high:.2f}; {found['n']})"
 
 
 def said(run: dict[str, Any]) -> str:

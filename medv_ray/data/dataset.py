@@ -16,9 +16,10 @@ import re
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -46,8 +47,13 @@ SCHEMA = pa.schema(
         pa.field("answer_type", pa.string()),  # open | closed, null where the source does not say
         pa.field("question_type", pa.string()),
         pa.field("source", pa.string()),  # file and row number that it came from
+        pa.field("choices", pa.list_(pa.string())),  # allowed answers; null where none are known
+        pa.field("groups", pa.map_(pa.string(), pa.string())),  # modality, organ, ...: for tables
     ]
 )
+
+BEFORE_CHOICES = pa.schema([field for field in SCHEMA if field.name not in ("choices", "groups")])
+"""Columns of datasets that were prepared before there were choices; they are read as ever."""
 
 
 class Example(NamedTuple):
@@ -60,6 +66,10 @@ class Example(NamedTuple):
     """Digests, for `Dataset.image`."""
     answer_type: str | None = None
     question_type: str | None = None
+    choices: tuple[str, ...] = ()
+    """Allowed answers, the right one among them."""
+    groups: Mapping[str, str] = MappingProxyType({})
+    """What tables are split by: modality, organ and others."""
 
 
 class Dataset:
@@ -78,7 +88,7 @@ class Dataset:
             )
         except (OSError, pa.ArrowException) as error:
             raise _changed(f"{self._name} is missing or damaged", error) from None
-        if not self._file.schema_arrow.equals(SCHEMA):
+        if self._file.schema_arrow not in (SCHEMA, BEFORE_CHOICES):
             raise DataError("E1113", f"{self._name} has other columns than a dataset's.")
         footer = self._file.metadata
         rows = [footer.row_group(n).num_rows for n in range(footer.num_row_groups)]
@@ -116,6 +126,8 @@ class Dataset:
             tuple(cells["images"]),
             cells["answer_type"],
             cells["question_type"],
+            tuple(cells.get("choices") or ()),
+            dict(cells.get("groups") or ()),
         )
 
     def __iter__(self) -> Iterator[Example]:
@@ -211,9 +223,14 @@ def image_path(folder: Path, sha256: str) -> Path:
 
 
 def row_bytes(cells: dict[str, Any]) -> bytes:
-    """A row as the digest takes it."""
+    """A row as the digest takes it.
+
+    Choices are in it where the row has some, so that datasets of before keep their digests. Groups
+    are not: they change nothing of what is asked.
+    """
     said = [[entry["from"], entry["value"]] for entry in cells["conversations"]]
     others: Sequence[Any] = [cells[n] for n in ("answer_type", "question_type", "source")]
+    others = [*others, list(cells["choices"])] if cells.get("choices") else others
     return json.dumps([cells["id"], list(cells["images"]), said, *others]).encode() + b"\n"
 
 

@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -35,6 +36,8 @@ class Row(NamedTuple):
     answer_type: str | None = None
     question_type: str | None = None
     source: str = ""
+    choices: tuple[str, ...] = ()
+    groups: Mapping[str, str] = MappingProxyType({})
 
 
 class Skip(NamedTuple):
@@ -136,7 +139,8 @@ def _write_split(
                 left_out.writerow([split, row.source, row.reason, row.line, row.cause])
                 continue
             digests = [_store(partial, data) for data in row.images]
-            cells = {**row._asdict(), "images": digests}
+            younger = {"choices": row.choices or None, "groups": [*row.groups.items()] or None}
+            cells = {**row._asdict(), "images": digests, **younger}
             state.update(row_bytes(cells))
             images.update(bytes.fromhex(digest) for digest in digests)
             said = _short((digests, row.conversations))

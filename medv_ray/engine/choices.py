@@ -20,7 +20,7 @@ from torch import Tensor
 
 from medv_ray.diffusion.sample import Denoise
 from medv_ray.diffusion.spec import SampleSpec
-from medv_ray.errors import DataError, SettingsError
+from medv_ray.errors import DataError
 
 
 class Choice(NamedTuple):
@@ -33,7 +33,7 @@ class Choice(NamedTuple):
 
 
 def check(texts: Sequence[str], ids: Sequence[Sequence[int]], spec: SampleSpec) -> None:
-    """Raises SettingsError E1001 for choices that cannot be told apart, or cannot stand."""
+    """Raises DataError E1308 for choices that cannot be told apart, or cannot stand."""
     end = len(_end(spec))
     for number, one in enumerate(ids, 1):
         if not one:
@@ -46,9 +46,9 @@ def check(texts: Sequence[str], ids: Sequence[Sequence[int]], spec: SampleSpec) 
             said = f"choice {number} has the tokens of an earlier one"
         else:
             continue
-        raise SettingsError("E1001", f"choices: {said}.")
+        raise DataError("E1308", f"{said}.")
     if len(texts) < 2:
-        raise SettingsError("E1001", "choices: give two at least.")
+        raise DataError("E1308", "two choices at least are needed.")
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -284,7 +285,7 @@ class Engine:
     def choose(self, request: Request, choices: Sequence[str]) -> list[Choice]:
         """How likely each of some answers is; nothing is sampled. See `choices`.
 
-        Raises SettingsError E1001 for choices that cannot be compared, DataError E12xx, E13xx.
+        Raises DataError E1308 for choices that cannot be compared, E12xx, E13xx.
         """
         spec = self.spec(request.sampler)
         ids = self._processor.ids_of(choices)
@@ -297,19 +298,28 @@ class Engine:
 
     @stateful
     def log_likelihood(self, request: Request, text: str, num_samples: int = 128) -> float:
-        """Monte Carlo bound of log p(text | prompt) in nats, drawn from the request's seed; exact
-        for a text of one token. See `diffusion.likelihood`.
+        """Monte Carlo bound of log p(text | question, pictures), nats; nothing is sampled.
 
-        Raises SettingsError E1001 for a text without tokens, DataError E12xx, E13xx.
+        Of the text's tokens alone, as long as they are: no stop sequence, no masks behind them.
+        `num_samples` noisy copies go through the model, their masks drawn by `request.seed`; for a
+        text of one token it is exact, and one will do. Guidance is that of the sampler settings.
+        See `diffusion.likelihood`.
+
+        Raises SettingsError E1001 for no sample, DataError E1308 for a blank text, E12xx, E13xx.
         """
+        if num_samples < 1:
+            raise SettingsError("E1001", f"num_samples={num_samples} must be 1 at least.")
         spec = self.spec(request.sampler)
         [ids] = self._processor.ids_of([text])
         if not ids:
-            raise SettingsError("E1001", "log_likelihood: the text has no token.")
-        prompt, embeds, _ = self._processor.prompt(request, spec)
-        samples = 1 if len(ids) == 1 else num_samples
+            raise DataError("E1308", "the answer has no text.")
+        n = len(ids)
+        sized = replace(spec, gen_length=n, block_length=n, steps=n, suffix_ids=())
+        prompt, embeds, _ = self._processor.prompt(request, sized)
+        given = prompt if prompt.ends else embeds
+        samples = 1 if n == 1 else num_samples
         found = log_likelihood(
-            lambda rows: FullRecompute(self._model, [prompt if prompt.ends else embeds] * rows),
+            lambda rows: FullRecompute(self._model, [given] * rows),
             torch.tensor(ids, device=self._model.device),
             spec.mask_id,
             num_samples=samples,
@@ -318,7 +328,7 @@ class Engine:
             generator=torch.Generator().manual_seed(request.seed),
         )
         if not math.isfinite(found):
-            raise DataError("E1305", "NaN or infinity where a likelihood is computed.")
+            raise DataError("E1305", "NaN or infinity where a likelihood is measured.")
         return found
 
     def close(self) -> None:

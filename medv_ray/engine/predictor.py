@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -75,21 +76,32 @@ class Predictor:
         return self.engine.counters
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | DataError]:
-        """One answer per request, in their order; for a bad row its DataError."""
+        """One answer per request, in their order; for a bad row its DataError. Choices are scored
+        when all are answered, one request after the other."""
         positions: dict[int, int] = {}
         answers: list[Answer | DataError | None] = [None] * len(requests)
         try:
             for i, request in enumerate(requests):
                 positions[self.engine.admit(request)] = i
             while not self.engine.idle:
-                for ticket, ended in self.engine.step():
+                for ticket, answer in self.engine.step():
                     if ticket in positions:  # else of a watch or a call that ended early
-                        answers[positions[ticket]] = ended
+                        answers[positions[ticket]] = answer
         except BaseException:
             for ticket in positions:
                 self.engine.cancel(ticket)
             raise
-        return [ended for ended in answers if ended is not None]
+        ended = [one for one in answers if one is not None]
+        return [self._choose(*pair) for pair in zip(requests, ended, strict=True)]
+
+    def _choose(self, request: Request, ended: Answer | DataError) -> Answer | DataError:
+        """The answer with the request's choices."""
+        if not request.choices or isinstance(ended, DataError):
+            return ended
+        try:
+            return replace(ended, choices=tuple(self.engine.choose(request, request.choices)))
+        except DataError as error:
+            return error
 
     def watch(self, request: Request) -> Iterator[View]:
         """The response after every step; the last view carries the answer. Raises DataError.

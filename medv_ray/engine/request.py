@@ -10,6 +10,7 @@ import numpy as np
 from medv_ray.data.images import Prepared
 from medv_ray.data.prompts import Turn
 from medv_ray.diffusion.spec import Canvas
+from medv_ray.engine.choices import Choice
 from medv_ray.settings import SamplerSettings
 
 
@@ -30,6 +31,9 @@ class Request:
     """In place of the system sentence of the prompt settings; empty: none."""
     canvas: Canvas | None = None
     """What is known of the response from the beginning."""
+    choices: tuple[str, ...] = ()
+    """Allowed answers; `Predictor.answer` says how likely each is, beside the free answer, which
+    they do not change."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Answer:
     """Of `seconds`, what decoding and the vision tower took."""
     last: View | None = None
     """All positions as they stood at the end, those behind a stop sequence included."""
+    choices: tuple[Choice, ...] = ()
+    """The request's, in their order."""
 
     @property
     def confidence(self) -> float:

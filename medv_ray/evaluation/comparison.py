@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medv_ray.errors import DataError
+from medv_ray.evaluation.choices import Scored, rights
 from medv_ray.evaluation.recipes import Question, Recipe
 from medv_ray.evaluation.results import compared
+from medv_ray.evaluation.statistics import paired
 
 RESULTS, ANSWERS = "results.json", "answers.jsonl"
 
@@ -24,7 +27,8 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
-    """By recipe, the first minus the second: intervals, and McNemar's p.
+    """By recipe, the first minus the second: intervals, and McNemar's p; of open and closed
+    questions, and of closed ones by choices where both have scored them.
 
     Raises DataError E1105, E1123 for damaged folders, and E1124 where a recipe's digests differ.
     """
@@ -43,7 +47,37 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         _, others = read_answers(second / name)
         if answers.keys() != others.keys():
             raise DataError("E1124", f"{name}: {len(answers)} questions beside {len(others)}.")
-        found[name] = compared(Recipe(**one["recipe"]), questions, answers, others)
+        recipe = Recipe(**one["recipe"])
+        found[name] = compared(recipe, questions, answers, others)
+        scored = [read_scored(folder / name) for folder in (first, second)]
+        if all(scored):
+            found[name]["choices"] = compared_choices(recipe, questions, *scored)
+    return found
+
+
+def compared_choices(
+    recipe: Recipe,
+    questions: Sequence[Question],
+    first: Mapping[str, Scored],
+    second: Mapping[str, Scored],
+) -> dict[str, Any]:
+    """Closed questions by their likeliest choices, row by row."""
+    one, other = (list(rights(recipe, questions, side).values()) for side in (first, second))
+    pair = paired(one, other)
+    return {**pair._asdict(), "difference": pair.difference._asdict()}
+
+
+def read_scored(folder: Path) -> dict[str, Scored]:
+    """The scored choices of an evaluation, by id; none of one without. Raises DataError E1105."""
+    found = {}
+    try:
+        for line in (folder / ANSWERS).read_text("utf-8").splitlines():
+            row = json.loads(line)
+            if given := row["metadata"].get("choices"):
+                found[str(row["question_id"])] = Scored(tuple(given), tuple(given.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        kind = type(error).__name__
+        raise DataError("E1105", f"{folder.name}/{ANSWERS} cannot be read ({kind}).") from None
     return found
 
 
@@ -56,9 +90,9 @@ def read_answers(folder: Path) -> tuple[list[Question], dict[str, str]]:
             row = json.loads(line)
             more = row["metadata"]
             key = str(row["question_id"])
-            questions.append(
-                Question(key, (), row["prompt"], more["reference"], more["kind"], more["groups"])
-            )
+            known = (more["reference"], more["kind"], more["groups"])
+            options = tuple(more.get("options", ()))
+            questions.append(Question(key, (), row["prompt"], *known, options))
             answers[key] = row["text"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         kind = type(error).__name__

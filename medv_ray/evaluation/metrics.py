@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 from medv_ray.evaluation import llava_med, slake_rule, strict
 
 Kind = Literal["open", "closed"]
-Rule = Callable[[str, str], float]
-"""Answer and reference in, from 0 to 1 out."""
+Rule = Callable[..., float]
+"""Answer and reference in, and choices where a metric is of these; from 0 to 1 out."""
 
 
 class Metric(NamedTuple):
@@ -23,6 +23,8 @@ class Metric(NamedTuple):
     rule: Rule
     kinds: tuple[Kind, ...]
     """Of the questions that it is asked of."""
+    of_choices: bool = False
+    """It is asked of questions with choices only, and its rule gets them too."""
 
 
 class Judged(NamedTuple):
@@ -32,6 +34,8 @@ class Judged(NamedTuple):
     answer: str
     reference: str
     kind: Kind
+    choices: tuple[str, ...] = ()
+    """The options of a multiple-choice question, the reference among them."""
 
 
 BLEU = {
@@ -76,6 +80,7 @@ METRICS: Mapping[str, Metric] = {
     "llava_med.closed_recall": Metric(_of_tokens(2), CLOSED),
     "strict.open": Metric(strict.same, OPEN),
     "strict.closed": Metric(strict.closed, CLOSED),
+    "strict.choice": Metric(strict.choice, CLOSED, of_choices=True),
     "lmms.slake": Metric(slake_rule.is_right, (*OPEN, *CLOSED)),
 }
 PUBLISHED = ("llava_med.recall", "llava_med.closed")
@@ -97,6 +102,7 @@ def values(
     found: dict[str, dict[str, float]] = {name: {} for name in asked}
     for row in rows:
         for name, metric in asked.items():
-            if row.kind in metric.kinds:
-                found[name][row.id] = float(metric.rule(row.answer, row.reference))
+            if row.kind in metric.kinds and (row.choices or not metric.of_choices):
+                choices = (row.choices,) if metric.of_choices else ()
+                found[name][row.id] = float(metric.rule(row.answer, row.reference, *choices))
     return found

@@ -9,17 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any, NamedTuple
+from string import ascii_uppercase as LETTERS
+from typing import Any, Literal, NamedTuple
 
 from medv_ray.data.dataset import Dataset
 from medv_ray.errors import DataError, SettingsError
-from medv_ray.evaluation.metrics import PUBLISHED, Judged
+from medv_ray.evaluation.metrics import PUBLISHED, Judged, Kind
 from medv_ray.settings import SamplerSettings, Settings
 
 NORMALISER = "llava_med-1"
 """Of `metrics`; a change of a value there changes it, and with it every digest."""
-PLACE = "{question}"
+PLACE, OPTIONS = "{question}", "{options}"
+LETTERED = "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
+
+
+class Choices(Settings):
+    """Which texts are scored beside the free answer to a closed question."""
+
+    yes_no: tuple[str, str] = ("yes", "no")
+    """Where the known answer is one of them."""
+    options: Literal["texts", "letters"] = "texts"
+    """Of a question whose dataset has its options: these, or the letters before them."""
 
 
 class Recipe(Settings):
@@ -37,16 +50,22 @@ class Recipe(Settings):
     texts_sha256: str | None = None
     """Of the published split's ids, questions, answers and answer types; None: any."""
     prompt: str = PLACE
-    """What the model is asked; `{question}` stands for the question."""
+    """What the model is asked; `{question}` stands for the question, and `{options}` for a line
+    for each option with its letter. A question without options ends before these."""
+    choices: Choices | None = Choices()
+    """None: closed questions are answered freely and nothing else."""
     sampler: SamplerSettings | None = SamplerSettings(gen_length=64, block_length=64, steps=64)
     """None: what the checkpoint recommends."""
     normaliser: str = NORMALISER
     open_metric: str = PUBLISHED[0]
     closed_metric: str = PUBLISHED[1]
 
-    def ask(self, question: str) -> str:
+    def ask(self, question: str, options: Sequence[str] = ()) -> str:
         """The question in the recipe's words."""
-        return self.prompt.replace(PLACE, question)
+        lines = "\n".join(f"{a}. {one}" for a, one in zip(LETTERS, options, strict=False))
+        prompt = self.prompt if options else self.prompt.split(OPTIONS)[0].rstrip("\n")
+        pieces = re.split(f"({re.escape(PLACE)}|{re.escape(OPTIONS)})", prompt)
+        return "".join({PLACE: question, OPTIONS: lines}.get(piece, piece) for piece in pieces)
 
 
 class Question(NamedTuple):
@@ -61,10 +80,32 @@ class Question(NamedTuple):
     """open or closed."""
     groups: dict[str, str]
     """Values by which tables are split: question_type and others."""
+    choices: tuple[str, ...] = ()
+    """The dataset's own options, the answer among them."""
+
+    @property
+    def letter(self) -> str:
+        """Of the answer among the choices; empty where there are none, or more than letters."""
+        number = self.choices.index(self.answer) if self.choices else 0
+        return LETTERS[number] if 0 < len(self.choices) <= len(LETTERS) else ""
 
     def judged(self, answer: str) -> Judged:
         """With an answer beside it."""
-        return Judged(self.id, answer, self.answer, "closed" if self.kind == "closed" else "open")
+        kind: Kind = "closed" if self.kind == "closed" else "open"
+        return Judged(self.id, answer, self.answer, kind, self.choices)
+
+
+def _multiple_choice(name: str, variant: str, rows: int, split: str = "test") -> Recipe:
+    return Recipe(
+        name=name,
+        dataset=name,
+        variant=variant,
+        split=split,
+        rows=rows,
+        prompt=LETTERED,
+        choices=Choices(options="letters"),
+        closed_metric="strict.choice",
+    )
 
 
 RECIPES: dict[str, Recipe] = {
@@ -76,6 +117,7 @@ RECIPES: dict[str, Recipe] = {
             variant="data_RAD's test split: 272 closed, 179 open; answer types as released",
             rows=451,
             closed=272,
+            texts_sha256="3fa3e40f82b371100f1be6322211e0bc34d53b687169a0fb18f88ed34f3e3cd0",
         ),
         Recipe(
             name="slake",
@@ -83,6 +125,7 @@ RECIPES: dict[str, Recipe] = {
             variant="English questions of the test split; answer types as released",
             rows=1061,
             closed=416,
+            texts_sha256="24b0837e2d94185bd38eb47593f44370675655616b6c3f5ffd6618239d9f72fa",
         ),
         Recipe(
             name="pathvqa",
@@ -90,6 +133,7 @@ RECIPES: dict[str, Recipe] = {
             variant="test split of the Hugging Face export; yes and no count as closed",
             rows=6719,
             closed=3362,
+            texts_sha256="748e8cabc2d10b6ca0a05267e23a3bba5d575955e69e68e0030352137fbe442f",
         ),
         Recipe(
             name="synthetic",
@@ -100,9 +144,19 @@ RECIPES: dict[str, Recipe] = {
             closed_metric="strict.closed",
             open_metric="strict.open",
         ),
+        _multiple_choice("pmc-vqa", "version 1, test_clean.csv: checked by hand", 2000),
+        _multiple_choice("omnimedvqa", "the open-access part, all 42 datasets", 88996),
+        _multiple_choice(
+            "mmmu-med", "validation split of MMMU's five subjects of medicine", 150, "validation"
+        ),
+        _multiple_choice("medxpertqa-mm", "MedXpertQA's part with pictures, test split", 2000),
+        _multiple_choice("medframeqa", "all questions, of two to five frames each", 2851),
     )
 }
-SUITES = {"medvqa": ("vqa-rad", "slake", "pathvqa")}
+SUITES = {
+    "medvqa": ("vqa-rad", "slake", "pathvqa"),
+    "multiple-choice": ("pmc-vqa", "omnimedvqa", "mmmu-med", "medxpertqa-mm", "medframeqa"),
+}
 
 
 def questions_of(dataset: Dataset) -> list[Question]:
@@ -113,21 +167,29 @@ def questions_of(dataset: Dataset) -> list[Question]:
         if len(example.conversations) != 2:
             raise DataError("E1121", f"row {len(found)} of {dataset.split} is a dialogue.")
         asked, answered = (message["value"] for message in example.conversations)
+        if example.choices and answered not in example.choices:
+            said = f"row {len(found)} of {dataset.split}: the answer is none of its choices."
+            raise DataError("E1121", said)
         question = asked.replace("<image>", "").strip()
         groups = {"answer_kind": example.answer_type or "open"}
         if example.question_type:
             groups["question_type"] = example.question_type
+        groups |= example.groups
         kind = "closed" if example.answer_type == "closed" else "open"
-        found.append(Question(example.id, example.images, question, answered, kind, groups))
+        found.append(
+            Question(example.id, example.images, question, answered, kind, groups, example.choices)
+        )
     return found
 
 
 def texts_digest(questions: list[Question]) -> str:
-    """sha256 of ids, questions, answers and kinds; pictures are not in it, as copies are often
-    recoded."""
+    """sha256 of ids, questions, answers, kinds and choices; pictures are not in it, as copies are
+    often recoded."""
     state = hashlib.sha256()
     for one in questions:
-        state.update(json.dumps([one.id, one.question, one.answer, one.kind]).encode() + b"\n")
+        values: list[Any] = [one.id, one.question, one.answer, one.kind]
+        values += [one.choices] if one.choices else []
+        state.update(json.dumps(values).encode() + b"\n")
     return state.hexdigest()
 
 

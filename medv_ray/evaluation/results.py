@@ -65,12 +65,14 @@ def by_group(
     }
 
 
-def majority(train: Iterable[Question]) -> dict[str, str]:
+def majority(train: Iterable[Question], lettered: bool = False) -> dict[str, str]:
     """The answer that most training questions of a kind have; of equally frequent ones the first in
-    the alphabet."""
+    the alphabet. `lettered`: of a question with options, the letter."""
     counted: dict[str, Counter[str]] = {}
     for one in train:
-        counted.setdefault(one.kind, Counter())[one.answer.strip().lower()] += 1
+        counted.setdefault(one.kind, Counter())[
+            (one.letter if lettered else "") or one.answer.strip().lower()
+        ] += 1
     return {
         kind: min(counts, key=lambda answer: (-counts[answer], answer))
         for kind, counts in counted.items()

@@ -170,13 +170,32 @@ class ChunkScorer:
             "warnings": [*row.warnings, *ended.warnings],
             "image_sha256": " ".join(ended.image_sha256) or None,
             "prompt_sha256": ended.prompt_sha256,
+            **choices_record(ended),
         }
+
+
+def choices_record(ended: Answer) -> dict[str, Any]:
+    """The columns about a row's choices."""
+    if not ended.choices:
+        return {}
+    return {
+        "choices": [one.text for one in ended.choices],
+        "choice_probabilities": [one.probability for one in ended.choices],
+        "choice": max(ended.choices, key=lambda one: one.log_likelihood).text,
+    }
 
 
 def request_of(row: Row, seed: int = 0) -> Request:
     """What is asked of the engine for a row."""
     history = tuple(Turn(cast(Role, role), text) for role, text in row.history)
-    return Request(row.question or "", row.images, history, seed=seed, system=row.system)
+    return Request(
+        row.question or "",
+        row.images,
+        history,
+        seed=seed,
+        system=row.system,
+        choices=row.choices,
+    )
 
 
 def reasons_of(records: Sequence[dict[str, Any]]) -> dict[str, int]:

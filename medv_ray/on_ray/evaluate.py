@@ -25,7 +25,7 @@ from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.data.vqa.prepare import prepare
 from medv_ray.data.vqa.settings import PrepareSettings
 from medv_ray.errors import RunError, SettingsError
-from medv_ray.evaluation import predictions, recipes, results
+from medv_ray.evaluation import choices, predictions, recipes, results
 from medv_ray.evaluation.comparison import ANSWERS, RESULTS
 from medv_ray.evaluation.recipes import Question, Recipe
 from medv_ray.files import write_atomic
@@ -93,13 +93,15 @@ def _one(
         found = predictions.read_predictions(settings.predictions)
         matched = predictions.match(questions, found, settings.partial)
         run: dict[str, Any] = {"source": settings.predictions.name, **_counts(matched)}
-        answers = matched.answers
+        answers, scored = matched.answers, None
     else:
-        answers, run = answered(recipe, dataset, questions, settings, out, address)
-    write_answers(out / ANSWERS, questions, answers)
+        answers, scored, run = answered(recipe, dataset, questions, settings, out, address)
+    write_answers(out / ANSWERS, questions, answers, scored or {})
     candidates = [one.answer for one in train if one.kind == "open"] or None
     figures = results.figures(recipe, questions, answers, candidates)
-    most = results.majority(train)
+    if scored is not None and recipe.choices is not None:
+        figures["choices"] = choices.figures(recipe, questions, scored)
+    most = results.majority(train, lettered=recipes.OPTIONS in recipe.prompt)
     if most:
         guessed = {one.id: most.get(one.kind, "") for one in questions}
         figures["majority"] = results.figures(recipe, questions, guessed)["headline"]
@@ -164,8 +166,9 @@ def answered(
     settings: EvalSettings,
     out: Path,
     address: str | None,
-) -> tuple[dict[str, str], dict[str, Any]]:
-    """Answers by id from the scoring job, which goes on where it stopped, and what it counted."""
+) -> tuple[dict[str, str], dict[str, choices.Scored], dict[str, Any]]:
+    """Answers and scored choices by id from the scoring job, which goes on where it stopped, and
+    what it counted."""
     assert settings.model is not None
     table = write_archive(recipe, dataset, questions, out, settings.blind)
     assert recipe.sampler is not None
@@ -181,13 +184,18 @@ def answered(
     if outcome.summary is None:
         raise RunError("E1512", "the job was stopped; the same line goes on.")
     answers = {one.id: "" for one in questions}
+    scored = {}
     steps = 0
-    for part in read_run(asked.out, ["id", "answer", "forward_passes"]):
+    columns = ["id", "answer", "forward_passes", "choices", "choice_probabilities"]
+    for part in read_run(asked.out, columns):
         for row in part.to_pylist():
             answers[row["id"]] = row["answer"] or ""
             steps += row["forward_passes"] or 0
+            if row["choices"]:
+                given = tuple(row["choices"]), tuple(row["choice_probabilities"])
+                scored[row["id"]] = choices.Scored(*given)
     counts = {name: getattr(outcome.summary, name) for name in ("answered", "quarantined")}
-    return answers, {**counts, "forward_passes": steps}
+    return answers, scored, {**counts, "forward_passes": steps}
 
 
 def write_archive(
@@ -198,25 +206,37 @@ def write_archive(
     path = out / "questions.parquet"
     columns: dict[str, list[Any]] = {
         "id": [one.id for one in questions],
-        "question": [recipe.ask(one.question) for one in questions],
+        "question": [recipe.ask(one.question, one.choices) for one in questions],
         "answer": [one.answer for one in questions],
     }
     if blind:
         columns["image"] = [[synthetic.grey_image()] * len(one.images) for one in questions]
     else:
         columns["image"] = [[f"images/{s[:2]}/{s}" for s in one.images] for one in questions]
+    texts = [list(choices.asked(recipe, one)[0]) or None for one in questions]
+    if any(texts):
+        columns["choices"] = texts
     made = pa.table(columns)
     if not path.exists() or not pq.read_table(path).equals(made):
         pq.write_table(made, path)
     return path
 
 
-def write_answers(path: Path, questions: Sequence[Question], answers: dict[str, str]) -> None:
+def write_answers(
+    path: Path,
+    questions: Sequence[Question],
+    answers: dict[str, str],
+    scored: dict[str, choices.Scored],
+) -> None:
     """In LLaVA-Med's form; `metadata` holds what it leaves to another file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for one in questions:
         more = {"reference": one.answer, "kind": one.kind, "groups": one.groups}
+        if one.choices:
+            more["options"] = list(one.choices)
+        if of := scored.get(one.id):
+            more["choices"] = dict(zip(of.texts, of.probabilities, strict=True))
         row = {"question_id": one.id, "prompt": one.question, "text": answers[one.id]}
         lines.append(json.dumps({**row, "metadata": more}))
     write_atomic(path, "\n".join([*lines, ""]).encode())

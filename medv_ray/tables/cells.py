@@ -9,7 +9,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
 from types import NoneType
@@ -67,22 +67,28 @@ def _parts(value: Any) -> list[Any]:
 def written_list(text: str) -> Any:
     """The list that a text is as JSON, or as a data frame writes it to csv (`['a.png', 'b.png']`);
     else the text. A list of numbers is a text: `[1]` may be a name."""
+    found = any_list(text)
+    known = found is not None and all(isinstance(one, str | dict | NoneType) for one in found)
+    return found if known else text
+
+
+def any_list(text: str) -> list[Any] | None:
+    """The list that a text is as JSON or as Python writes it; None for another text."""
     bare = text.strip()
     if not (bare.startswith("[") and bare.endswith("]")):
-        return text
+        return None
     found: Any
     try:
         found = json.loads(bare)
     except (ValueError, RecursionError):
         if len(bare) > _MOST_PYTHON:
-            return text
+            return None
         try:
             with warnings.catch_warnings(action="ignore"):  # they would print the cell
                 found = ast.literal_eval(bare)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
-            return text
-    known = isinstance(found, list) and all(isinstance(one, str | dict | NoneType) for one in found)
-    return found if known else text
+            return None
+    return found if isinstance(found, list) else None
 
 
 def _name(value: Any) -> str | None:
@@ -175,6 +181,38 @@ def cell_text(value: Any, what: str, limit: int | None = None) -> str | None:
     if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
         raise DataError("E1304", f"the {what} holds a NUL or a lone surrogate.")
     return value if value.strip() else None
+
+
+def choices_of(value: Any, limit: int | None = None) -> tuple[str, ...]:
+    """Allowed answers, trimmed, of a list, which may be written as JSON or as Python writes it; of
+    an empty cell or list none.
+
+    Raises DataError E1308 for choices that cannot be compared, E1109, E1112, E1304 for one that is
+    no text.
+    """
+    if isinstance(value, str | bytes):
+        text = cell_text(value, "list of choices", limit)
+        value = None if text is None else any_list(text)
+        if text is not None and value is None:
+            raise DataError("E1308", "the choices are a text that is no list.")
+    if value is None or value != value:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise DataError("E1308", f"the choices are a {type(value).__name__}, not a list.")
+    named = ((f"choice {number}", one) for number, one in enumerate(value, 1))
+    return distinct([(cell_text(one, name, limit) or "").strip() for name, one in named])
+
+
+def distinct(choices: Sequence[str]) -> tuple[str, ...]:
+    """The same choices. Raises DataError E1308 for a single one, blanks and repetitions."""
+    if len(choices) == 1:
+        raise DataError("E1308", "there is one choice; two are needed to compare.")
+    for number, one in enumerate(choices, 1):
+        if not one:
+            raise DataError("E1308", f"choice {number} is empty.")
+        if one in choices[: number - 1]:
+            raise DataError("E1308", f"choice {number} is an earlier one again.")
+    return tuple(choices)
 
 
 def without_marks(text: str) -> tuple[str, int]:

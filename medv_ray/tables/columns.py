@@ -12,7 +12,8 @@ from medv_ray.errors import DataError
 MESSAGES = "messages"
 TURNS = (MESSAGES, "conversations", "conversatons")  # the last: a typing error of published files
 NO_COLUMN = "none"
-"""`--id-column none`: ids are made of file and row, whatever the table has."""
+"""`--id-column none`: ids are made of file and row, whatever the table has; `--choices-column none`
+looks at none either."""
 
 
 class Asked(NamedTuple):
@@ -23,6 +24,7 @@ class Asked(NamedTuple):
     """None: one fixed question for all rows."""
     id: str | None = None
     answer: str | None = None
+    choices: str | None = None
 
 
 class Columns(NamedTuple):
@@ -34,6 +36,7 @@ class Columns(NamedTuple):
     answer: str | None
     turns: str | None = None
     """Of a dialogue, in place of the question."""
+    choices: str | None = None
 
 
 LAYOUTS = (
@@ -58,7 +61,7 @@ def resolve(asked: Asked, names: tuple[str, ...]) -> Columns:
         question = layout[1] or question
     if asked.id is None and row_id not in known:
         row_id = layout[2] or row_id
-    answer = asked.answer or "answer"
+    answer, choices = asked.answer or "answer", asked.choices or "choices"
 
     def there(name: str | None) -> str | None:
         return name if name in known else None
@@ -69,6 +72,7 @@ def resolve(asked: Asked, names: tuple[str, ...]) -> Columns:
         None if asked.id == NO_COLUMN else there(row_id),
         there(answer),
         turns,
+        None if asked.choices == NO_COLUMN else there(choices),
     )
 
 
@@ -88,6 +92,8 @@ def find(asked: Asked, names: Sequence[str], file: str) -> Columns:
         needed.append(("id", found.id))
     if asked.answer is not None:
         needed.append(("answer", found.answer))
+    if asked.choices not in (None, NO_COLUMN):
+        needed.append(("choices", found.choices))
     missing = {kind: str(getattr(asked, kind)) for kind, name in needed if name is None}
     if missing:
         raise no_column(file, missing, names)
@@ -103,6 +109,7 @@ _LIKELY = {
     "question": "question questions q prompt query instruction text input frage sent",
     "answer": "answer answers a label reference response output gpt4answer antwort target",
     "id": "id qid questionid uid uuid key index nr",
+    "choices": "choices choice options option candidates",
 }
 
 
@@ -113,7 +120,8 @@ def no_column(file: str, missing: Mapping[str, str], found: Sequence[str]) -> Da
     header is a row, and its cells may be a patient's.
 
     Args:
-        missing: names that were looked for, by kind (image, question, id, answer).
+        missing: names that were looked for, by kind (image, question, id, answer,
+            choices).
     """
     message = (
         f"{file} has no column {' and no '.join(repr(name[:30]) for name in missing.values())}"

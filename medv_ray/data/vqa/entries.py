@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medv_ray.data.dataset import Message
@@ -52,6 +53,10 @@ class Entry(NamedTuple):
     question_type: str | None = None
     remarks: tuple[str, ...] = ()
     """Words for what was changed on the way, to be counted."""
+    choices: tuple[str, ...] = ()
+    """Allowed answers, the right one among them."""
+    groups: Mapping[str, str] = MappingProxyType({})
+    """What tables are split by; no empty values."""
 
 
 class Form(NamedTuple):
@@ -72,7 +77,7 @@ class Form(NamedTuple):
     """What the user of the dataset should know."""
 
 
-def question_entry(image: object, question: object, answer: object, **more: str | None) -> Entry:
+def question_entry(image: object, question: object, answer: object, **more: Any) -> Entry:
     """Of a question with its answer; LLaVA's `<image>` at its ends is taken out.
 
     Raises DataError E1108, E1109, E1111, E1117, E1301, E1307.
@@ -91,6 +96,13 @@ def question_entry(image: object, question: object, answer: object, **more: str 
     ]
     remarks = (MARK_TAKEN_OUT,) if marks else ()
     return Entry(images, messages, remarks=remarks, **more)
+
+
+def groups_of(row: Record, **fields: str) -> dict[str, str]:
+    """Groups by name of the values of a row's fields, where it has them. Raises DataError E1109,
+    E1304."""
+    found = {name: text(row.get(field)) for name, field in fields.items()}
+    return {name: value for name, value in found.items() if value}
 
 
 def front(images: int) -> str:

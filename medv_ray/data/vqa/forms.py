@@ -15,6 +15,7 @@ from medv_ray.data.vqa.entries import (
     Read,
     Record,
     by_words,
+    groups_of,
     images_of,
     kind_of_answer,
     question_entry,
@@ -25,7 +26,7 @@ from medv_ray.data.vqa.files import READABLE, records_of
 from medv_ray.data.vqa.pickles import load_plain
 from medv_ray.data.vqa.settings import PrepareSettings
 from medv_ray.errors import DataError
-from medv_ray.tables.cells import IMAGE_MARK, message_of
+from medv_ray.tables.cells import IMAGE_MARK, choices_of, message_of
 from medv_ray.tables.columns import NO_COLUMN, TURNS, Asked, find, resolve
 from medv_ray.tables.ids import id_text
 from medv_ray.tables.records import Reading
@@ -146,6 +147,7 @@ def _data_rad_entry(row: Record, split: str, settings: PrepareSettings) -> Entry
         id=id_text(row["qid"]),
         answer_type=kind_of_answer(row["answer_type"]),
         question_type=text(row.get("question_type")) or None,
+        groups=groups_of(row, organ="image_organ"),
     )
 
 
@@ -171,6 +173,7 @@ def _slake_entry(row: Record, split: str, settings: PrepareSettings) -> Entry | 
         id=id_text(row["qid"]),
         answer_type=kind_of_answer(row["answer_type"]),
         question_type=text(row.get("content_type")) or None,
+        groups=groups_of(row, modality="modality", location="location"),
     )
 
 
@@ -265,27 +268,34 @@ def _table_columns(settings: PrepareSettings) -> Asked:
 
 
 def _table_records(path: Path, settings: PrepareSettings) -> Iterator[Read]:
-    kind = settings.answer_type_column
+    named = (settings.answer_type_column, settings.choices_column, *settings.group_columns)
+    more = [name for name in named if name is not None]
     for read in _with_columns(path, settings, _table_columns(settings)):
-        if kind is not None and read.error is None and kind not in read.values:
+        lost = [name for name in more if name not in read.values] if read.error is None else []
+        if lost:
             listed = ", ".join(name[:30] for name in read.header or tuple(read.values))
-            raise DataError("E1101", f"{path.name} has no column {kind[:30]!r}; it has {listed}.")
+            said = f"{path.name} has no column {lost[0][:30]!r}; it has {listed}."
+            raise DataError("E1101", said)
         yield read
 
 
 def _table_entry(row: Record, split: str, settings: PrepareSettings) -> Entry:
     columns = resolve(_table_columns(settings), tuple(row))
+    groups = groups_of(row, **{name: name for name in settings.group_columns})
     if columns.turns is not None:
-        return _llava_entry(row, split, settings)
-    kind = settings.answer_type_column
+        return _llava_entry(row, split, settings)._replace(groups=groups)
+    kind, choices = settings.answer_type_column, settings.choices_column
     cells = [None if name is None else row[name] for name in columns[:4]]
     image, question, row_id, answer = cells
+    allowed = choices_of(row[choices]) if choices else ()
     return question_entry(
         image,
         question,
         answer,
         id=id_text(row_id),
-        answer_type=kind_of_answer(row[kind]) if kind else None,
+        answer_type=kind_of_answer(row[kind]) if kind else "closed" if allowed else None,
+        choices=allowed,
+        groups=groups,
     )
 
 

@@ -19,6 +19,13 @@ from medv_ray.data.decode_child import Decoder
 from medv_ray.data.prompts import check_storable
 from medv_ray.data.vqa.entries import SPLITS, Entry, Form, front
 from medv_ray.data.vqa.forms import DATA_RAD, HUB, LLAVA, PATHVQA, SLAKE, TABLE
+from medv_ray.data.vqa.multiple_choice import (
+    MEDFRAMEQA,
+    MEDXPERTQA,
+    MMMU_MED,
+    OMNIMEDVQA,
+    PMC_VQA,
+)
 from medv_ray.data.vqa.settings import PrepareSettings
 from medv_ray.errors import CATALOGUE, DataError, SettingsError
 from medv_ray.tables import names
@@ -56,6 +63,11 @@ KINDS: dict[str, Kind] = {
     "llava-med-stage2": Kind((LLAVA,), _LLAVA_MED, image_needed=False),
     "llava": Kind((LLAVA,), "unknown", image_needed=False),
     "table": Kind((TABLE,), "unknown"),
+    "pmc-vqa": Kind((PMC_VQA,), "CC BY-SA; pictures of PubMed Central under their own licences"),
+    "omnimedvqa": Kind((OMNIMEDVQA,), "of each dataset that it was made of"),
+    "mmmu-med": Kind((MMMU_MED,), "Apache-2.0 by its card; pictures under their own licences"),
+    "medxpertqa-mm": Kind((MEDXPERTQA,), "MIT by its card"),
+    "medframeqa": Kind((MEDFRAMEQA,), "unknown; frames of videos"),
 }
 
 
@@ -179,7 +191,7 @@ def split_rows(
                 for answer in filter(is_no_answer, answers):
                     remarks.doubtful[answer.strip()].append(read.line)
                 kinds = entry.answer_type, entry.question_type
-                yield Row(row_id, images, messages, *kinds, source)
+                yield Row(row_id, images, messages, *kinds, source, entry.choices, entry.groups)
     notes.extend(remarks.notes(split))
 
 
@@ -212,7 +224,8 @@ class RowNames:
 
 
 def check_messages(entry: Entry, kind: Kind) -> None:
-    """Raises DataError E1109, E1111, E1117, E1301 or E1304 for what could not be trained on."""
+    """Raises DataError E1109, E1111, E1117, E1301, E1304 or E1308 for what could not be trained on,
+    or asked."""
     if kind.image_needed and not entry.images:
         raise DataError("E1111", "the row names no image.")
     check_storable(f"{entry.answer_type} {entry.question_type}")
@@ -221,6 +234,8 @@ def check_messages(entry: Entry, kind: Kind) -> None:
     for role, words in messages:
         if role == "assistant" and not words.strip():
             raise DataError("E1117", "an answer is empty.")
+        if role == "assistant" and entry.choices and words not in entry.choices:
+            raise DataError("E1308", "the answer is none of the choices.")
         if role == "user" and kind.question_needed and not words.replace(IMAGE_MARK, "").strip():
             raise DataError("E1301", "a question is empty.")
 

@@ -18,6 +18,11 @@ KindName = Literal[
     "llava-med-stage2",
     "llava",
     "table",
+    "pmc-vqa",
+    "omnimedvqa",
+    "mmmu-med",
+    "medxpertqa-mm",
+    "medframeqa",
 ]
 
 
@@ -48,6 +53,10 @@ class PrepareSettings(Settings):
     answer_column: str = "answer"
     answer_type_column: str | None = None
     """Columns of a table of one's own."""
+    choices_column: str | None = None
+    """Allowed answers, the right one among them: a list of two or more, or empty."""
+    group_columns: tuple[str, ...] = ()
+    """Columns by whose values tables of an evaluation are split: modality, organ."""
     encoding: str | None = None
     """Of csv, tsv and json files, such as `latin-1`. None: by the mark at the beginning of the
     file, else UTF-8."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine import Predictor, Request
 from medv_ray.engine.choices import check, score
 from medv_ray.errors import DataError, SettingsError
+from medv_ray.model.denoise import FullRecompute
 from medv_ray.settings import TOY, AnswerSettings, ModelSettings, SamplerSettings
 
 V, L, MASK = 20, 6, 19
@@ -91,11 +93,11 @@ def test_a_stop_sequence_that_is_forbidden_is_left_out() -> None:
         ([[1], [2, 4], [1]], "choice 3 has the tokens of an earlier one"),
         ([[1], [4, 3]], "choice 2 has a token of sampler.forbidden"),
         ([[1, 2, 4, 5, 6, 8]], "choice 1 has 6 tokens, too many for 6"),
-        ([[1]], "two at least"),
+        ([[1]], "two choices at least"),
     ],
 )
 def test_choices_that_cannot_be_compared(ids: list[list[int]], said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(DataError, match=said):
         check(["x"] * len(ids), ids, spec())
 
 
@@ -125,3 +127,44 @@ def test_the_toy_chooses_what_it_answers(toy: Predictor) -> None:
         assert best.probability > 0.5
         assert sum(one.probability for one in found) == pytest.approx(1)
         assert min(found, key=lambda one: one.probability).text == "zzz"
+
+
+def test_choices_beside_answers_change_no_bit_of_them(toy: Predictor) -> None:
+    """A row whose choices are bad is an error; the rows beside it are answered as ever."""
+    rows = list(synthetic.rows(4, 7, split="validation"))
+    plain = [Request(row.question, (row.image,), seed=3) for row in rows]
+    pairs = [("yes", "no"), (), ("yes", "x" * 4000), ("no", "yes")]
+    asked = [replace(one, choices=pair) for one, pair in zip(plain, pairs, strict=True)]
+    want, found = toy.answer(plain), toy.answer(asked)
+    assert [getattr(one, "code", None) for one in found] == [None, None, "E1308", None]
+    for free, one, pair in zip(want, found, pairs, strict=True):
+        if isinstance(one, DataError):
+            continue
+        assert replace(one, choices=(), seconds=0, waited_s=0, vision_s=0) == replace(
+            free, seconds=0, waited_s=0, vision_s=0
+        )
+        assert tuple(choice.text for choice in one.choices) == pair
+    assert [round(sum(one.probability for one in found[i].choices), 9) for i in (0, 3)] == [1, 1]
+    assert found[0].choices[0].log_likelihood != found[0].choices[1].log_likelihood
+
+
+def test_the_likelihood_of_an_answer(toy: Predictor) -> None:
+    """Of one token it is that token's own, exactly; of several a bound that its seed decides."""
+    row = next(row for row in synthetic.rows(40, 7, split="validation") if row.answer == "yes")
+    request = Request(row.question, (row.image,), seed=3)
+    engine = toy.engine
+    [[token]] = engine._processor.ids_of(["yes"])
+    one = replace(engine.spec(None), gen_length=1, block_length=1, steps=1)
+    prompt, embeds, _ = engine._processor.prompt(request, one)
+    denoiser = FullRecompute(engine._model, [prompt if prompt.ends else embeds])
+    hidden = denoiser(torch.tensor([[one.mask_id]]), torch.ones(1, 1, dtype=torch.bool))
+    want = float((hidden @ denoiser.head.T).double().log_softmax(1)[0, token])
+    assert engine.log_likelihood(request, "yes", 1) == pytest.approx(want, abs=1e-4)
+    assert engine.log_likelihood(request, " yes ", 4) == pytest.approx(want, abs=1e-4)
+    several = [engine.log_likelihood(replace(request, seed=n), "left lung", 4) for n in (1, 1, 2)]
+    assert several[0] == several[1] != several[2]
+    assert engine.log_likelihood(request, "yes", 1) > engine.log_likelihood(request, "no", 1)
+    with pytest.raises(SettingsError, match="num_samples=0 must be 1"):
+        engine.log_likelihood(request, "yes", 0)
+    with pytest.raises(DataError, match="E1308"):
+        engine.log_likelihood(request, " ")

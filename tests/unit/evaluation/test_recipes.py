@@ -56,7 +56,7 @@ def test_another_split_is_refused() -> None:
 def test_suites_and_prompts() -> None:
     assert [one.name for one in recipes.recipes_of("medvqa")] == ["vqa-rad", "slake", "pathvqa"]
     assert recipes.recipes_of("slake") == [RECIPES["slake"]]
-    with pytest.raises(SettingsError, match=r"--suite 'x': one of medvqa, vqa-rad"):
+    with pytest.raises(SettingsError, match=r"--suite 'x': one of medvqa, .*vqa-rad"):
         recipes.recipes_of("x")
     asked = RECIPE.model_copy(update={"prompt": "{question} Answer concisely in English."})
     assert asked.ask("Where {question}?") == "Where {question}? Answer concisely in English."
