@@ -108,7 +108,12 @@ def fill(settings: ArchiveSettings, row: Row, cells: Cells) -> None:
         row.question = settings.question
     else:
         ask(row, asked, limit)
-    row.choices = choices_of(cells.get("choices"), limit)
+    try:
+        row.choices = choices_of(cells.get("choices"), limit)
+    except DataError as error:
+        if error.code != "E1109" or settings.choices_column is not None:
+            raise
+        row.warnings += ("choices_are_no_list",)  # nobody asked for them
 
 
 def ask(row: Row, asked: Any, limit: int) -> None:

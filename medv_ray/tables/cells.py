@@ -187,18 +187,18 @@ def choices_of(value: Any, limit: int | None = None) -> tuple[str, ...]:
     """Allowed answers, trimmed, of a list, which may be written as JSON or as Python writes it; of
     an empty cell or list none.
 
-    Raises DataError E1308 for choices that cannot be compared, E1109, E1112, E1304 for one that is
-    no text.
+    Raises DataError E1109 for what is no list and for a choice that is no text, E1308 for choices
+    that cannot be compared, E1112, E1304.
     """
     if isinstance(value, str | bytes):
         text = cell_text(value, "list of choices", limit)
         value = None if text is None else any_list(text)
         if text is not None and value is None:
-            raise DataError("E1308", "the choices are a text that is no list.")
+            raise DataError("E1109", "the choices are a text that is no list.")
     if value is None or value != value:
         return ()
     if not isinstance(value, list | tuple):
-        raise DataError("E1308", f"the choices are a {type(value).__name__}, not a list.")
+        raise DataError("E1109", f"the choices are a {type(value).__name__}, not a list.")
     named = ((f"choice {number}", one) for number, one in enumerate(value, 1))
     return distinct([(cell_text(one, name, limit) or "").strip() for name, one in named])
 

@@ -77,6 +77,15 @@ def test_a_column_of_that_name_that_can_hold_no_choices_is_left_alone(make):
         make.plan(choices_column="choices")
 
 
+def test_a_text_that_nobody_asked_for_costs_no_row(make):
+    """A column may have this name and say something else."""
+    make.parquet(rows=2, choices=["A) yes B) no", "[x"])
+    rows = sorted(make.rows(make.plan()), key=lambda row: row.row)
+    assert [(row.choices, row.error) for row in rows] == [((), None)] * 2
+    assert [row.warnings for row in rows] == [("choices_are_no_list",)] * 2
+    assert found(make.plan(choices_column="choices"), make) == [((), "E1109")] * 2
+
+
 def test_a_table_without_the_column_has_the_identity_that_it_had(make):
     make.parquet(rows=2)
     assert "choices_column" not in make.plan().identity()["archive"]
@@ -92,9 +101,9 @@ def test_a_table_without_the_column_has_the_identity_that_it_had(make):
         (float("nan"), ()),
         (" ", ()),
         ("[]", ()),
-        ("yes, no", "E1308"),
-        ({"A": "yes"}, "E1308"),
-        (3, "E1308"),
+        ("yes, no", "E1109"),
+        ({"A": "yes"}, "E1109"),
+        (3, "E1109"),
         ([["a"], "b"], "E1109"),
         (["a\0", "b"], "E1304"),
         (["a" * 9, "b"], "E1112"),
