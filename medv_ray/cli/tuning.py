@@ -1,0 +1,122 @@
+"""`medv tune`: settings for the user's own rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medv_ray.cli.terminal import print_json
+
+if TYPE_CHECKING:
+    from medv_ray.evaluation.tables import Cells
+
+Option = typer.Option
+Text = str | None
+
+
+def tune_command(
+    archive: Annotated[Text, Option(help="Your rows, or a prepared dataset.")] = None,
+    model: Annotated[Text, Option(help="Checkpoint folder, or `toy`, the embedded one.")] = None,
+    out: Annotated[Text, Option(help="Folder; the same line goes on.")] = None,
+    agree: Annotated[float, Option(help="Least share of rows answered as by exact.")] = 0.99,
+    rows: Annotated[int, Option(help="Rows to look at, drawn at random.")] = 1000,
+    verify: Annotated[int, Option(help="Further rows, to check the pick on.")] = 0,
+    level: Annotated[float, Option(help="Of the lower bound, for all candidates.")] = 0.95,
+    sample_seed: Annotated[int, Option(help="Which rows are drawn.")] = 0,
+    split: Annotated[str, Option(help="Of a prepared dataset.")] = "test",
+    questions: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    question: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    images: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    id_column: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    image_column: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    question_column: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    answer_column: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    encoding: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    config: Annotated[Path | None, Option(help="YAML file of settings; flags win.")] = None,
+    assignments: Annotated[
+        list[str] | None, Option("--set", help="Any setting: --set sampler.steps=32.")
+    ] = None,
+    num_gpus: Annotated[float | None, Option(help="1: on the GPU.")] = None,
+    cpus: Annotated[float | None, Option(help="CPU cores.")] = None,
+    as_json: Annotated[bool, Option("--json", help="results.json instead of a table.")] = False,
+) -> None:
+    """The fastest settings whose answers are those of `exact`, on a sample of your own rows."""
+    from medv_ray.cli import score_settings
+    from medv_ray.on_ray.tune import TuneSettings, tune
+    from medv_ray.settings import build
+
+    asked = {
+        "agree": agree, "rows": rows, "verify": verify, "level": level,
+        "sample_seed": sample_seed, "split": split,
+    }  # fmt: skip
+    wanted = build(TuneSettings, asked)
+    flags = {
+        "out": out,
+        "archive": {
+            "archive": archive, "questions": questions, "question": question, "images": images,
+            "id_column": id_column, "image_column": image_column,
+            "question_column": question_column, "answer_column": answer_column,
+            "encoding": encoding,
+        },
+        "model": {"path": model},
+        "pool": {"num_gpus": num_gpus, "cpus_per_actor": cpus},
+    }  # fmt: skip
+    settings = score_settings(config, flags, assignments or [])
+    found = tune(settings, wanted, say=lambda line: typer.echo(line, err=True))
+    if as_json:
+        print_json(found)
+        return
+    from medv_ray.evaluation.tables import tune_table
+
+    show(tune_table(found))
+    for line in conclusion(found):
+        typer.echo(line)
+
+
+def conclusion(found: dict[str, Any]) -> list[str]:
+    """The pick, and what it rests on, in words."""
+    bound, agree = found["bound"], found["asked"]["agree"]
+    said = [
+        f"{found['rows']} of {found['archive_rows']} rows, sample seed "
+        f"{found['asked']['sample_seed']}. Lower bounds: {bound['method']}: "
+        f"{bound['level']:.0%} for all {bound['candidates']}, {bound['level_of_each']:.2%} each."
+    ]
+    if found["quarantined"]:
+        codes = ", ".join(f"{code} {count}" for code, count in found["quarantined"].items())
+        said.append(f"quarantined, not compared: {codes}")
+    if found["pick"] != "exact":
+        said.append(f"pick: {found['pick']}, {found['speed']:.2f} times as fast as exact.")
+    elif found["need"] is None:
+        said.append(f"pick: exact. No faster candidate agrees in more than {agree:.2%} of rows.")
+    else:
+        need = found["need"]
+        said.append(
+            f"pick: exact. None holds on these rows; {need['name']} would need {need['rows']} rows "
+            "if it goes on as it did (--rows)."
+        )
+    if found["verified"] is not None:
+        one = found["verified"]["agreement"]
+        said.append(
+            "on rows that the pick has not seen: no row was answered."
+            if one is None
+            else f"on {one['n']} rows that it has not seen it agrees in {one['mean']:.2%} "
+            f"({one['low']:.2%} - {one['high']:.2%})."
+        )
+    return [*said, "tune.json holds the pick: medv score --config tune.json"]
+
+
+def show(cells: Cells) -> None:
+    """A table in the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    heads, rows = cells
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for number, head in enumerate(heads):
+        drawn.add_column(head, justify="right" if number > 1 else "left")
+    for row in rows:
+        drawn.add_row(*row)
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(drawn)
