@@ -1,4 +1,4 @@
-"""`medv tune`: settings for the user's own rows."""
+"""`medv tune`, `medv sweep`: sampler settings side by side over the same rows."""
 
 from __future__ import annotations
 
@@ -73,6 +73,67 @@ def tune_command(
     show(tune_table(found))
     for line in conclusion(found):
         typer.echo(line)
+
+
+def sweep_command(
+    model: Annotated[
+        list[str] | None, Option(help="Checkpoint folder; of scaling, one each: 0.25=FOLDER.")
+    ] = None,
+    data: Annotated[Text, Option(help="A prepared dataset, or an archive.")] = None,
+    out: Annotated[Text, Option(help="Folder; the same line goes on.")] = None,
+    grid: Annotated[str, Option(help="modes, steps, blocks, latency or scaling.")] = "modes",
+    rows: Annotated[int | None, Option(help="Drawn at random; default: all.", min=1)] = None,
+    sample_seed: Annotated[int, Option(help="Which rows are drawn.", min=0)] = 0,
+    split: Annotated[str, Option(help="Of a prepared dataset.")] = "test",
+    questions: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    question: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    images: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    config: Annotated[Path | None, Option(help="YAML file of settings; flags win.")] = None,
+    assignments: Annotated[
+        list[str] | None, Option("--set", help="Any setting: --set sampler.steps=32.")
+    ] = None,
+    num_gpus: Annotated[float | None, Option(help="1: on the GPU.")] = None,
+    cpus: Annotated[float | None, Option(help="CPU cores.")] = None,
+    as_json: Annotated[bool, Option("--json", help="results.json instead of a table.")] = False,
+) -> None:
+    """A grid of sampler settings, or several models, over the same rows: table and plots."""
+    from medv_ray.cli import score_settings
+    from medv_ray.errors import SettingsError
+    from medv_ray.evaluation.tables import label_table, sweep_table
+    from medv_ray.on_ray.sweep import Labelled, Sample, labelled, sweep
+
+    if not model:
+        raise SettingsError("E1001", "--model is missing; `--help` lists all options.")
+    models = []
+    for label, folder in map(labelled, model):
+        flags = {
+            "out": out,
+            "archive": {
+                "archive": data, "questions": questions, "question": question, "images": images,
+            },
+            "model": {"path": folder},
+            "pool": {"num_gpus": num_gpus, "cpus_per_actor": cpus},
+        }  # fmt: skip
+        settings = score_settings(config, flags, assignments or [])
+        models.append(Labelled(label, settings.located(on_cluster=False)))
+    found = sweep(
+        grid,
+        models,
+        Path(models[0].settings.out),
+        Sample(rows, sample_seed, split),
+        say=lambda line: typer.echo(line, err=True),
+    )
+    if as_json:
+        print_json(found)
+        return
+    show(sweep_table(found))
+    if "by_label" in found:
+        show(label_table(found))
+    lost = ", ".join(f"{code} {count}" for code, count in found["quarantined"].items())
+    typer.echo(
+        f"{found['rows']} of {found['input_rows']} rows, sample seed {sample_seed}"
+        + (f"; quarantined: {lost}" if lost else "")
+    )
 
 
 def conclusion(found: dict[str, Any]) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from medv_ray.evaluation.text_shape import NGRAM
+
 Cells = tuple[list[str], list[list[str]]]
 """Heads of the columns, and rows."""
 
@@ -28,6 +30,39 @@ def tune_table(found: dict[str, Any]) -> Cells:
         rows.append(
             row + ([closed_open(one, kind) for kind in ("closed", "open")] if known else [])
         )
+    return heads, rows
+
+
+def sweep_table(found: dict[str, Any]) -> Cells:
+    """All settings of a sweep; of `scaling`, all models."""
+    arms = found["arms"]
+    kinds = [kind for kind in ("closed", "open") if any(one[kind] for one in arms)]
+    heads = ["settings", "same as exact", *kinds, "passes a row", "s a row", "speed"]
+    heads += ["words", "repeated words", f"repeated {NGRAM}-grams"]
+    rows = []
+    for one in arms:
+        name = one["name"] + (f" = {', '.join(one['also'])}" if one["also"] else "")
+        shape = one["shape"]
+        said = [shape[name] for name in ("repeated_words", f"repeated_{NGRAM}grams")]
+        cells = [closed_open(one, kind) for kind in ("agreement", *kinds)]
+        rows.append([name, *cells, *cost(one), f"{shape['words']:.2f}", *map(percent, said)])
+    return heads, rows
+
+
+def label_table(found: dict[str, Any]) -> Cells:
+    """Runs of one label together: mean, standard deviation, least and most, in percent."""
+    heads, rows = ["label", "runs", "closed", "sd", "range", "open", "sd", "range"], []
+    for one in found["by_label"]:
+        row = [one["label"], str(one["runs"])]
+        for kind in ("closed", "open"):
+            cell = one[kind]
+            if cell is None:
+                row += ["-", "-", "-"]
+                continue
+            sd = "-" if cell["sd"] is None else f"{100 * cell['sd']:.2f}"
+            ends = f"{100 * cell['least']:.2f} - {100 * cell['most']:.2f}"
+            row += [f"{100 * cell['mean']:.2f}", sd, ends]
+        rows.append(row)
     return heads, rows
 
 
