@@ -1,7 +1,8 @@
-"""`medv tune`, `medv sweep`: sampler settings side by side over the same rows."""
+"""`medv tune`, `medv sweep`, `medv attention`: sampler settings side by side over the same rows."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,10 +103,11 @@ def sweep_command(
     from medv_ray.evaluation.tables import label_table, sweep_table
     from medv_ray.on_ray.sweep import Labelled, Sample, labelled, sweep
 
-    if not model:
-        raise SettingsError("E1001", "--model is missing; `--help` lists all options.")
+    for flag, given in (("model", model), ("data", data)):
+        if not given:
+            raise SettingsError("E1001", f"--{flag} is missing; `--help` lists all options.")
     models = []
-    for label, folder in map(labelled, model):
+    for label, folder in map(labelled, model or ()):
         flags = {
             "out": out,
             "archive": {
@@ -132,6 +134,48 @@ def sweep_command(
     lost = ", ".join(f"{code} {count}" for code, count in found["quarantined"].items())
     typer.echo(
         f"{found['rows']} of {found['input_rows']} rows, sample seed {sample_seed}"
+        + (f"; quarantined: {lost}" if lost else "")
+    )
+
+
+def attention_command(
+    model: Annotated[Text, Option(help="Checkpoint folder, or `toy`, the embedded one.")] = None,
+    data: Annotated[Text, Option(help="A prepared dataset, an archive, or pictures.")] = None,
+    out: Annotated[Text, Option(help="Folder.")] = None,
+    question: Annotated[Text, Option(help="One for every picture.")] = None,
+    questions: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    rows: Annotated[int, Option(help="Drawn at random.", min=1)] = 32,
+    sample_seed: Annotated[int, Option(help="Which rows are drawn.", min=0)] = 0,
+    split: Annotated[str, Option(help="Of a prepared dataset.")] = "test",
+    assignments: Annotated[
+        list[str] | None, Option("--set", help="Any setting: --set sampler.steps=32.")
+    ] = None,
+    num_gpus: Annotated[float | None, Option(help="1: on the GPU.")] = None,
+    as_json: Annotated[bool, Option("--json", help="attention.json instead of a table.")] = False,
+) -> None:
+    """Where response positions look, by layer and step: picture, prompt, or each other."""
+    from medv_ray.cli import score_settings
+    from medv_ray.errors import SettingsError
+    from medv_ray.on_ray.attention import analyse, table
+
+    if not data:
+        raise SettingsError("E1001", "--data is missing; `--help` lists all options.")
+    flags = {
+        "out": out,
+        "archive": {"archive": data, "questions": questions, "question": question},
+        "model": {"path": model},
+        "pool": {"num_gpus": num_gpus},
+    }
+    settings = score_settings(None, flags, assignments or []).located(on_cluster=False)
+    say = functools.partial(typer.echo, err=True)
+    found = analyse(settings, Path(settings.out), rows, sample_seed, split, say)
+    if as_json:
+        print_json(found)
+        return
+    show(table(found))
+    lost = ", ".join(f"{code} {count}" for code, count in found["quarantined"].items())
+    typer.echo(
+        f"{found['rows']} rows, sample seed {sample_seed}"
         + (f"; quarantined: {lost}" if lost else "")
     )
 
