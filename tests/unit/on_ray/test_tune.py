@@ -1,4 +1,4 @@
-"""The pick, the table and what is kept on the way, with a model whose answers and times are made."""
+"""The pick, the table, and what is kept on the way: with a model whose answers are made up."""
 
 from __future__ import annotations
 
