@@ -8,13 +8,13 @@ differs in more rows than it may differ in over the whole sample.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from medv_ray.evaluation.agreement import lower_bound, most_different, rows_needed
 from medv_ray.evaluation.grids import EXACT, Arm
 from medv_ray.evaluation.statistics import wilson
-from medv_ray.evaluation.trials import Trial, compared, figures, speed
+from medv_ray.evaluation.trials import Trial, Trials, compared, figures, speed
 
 PILOT = 16
 """Rows after which a candidate that is no faster than `exact` is dropped."""
@@ -58,10 +58,17 @@ class State(NamedTuple):
     speed: float
     """Times `exact`; 0: not known."""
     passes: float
-    dropped: str | None
-    """Why it is out."""
     complete: bool
     """It has tried the whole sample."""
+    fault: str | None = None
+    """It differs too often."""
+    slow: str | None = None
+    """It saves no time."""
+
+    @property
+    def dropped(self) -> str | None:
+        """Why it is out."""
+        return self.fault or self.slow
 
     @property
     def share(self) -> float:
@@ -78,13 +85,27 @@ def state_of(arm: Arm, done: Mapping[str, Mapping[int, Trial]], goal: Goal) -> S
     times = speed(mine, exact) or 0.0
     passes = [trial.passes for trial in mine.values() if trial.answer is not None]
     found = State(
-        arm, same, n, lower_bound(same, n, goal.alpha), times, fmean(passes) if passes else 0.0,
-        None, len(mine) == goal.rows,
-    )  # fmt: skip
-    return found._replace(dropped=_fault(found, goal, goal.rows - lost, len(mine)))
+        arm,
+        same,
+        n,
+        lower_bound(same, n, goal.alpha),
+        times,
+        fmean(passes) if passes else 0.0,
+        len(mine) == goal.rows,
+    )
+    slow = _is_slow(found, mine, exact) if len(mine) >= PILOT else None
+    return found._replace(fault=_disagrees(found, goal, goal.rows - lost), slow=slow)
 
 
-def _fault(state: State, goal: Goal, rows: int, tried: int) -> str | None:
+def _is_slow(state: State, mine: Trials, exact: Trials) -> str | None:
+    """Times waver; without a cache, a pass costs what one of `exact` does."""
+    pairs = [(t.passes, exact[row].passes) for row, t in mine.items() if row in exact]
+    if state.arm.sampler.cache == "none" and sum(a for a, _ in pairs) >= sum(b for _, b in pairs):
+        return "no fewer passes than exact"
+    return "no faster than exact" if 0 < state.speed <= 1 else None
+
+
+def _disagrees(state: State, goal: Goal, rows: int) -> str | None:
     most = most_different(rows, goal.agree, goal.alpha)
     different = state.n - state.same
     if most < 0:  # nothing can hold; what is surely worse is still not worth its time
@@ -92,8 +113,6 @@ def _fault(state: State, goal: Goal, rows: int, tried: int) -> str | None:
             return f"differs in {different} of {state.n} rows: surely below {goal.agree:g}"
     elif different > most:
         return f"differs in {different} of {state.n} rows; {most} of {rows} would be allowed"
-    if tried >= PILOT and 0 < state.speed <= 1:
-        return "no faster than exact"
     return None
 
 
@@ -124,7 +143,7 @@ def best_need(states: Sequence[State], goal: Goal) -> tuple[State, int] | None:
     needs = [
         (rows_needed(one.share, goal.agree, goal.alpha), one)
         for one in states
-        if one.n >= PILOT and one.speed > 1
+        if one.n >= PILOT and one.slow is None
     ]
     known = [(need, one) for need, one in needs if need is not None]
     if not known:
@@ -151,9 +170,3 @@ def line_of(state: State, goal: Goal, done: Mapping[str, Mapping[int, Trial]]) -
         **found,
         "settings": state.arm.sampler.model_dump(mode="json"),
     }
-
-
-def seconds_of(trials: Mapping[int, Trial]) -> float | None:
-    """Median of the answered rows."""
-    known = [trial.seconds for trial in trials.values() if trial.answer is not None]
-    return median(known) if known else None

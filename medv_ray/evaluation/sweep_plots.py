@@ -38,7 +38,7 @@ def plots(found: Mapping[str, Any]) -> dict[str, str]:
         shown = (AGREEMENT, CLOSED, OPEN, *COST)
         return {
             "threshold.svg": _against("threshold", threshold, arms, shown),
-            "refresh.svg": _against("steps between refreshes", refresh, arms, shown, log_x=True),
+            "refresh.svg": _against("steps between refreshes", refresh, arms, shown[:-1], True),
         }
     if name == "steps":
         return {"steps.svg": _against("steps", ("steps",), arms, ANSWERS, log_x=True)}
