@@ -152,13 +152,15 @@ def best_need(states: Sequence[State], goal: Goal) -> tuple[State, int] | None:
     return one, need
 
 
-def line_of(state: State, goal: Goal, done: Mapping[str, Mapping[int, Trial]]) -> dict[str, Any]:
-    """A candidate's line of the table."""
+def line_of(
+    state: State, goal: Goal, done: Mapping[str, Mapping[int, Trial]], won: State | None
+) -> dict[str, Any]:
+    """A candidate's line of the table; `won` is the pick."""
     exact, mine = done.get(EXACT, {}), done.get(state.arm.name, {})
     inside = {row: trial for row, trial in mine.items() if row < goal.rows}
     fate = state.dropped or ("holds" if holds(state, goal) else "does not hold")
     if state.dropped is None and not state.complete:
-        fate = "not needed: a faster one holds"
+        fate = "left: " + ("the rows are too few for any" if won is None else "a faster one holds")
     found = figures(inside, {row: trial for row, trial in exact.items() if row < goal.rows})
     return {
         "name": state.arm.name,
