@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medv_ray.cli.terminal import print_json
+from medv_ray.errors import SettingsError
 
 if TYPE_CHECKING:
     from medv_ray.evaluation.tables import Cells
+    from medv_ray.on_ray.options import ScoreSettings
 
 Option = typer.Option
 Text = str | None
@@ -64,7 +66,7 @@ def tune_command(
         "model": {"path": model},
         "pool": {"num_gpus": num_gpus, "cpus_per_actor": cpus},
     }  # fmt: skip
-    settings = score_settings(config, flags, assignments or [])
+    settings = local(score_settings(config, flags, assignments or []))
     found = tune(settings, wanted, say=lambda line: typer.echo(line, err=True))
     if as_json:
         print_json(found)
@@ -99,7 +101,6 @@ def sweep_command(
 ) -> None:
     """A grid of sampler settings, or several models, over the same rows: table and plots."""
     from medv_ray.cli import score_settings
-    from medv_ray.errors import SettingsError
     from medv_ray.evaluation.tables import label_table, sweep_table
     from medv_ray.on_ray.sweep import Labelled, Sample, labelled, sweep
 
@@ -117,7 +118,7 @@ def sweep_command(
             "pool": {"num_gpus": num_gpus, "cpus_per_actor": cpus},
         }  # fmt: skip
         settings = score_settings(config, flags, assignments or [])
-        models.append(Labelled(label, settings.located(on_cluster=False)))
+        models.append(Labelled(label, local(settings)))
     found = sweep(
         grid,
         models,
@@ -155,7 +156,6 @@ def attention_command(
 ) -> None:
     """Where response positions look, by layer and step: picture, prompt, or each other."""
     from medv_ray.cli import score_settings
-    from medv_ray.errors import SettingsError
     from medv_ray.on_ray.attention import analyse, table
 
     if not data:
@@ -166,7 +166,7 @@ def attention_command(
         "model": {"path": model},
         "pool": {"num_gpus": num_gpus},
     }
-    settings = score_settings(None, flags, assignments or []).located(on_cluster=False)
+    settings = local(score_settings(None, flags, assignments or []))
     say = functools.partial(typer.echo, err=True)
     found = analyse(settings, Path(settings.out), rows, sample_seed, split, say)
     if as_json:
@@ -210,6 +210,15 @@ def conclusion(found: dict[str, Any]) -> list[str]:
             f"({one['low']:.2%} - {one['high']:.2%})."
         )
     return [*said, "tune.json holds the pick: medv score --config tune.json"]
+
+
+def local(settings: ScoreSettings) -> ScoreSettings:
+    """Settings with whole paths. Raises SettingsError E1001 for an output elsewhere."""
+    from medv_ray.archive.store import is_local
+
+    if not is_local(settings.out):
+        raise SettingsError("E1001", "--out: a local folder; trials are written row by row.")
+    return settings.located(on_cluster=False)
 
 
 def show(cells: Cells) -> None:

@@ -93,7 +93,7 @@ def state_of(arm: Arm, done: Mapping[str, Mapping[int, Trial]], goal: Goal) -> S
         fmean(passes) if passes else 0.0,
         len(mine) == goal.rows,
     )
-    slow = _is_slow(found, mine, exact) if len(mine) >= PILOT else None
+    slow = _is_slow(found, mine, exact) if n >= PILOT else None
     return found._replace(fault=_disagrees(found, goal, goal.rows - lost), slow=slow)
 
 
@@ -143,12 +143,12 @@ def best_need(states: Sequence[State], goal: Goal) -> tuple[State, int] | None:
     needs = [
         (rows_needed(one.share, goal.agree, goal.alpha), one)
         for one in states
-        if one.n >= PILOT and one.slow is None
+        if one.n and one.slow is None
     ]
     known = [(need, one) for need, one in needs if need is not None]
     if not known:
         return None
-    need, one = min(known, key=lambda pair: (pair[0], -pair[1].speed))
+    need, one = min(known, key=lambda pair: (pair[0], -pair[1].n, -pair[1].speed))
     return one, need
 
 

@@ -24,6 +24,7 @@ from medv_ray.evaluation.tables import Cells, markdown
 from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import ScoreSettings, model_digests
 from medv_ray.on_ray.sampled_rows import Rows, open_rows, sample
+from medv_ray.on_ray.trial_run import own_folder
 
 MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of a row's own way from the blank response (0) to its last state with a mask (1)."""
@@ -42,10 +43,12 @@ def analyse(
     """Means over rows, as attention.json has them; `out` gets all files.
 
     The response is denoised as `settings` say; its states are then looked into with every position
-    computed. Raises DataError E1110 where no row can be asked, and what loading a model raises.
+    computed. Raises DataError E1110 where no row can be asked, RunError E1507, and what loading a
+    model raises.
     """
     from medv_ray.evaluation.plots import Panel, Series, chart  # matplotlib is an extra
 
+    own_folder(out, "attention.json")
     source = open_rows(settings.archive, split, settings.seed)
     model = settings.model.model_copy(update={"device": settings.device})
     with Predictor.load(model, settings.answer, settings.engine) as predictor:
@@ -76,7 +79,6 @@ def analyse(
             Panel("layer", f"share of attention: {name}" if name != "spread" else name, lines)
         )
     title = "where masked response positions look"
-    out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "attention.json", json.dumps(found, indent=1).encode())
     write_atomic(out / "attention.md", markdown(*table(found)).encode())
     write_atomic(out / "attention.svg", chart(title, panels).encode())

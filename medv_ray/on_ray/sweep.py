@@ -23,7 +23,7 @@ from medv_ray.evaluation.trials import figures, quarantined
 from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.sampled_rows import Rows, open_rows
-from medv_ray.on_ray.trial_run import Asker, TrialRun, asker
+from medv_ray.on_ray.trial_run import IDENTITY, Asker, TrialRun, asker, own_folder
 
 RESULTS, TABLE = "results.json", "table.md"
 TOLD_ROWS = 50
@@ -69,14 +69,15 @@ def sweep(
 ) -> dict[str, Any]:
     """Figures of a grid, as results.json has them; `out` gets all files.
 
-    Raises SettingsError E1001, DataError E1110, RunError E1502, E1506, and what loading a model
-    raises.
+    Raises SettingsError E1001, DataError E1110, RunError E1501, E1502, E1506, E1507, and what
+    loading a model raises.
     """
     from medv_ray.evaluation.sweep_plots import plots  # matplotlib is an extra
 
     if len(models) > 1 and name != "scaling":
         raise SettingsError("E1001", "several models: only with --grid scaling.")
     first = models[0].settings
+    own_folder(out, IDENTITY, RESULTS, "model-1")
     grids = [grid(name, one.settings.sampler) for one in models]
     rows = open_rows(first.archive, wanted.split, first.seed)
     count = min(wanted.rows or len(rows), len(rows))

@@ -7,6 +7,7 @@ OUT/trials.jsonl    a line a trial, on disk before the next row is asked
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import time
@@ -24,6 +25,7 @@ from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import ScoreSettings, model_digests
 from medv_ray.on_ray.predictor import Failed, ReloadingPredictor, load_predictor, processor
 from medv_ray.on_ray.sampled_rows import AskedRow, Rows, sample
+from medv_ray.settings import identity_digest
 
 IDENTITY, JOURNAL = "trials.json", "trials.jsonl"
 GPU_ROWS = 8
@@ -52,17 +54,22 @@ class TrialRun:
     def __init__(
         self, out: Path, settings: ScoreSettings, rows: Rows, seed: int, asker: Asker
     ) -> None:
-        """Raises RunError E1502 for a folder of other trials, E1506 for a damaged one."""
+        """Raises RunError E1501 where another process tries, E1502 for a folder of other trials,
+        E1506 for a damaged one, E1507 for one of something else."""
         self._rows, self._asker, self._path = rows, asker, out / JOURNAL
         self._order = sample(len(rows), seed)
         self._numbers: list[int] = []
+        own_folder(out, IDENTITY)
         with disk_errors("the output folder"):
-            out.mkdir(parents=True, exist_ok=True)
             self._check(out / IDENTITY, identity_of(settings, rows, seed))
-            self.done: dict[str, dict[int, Trial]] = {}
-            for trial in read_trials(self._path):
-                self.done.setdefault(trial.arm, {})[trial.row] = trial
             self._file = self._path.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError("E1501", "another process tries settings in this folder.") from None
+        self.done: dict[str, dict[int, Trial]] = {}
+        for trial in read_trials(self._path):
+            self.done.setdefault(trial.arm, {})[trial.row] = trial
         self._visit = 1 + max(
             (t.visit for of in self.done.values() for t in of.values()), default=-1
         )
@@ -135,8 +142,6 @@ class TrialRun:
 
     def _check(self, path: Path, mine: dict[str, Any]) -> None:
         if not path.exists():
-            if self._path.exists():
-                raise RunError("E1506", f"{JOURNAL} is there without {IDENTITY}.")
             write_atomic(path, json.dumps(mine, indent=1).encode())
         try:
             theirs = json.loads(path.read_bytes())
@@ -150,8 +155,18 @@ class TrialRun:
 def identity_of(settings: ScoreSettings, rows: Rows, seed: int) -> dict[str, Any]:
     """Answers and times depend on it; not how many rows there are, nor which arms."""
     own = settings.identity(*model_digests(settings.model))
-    mine = {**own, "input": rows.identity(), "sample_seed": seed}
+    mine = {**own, "input": identity_digest(rows.identity()), "sample_seed": seed}
     return {**mine, "processor": processor(settings.device)}
+
+
+def own_folder(out: Path, *marks: str) -> None:
+    """Make a folder, or take one that is empty or holds one of `marks`. Raises RunError E1507,
+    E1511."""
+    with disk_errors("the output folder"):
+        out.mkdir(parents=True, exist_ok=True)
+        names = set(os.listdir(out))
+    if names and not names & set(marks):
+        raise RunError("E1507", f"{out.name} holds other files; choose an empty folder.")
 
 
 def trial_of(

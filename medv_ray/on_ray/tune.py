@@ -69,7 +69,7 @@ def tune(
 ) -> dict[str, Any]:
     """The pick and the table that led to it, as results.json has them; `out` gets all files.
 
-    Raises DataError E1110, RunError E1502, E1506, and what loading a model raises.
+    Raises DataError E1110, RunError E1501, E1502, E1506, E1507, and what loading a model raises.
     """
     settings = settings.located(on_cluster=False)
     rows = open_rows(settings.archive, asked.split, settings.seed)
@@ -82,8 +82,8 @@ def tune(
             f"one difference would show an agreement of {asked.agree:g}."
         )
     out = Path(settings.out)
-    who = who or asker(settings)
-    run = TrialRun(out, settings, rows, asked.sample_seed, who)
+    mine = who or asker(settings)
+    run = TrialRun(out, settings, rows, asked.sample_seed, mine)
     try:
         states = search(run, exact, arms, goal, say)
         won = pick(states, goal)
@@ -103,6 +103,7 @@ def tune(
         }
     finally:
         run.close()
+        mine.predictor.close()
     arm = exact if won is None else won.arm
     write_atomic(out / CONFIG, json.dumps(config_of(settings, arm), indent=1).encode())
     write_atomic(out / RESULTS, json.dumps(found, indent=1).encode())
@@ -114,11 +115,15 @@ def search(
     run: TrialRun, exact: Arm, arms: Sequence[Arm], goal: Goal, say: Say = lambda _: None
 ) -> list[State]:
     """All candidates on the first rows, then the fastest that are still in on the rest."""
-    pilot = range(min(PILOT, goal.rows))
-    run.run([exact, *arms], run.missing([exact, *arms], pilot))
-    if not any(trial.answer is not None for trial in run.of(exact).values()):
+    known = 0
+    for end in range(PILOT, goal.rows + PILOT, PILOT):
+        run.run([exact, *arms], run.missing([exact, *arms], range(min(end, goal.rows))))
+        known = sum(trial.answer is not None for trial in run.of(exact).values())
+        if known >= PILOT:
+            break
+    if not known:
         codes = ", ".join(quarantined(run.of(exact).values()))
-        raise DataError("E1110", f"none of the first {len(pilot)} rows has an answer ({codes}).")
+        raise DataError("E1110", f"none of {goal.rows} rows has an answer ({codes}).")
     dropped: set[str] = set()
     running: set[str] = set()
     while True:

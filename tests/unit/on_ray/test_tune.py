@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,8 +148,13 @@ def test_quarantined_rows_are_counted_and_not_compared(tmp_path: Path) -> None:
     assert found["quarantined"] == {"E1303": 20}
     assert {one["compared"] for one in found["candidates"] if one["fate"] == "holds"} == {100}
     assert "quarantined, not compared: E1303 20" in conclusion(found)
+    # where the first rows are all bad, speed is told by those that come later
+    rare, who, _ = prepare(tmp_path / "a", [*["bad"] * 80, *QUESTIONS[1:20]])
+    found = tune(rare, TuneSettings(agree=0.3, rows=99), who=who)
+    assert found["quarantined"] == {"E1303": 80}
+    assert found["pick"] == "dual-32-threshold-0.5"
     only, who, _ = prepare(tmp_path / "b", ["bad"] * 30)
-    with pytest.raises(DataError, match="E1110: none of the first 16 rows has an answer"):
+    with pytest.raises(DataError, match="E1110: none of 30 rows has an answer"):
         tune(only, TuneSettings(rows=30), who=who)
 
 
@@ -166,9 +172,26 @@ def test_trials_go_on_where_they_stopped(tmp_path: Path) -> None:
     changed = settings.model_copy(update={"seed": 1})
     with pytest.raises(RunError, match="E1502: the trials there are of another settings"):
         tune(changed, asked, who=who)
+    with journal.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="E1501: another process tries"):
+            tune(settings, asked, who=who)
     journal.write_bytes(b"{}\n" + lines[0])
     with pytest.raises(RunError, match="E1506: trials.jsonl is damaged"):
         tune(settings, asked, who=who)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    settings, who, _ = prepare(tmp_path, QUESTIONS[:3])
+    Path(settings.out).mkdir()
+    (Path(settings.out) / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="E1507: run holds other files"):
+        tune(settings, TuneSettings(rows=3), who=who)
+    with pytest.raises(RunError, match="E1507"):
+        sweep(
+            "steps", [Labelled("a", settings)], Path(settings.out), Sample(), answers=lambda _: who
+        )
+    assert [path.name for path in Path(settings.out).iterdir()] == ["notes.txt"]
 
 
 def test_a_sweep_of_steps_has_table_and_plot(tmp_path: Path, drawn: list[str]) -> None:
