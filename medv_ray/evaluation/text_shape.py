@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from statistics import fmean, median
 from typing import Any
 
+from medv_ray.evaluation.strict import WORD
+
 NGRAM = 3
 
 
@@ -17,16 +19,17 @@ def repeated(items: Sequence[Hashable], n: int = 1) -> float | None:
 
 
 def shape(texts: Iterable[str]) -> dict[str, Any]:
-    """Of answers, by white space and with case folded: words (mean, median, most), the share of
-    those without any, and the mean share of words, and of n-grams of NGRAM words, that the answer
-    has said before. Answers too short to have one do not count in a mean; None: all are."""
-    said = [text.casefold().split() for text in texts]
-    counts = [len(words) for words in said] or [0]
+    """Of answers: words by white space (mean, median, most), the share without any, and the
+    mean share of words, and of n-grams of NGRAM words, that the answer has said before, without
+    punctuation and case. Answers too short to have one do not count in a mean; None: all are."""
+    given = list(texts)
+    said = [WORD.findall(text.casefold()) for text in given]
+    counts = [len(text.split()) for text in given] or [0]
     return {
         "words": fmean(counts),
         "words_median": median(counts),
         "words_most": max(counts),
-        "empty": fmean(not words for words in said) if said else 0.0,
+        "empty": fmean(not text.split() for text in given) if given else 0.0,
         "repeated_words": _mean(repeated(words) for words in said),
         f"repeated_{NGRAM}grams": _mean(repeated(words, NGRAM) for words in said),
     }

@@ -23,7 +23,7 @@ def test_repeated(words: str, n: int, share: float | None) -> None:
 
 
 def test_shape() -> None:
-    found = shape(["Yes yes", "", "no sign of it"])
+    found = shape(["Yes, yes.", "", "no sign of it"])
     assert found == {
         "words": 2.0,
         "words_median": 2,
