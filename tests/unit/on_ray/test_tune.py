@@ -16,6 +16,7 @@ from medv_ray.cli.tuning import conclusion
 from medv_ray.engine import Answer, Request
 from medv_ray.errors import DataError, RunError
 from medv_ray.evaluation import sweep_plots
+from medv_ray.evaluation.agreement import rows_needed
 from medv_ray.evaluation.plots import Panel
 from medv_ray.on_ray import trial_run
 from medv_ray.on_ray.predictor import ReloadingPredictor
@@ -133,7 +134,8 @@ def test_too_few_rows_leave_exact_and_say_how_many_it_takes(tmp_path: Path) -> N
     found = tune(settings, TuneSettings(agree=0.99, rows=40), told.append, who)
     assert "40 rows are too few" in told[0]
     assert (found["pick"], found["speed"], found["verified"]) == ("exact", 1.0, None)
-    assert found["need"]["rows"] == found["bound"]["least_rows"]
+    alpha = 0.05 / len(found["candidates"])
+    assert found["need"]["rows"] == found["bound"]["least_rows"] == rows_needed(1.0, 0.99, alpha)
     fates = {one["fate"] for one in found["candidates"]}
     assert "left: the rows are too few for any" in fates
     assert not any("holds" in fate for fate in fates)
@@ -165,6 +167,11 @@ def test_trials_go_on_where_they_stopped(tmp_path: Path) -> None:
     whole = tune(settings, asked, who=who)
     journal = Path(settings.out) / "trials.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
+    first: dict[int, str] = {}
+    for line in lines:
+        arm, *_, visit = json.loads(line)
+        first.setdefault(visit, arm)
+    assert len(set(first.values())) > 4, "none has the same turn at every row"
     journal.write_bytes(b"".join(lines[:100]) + lines[100][:9])  # as a crash leaves it
     before = made.asked
     assert tune(settings, asked, who=who)["pick"] == whole["pick"]
