@@ -98,7 +98,10 @@ def tune(
             "quarantined": quarantined(t for t in run.of(exact).values() if t.row < n),
             "need": None if won is not None else need_of(states, goal),
             "exact": figures(*[{r: t for r, t in run.of(exact).items() if r < n}] * 2),
-            "candidates": [line_of(one, goal, run.done, won) for one in fastest_first(states)],
+            "candidates": [
+                line_of(one, goal, run.done, won)
+                for one in sorted(fastest_first(states), key=lambda one: one is not won)
+            ],
             "verified": None if won is None else verify(run, exact, won.arm, n, asked, len(rows)),
         }
     finally:
