@@ -14,6 +14,7 @@ from medv_ray.cli.rows import rows_command
 from medv_ray.cli.serving import bench_app, chat_command, serve_command
 from medv_ray.cli.terminal import exit_code_of, merged, print_json, read_yaml, told_cleanly
 from medv_ray.cli.training import data_app, plan_app
+from medv_ray.cli.tuning import attention_command, sweep_command, tune_command
 from medv_ray.errors import SettingsError, explain
 
 if TYPE_CHECKING:
@@ -172,6 +173,9 @@ app.command("export-answers")(told_cleanly(export_answers_command))
 app.command("lmms-tasks")(told_cleanly(lmms_tasks_command))
 app.command("judge")(told_cleanly(judge_command))
 app.command("report")(told_cleanly(report_command))
+app.command("sweep")(told_cleanly(sweep_command))
+app.command("tune")(told_cleanly(tune_command))
+app.command("attention")(told_cleanly(attention_command))
 app.command("serve")(told_cleanly(serve_command))
 app.command("chat")(told_cleanly(chat_command))
 app.add_typer(bench_app, name="bench")

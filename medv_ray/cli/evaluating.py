@@ -92,6 +92,7 @@ def eval_command(
     Console().print(table_of(found))
     for name, one in found["recipes"].items():
         typer.echo(f"{name}: recipe {one['recipe_sha256'][:16]}, {said(one['run'])}")
+        typer.echo(f"{name}: answers have {in_words(one['answer_shape'])}")
 
 
 def table_of(found: dict[str, Any]) -> Table:
@@ -138,6 +139,13 @@ def by_choices(found: dict[str, Any] | None) -> str:
 def said(run: dict[str, Any]) -> str:
     """Counts of a run in words."""
     return ", ".join(f"{name} {value}" for name, value in run.items() if value is not None)
+
+
+def in_words(shape: dict[str, Any]) -> str:
+    """Length and repetition of answers."""
+    text = f"{shape['words']:.1f} words on average, {shape['words_most']} at most"
+    again = shape["repeated_words"]
+    return text if again is None else f"{text}; {again:.1%} of an answer's words are repeated"
 
 
 def compare_command(

@@ -19,6 +19,7 @@ import torch
 from medv_kernels.linear import pack
 from medv_ray.diffusion.likelihood import log_likelihood
 from medv_ray.diffusion.spec import Canvas
+from medv_ray.engine.attending import Attention, attention_of
 from medv_ray.engine.choices import Choice, check, score
 from medv_ray.engine.images import ImageStore
 from medv_ray.engine.inspection import Inspection, inspect_position, state_of
@@ -280,6 +281,21 @@ class Engine:
             self._images.tiles,
             canvas.allowed.get(position),
         )
+
+    @stateful
+    def attend(self, request: Request, ids: Sequence[int | None]) -> Attention:
+        """Where the masked positions of a state of the response look, in every layer.
+
+        `ids`: as in `inspect`, None at one position at least. One forward pass. Raises DataError
+        E1001 (no such state), E12xx, E13xx.
+        """
+        spec = self.spec(request.sampler)
+        prompt, embeds, features = self._processor.prompt(request, spec)
+        position = next((i for i, token in enumerate(ids) if token is None), 0)
+        x = state_of(ids, position, spec, self._model.config.language.vocab_size)
+        given = prompt if prompt.ends else embeds
+        denoiser = FullRecompute(self._model, [given], spec.suffix_ids)
+        return attention_of(denoiser, x, spec, prompt.ids.tolist(), features)
 
     @stateful
     def choose(self, request: Request, choices: Sequence[str]) -> list[Choice]:

@@ -10,6 +10,7 @@ from typing import Any
 from medv_ray.evaluation.metrics import METRICS, values
 from medv_ray.evaluation.recipes import Question, Recipe
 from medv_ray.evaluation.statistics import Interval, interval, paired
+from medv_ray.evaluation.text_shape import shape
 
 FEW = 5
 """Groups of fewer questions are put together."""
@@ -26,6 +27,7 @@ def figures(
     judged = [one.judged(answers[one.id]) for one in questions]
     found = values(judged, METRICS, candidates)
     headline = (recipe.open_metric, recipe.closed_metric)
+    form = shape(answers.values())
     return {
         "metrics": {name: shown(of) for name, of in found.items() if of},
         "headline": {
@@ -34,7 +36,8 @@ def figures(
             if found[name]
         },
         "groups": by_group(questions, {name: found[name] for name in headline}),
-        "answer_words": fmean(len(text.split()) for text in answers.values()) if answers else 0.0,
+        "answer_words": form["words"],
+        "answer_shape": form,
         "n": len(questions),
     }
 

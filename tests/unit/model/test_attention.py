@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medv_ray.model.attention import look
+from medv_ray.model.attention import look, shares
 from medv_ray.model.llada import LanguageTower
 from tests.unit.model.conftest import make_model
 
@@ -74,3 +74,19 @@ def test_row_and_state_are_those_of_plain_attention(ends: tuple[int, ...], num_l
         assert float(row.sum()) == pytest.approx(1)
         own = tower(embeds[None], ends=ends)[0, place]
         torch.testing.assert_close(state, own, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ends", [(S,), (4, S)])
+def test_shares_are_those_of_plain_attention(ends: tuple[int, ...]) -> None:
+    tower = make_model(seed=3).model
+    embeds = torch.randn(S, 32, generator=torch.Generator().manual_seed(1))
+    _, maps = plain(tower, embeds, ends)
+    queries, groups = torch.tensor([5, 7, 8]), torch.tensor([0, 0, 0, 1, 1, 2, 2, 3, 3])
+    found = shares(tower, embeds, queries, groups, ends, reach=2)
+    for layer, weights in enumerate(maps):
+        mine = weights[queries]
+        want = [float(mine[:, groups == group].sum(1).mean()) for group in range(4)]
+        assert found.groups[layer].tolist() == pytest.approx(want, abs=1e-5)
+        near = [mine[n, max(0, q - 2) : q + 3].sum() for n, q in enumerate(queries.tolist())]
+        assert float(found.near[layer]) == pytest.approx(float(torch.stack(near).mean()), abs=1e-5)
+        assert 0 < float(found.spread[layer]) <= 1
