@@ -47,11 +47,38 @@ def pick(checkpoints: Checkpoints, step: int | None) -> dict[str, Any]:
         if step is not None:
             text = f"the checkpoint of step {step} is not whole; leave --step out, or take another."
         raise RunError("E1603", text if there else "there is no checkpoint yet.")
-    if step is None and number < manifest["num_steps"]:
+    done = number == manifest["num_steps"] or has_ended(manifest.get("validation"))
+    if step is None and not done:
         text = f"the stage is not done: step {number} of {manifest['num_steps']}"
         ways = f"The job's own command goes on; --step {number} exports it as it is."
         raise SettingsError("E1001", f"{text}. {ways}")
     return manifest
+
+
+def pick_best(checkpoints: Checkpoints) -> dict[str, Any]:
+    """Manifest of the checkpoint of the best validation, by what the last readable one knows; the
+    stage need not be done.
+
+    Raises RunError E1603 (not there, or not whole), SettingsError E1001 where none was best.
+    """
+    there = [read_manifest(checkpoints.at(number)) for number in checkpoints.steps()[::-1]]
+    known = [manifest for manifest in there if manifest is not None]
+    step = best_step(known[0].get("validation")) if known else None
+    if step is None:
+        text = "the run has no best validation yet; --validate-every of its job makes some"
+        raise SettingsError("E1001", f"--best: {text}. Leave --best out, or name a --step.")
+    return pick(checkpoints, step)
+
+
+def best_step(state: dict[str, Any] | None) -> int | None:
+    """Step of the best validation of a manifest's `validation`; None where there is none."""
+    best = (state or {}).get("best")
+    return None if best is None else int(best["step"])
+
+
+def has_ended(state: dict[str, Any] | None) -> bool:
+    """Whether a stage ended before its last step, for want of a better validation."""
+    return bool((state or {}).get("ended"))
 
 
 def is_whole(folder: Path, manifest: dict[str, Any]) -> bool:
