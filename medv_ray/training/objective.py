@@ -158,11 +158,8 @@ class Objective(nn.Module):
     def prompts(self, samples: Sequence[Sample]) -> list[Prompt]:
         """Prompts of samples that end where a response begins."""
         images, _ = self._images(samples)
-        lengths = [
-            len(s.ids) + sum(len(i) - 1 for i in f) for s, f in zip(samples, images, strict=True)
-        ]
-        seen = [torch.zeros(length, dtype=torch.bool) for length in lengths]
-        rows = self._embed(samples, images, seen)
+        wide = [_spread(s.ids, s.ids, found) for s, found in zip(samples, images, strict=True)]
+        rows = self._embed(samples, images, [torch.zeros_like(ids).bool() for ids in wide])
         return [
             Prompt(row, splice_ends(s.ids, found, s.ends))
             for s, row, found in zip(samples, rows, images, strict=True)

@@ -315,7 +315,7 @@ class Validator:
         def share(chosen: torch.Tensor) -> float | None:
             return float(right[chosen].mean()) if asked and bool(chosen.any()) else None
 
-        figures = {
+        figures: dict[str, Any] = {
             "step": step,
             "rows": count,
             "loss": float(losses.mean()),

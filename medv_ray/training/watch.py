@@ -140,9 +140,7 @@ class ValidationEvent:
             return ""
         lines = ["| row | answer | reference | right |", "|---|---|---|---|"]
         for one in self.samples:
-            said = [
-                " ".join(text.replace("|", " ").split()) for text in (one.answer, one.reference)
-            ]
+            said = [" ".join(t.replace("|", " ").split()) for t in (one.answer, one.reference)]
             lines.append(f"| {one.row} | {said[0]} | {said[1]} | {'yes' if one.right else 'no'} |")
         return "\n".join(lines)
 
@@ -162,9 +160,8 @@ class ValidationEvent:
         ):
             if value is not None:
                 parts.append(f"{name} {value:.1%} of {rows}")
-        parts += ["best so far"] * self.best + [
-            "no better one for long: the stage ends"
-        ] * self.ended
+        parts += ["best so far"] * self.best
+        parts += ["none was better for long: the stage ends"] * self.ended
         return "  ".join(parts)
 
 
@@ -173,7 +170,9 @@ Event = StepEvent | ValidationEvent
 
 def event_of(line: dict[str, Any]) -> Event:
     """The event of a line of events.jsonl. Raises TypeError or KeyError for what is none."""
-    fields = {n: math.nan if n == "loss" and value is None else value for n, value in line.items()}
+    fields: dict[str, Any] = dict(line)
+    if fields.get("loss") is None:
+        fields["loss"] = math.nan
     if fields.get("kind") != "validation":
         return StepEvent(**fields)
     shown = tuple(ShownAnswer(**one) for one in fields.pop("samples"))
