@@ -21,6 +21,7 @@ from medv_ray.model import lora, weights
 from medv_ray.model.importing import LICENCES
 from medv_ray.model.new_folder import new_folder
 from medv_ray.model.shards import DTYPES, Stored, open_shard
+from medv_ray.training.card import CARD
 from medv_ray.training.checkpoint import Checkpoints, SavedState, read_manifest
 from medv_ray.training.optim import choose_trainable
 from medv_ray.training.stages import StageSettings
@@ -90,9 +91,17 @@ def is_whole(folder: Path, manifest: dict[str, Any]) -> bool:
 
 
 def write_model(
-    state: SavedState, base: Path, stage: StageSettings, dtype: torch.dtype, folder: Path
+    state: SavedState,
+    base: Path,
+    stage: StageSettings,
+    dtype: torch.dtype,
+    folder: Path,
+    card: str = "",
 ) -> None:
     """A checkpoint folder in one dtype, read back by `weights.load` before it has its name.
+
+    Args:
+        card: text of its README.md; empty: it has none.
 
     Raises RunError E1503 and E1511, CheckpointError E1405 for what is not finite in `dtype`.
     """
@@ -109,6 +118,8 @@ def write_model(
         )
         weights.copy_files(base, partial, (*weights.TOKENIZER_FILES, *LICENCES))
         weights.write_json(partial / "config.json", raw)
+        if card:
+            (partial / CARD).write_text(card, encoding="utf-8")
         weights.load(partial, dtype)
 
 

@@ -20,6 +20,7 @@ from medv_ray.model.medv import Medv
 from medv_ray.model.new_folder import check_free
 from medv_ray.model.vision import VisionTower
 from medv_ray.settings import identity_digest
+from medv_ray.training.card import card
 from medv_ray.training.check import stage_config
 from medv_ray.training.checkpoint import Checkpoints, SavedState
 from medv_ray.training.engine import Engine, PlainEngine
@@ -295,7 +296,9 @@ def export(
     if adapter:
         write_adapter(state, base, base_sha256, settings.stage, folder)
     else:
-        write_model(state, base, settings.stage, DTYPES[dtype or settings.shard.dtype], folder)
+        dtype = dtype or settings.shard.dtype
+        text = card(settings, identity, manifest, dtype)
+        write_model(state, base, settings.stage, DTYPES[dtype], folder, text)
     return number
 
 
