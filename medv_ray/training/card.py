@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from medv_ray.model.weights import IMPORT_NOTE
 from medv_ray.training.job import MODEL, TrainSettings
 
 CARD = "README.md"
+LICENCE_NAME = "license_name"
+"""By which the next stage's card knows a licence that is no single word."""
 SHOWN_CHARACTERS = 300
 RECIPE = (
     *("trainable", "lr", "projector_lr", "vision_lr", "batch_size", "epochs", "max_steps"),
@@ -44,13 +47,15 @@ def card(
     """
     base, stage = Path(settings.model), settings.stage
     licence, link = base_licence(base)
-    front = ["---", "library_name: medv_ray", f"license: {licence or 'other'}"]
+    named = licence is not None and re.fullmatch(r"[\w.+-]+", licence) is not None
+    front = ["---", "library_name: medv_ray", f"license: {licence if named else 'other'}"]
     front += [f"license_link: {link}"] if link else []
+    front += [f"{LICENCE_NAME}: {json.dumps(licence)}"] if licence and not named else []
     recipe = stage.model_dump(mode="json")
     ended = manifest["step"] < manifest["num_steps"]
     whole = f"{manifest['step']} of {manifest['num_steps']} updates" if ended else "all updates"
     looks = manifest.get("validation") or {}
-    seed = {"base": identity["base_sha256"], "data": identity["data_sha256"]}
+    base_sha256, data_sha256 = identity["base_sha256"], identity["data_sha256"]
     lines = [
         *front,
         "---",
@@ -62,8 +67,8 @@ def card(
         "",
         "| | |",
         "|---|---|",
-        f"| base | {name_of(base)}, sha256 {seed['base']} |",
-        *data_lines(settings, identity, seed["data"]),
+        f"| base | {name_of(base)}, sha256 {base_sha256} |",
+        *data_lines(settings, identity, data_sha256),
         "",
         "## Recipe",
         "",
@@ -146,11 +151,15 @@ def base_licence(base: Path) -> tuple[str | None, str | None]:
     found = licence_of(base, None)
     if found["from"] in LICENCES:
         return None, found["from"]
-    if found["from"] is None and (base / IMPORT_NOTE).is_file():
+    name = found["text"]
+    if name == "other":
+        said = (base / CARD).read_text(encoding="utf-8", errors="replace")
+        more = re.search(rf"^{LICENCE_NAME}: (\".*\")$", said, re.MULTILINE)
+        name = json.loads(more[1]) if more else None
+    elif name is None and (base / IMPORT_NOTE).is_file():
         note = json.loads((base / IMPORT_NOTE).read_bytes()).get("licence") or {}
-        found["text"] = note.get("text")
-    name = one_line(found["text"] or "")
-    return (None if name == "other" else name or None), None
+        name = note.get("text")
+    return one_line(name or "") or None, None
 
 
 def licence_lines(base: Path, licence: str | None, link: str | None) -> list[str]:

@@ -139,9 +139,14 @@ def tensor_of(
 
 
 def write_adapter(
-    state: SavedState, base: Path, base_sha256: str, stage: StageSettings, folder: Path
+    state: SavedState,
+    base: Path,
+    base_sha256: str,
+    stage: StageSettings,
+    folder: Path,
+    card: str = "",
 ) -> None:
-    """The adapter's own folder, loaded once before it has its name.
+    """The adapter's own folder, loaded once before it has its name. `card`: see `write_model`.
 
     Raises RunError E1503 and E1511, SettingsError E1001 without an adapter, or for one whose
     attention the base does not have.
@@ -159,6 +164,8 @@ def write_adapter(
     tensors = {name: _whole(state, name) for name in state.shapes}
     with new_folder(folder, sum(tensor.nbytes for tensor in tensors.values())) as partial:
         lora.save_adapter(model, partial, base_sha256, stage.lora, tensors)
+        if card:
+            (partial / CARD).write_text(card, encoding="utf-8")
         lora.load_adapter(weights.load(base, dtype), partial, base_sha256)
 
 

@@ -293,11 +293,11 @@ def export(
         raise RunError("E1604", f"{text}. Put it back, or name where it lies with --model.")
     number: int = manifest["step"]
     state = SavedState(checkpoints.at(number), manifest)
+    dtype = "float32" if adapter else dtype or settings.shard.dtype
+    text = card(settings, identity, manifest, dtype)
     if adapter:
-        write_adapter(state, base, base_sha256, settings.stage, folder)
+        write_adapter(state, base, base_sha256, settings.stage, folder, text)
     else:
-        dtype = dtype or settings.shard.dtype
-        text = card(settings, identity, manifest, dtype)
         write_model(state, base, settings.stage, DTYPES[dtype], folder, text)
     return number
 

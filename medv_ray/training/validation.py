@@ -26,7 +26,7 @@ from medv_ray.markers import IGNORE
 from medv_ray.model.config import ModelConfig
 from medv_ray.model.medv import Medv
 from medv_ray.training.engine import Engine
-from medv_ray.training.job import TrainSettings
+from medv_ray.training.job import TrainSettings, ValidationSettings
 from medv_ray.training.lengths import ImageTokens
 from medv_ray.training.loop import Verdict
 from medv_ray.training.objective import Outcome, Picture, Sample
@@ -133,16 +133,16 @@ def check_validation(
 class Progress:
     """Which validation was best, over all parts of a run; stands in each checkpoint's manifest."""
 
-    def __init__(self, settings: TrainSettings, of: str, before: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, chosen: ValidationSettings, of: str, before: Mapping[str, Any] | None
+    ) -> None:
         """
         Args:
             of: what must be equal for two validations to compare.
             before: what the checkpoint says that the run goes on from.
         """
-        chosen = settings.validation
         self._by, self._patience = chosen.best, chosen.patience
-        self.same = before is None or before.get("of") == of
-        kept = dict(before) if before is not None and self.same else {}
+        kept = dict(before) if before is not None and before.get("of") == of else {}
         self.best: dict[str, Any] | None = kept.get("best")
         self.last: dict[str, Any] | None = kept.get("last")
         self.waited: int = kept.get("waited", 0)
@@ -212,7 +212,7 @@ class Validator:
         self._pictures = Pictures(
             self._dataset, self._stage, model, settings.picture_cache_bytes, tower=tower
         )
-        self.progress = Progress(settings, self._of(), before)
+        self.progress = Progress(self._chosen, self._of(), before)
 
     def _of(self) -> str:
         """Digest of what makes figures comparable."""
