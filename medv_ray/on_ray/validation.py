@@ -28,7 +28,8 @@ def with_sampler(settings: TrainSettings) -> TrainSettings:
     advice = checkpoint_defaults(settings.model).get("sampler") or {"preset": "fast"}
     sampler = build(SamplerSettings, advice | own)
     if "cache" not in own:
-        sampler = sampler.model_copy(update={"cache": "none", "refresh_interval": None})
+        bare = {"cache": "none", "refresh_interval": None}
+        sampler = build(SamplerSettings, sampler.model_dump() | bare)
     for name, fitting in (("cache", "none"), ("cfg_scale", 0)):
         value = getattr(sampler, name)
         if value != fitting:

@@ -174,7 +174,8 @@ def event_of(line: dict[str, Any]) -> Event:
     if fields.get("loss") is None:
         fields["loss"] = math.nan
     if fields.get("kind") != "validation":
-        return StepEvent(**fields)
+        by_noise = tuple(fields.pop("loss_by_noise", ()))
+        return StepEvent(**fields, loss_by_noise=by_noise)
     shown = tuple(ShownAnswer(**one) for one in fields.pop("samples"))
     return ValidationEvent(**fields, samples=shown)
 

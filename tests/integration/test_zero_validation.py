@@ -15,11 +15,11 @@ from tests.integration import zero_worker
 from tests.integration.test_zero import do, job
 
 pytestmark = pytest.mark.timeout(600)
-STEPS = 4
-SAMPLER = SamplerSettings(gen_length=6, block_length=6, steps=6, rule="threshold", threshold=0.3)
+STEPS = 2
+SAMPLER = SamplerSettings(gen_length=4, block_length=4, steps=4, rule="threshold", threshold=0.3)
 
 
-def validated(home: Path, name: str, every: int | None = 2, **values: Any) -> TrainSettings:
+def validated(home: Path, name: str, every: int | None = 1, **values: Any) -> TrainSettings:
     chosen = ValidationSettings(every=every, rows=5, batch_size=2, sampler=SAMPLER, samples=9)
     made = job(home, name, optimizer="sgd", max_steps=STEPS, **values)
     return made.model_copy(update={"validation": chosen})
@@ -49,7 +49,7 @@ def test_two_workers_find_what_one_process_finds(tmp_path: Path) -> None:
         plain = validated(tmp_path, f"{name}-plain", engine="plain", **values)
         assert zero_worker.do(plain)["error"] is None
         two, one = events(jobs[name]), events(plain)
-        assert [event["step"] for event in two] == [2, 4]
+        assert [event["step"] for event in two] == [1, 2]
         for mine, other in zip(two, one, strict=True):
             assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
             for figure in ("rows", "accuracy", "accuracy_open", "accuracy_closed", "best"):

@@ -92,9 +92,10 @@ def test_tensorboard_gets_the_curves(tmp_path: Path) -> None:
 
 
 def look(step: int, **values: Any) -> ValidationEvent:
-    known = {"total_steps": 9, "epoch": 0.5, "rows": 5, "loss": 1.25, "accuracy": 0.4}
+    known: dict[str, Any] = {"total_steps": 9, "epoch": 0.5, "rows": 5, "loss": 1.25}
     shown = (ShownAnswer(17, "a | liver\nhere", "liver", False),)
-    return ValidationEvent(step=step, samples=shown, **known | values)
+    known |= {"accuracy": 0.4, "samples": shown}
+    return ValidationEvent(step=step, **known | values)
 
 
 def test_a_validation_is_a_line_of_its_own_kind(tmp_path: Path) -> None:
