@@ -15,11 +15,16 @@ from medv_ray.training.watch import EVENTS
 
 MOST_POINTS = 200
 """Of the curve of the training loss; each is a mean over as many updates."""
-ACCURACIES = (("accuracy", "all"), ("accuracy_open", "open"), ("accuracy_closed", "closed"))
+ACCURACIES = (
+    ("accuracy", "all", "rows"),
+    ("accuracy_open", "open", "rows_open"),
+    ("accuracy_closed", "closed", "rows_closed"),
+)
 
 
-def draw(out: Path, title: str) -> bool:
-    """Write the curves of a run; False without matplotlib, and nothing where no step was done."""
+def draw(out: Path, stage: str) -> bool:
+    """Write the curves of a stage's run, nothing where no step was done; False without
+    matplotlib."""
     if find_spec("matplotlib") is None:
         return False
     from medv_ray.evaluation.plots import Panel, Series, chart
@@ -34,14 +39,20 @@ def draw(out: Path, title: str) -> bool:
         loss.append(Series("validation", *points(looks, "loss"), points=True))
     best = [look for look in looks if look.get("best")][-1:]
     if best:
-        text = f"best checkpoint, step {best[0]['step']}"
+        text = f"best checkpoint, update {best[0]['step']:,}"
         loss.append(Series(text, *points(best, "loss"), points=True))
-    panels = [Panel("updates", "loss", loss)]
-    shown = [(words, points(looks, name)) for name, words in ACCURACIES]
-    accuracy = [Series(words, x, y, points=True) for words, (x, y) in shown if x]
+    last = steps[-1]
+    limits = (0.0, float(max(last["step"], 1)))
+    panels = [Panel("updates", "loss", loss, x_limits=limits)]
+    accuracy = [
+        Series(f"{words}, {looks[-1].get(rows, 0)} rows", *points(looks, name), points=True)
+        for name, words, rows in ACCURACIES
+        if points(looks, name)[0]
+    ]
     if accuracy:
-        rows = looks[-1]["rows"]
-        panels.append(Panel("updates", f"right of {rows} validation answers", accuracy))
+        text = "share of right validation answers"
+        panels.append(Panel("updates", text, accuracy, x_limits=limits))
+    title = f"{stage}: {last['step']:,} of {last['total_steps']:,} updates"
     write_atomic(out / CURVES, chart(title, panels).encode())
     return True
 

@@ -55,19 +55,20 @@ def test_curves_show_training_validation_and_what_is_kept(
         tmp_path,
         *(step(n) for n in range(1, 500)),
         look(200, best=True, accuracy=0.4, accuracy_open=None, accuracy_closed=0.5),
-        look(400, loss=1.7, accuracy=0.6, accuracy_open=None, accuracy_closed=0.7),
+        look(400, loss=1.7, accuracy=0.6, accuracy_open=None, accuracy_closed=0.7, rows_closed=2),
     )
     assert draw(tmp_path, "chat")
     title, (loss, accuracy) = found
-    assert title == "chat"
+    assert title == "chat: 499 of 9 updates"
     assert [one.name for one in loss.series] == [
         "training, mean of 3 updates",
         "validation",
-        "best checkpoint, step 200",
+        "best checkpoint, update 200",
     ]
     assert len(loss.series[0].x) <= curves.MOST_POINTS
     assert loss.series[1][1:3] == ([200.0, 400.0], [1.5, 1.7])
-    assert [one.name for one in accuracy.series] == ["all", "closed"]
+    assert [one.name for one in accuracy.series] == ["all, 5 rows", "closed, 2 rows"]
+    assert loss.x_limits == accuracy.x_limits == (0.0, 499.0)
     svg = (tmp_path / "curves.svg").read_bytes()
     assert ElementTree.fromstring(svg).tag.endswith("svg")
     draw(tmp_path, "chat")
