@@ -104,8 +104,8 @@ def fit(
             where it does not look at this one. It changes nothing of the engine.
 
     The state is saved every `saving.every` updates, at a validation's best value and at the end.
-    Raises RunError E1602 on all
-    workers within the step that is not finite; what was saved before is whole.
+    Raises RunError E1602 on all workers within the step that is not finite; what was saved before
+    is whole.
     """
     check_batch(stage, engine.num_workers)
     looked, warned = time.monotonic(), False

@@ -102,7 +102,7 @@ def run(
         ),
         (
             ["--validate-every", "5", "--set", "validation.sampler.gen_length=256"],
-            ["E1002", "gen_length=256"],
+            ["E1118", "9 rows of validation are over 256 tokens", "an answer takes 256"],
         ),
     ],
 )
