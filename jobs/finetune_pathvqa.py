@@ -8,9 +8,10 @@ On a cluster, from the repository root; all paths on storage that its nodes shar
 
 The stage is LLaDA-MedV's for PathVQA; `--stage` takes another (docs/training.md lists them), and
 `--set stage.lr=1e-6` any setting. The dataset is made by jobs/prepare_vqa.py. Out: checkpoints/,
-events.jsonl, TensorBoard's files, and model/, the folder that scoring and the next stage load. Run
-the same line again after a crash: it goes on from the last checkpoint. Ctrl-C and SIGTERM save
-first.
+events.jsonl, curves.svg, TensorBoard's files, and model/, the folder that scoring and the next
+stage load, with a model card. Run the same line again after a crash: it goes on from the last
+checkpoint. Ctrl-C and SIGTERM save first. `--validate-every 500` looks at the validation split
+every 500 updates (`--set validation.patience=3` ends a stage that gets no better).
 
 `--demo [--out DIR]` shows three stages at toy size on two CPU workers, in minutes.
 `--recipe pathvqa-small --data DIR --out DIR` trains a model of 1.7 million weights from nothing on
@@ -36,7 +37,7 @@ from medv_ray.on_ray.tune_demo import HELD_OUT_ROWS, run_tune_demo
 from medv_ray.settings import build, override
 from medv_ray.training.job import TrainSettings
 from medv_ray.training.stages import RECIPES
-from medv_ray.training.watch import StepEvent
+from medv_ray.training.watch import Event
 
 Option = typer.Option
 Text = str | None
@@ -52,6 +53,9 @@ def main(
     assignments: Annotated[list[str] | None, Option("--set", help="Any setting.")] = None,
     num_workers: Annotated[int | None, Option(help="Workers.")] = None,
     num_gpus: Annotated[int | None, Option(help="GPUs of a worker: 0 or 1.")] = None,
+    validate_every: Annotated[
+        int | None, Option("--validate-every", help="Updates between validations.")
+    ] = None,
     address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
     new_run: Annotated[bool, Option("--new-run", help="Remove the run's files first.")] = False,
     take_over: Annotated[
@@ -63,6 +67,7 @@ def main(
     """Train one stage and leave a folder that scoring loads."""
     if demo:
         others = (model, data, config, assignments, num_workers, num_gpus, new_run, take_over)
+        others += (validate_every,)
         if any(other not in (None, False) for other in others) or stage != DEFAULT_STAGE:
             raise SettingsError(
                 "E1001", "--demo has settings of its own: only --out and --address."
@@ -77,6 +82,7 @@ def main(
         "data": data,
         "out": out,
         "workers": {"num_workers": num_workers, "num_gpus": num_gpus},
+        "validation": {"every": validate_every},
     }
     values: dict[str, Any] = {"stage": RECIPES[stage].model_dump(mode="json")}
     values = merged(merged(values, read_yaml(config) if config else {}), flags)
@@ -128,7 +134,7 @@ def summary_of(done: Trained) -> dict[str, Any]:
     return {**done._asdict(), "seconds": round(done.seconds, 1)}
 
 
-def show(stage: str, event: StepEvent) -> None:
+def show(stage: str, event: Event) -> None:
     """A line for a terminal, or one of JSON for a log."""
     if sys.stdout.isatty():
         print(f"{stage}  {event}", flush=True)

@@ -34,6 +34,8 @@ class Panel(NamedTuple):
     y_label: str
     series: Sequence[Series]
     log_x: bool = False
+    x_limits: tuple[float, float] | None = None
+    """So that panels below one another have one scale; None: by the values."""
 
 
 def chart(title: str, panels: Sequence[Panel]) -> str:
@@ -54,6 +56,10 @@ def chart(title: str, panels: Sequence[Panel]) -> str:
             ticks = sorted({x for one in panel.series for x in one.x})
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
             axes.minorticks_off()
+        if panel.x_limits is not None:
+            left, right = panel.x_limits
+            margin = 0.02 * (right - left)
+            axes.set_xlim(left - margin, right + margin)
         axes.set_xlabel(_plain(panel.x_label))
         axes.set_ylabel(_plain(panel.y_label))
         axes.grid(alpha=0.25, linewidth=0.6)

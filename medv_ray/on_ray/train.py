@@ -19,20 +19,27 @@ from medv_ray.disk import DISK, disk_error, disk_errors, is_full
 from medv_ray.errors import CheckpointError, DataError, MedvError, RunError, SettingsError
 from medv_ray.files import put_in_place, write_durably
 from medv_ray.on_ray.cluster import running_ray
+from medv_ray.on_ray.curves import draw, no_matplotlib
 from medv_ray.on_ray.preflight import check_workers
+from medv_ray.on_ray.validation import answering_of, with_sampler
 from medv_ray.settings import model_folder
 from medv_ray.training.check import check
 from medv_ray.training.job import FAILED, MODEL, NOTE, STOP, TrainSettings
 from medv_ray.training.run import begin, export, is_run
-from medv_ray.training.watch import EVENTS, StepEvent
+from medv_ray.training.stages import StageSettings
+from medv_ray.training.watch import EVENTS, Event, event_of
 
 ERRORS = {cls.__name__: cls for cls in (CheckpointError, DataError, RunError, SettingsError)}
 GROUP_TIMEOUT_S = 300
 TELL_S = 5.0
 WAITING_LOOKS = 12  # a minute
 
-Tell = Callable[[str, StepEvent], None]
-"""Gets the stage's name and the last step, every few seconds."""
+FEW_UPDATES = 10
+TAIL_BYTES = 2**16
+"""Of events.jsonl that are looked at for the last event: some hundred lines."""
+
+Tell = Callable[[str, Event], None]
+"""Gets the stage's name and the last step, every few seconds, and each validation."""
 
 
 class Trained(NamedTuple):
@@ -42,11 +49,15 @@ class Trained(NamedTuple):
     num_steps: int
     loss: float | None
     seconds: float
+    ended_early: bool = False
+    """No validation was better for `validation.patience` of them."""
+    validation: dict[str, Any] | None = None
+    """Figures of the last validation."""
 
     @property
     def whole(self) -> bool:
-        """All steps were done; else the same command goes on."""
-        return self.step == self.num_steps
+        """All steps were done, or no more were wanted; else the same command goes on."""
+        return self.step == self.num_steps or self.ended_early
 
 
 def train(
@@ -67,18 +78,44 @@ def train(
     which another job trains, and E1508 for workers that keep dying.
     """
     began = time.monotonic()
-    settings = located(settings)
-    identity = check(settings)
+    settings = with_sampler(located(settings))
+    answering = answering_of(settings)
+    identity = check(settings, answering)
     with alone(settings.out, take_over), disk_errors("the run folder"):
         out = Path(settings.out)
         if new_run or not is_run(out, identity) or not (out / MODEL).is_dir():
             run_on_ray(settings, identity, new_run, address, tell)
-        event, num_steps = last_event(out), settings.stage.steps(identity["survey"]["rows"])
-        step = num_steps if (out / MODEL).is_dir() else event.get("step", 0)
-        done = Trained(step, num_steps, event.get("loss"), time.monotonic() - began)
+        event, looked = last_event(out), last_event(out, "validation")
+        num_steps, ended = settings.stage.steps(identity["survey"]["rows"]), looked.get("ended")
+        step = event.get("step", 0)
+        if (out / MODEL).is_dir() and not ended:
+            step = num_steps
+        done = Trained(
+            step,
+            num_steps,
+            event.get("loss"),
+            time.monotonic() - began,
+            bool(ended) and looked["step"] == step,
+            {name: looked[name] for name in FIGURES if name in looked} or None,
+        )
         if done.whole and not (out / MODEL).exists():
-            export(settings, out / MODEL)
+            export(settings, out / MODEL, best=settings.validation.export == "best")
+        if not draw(out, settings.stage.name):
+            sys.stderr.write(f"{no_matplotlib()}\n")
     return done
+
+
+FIGURES = ("step", "rows", "loss", "accuracy", "accuracy_open", "accuracy_closed")
+
+
+def few_updates(stage: StageSettings, num_rows: int) -> str:
+    """A warning where an epoch has under ten updates; else empty."""
+    updates = num_rows / stage.batch_size
+    if updates >= FEW_UPDATES:
+        return ""
+    text = f"{stage.name}: an epoch has {updates:.3g} updates ({num_rows} rows, stage.batch_size="
+    text += f"{stage.batch_size}), so that the model changes in few large steps; "
+    return f"{text}a smaller --set stage.batch_size, or more rows, teach more."
 
 
 @contextmanager
@@ -113,6 +150,8 @@ def run_on_ray(
         begin(settings, identity, new_run)
         for name in (STOP, FAILED, NOTE):
             (out / name).unlink(missing_ok=True)
+        if warning := few_updates(settings.stage, identity["survey"]["rows"]):
+            sys.stderr.write(f"{warning}\n")
         with stopping(out), reporting(settings, tell, text):
             run_workers(settings, identity)
     if (out / FAILED).is_file():
@@ -210,7 +249,10 @@ def work(config: dict[str, Any]) -> None:
     device = "cuda" if gpu else "cpu"
     identity = config["identity"]
     try:
-        for _ in train_worker(settings, identity, device, (out / STOP).is_file, preempted):
+        answering = answering_of(settings)
+        for _ in train_worker(
+            settings, identity, device, (out / STOP).is_file, preempted, answering
+        ):
             pass
     except OSError as error:
         if error.errno not in DISK:
@@ -265,19 +307,25 @@ def stopping(out: Path) -> Iterator[None]:
 
 @contextmanager
 def reporting(settings: TrainSettings, tell: Tell, waiting: str = "") -> Iterator[None]:
-    """Hand on the last step, and a worker's note, while the workers go on; `waiting` each minute
-    until the first step."""
+    """Hand on the last step, each validation and a worker's note, while the workers go on;
+    `waiting` each minute until the first step. A validation has the curves drawn anew."""
     over, out = threading.Event(), Path(settings.out)
     begun = last_event(out).get("step")
+    validated = last_event(out, "validation").get("step")
 
     def watch() -> None:
-        shown, note, looks = begun, out / NOTE, 0
+        shown, seen, note, looks = begun, validated, out / NOTE, 0
         while True:
             ended = over.wait(TELL_S)
-            event = last_event(out)
+            event, looked = last_event(out), last_event(out, "validation")
             if event and event["step"] != shown and not ended:
                 shown = event["step"]
-                tell(settings.stage.name, StepEvent(**event))
+                tell(settings.stage.name, event_of(event))
+            if looked and looked["step"] != seen:
+                seen = looked["step"]
+                tell(settings.stage.name, event_of(looked))
+                with suppress(OSError):  # the end draws them too
+                    draw(out, settings.stage.name)
             if waiting and shown == begun and looks % WAITING_LOOKS == 0 and not ended:
                 sys.stderr.write(f"{waiting}\n")
             looks += 1
@@ -296,13 +344,19 @@ def reporting(settings: TrainSettings, tell: Tell, waiting: str = "") -> Iterato
         thread.join()
 
 
-def last_event(out: Path) -> dict[str, Any]:
-    """The last whole line of events.jsonl; empty where there is none."""
-    with suppress(OSError, ValueError, IndexError):  # the file is new, or holds half a line
+def last_event(out: Path, kind: str | None = None) -> dict[str, Any]:
+    """The last whole line of events.jsonl of a kind, by default a step's; empty where there is
+    none."""
+    with suppress(OSError, ValueError):  # the file is new, or holds half a line
         with (out / EVENTS).open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 8192))
-            lines = file.read().split(b"\n")
-        event = json.loads(lines[-2])
-        return event if isinstance(event, dict) else {}
+            start = max(0, file.tell() - TAIL_BYTES)
+            file.seek(start)
+            lines = file.read().split(b"\n")[:-1]
+        for line in reversed(lines[1:] if start else lines):
+            event = json.loads(line)
+            if not isinstance(event, dict):
+                break
+            if event.get("kind") == kind:
+                return event
     return {}

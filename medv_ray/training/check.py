@@ -18,6 +18,7 @@ from medv_ray.training.job import LOCK, MANIFEST, PARTIAL, TrainSettings
 from medv_ray.training.loop import check_batch
 from medv_ray.training.stages import StageSettings
 from medv_ray.training.survey import survey_stage
+from medv_ray.training.validation import Answering, check_validation
 from medv_ray.training.writers import check_writers
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ def rounding(stage: StageSettings) -> set[str]:
     return {"gradient_checkpointing", *together}
 
 
-def check(settings: TrainSettings) -> dict[str, Any]:
+def check(settings: TrainSettings, answering: Answering | None = None) -> dict[str, Any]:
     """Everything that can be known before the first step; what must be equal for a resume.
+
+    Args:
+        answering: how validation is to answer, whose canvas must fit too.
 
     Raises SettingsError, DataError or CheckpointError, E1405 for a weight that is not finite too,
     which takes a pass over the base; RunError E1507 for an output folder of
@@ -54,6 +58,7 @@ def check(settings: TrainSettings) -> dict[str, Any]:
         dataset = Dataset.open(settings.data, settings.split)
         data_sha256 = dataset.digest
         found = survey_stage(dataset, tokenizer, stage, config)
+        check_validation(settings, tokenizer, config, answering and answering.spec)
     except DataError as error:
         error.exit_code = SettingsError.exit_code  # nothing was started
         raise

@@ -41,6 +41,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self._keep = folder, keep
+        self.best: int | None = None
+        """Step whose checkpoint stays, however old it is."""
 
     def save(self, engine: Engine, step: int, about: Mapping[str, Any]) -> None:
         """Write and publish the state after `step` updates; the oldest beyond `keep` go.
@@ -68,7 +70,8 @@ class Checkpoints:
             self._together(engine, publish)
             # later ones are damaged: the run went on from an earlier step
             for old in [known for known in self.steps() if known <= step][: -self._keep]:
-                shutil.rmtree(self.at(old), ignore_errors=True)
+                if old != self.best:
+                    shutil.rmtree(self.at(old), ignore_errors=True)
         else:
             self._together(engine, None)
 

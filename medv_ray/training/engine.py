@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from medv_ray.training.objective import Objective, Outcome, Sample
+from medv_ray.training.objective import Objective, Outcome, Sample, Way
 from medv_ray.training.optim import make_optimizer, parameter_groups
 from medv_ray.training.stages import StageSettings
 
@@ -41,6 +42,10 @@ class Engine(Protocol):
         """Forward and backward pass. `share` is the weight of this micro-batch among the worker's
         own; the shares of a step add up to 1."""
 
+    def look(self, rows: Sequence[Any], way: Way) -> Any:
+        """What `Objective.forward` makes, without dropout; nothing is learnt or changed. All
+        workers call it together, with as many rows."""
+
     def step(self, factor: float) -> float:
         """Update the weights with `factor` times the peak learning rates; the gradient's norm
         before clipping, over all parameters and workers."""
@@ -58,6 +63,17 @@ class Engine(Protocol):
         """Wait for all workers."""
 
 
+@contextmanager
+def looking(objective: Objective) -> Iterator[None]:
+    """Without gradients and dropout."""
+    objective.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        objective.train()
+
+
 class PlainEngine:
     """One process, one optimizer. Weights stay float32; `dtype` is what is computed in."""
 
@@ -71,11 +87,18 @@ class PlainEngine:
         self._learn = [p for p in objective.parameters() if p.requires_grad]
 
     def micro_step(self, samples: Sequence[Sample], share: float) -> Outcome:
-        device = self._objective.model.device.type
-        with torch.autocast(device, self._dtype, enabled=self._dtype != torch.float32):
+        with self._autocast():
             outcome = Outcome(*self._objective(samples))
         (outcome.loss * share).backward()  # type: ignore[no-untyped-call]
         return outcome._replace(loss=outcome.loss.detach())
+
+    def look(self, rows: Sequence[Any], way: Way) -> Any:
+        with looking(self._objective), self._autocast():
+            return self._objective(rows, way)
+
+    def _autocast(self) -> torch.autocast:
+        device = self._objective.model.device.type
+        return torch.autocast(device, self._dtype, enabled=self._dtype != torch.float32)
 
     def step(self, factor: float) -> float:
         # not foreach's order of additions, which depends on the number of tensors

@@ -21,6 +21,7 @@ from medv_ray.model import lora, weights
 from medv_ray.model.importing import LICENCES
 from medv_ray.model.new_folder import new_folder
 from medv_ray.model.shards import DTYPES, Stored, open_shard
+from medv_ray.training.card import CARD
 from medv_ray.training.checkpoint import Checkpoints, SavedState, read_manifest
 from medv_ray.training.optim import choose_trainable
 from medv_ray.training.stages import StageSettings
@@ -47,11 +48,38 @@ def pick(checkpoints: Checkpoints, step: int | None) -> dict[str, Any]:
         if step is not None:
             text = f"the checkpoint of step {step} is not whole; leave --step out, or take another."
         raise RunError("E1603", text if there else "there is no checkpoint yet.")
-    if step is None and number < manifest["num_steps"]:
+    done = number == manifest["num_steps"] or has_ended(manifest.get("validation"))
+    if step is None and not done:
         text = f"the stage is not done: step {number} of {manifest['num_steps']}"
         ways = f"The job's own command goes on; --step {number} exports it as it is."
         raise SettingsError("E1001", f"{text}. {ways}")
     return manifest
+
+
+def pick_best(checkpoints: Checkpoints) -> dict[str, Any]:
+    """Manifest of the checkpoint of the best validation, by what the last readable one knows; the
+    stage need not be done.
+
+    Raises RunError E1603 (not there, or not whole), SettingsError E1001 where none was best.
+    """
+    there = [read_manifest(checkpoints.at(number)) for number in checkpoints.steps()[::-1]]
+    known = [manifest for manifest in there if manifest is not None]
+    step = best_step(known[0].get("validation")) if known else None
+    if step is None:
+        text = "the run has no best validation yet; --validate-every of its job makes some"
+        raise SettingsError("E1001", f"--best: {text}. Leave --best out, or name a --step.")
+    return pick(checkpoints, step)
+
+
+def best_step(state: dict[str, Any] | None) -> int | None:
+    """Step of the best validation of a manifest's `validation`; None where there is none."""
+    best = (state or {}).get("best")
+    return None if best is None else int(best["step"])
+
+
+def has_ended(state: dict[str, Any] | None) -> bool:
+    """Whether a stage ended before its last step, for want of a better validation."""
+    return bool((state or {}).get("ended"))
 
 
 def is_whole(folder: Path, manifest: dict[str, Any]) -> bool:
@@ -63,9 +91,17 @@ def is_whole(folder: Path, manifest: dict[str, Any]) -> bool:
 
 
 def write_model(
-    state: SavedState, base: Path, stage: StageSettings, dtype: torch.dtype, folder: Path
+    state: SavedState,
+    base: Path,
+    stage: StageSettings,
+    dtype: torch.dtype,
+    folder: Path,
+    card: str = "",
 ) -> None:
     """A checkpoint folder in one dtype, read back by `weights.load` before it has its name.
+
+    Args:
+        card: text of its README.md; empty: it has none.
 
     Raises RunError E1503 and E1511, CheckpointError E1405 for what is not finite in `dtype`.
     """
@@ -82,6 +118,8 @@ def write_model(
         )
         weights.copy_files(base, partial, (*weights.TOKENIZER_FILES, *LICENCES))
         weights.write_json(partial / "config.json", raw)
+        if card:
+            (partial / CARD).write_text(card, encoding="utf-8")
         weights.load(partial, dtype)
 
 
@@ -101,9 +139,14 @@ def tensor_of(
 
 
 def write_adapter(
-    state: SavedState, base: Path, base_sha256: str, stage: StageSettings, folder: Path
+    state: SavedState,
+    base: Path,
+    base_sha256: str,
+    stage: StageSettings,
+    folder: Path,
+    card: str = "",
 ) -> None:
-    """The adapter's own folder, loaded once before it has its name.
+    """The adapter's own folder, loaded once before it has its name. `card`: see `write_model`.
 
     Raises RunError E1503 and E1511, SettingsError E1001 without an adapter, or for one whose
     attention the base does not have.
@@ -121,6 +164,8 @@ def write_adapter(
     tensors = {name: _whole(state, name) for name in state.shapes}
     with new_folder(folder, sum(tensor.nbytes for tensor in tensors.values())) as partial:
         lora.save_adapter(model, partial, base_sha256, stage.lora, tensors)
+        if card:
+            (partial / CARD).write_text(card, encoding="utf-8")
         lora.load_adapter(weights.load(base, dtype), partial, base_sha256)
 
 

@@ -2,8 +2,9 @@
 
 run.json        what made these weights: settings, digests, versions
 checkpoints/    see `checkpoint`
-events.jsonl    one line a step; TensorBoard's files beside it
-model/          the checkpoint folder, or the adapter, once the stage is done
+events.jsonl    one line a step and one a validation; TensorBoard's files beside it
+curves.svg      loss and accuracy, drawn from it
+model/          the checkpoint folder once the stage is done, its model card in README.md
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated, Literal, Self
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from medv_ray.settings import Settings
+from medv_ray.settings import SamplerSettings, Settings
 from medv_ray.training.stages import ShardSettings, StageSettings
 
 MANIFEST, PARTIAL, MODEL = "run.json", "run.json.tmp", "model"
@@ -21,6 +22,7 @@ LOCK = "lock"
 """The driver's (`archive.lock`): no sign of a run, and left alone when one starts over."""
 NOTE = "note"
 """What a worker has to say to whoever started the job."""
+CURVES = "curves.svg"
 STOP, FAILED = "stop", "failed.json"
 """That the workers are to stop, and why they did."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -47,6 +49,45 @@ class WorkerSettings(Settings):
         return self
 
 
+class ValidationSettings(Settings):
+    """What is looked at while a stage trains. It changes no weight; a run that goes on may have
+    other values."""
+
+    every: PositiveInt | None = None
+    """Updates between two validations; the end of the stage has one too. None: there is none."""
+    split: str = "validation"
+    rows: PositiveInt = 200
+    """Rows of the split, spread evenly over it, the same each time; at most all."""
+    batch_size: PositiveInt = 8
+    """Rows that a worker computes at a time."""
+    answers: bool = True
+    """Answer the rows' questions and count what is right, besides the loss. Of template=llada
+    alone, which is the one that is asked later."""
+    sampler: SamplerSettings | None = None
+    """Of the answers. None: what the base recommends (`medv_defaults`), else preset=fast. All is
+    computed in full, without a cache."""
+    samples: NonNegativeInt = 4
+    """Answers that events.jsonl and TensorBoard show, with row number and reference."""
+    best: Literal["loss", "accuracy", "none"] = "loss"
+    """Whose best value has its checkpoint kept beside the `keep` newest."""
+    patience: PositiveInt | None = None
+    """Validations in a row without a better value after which the stage ends. None: it goes on."""
+    export: Literal["last", "best"] = "last"
+    """Which checkpoint becomes `model/`."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.best == "none" and (self.patience or self.export == "best"):
+            name = f"patience={self.patience}" if self.patience else "export=best"
+            raise ValueError(f"{name} goes by best=loss or best=accuracy, not by none")
+        if self.best == "accuracy" and not self.answers:
+            raise ValueError("best=accuracy needs answers=true")
+        if self.every is None and (self.patience or self.export == "best"):
+            name = f"patience={self.patience}" if self.patience else "export=best"
+            raise ValueError(f"{name} needs validations: set every too (--validate-every)")
+        return self
+
+
 class TrainSettings(Settings):
     """One stage of a training job."""
 
@@ -60,6 +101,7 @@ class TrainSettings(Settings):
     stage: StageSettings
     shard: ShardSettings = ShardSettings()
     workers: WorkerSettings = WorkerSettings()
+    validation: ValidationSettings = ValidationSettings()
     save_every: PositiveInt = 500
     """Steps between checkpoints; the last step has one too."""
     keep: PositiveInt = 2

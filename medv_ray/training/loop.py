@@ -48,6 +48,14 @@ class Report(NamedTuple):
     seconds: float
 
 
+class Verdict(NamedTuple):
+    """What a validation means for the stage."""
+
+    best: bool
+    """Its checkpoint is to be kept."""
+    ended: bool
+
+
 @dataclass(frozen=True)
 class Saving:
     """When and where the state is saved."""
@@ -55,7 +63,7 @@ class Saving:
     checkpoints: Checkpoints
     every: int
     about: Mapping[str, Any]
-    """Of the run; stands in each manifest."""
+    """Of the run; stands in each manifest, as it is when that is saved."""
 
 
 def check_batch(stage: StageSettings, num_workers: int) -> None:
@@ -81,6 +89,7 @@ def fit(
     stop: Callable[[], bool] = lambda: False,
     row_of: Callable[[int], int] | None = None,
     leaving: Callable[[], bool] | None = None,
+    validate: Callable[[int], Verdict | None] | None = None,
 ) -> Iterator[Report]:
     """Train from update `start` to `num_steps`; every step's report.
 
@@ -91,9 +100,12 @@ def fit(
         row_of: the dataset's row at a position, for messages; None names positions.
         leaving: whether a worker's node is about to be taken away. All workers ask together and get
             the same; then they save once and go on until it is.
+        validate: called after each update, when its report is out and before it is saved; None
+            where it does not look at this one. It changes nothing of the engine.
 
-    The state is saved every `saving.every` updates and at the end. Raises RunError E1602 on all
-    workers within the step that is not finite; what was saved before is whole.
+    The state is saved every `saving.every` updates, at a validation's best value and at the end.
+    Raises RunError E1602 on all workers within the step that is not finite; what was saved before
+    is whole.
     """
     check_batch(stage, engine.num_workers)
     looked, warned = time.monotonic(), False
@@ -119,13 +131,15 @@ def fit(
             done, total.loss, total.by_noise, norm, factor, *total.counts, total.memory_bytes,
             time.perf_counter() - began,
         )  # fmt: skip
-        save = asked or done == num_steps or done % saving.every == 0
+        # before it is saved: a run that goes on from here has this validation behind it
+        verdict = (validate and validate(done)) or Verdict(False, False)
+        save = asked or any(verdict) or done == num_steps or done % saving.every == 0
         if leaving is not None and total.due:
             before, warned, looked = warned, leaving(), time.monotonic()
             save |= warned and not before
         if save:
             saving.checkpoints.save(engine, done, saving.about)
-        if asked:
+        if asked or verdict.ended:
             return
 
 

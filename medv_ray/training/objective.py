@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,31 @@ class Sample:
     pictures: tuple[Picture, ...]
     seed: int
     """Of the noise level and the mask."""
+    t: float | None = None
+    """The noise level, where it is not drawn."""
+
+
+class Prompt(NamedTuple):
+    """What stands in front of a response."""
+
+    embeds: Tensor
+    """float[P, D], image tokens in their place."""
+    ends: tuple[int, ...]
+    """Of the segments of attention that end within it."""
+
+
+class Response(NamedTuple):
+    """A response as it stands, and the positions whose logits are wanted."""
+
+    prompt: Prompt
+    x: Tensor
+    """int64[L], what follows the prompt."""
+    need: Tensor
+    """int64[N], ascending."""
+
+
+Way = Literal["loss", "prompts", "logits"]
+"""What a forward pass makes: losses of Samples, Prompts of Samples, or logits of Responses."""
 
 
 class Padding(NamedTuple):
@@ -88,11 +113,22 @@ class Objective(nn.Module):
         self.mask_id = mask_id
         self.padding = padding
 
-    def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    def forward(self, rows: Sequence[Any], way: Way = "loss") -> Any:
+        """All of it goes through this call, so that an engine knows where a pass begins."""
+        if way == "loss":
+            return self.losses(rows)
+        return self.prompts(rows) if way == "prompts" else self.logits(rows)
+
+    @property
+    def _pads(self) -> bool:
+        """In validation rows stay apart: its loss does not depend on which stand together."""
+        return self.padding is not None and self.training
+
+    def losses(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor, int, int]:
         """The fields of an `Outcome`, of which the first three are float32[], float32[B] and
         float32[B]; a plain tuple, which DeepSpeed's hooks look into."""
         images, tie = self._images(samples)
-        if self.padding is not None:
+        if self.padding is not None and self._pads:
             samples = pad_with_targets(samples, images, self.padding)
         labels = [_spread(s.ids, s.labels, found) for s, found in zip(samples, images, strict=True)]
         noise = [self._noise(sample, label) for sample, label in zip(samples, labels, strict=True)]
@@ -119,9 +155,35 @@ class Objective(nn.Module):
             int(counts.sum()),
         )
 
+    def prompts(self, samples: Sequence[Sample]) -> list[Prompt]:
+        """Prompts of samples that end where a response begins."""
+        images, _ = self._images(samples)
+        wide = [_spread(s.ids, s.ids, found) for s, found in zip(samples, images, strict=True)]
+        rows = self._embed(samples, images, [torch.zeros_like(ids).bool() for ids in wide])
+        return [
+            Prompt(row, splice_ends(s.ids, found, s.ends))
+            for s, row, found in zip(samples, rows, images, strict=True)
+        ]
+
+    def logits(self, responses: Sequence[Response]) -> Tensor:
+        """float[N, V] of the needed positions of all responses, row after row."""
+        device = self.model.device
+        x = torch.cat([response.x for response in responses]).to(device)
+        texts = torch.split(self.model.embed(x), [len(response.x) for response in responses])
+        rows = [torch.cat((r.prompt.embeds, t)) for r, t in zip(responses, texts, strict=True)]
+        ends = [(*r.prompt.ends, len(row)) for r, row in zip(responses, rows, strict=True)]
+        states = [
+            state[r.need.to(device) + len(r.prompt.embeds)]
+            for r, state in zip(responses, self._hidden(rows, ends), strict=True)
+        ]
+        logits: Tensor = self.model.lm_head(torch.cat(states))
+        return logits[:, : self.model.logit_size]
+
     def _noise(self, sample: Sample, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """bool[S] masked, float[1] p_mask and float[1] t of one row, from its own generator."""
         t, u = draw(1, len(labels), torch.Generator().manual_seed(sample.seed))
+        if sample.t is not None:
+            t = torch.tensor([sample.t])
         noise = forward_noise(labels[None], t, u)
         return noise.masked[0], noise.p_mask, t
 
@@ -169,7 +231,8 @@ class Objective(nn.Module):
 
     def _hidden(self, rows: list[Tensor], ends: list[tuple[int, ...]]) -> list[Tensor]:
         """float[S, D] of each row after the final norm."""
-        if any(len(cuts) > 1 for cuts in ends):
+        # by the model, not by the rows at hand: each rank runs the layers equally often
+        if self.model.config.attention != "full":
             return [
                 self.model.hidden(row[None], ends=cuts)[0]
                 for row, cuts in zip(rows, ends, strict=True)
@@ -178,7 +241,7 @@ class Objective(nn.Module):
         batch = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         seen = torch.arange(batch.shape[1]) < lengths[:, None]
         # the reference attends to the zeros that even out rows of fewer image tokens
-        all_seen = self.padding is not None or bool(seen.all())
+        all_seen = self._pads or bool(seen.all())
         hidden = self.model.hidden(batch, None if all_seen else seen.to(batch.device))
         return [state[:length] for state, length in zip(hidden, lengths.tolist(), strict=True)]
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+GOLDEN = (5**0.5 - 1) / 2
+
 
 class Order:
     """The row at each position of a run."""
@@ -50,5 +52,25 @@ def micro_batches(span: range, size: int) -> Iterator[range]:
 
 def noise_seed(seed: int, position: int) -> int:
     """Seed of a position's noise level and mask, below 2^63."""
-    digest = hashlib.sha256(f"noise:{seed}:{position}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+    return _number(f"noise:{seed}:{position}")
+
+
+def validation_seed(row: int) -> int:
+    """Seed of a validation row's mask and answer, below 2^63: the same in every run."""
+    return _number(f"validation:{row}")
+
+
+def spread(num_rows: int, most: int) -> list[int]:
+    """At most `most` of the rows, evenly over all, ascending."""
+    count = min(most, num_rows)
+    return [number * num_rows // count for number in range(count)]
+
+
+def noise_level(number: int) -> float:
+    """Level t of the `number`-th validation row: by the golden ratio, so that any few of them in a
+    row are spread over [0, 1), and the mean loss varies less than of drawn ones."""
+    return (0.5 + number * GOLDEN) % 1.0
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,21 @@ from medv_ray.model.medv import Medv
 from medv_ray.model.new_folder import check_free
 from medv_ray.model.vision import VisionTower
 from medv_ray.settings import identity_digest
+from medv_ray.training.card import card
 from medv_ray.training.check import stage_config
 from medv_ray.training.checkpoint import Checkpoints, SavedState
 from medv_ray.training.engine import Engine, PlainEngine
 from medv_ray.training.events import Events
-from medv_ray.training.export import pick, write_adapter, write_model
+from medv_ray.training.export import (
+    best_step,
+    has_ended,
+    pick,
+    pick_best,
+    write_adapter,
+    write_model,
+)
 from medv_ray.training.job import DTYPES, MANIFEST, NOTE, TrainSettings
-from medv_ray.training.loop import Report, Saving, fit
+from medv_ray.training.loop import Report, Saving, Verdict, fit
 from medv_ray.training.objective import Objective, Padding
 from medv_ray.training.optim import choose_trainable
 from medv_ray.training.order import worker_positions
@@ -34,6 +42,7 @@ from medv_ray.training.remedies import savings
 from medv_ray.training.samples import Samples
 from medv_ray.training.stages import StageSettings
 from medv_ray.training.start_over import remove_run
+from medv_ray.training.validation import Answering, Validator
 from medv_ray.training.watch import Watch
 
 
@@ -109,8 +118,10 @@ def train_worker(
     device: str = "cpu",
     stop: Callable[[], bool] = lambda: False,
     leaving: Callable[[], bool] | None = None,
+    answering: Answering | None = None,
 ) -> Iterator[Report]:
-    """What each worker does: build, restore, train, save. `stop` and `leaving`: see `fit`.
+    """What each worker does: build, restore, train, validate, save. `stop` and `leaving`: see
+    `fit`; `answering`: see `Validator`.
 
     A process group is there for ZeRO-3. Raises RunError E1602 (not finite), E1603 (no whole
     checkpoint), E1605 (out of memory).
@@ -128,13 +139,14 @@ def train_worker(
     checkpoints = Checkpoints(out / "checkpoints", settings.keep)
     num_steps = stage.steps(len(dataset))
     digest = identity_digest(identity)
-    about = {"identity": digest, "num_steps": num_steps}
-    start = 0
+    about: dict[str, Any] = {"identity": digest, "num_steps": num_steps}
+    start, before = 0, None
     found = checkpoints.latest(engine)
     if found is not None:
         start, manifest, damaged = found
         if manifest.get("identity") != digest:
             raise RunError("E1604", "the checkpoints are of another run.")
+        before = manifest.get("validation")
         checkpoints.restore(engine, start, manifest)
         if engine.rank == 0:
             text = f"checkpoints of steps {damaged} are not whole; " if damaged else ""
@@ -142,27 +154,65 @@ def train_worker(
             write_atomic(out / NOTE, f"{text}going on from step {start}".encode())
     saving = Saving(checkpoints, settings.save_every, about)
     events = Events(model.config, stage, len(dataset), model.device, engine.num_workers)
-    with (
-        closing(samples),
-        Watch(
-            out,
-            settings.watch,
-            rank=engine.rank,
-            resumed_step=start,
-            run_name=f"{stage.name}-{digest[:6]}",
-            settings=settings.model_dump(mode="json", exclude={"model", "data", "out"}),
-        ) as watch,
-        memory_errors(settings),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(closing(samples))
+        watch = stack.enter_context(
+            Watch(
+                out,
+                settings.watch,
+                rank=engine.rank,
+                resumed_step=start,
+                run_name=f"{stage.name}-{digest[:6]}",
+                settings=settings.model_dump(mode="json", exclude={"model", "data", "out"}),
+            )
+        )
+        stack.enter_context(memory_errors(settings))
+        if has_ended(before):
+            return
+        validate = None
+        if settings.validation.every is not None:
+            validator = Validator(
+                settings, engine, tokenizer, model, samples.tower, len(dataset), answering, before
+            )
+            stack.enter_context(closing(validator))
+            validate = validating(validator, num_steps, watch, checkpoints, about)
+        elif before is not None:  # what was best stays kept and known
+            about["validation"], checkpoints.best = before, best_step(before)
         due = worker_positions(
             range(start, num_steps), stage.batch_size, engine.rank, engine.num_workers
         )
         samples.prefetch(due, settings.prefetch_rows)
         for report in fit(
-            engine, samples, stage, num_steps, saving, start, stop, samples.row, leaving
+            engine, samples, stage, num_steps, saving, start, stop, samples.row, leaving, validate
         ):
             watch.write(events(report))
             yield report
+
+
+def validating(
+    validator: Validator,
+    num_steps: int,
+    watch: Watch,
+    checkpoints: Checkpoints,
+    about: dict[str, Any],
+) -> Callable[[int], Verdict | None]:
+    """A `validate` for `fit`: its events are written, and `about` and `checkpoints` know what was
+    best."""
+
+    def know() -> None:
+        about["validation"] = validator.progress.to_json()
+        checkpoints.best = best_step(about["validation"])
+
+    def validate(step: int) -> Verdict | None:
+        if not validator.due(step, num_steps):
+            return None
+        event = validator(step, num_steps)
+        watch.write(event)
+        know()
+        return Verdict(event.best, event.ended)
+
+    know()
+    return validate
 
 
 def make_objective(model: Medv, special: SpecialIds, stage: StageSettings) -> Objective:
@@ -210,6 +260,7 @@ def export(
     dtype: str | None = None,
     step: int | None = None,
     adapter: bool = False,
+    best: bool = False,
 ) -> int:
     """Write a checkpoint of a run as a folder that scoring loads; returns its step.
 
@@ -219,15 +270,16 @@ def export(
         dtype: of the weights; None: the run's.
         step: None: the end of the stage.
         adapter: the adapter's folder alone, instead of merging it.
+        best: the checkpoint of the best validation so far, instead of `step`.
 
     Raises RunError E1503 and E1511 (not written), E1507 (no run), E1603 (no whole checkpoint of
     that step), E1604 (the base has changed); SettingsError E1001 for a folder in use, a stage that
-    is not done, or no adapter.
+    is not done, no adapter, or no validation.
     """
     check_free(folder)
     identity, _ = read_run(Path(settings.out))
     checkpoints = Checkpoints(Path(settings.out) / "checkpoints", settings.keep)
-    manifest = pick(checkpoints, step)
+    manifest = pick_best(checkpoints) if best else pick(checkpoints, step)
     if manifest["identity"] != identity_digest(identity):
         raise RunError("E1604", "the checkpoints are of another run.")
     base = Path(settings.model)
@@ -241,10 +293,12 @@ def export(
         raise RunError("E1604", f"{text}. Put it back, or name where it lies with --model.")
     number: int = manifest["step"]
     state = SavedState(checkpoints.at(number), manifest)
+    dtype = "float32" if adapter else dtype or settings.shard.dtype
+    text = card(settings, identity, manifest, dtype)
     if adapter:
-        write_adapter(state, base, base_sha256, settings.stage, folder)
+        write_adapter(state, base, base_sha256, settings.stage, folder, text)
     else:
-        write_model(state, base, settings.stage, DTYPES[dtype or settings.shard.dtype], folder)
+        write_model(state, base, settings.stage, DTYPES[dtype], folder, text)
     return number
 
 

@@ -58,10 +58,7 @@ class Samples:
     def __call__(self, position: int) -> Sample:
         """Raises DataError, with the dataset's row, for a row or picture that cannot be used."""
         sample = self._make(position) if self._ahead is None else self._ahead(position)
-        for picture in sample.pictures:
-            if picture.features is not None and picture.features.is_cuda:
-                # made on another stream: its memory is not to be used anew before this one is done
-                picture.features.record_stream(torch.cuda.current_stream(picture.features.device))
+        hold(sample.pictures)
         return sample
 
     def _make(self, position: int) -> Sample:
@@ -78,6 +75,11 @@ class Samples:
             pictures,
             noise_seed(self._stage.seed, position),
         )
+
+    @property
+    def tower(self) -> FrozenTower | None:
+        """The vision tower that was taken out of the model."""
+        return self._pictures.tower
 
     def row(self, position: int) -> int:
         """The dataset's row at a position of the run."""
@@ -101,13 +103,15 @@ class Pictures:
         model: Medv,
         cache_bytes: int,
         device_cache_bytes: int = 0,
+        tower: FrozenTower | None = None,
     ) -> None:
+        """`tower`: what another one has taken out of the model before."""
         self._dataset, self._stage, self._cache_bytes = dataset, stage, cache_bytes
         self._config = model.config
-        self._tower: FrozenTower | None = None
-        if "vision" not in stage.trainable and model.config.vision is not None:
-            self._tower = FrozenTower(model)
-        on_gpu = self._tower is not None and model.device.type == "cuda"
+        self.tower = tower
+        if tower is None and "vision" not in stage.trainable and model.config.vision is not None:
+            self.tower = FrozenTower(model)
+        on_gpu = self.tower is not None and model.device.type == "cuda"
         self._device_room = device_cache_bytes if on_gpu else 0
         self._decoders: dict[bool, Decoder] = {}
         self._on_device: dict[tuple[str, bool], Picture] = {}
@@ -129,16 +133,16 @@ class Pictures:
                 self._on_device[key] = found
                 return found
             kept = found
-            if self._tower is not None and found.features is not None:
-                kept = replace(found, features=self._tower.to_host(found.features))
+            if self.tower is not None and found.features is not None:
+                kept = replace(found, features=self.tower.to_host(found.features))
             self._kept[key] = kept
             self._used_bytes += _size(found)
             while self._used_bytes > self._cache_bytes and len(self._kept) > 1:
                 self._used_bytes -= _size(self._kept.popitem(last=False)[1])
         self._kept.move_to_end(key)
-        if self._tower is None or found.features is None:
+        if self.tower is None or found.features is None:
             return found
-        return replace(found, features=self._tower.to_device(found.features))
+        return replace(found, features=self.tower.to_device(found.features))
 
     def _make(self, digest: str, several: bool) -> Picture:
         if several not in self._decoders:
@@ -146,15 +150,23 @@ class Pictures:
             self._decoders[several] = Decoder(self._stage.image, cut)
         prepared = self._decoders[several].prepare(self._dataset.image(digest))
         tiles = torch.from_numpy(prepared.tiles)
-        if self._tower is None:
+        if self.tower is None:
             return Picture(prepared.size_wh, tiles)
         self.tower_runs += 1
-        return Picture(prepared.size_wh, None, self._tower(tiles))
+        return Picture(prepared.size_wh, None, self.tower(tiles))
 
     def close(self) -> None:
         for decoder in self._decoders.values():
             decoder.close()
         self._decoders.clear()
+
+
+def hold(pictures: Iterable[Picture]) -> None:
+    """Features that were made on another stream: their memory is not to be used anew before this
+    one is done."""
+    for picture in pictures:
+        if picture.features is not None and picture.features.is_cuda:
+            picture.features.record_stream(torch.cuda.current_stream(picture.features.device))
 
 
 class FrozenTower:

@@ -12,13 +12,14 @@ from medv_ray.model.lora import CONFIG, TENSORS
 from medv_ray.model.lora import NOTE as ADAPTER
 from medv_ray.model.shards import INDEX
 from medv_ray.model.weights import TOKENIZER_FILES
-from medv_ray.training.job import FAILED, MANIFEST, MODEL, NOTE, PARTIAL, STOP
+from medv_ray.training.card import CARD
+from medv_ray.training.job import CURVES, FAILED, MANIFEST, MODEL, NOTE, PARTIAL, STOP
 from medv_ray.training.watch import EVENTS
 from medv_ray.training.writers import RUN_IDS
 
 SHOWN_NAMES = 5
 FILES = (
-    *(PARTIAL, "run.tmp", EVENTS, RUN_IDS, f"{RUN_IDS}.tmp"),
+    *(PARTIAL, "run.tmp", EVENTS, RUN_IDS, f"{RUN_IDS}.tmp", CURVES, f"{CURVES}.tmp"),
     *(NOTE, f"{NOTE}.tmp", STOP, FAILED, f"{FAILED}.*"),
 )
 FOLDERS = {
@@ -27,7 +28,7 @@ FOLDERS = {
     "ray": ("*",),  # Ray Train's own
     "wandb": ("*",),
     MODEL: (
-        *("config.json", "*.safetensors", INDEX, CONFIG, TENSORS, ADAPTER),
+        *("config.json", "*.safetensors", INDEX, CONFIG, TENSORS, ADAPTER, CARD),
         *TOKENIZER_FILES,
         *LICENCES,
     ),

@@ -69,8 +69,9 @@ def survey(
     image_tokens: Callable[[str, bool], int],
     max_length: int,
     limit: str = "stage.max_length",
+    rows: Sequence[int] | None = None,
 ) -> Survey:
-    """Encode every row once.
+    """Encode every row once, or those of `rows`.
 
     Args:
         encode: token ids and labels of a row with its number, as the stage will make them.
@@ -90,7 +91,9 @@ def survey(
     faults: dict[str, list[int]] = {code: [] for code in ("E1114", "E1118", "E1117", "E1119")}
     refused: list[tuple[int, DataError]] = []
     tokens = longest = targets = 0
-    for row, example in enumerate(dataset):
+    chosen = range(len(dataset)) if rows is None else rows
+    for row in chosen:
+        example = dataset[row]
         with naming_row(dataset, row):
             ids, labels = encode(example, row)
         pictures = [(sha256, len(example.images) > 1) for sha256 in example.images]
@@ -114,12 +117,12 @@ def survey(
         raise DataError(error.code, text)
     over = f"over {max_length} tokens ({limit}), the longest {longest}"
     words = "without an image that they name", over, "with an empty answer", "without a target"
-    for (code, rows), what in zip(faults.items(), words, strict=True):
-        if rows:
-            text = f"{len(rows)} rows of {dataset.split} are {what}: {shown(rows)}"
+    for (code, faulty), what in zip(faults.items(), words, strict=True):
+        if faulty:
+            text = f"{len(faulty)} rows of {dataset.split} are {what}: {shown(faulty)}"
             raise DataError(code, f"{text}. {WAYS.get(code, 'Leave them out.')}")
     images = len({sha256 for sha256, _ in known})
-    return Survey(len(dataset), tokens, longest, targets, images)
+    return Survey(len(chosen), tokens, longest, targets, images)
 
 
 def look(

@@ -10,9 +10,9 @@ import os
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from medv_ray.training.writers import Writer, WriterName, check_writers, open_writer
+from medv_ray.training.writers import TensorBoard, Writer, WriterName, check_writers, open_writer
 
 EVENTS = "events.jsonl"
 
@@ -85,6 +85,101 @@ class StepEvent:
         return "  ".join(parts)
 
 
+@dataclass(frozen=True)
+class ShownAnswer:
+    """One answer to a validation row. The question is left out: numbers and answers are enough to
+    see what goes wrong."""
+
+    row: int
+    """Of the split."""
+    answer: str
+    reference: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class ValidationEvent:
+    """What a look at the validation split came to; None where there is no value."""
+
+    step: int
+    """Steps done."""
+    total_steps: int
+    epoch: float
+    rows: int
+    loss: float
+    accuracy: float | None = None
+    accuracy_open: float | None = None
+    accuracy_closed: float | None = None
+    rows_open: int = 0
+    rows_closed: int = 0
+    best: bool = False
+    """Whether it is the best one so far, whose checkpoint is kept."""
+    ended: bool = False
+    """Whether the stage ends here, for want of a better one."""
+    seconds: float = 0.0
+    samples: tuple[ShownAnswer, ...] = ()
+    kind: Literal["validation"] = "validation"
+    """By which its line is told from a step's, which has none."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields of a line of events.jsonl; a value that is not finite is null."""
+        fields = asdict(self)
+        return {
+            n: _finite(value) if isinstance(value, float) else value for n, value in fields.items()
+        }
+
+    def scalars(self) -> dict[str, float]:
+        """Curves by name, what has no value left out."""
+        names = ("loss", "accuracy", "accuracy_open", "accuracy_closed")
+        named = {f"validation/{name}": getattr(self, name) for name in names}
+        return {name: float(value) for name, value in named.items() if value is not None}
+
+    def text(self) -> str:
+        """The answers that are shown, as a table of Markdown; empty where there are none."""
+        if not self.samples:
+            return ""
+        lines = ["| row | answer | reference | right |", "|---|---|---|---|"]
+        for one in self.samples:
+            said = [" ".join(t.replace("|", " ").split()) for t in (one.answer, one.reference)]
+            lines.append(f"| {one.row} | {said[0]} | {said[1]} | {'yes' if one.right else 'no'} |")
+        return "\n".join(lines)
+
+    def progress(self) -> dict[str, Any]:
+        """Fields of a line for a log: figures alone, nothing of a row."""
+        shown = self.to_json()
+        del shown["samples"]
+        return {n: float(f"{v:.4g}") if isinstance(v, float) else v for n, v in shown.items()}
+
+    def __str__(self) -> str:
+        """A line for a terminal."""
+        parts = [f"validation after step {self.step}", f"loss {self.loss:.4f}"]
+        for name, value, rows in (
+            ("right", self.accuracy, self.rows),
+            ("open", self.accuracy_open, self.rows_open),
+            ("closed", self.accuracy_closed, self.rows_closed),
+        ):
+            if value is not None:
+                parts.append(f"{name} {value:.1%} of {rows}")
+        parts += ["best so far"] * self.best
+        parts += ["none was better for long: the stage ends"] * self.ended
+        return "  ".join(parts)
+
+
+Event = StepEvent | ValidationEvent
+
+
+def event_of(line: dict[str, Any]) -> Event:
+    """The event of a line of events.jsonl. Raises TypeError or KeyError for what is none."""
+    fields: dict[str, Any] = dict(line)
+    if fields.get("loss") is None:
+        fields["loss"] = math.nan
+    if fields.get("kind") != "validation":
+        by_noise = tuple(fields.pop("loss_by_noise", ()))
+        return StepEvent(**fields, loss_by_noise=by_noise)
+    shown = tuple(ShownAnswer(**one) for one in fields.pop("samples"))
+    return ValidationEvent(**fields, samples=shown)
+
+
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
@@ -140,7 +235,7 @@ class Watch:
             self._writers.append(opened)
         self._file = os.open(out / EVENTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
-    def write(self, event: StepEvent) -> None:
+    def write(self, event: Event) -> None:
         """One line, in one call, so that a kill cuts the last line at most."""
         if self._file is None:
             return
@@ -148,6 +243,9 @@ class Watch:
         scalars = event.scalars()
         for writer in self._writers:
             writer.write(event.step, scalars)
+            # no other writer gets answers: they may go to another machine
+            if isinstance(writer, TensorBoard) and isinstance(event, ValidationEvent):
+                writer.show(event.step, event.text())
 
     def close(self) -> None:
         """Finish what the writers hold back."""

@@ -43,6 +43,11 @@ class TensorBoard:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
 
+    def show(self, step: int, text: str) -> None:
+        """Answers of a validation, as Markdown; nothing where it is empty."""
+        if text:
+            self._writer.add_text("validation/answers", text, step)
+
     def close(self) -> None:
         self._writer.close()
 

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from medv_ray.errors import SettingsError
-from medv_ray.training.engine import MOMENTS, Read, Slice
-from medv_ray.training.objective import Objective, Outcome, Sample
+from medv_ray.training.engine import MOMENTS, Read, Slice, looking
+from medv_ray.training.objective import Objective, Outcome, Sample, Way
 from medv_ray.training.optim import make_optimizer, parameter_groups
 from medv_ray.training.private_deepspeed import weights_follow, without_shared_memory
 from medv_ray.training.stages import ShardSettings, StageSettings
@@ -56,6 +56,11 @@ class ZeroEngine:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # counts the pass
         return outcome._replace(loss=outcome.loss.detach())
+
+    def look(self, rows: Sequence[Any], way: Way) -> Any:
+        # not through DeepSpeed's engine, which counts passes; its hooks stand on the module
+        with looking(self._objective):
+            return self._objective(rows, way)
 
     def step(self, factor: float) -> float:
         for group, rate in zip(self._engine.optimizer.param_groups, self._rates, strict=True):

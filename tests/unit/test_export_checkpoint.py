@@ -204,3 +204,11 @@ def test_an_adapter_cannot_change_its_bases_attention(done: Path, tmp_path: Path
     trained(tmp_path, lora={"rank": 2}, attention="dialogue", max_steps=1)
     refused(job, 2, ["E1001", "attention=dialogue, its base has full", "merged"],
             "--run", tmp_path / "out", "--out", tmp_path / "m", "--adapter")  # fmt: skip
+
+
+def test_best_and_step_exclude_each_other_and_best_needs_one(
+    done: Path, tmp_path: Path, job: Job
+) -> None:
+    line = ("--run", done / "out", "--out", tmp_path / "model", "--best")
+    refused(job, 2, ["E1001", "--best and --step"], *line, "--step", "4")
+    refused(job, 2, ["E1001", "--best", "no best validation", "--validate-every"], *line)

@@ -90,6 +90,20 @@ def run(
         (["--set", "stage.epochs=0.1"], ["E1001", "19 rows x 0.1 epochs", "stage.batch_size=8"]),
         (["--set", "stage.max_length=10"], ["E1118", "rows of train are over 10 tokens", "Leave"]),
         (["--config", "nope.yaml"], ["E1001", "--config", "nope.yaml"]),
+        (["--validate-every", "0"], ["E1001", "validation.every", "greater than 0"]),
+        (["--set", "validation.patience=2"], ["E1001", "validation", "--validate-every"]),
+        (
+            ["--validate-every", "5", "--set", "validation.split=dev"],
+            ["E1113", "validation: the dataset has no split 'dev'", "it has train, validation"],
+        ),
+        (
+            ["--validate-every", "5", "--set", "validation.sampler.cache=dual"],
+            ["E1001", "validation.sampler.cache=dual", "cache=none"],
+        ),
+        (
+            ["--validate-every", "5", "--set", "validation.sampler.gen_length=256"],
+            ["E1118", "9 rows of validation are over 256 tokens", "an answer takes 256"],
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line(
@@ -106,7 +120,10 @@ def refused(done: Done, words: list[str], code: int = 2) -> None:
     assert "/tmp" not in done.stderr
 
 
-@pytest.mark.parametrize("more", [("--new-run",), ("--num-workers", "1"), ("--stage", "md_sft")])
+@pytest.mark.parametrize(
+    "more",
+    [("--new-run",), ("--num-workers", "1"), ("--stage", "md_sft"), ("--validate-every", "2")],
+)
 def test_the_demonstration_takes_no_other_options(
     run: Callable[..., Done], more: tuple[str, ...]
 ) -> None:

@@ -86,3 +86,21 @@ def test_a_few_steps_make_a_folder_that_answers(
         (answer,) = predictor.answer([Request("what is present?", (picture(1),))])
     assert isinstance(answer, Answer)
     assert answer.forward_passes > 0
+
+
+def test_the_chat_stage_validates_where_there_is_a_split(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recipe.validation(data).every is None
+    assert "no split validation" in capsys.readouterr().err
+    rows = {"train": [(0, "yes")], "validation": [(1, "no")]}
+    splits = {
+        split: (Row(str(n), (picture(n),), on_one_image([("is it?", a)])) for n, a in pairs)
+        for split, pairs in rows.items()
+    }
+    write_dataset(tmp_path / "data", "pathvqa-hf", splits)
+    chosen = recipe.validation(tmp_path / "data")
+    chat = recipe.STAGES[-1]
+    assert chosen.every is not None
+    assert 5 <= (chat.max_steps or 0) / chosen.every <= 7
+    assert capsys.readouterr().err == ""

@@ -16,10 +16,17 @@ from medv_ray.on_ray import actor
 from medv_ray.on_ray import train as on_ray_train
 from medv_ray.on_ray.cluster import Cluster
 from medv_ray.on_ray.preflight import Capacity, Node
-from medv_ray.on_ray.train import last_event, train
+from medv_ray.on_ray.train import few_updates, last_event, train
 from medv_ray.training import run
 from medv_ray.training.check import check
-from medv_ray.training.job import LOCK, MANIFEST, NOTE, PARTIAL, TrainSettings
+from medv_ray.training.job import (
+    LOCK,
+    MANIFEST,
+    NOTE,
+    PARTIAL,
+    TrainSettings,
+    ValidationSettings,
+)
 from tests.unit.training import tiny
 
 
@@ -32,6 +39,8 @@ from tests.unit.training import tiny
         ('{"step": 1}\n', 1),
         ('{"step": 1}\n{"step": 2}\n{"st', 2),
         ('{"step": 1}\n\0\0\n', None),
+        ('{"step": 1}\n{"step": 1, "kind": "validation"}\n', 1),
+        ('{"step": 1, "kind": "validation"}\n', None),
         ("7\n", None),
     ],
 )
@@ -41,6 +50,63 @@ def test_the_last_event_is_the_last_whole_line(
     if text is not None:
         (tmp_path / "events.jsonl").write_text(text)
     assert last_event(tmp_path).get("step") == step
+
+
+def test_the_last_event_of_a_long_file_and_of_a_kind(tmp_path: Path) -> None:
+    look = '{"step": 7, "kind": "validation", "samples": ["' + "x" * 20_000 + '"]}\n'
+    (tmp_path / "events.jsonl").write_text('{"step": 1}\n' * 9000 + '{"step": 7}\n' + look)
+    assert last_event(tmp_path) == {"step": 7}
+    assert last_event(tmp_path, "validation")["step"] == 7
+    assert "kind" not in last_event(tmp_path)
+
+
+@pytest.mark.parametrize(("rows", "said"), [(79, "9.88 updates"), (80, ""), (3, "0.375 updates")])
+def test_an_epoch_of_few_updates_is_told(tmp_path: Path, rows: int, said: str) -> None:
+    stage = tiny.settings(tmp_path, batch_size=8).stage
+    warning = few_updates(stage, rows)
+    assert bool(warning) == bool(said)
+    assert said in warning
+    assert "\n" not in warning
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_a_stage_that_ended_early_is_whole_and_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], best: bool
+) -> None:
+    chosen = ValidationSettings(
+        every=1, patience=1, answers=False, export="best" if best else "last"
+    )
+    settings = tiny.settings(tmp_path).model_copy(update={"validation": chosen})
+    step = {"total_steps": 6, "epoch": 0.5, "loss": 0.5, "lr": 0.1}
+    look = {"total_steps": 6, "epoch": 0.5, "rows": 5, "loss": 0.7, "samples": [],
+            "kind": "validation"}  # fmt: skip
+    exported: list[Any] = []
+
+    def work(given: TrainSettings, identity: dict[str, Any]) -> None:
+        events = [{"step": 3, **step}, {"step": 3, **look, "ended": True}]
+        (Path(given.out) / "events.jsonl").write_text(
+            "".join(f"{json.dumps(one)}\n" for one in events)
+        )
+
+    cluster = Cluster(Capacity((Node(4, 0),), elastic=False))
+    monkeypatch.setattr(on_ray_train, "running_ray", lambda address: nullcontext(cluster))
+    monkeypatch.setattr(on_ray_train, "run_workers", work)
+    monkeypatch.setattr(on_ray_train, "TELL_S", 0.01)
+    monkeypatch.setattr(
+        on_ray_train, "export", lambda settings, folder, **given: exported.append(given)
+    )
+    told: list[str] = []
+    done = train(settings, tell=lambda stage, event: told.append(str(event)))
+    assert done.whole
+    assert (done.step, done.num_steps, done.ended_early) == (3, 6, True)
+    assert done.validation == {"step": 3, "rows": 5, "loss": 0.7}
+    assert exported == [{"best": best}]
+    assert told[-1].startswith("validation after step 3  loss 0.7000  none was better for long")
+    assert (Path(settings.out) / "curves.svg").is_file()
+    assert "an epoch has 4.75 updates" in capsys.readouterr().err
+    (Path(settings.out) / "model").mkdir()
+    assert train(settings).ended_early
+    assert len(exported) == 1
 
 
 def test_a_run_that_starts_over_keeps_its_lock_alone(

@@ -14,6 +14,7 @@ OURS = (
     *("events.jsonl", "watch.json", "note", "stop", "failed.json", "failed.json.41", "run.tmp"),
     *("checkpoints/step-00000003.tmp/rank-00000.json", "wandb/run-1/files/x", "ray/snapshot.json"),
     *("tensorboard/events.out.tfevents.1.host", "model/LICENSE", "model/adapter_config.json"),
+    *("curves.svg", "model/README.md"),
 )
 FOREIGN = (
     *("notes.txt", "scored/rows/part-0.parquet", "failed.md", "events.jsonl.bak", ".hidden"),

@@ -11,7 +11,15 @@ from medv_ray.errors import SettingsError
 from medv_ray.training import writers
 from medv_ray.training.gpus import peak_flops
 from medv_ray.training.meters import LossByNoise, Rate, Speed, peak_memory_bytes
-from medv_ray.training.watch import EVENTS, StepEvent, Watch, keep_until
+from medv_ray.training.watch import (
+    EVENTS,
+    ShownAnswer,
+    StepEvent,
+    ValidationEvent,
+    Watch,
+    event_of,
+    keep_until,
+)
 
 
 def event(step: int, **values: Any) -> StepEvent:
@@ -81,6 +89,70 @@ def test_tensorboard_gets_the_curves(tmp_path: Path) -> None:
         data = data[16 + size :]
     assert {"train/loss", "train/lr", "loss_by_noise/0.25-0.50"} <= names
     assert "loss_by_noise/0.00-0.25" not in names
+
+
+def look(step: int, **values: Any) -> ValidationEvent:
+    known: dict[str, Any] = {"total_steps": 9, "epoch": 0.5, "rows": 5, "loss": 1.25}
+    shown = (ShownAnswer(17, "a | liver\nhere", "liver", False),)
+    known |= {"accuracy": 0.4, "samples": shown}
+    return ValidationEvent(step=step, **known | values)
+
+
+def test_a_validation_is_a_line_of_its_own_kind(tmp_path: Path) -> None:
+    with Watch(tmp_path, ()) as watch:
+        watch.write(event(3))
+        watch.write(look(3, loss=math.nan))
+    first, second = map(json.loads, (tmp_path / EVENTS).read_text().splitlines())
+    assert "kind" not in first
+    assert second["kind"] == "validation"
+    assert second["loss"] is None
+    assert second["samples"] == [
+        {"row": 17, "answer": "a | liver\nhere", "reference": "liver", "right": False}
+    ]
+    again = event_of(second)
+    assert isinstance(again, ValidationEvent)
+    assert again.samples == look(3).samples
+    assert math.isnan(again.loss)
+    assert event_of(first) == event(3)
+    # what a log gets holds nothing of a row
+    assert "liver" not in json.dumps(again.progress()) + str(again)
+    keep_until(tmp_path / EVENTS, 3)
+    assert steps_in(tmp_path) == [3, 3]
+    keep_until(tmp_path / EVENTS, 2)
+    assert steps_in(tmp_path) == []
+
+
+def test_a_validation_line_for_a_terminal() -> None:
+    said = str(look(4, accuracy_open=0.25, rows_open=4, accuracy_closed=1.0, rows_closed=1))
+    assert said == (
+        "validation after step 4  loss 1.2500  right 40.0% of 5  "
+        "open 25.0% of 4  closed 100.0% of 1"
+    )
+    assert str(look(4, best=True)).endswith("best so far")
+
+
+def test_tensorboard_gets_figures_and_answers_of_a_validation(tmp_path: Path) -> None:
+    with Watch(tmp_path) as watch:
+        watch.write(look(1))
+        watch.write(look(2, samples=()))
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data = file.read_bytes()
+    for said in (b"validation/loss", b"validation/accuracy", b"validation/answers"):
+        assert said in data
+    assert b"| 17 | a liver here | liver | no |" in data
+
+
+def test_answers_go_to_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Calls()
+    monkeypatch.setattr(writers.importlib, "import_module", lambda _: package)
+    monkeypatch.setattr(writers.importlib.util, "find_spec", lambda _: object())
+    for name in ("wandb", "mlflow"):
+        with Watch(tmp_path, (name,)) as watch:  # type: ignore[arg-type]
+            watch.write(look(1))
+    logged = [values for called, values in package.said if called in ("log", "log_metrics")]
+    assert len(logged) == 2
+    assert "liver" not in repr(package.said)
+    assert all(isinstance(value, float) for value in look(1).scalars().values())
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -50,7 +50,7 @@ def settings(folder: Path, **stage: object) -> TrainSettings:
     if not model.exists():
         base(model)
     if not data.exists():
-        write_dataset(data, "tiny", {"train": rows()})
+        write_dataset(data, "tiny", {"train": rows(), "validation": rows(8)})
     values = {
         "name": "tiny", "lr": 1e-2, "batch_size": 4, "micro_batch_size": 2, "epochs": 100,
         "max_steps": 6, "trainable": ("projector", "language"), "gradient_checkpointing": False,
