@@ -7,9 +7,15 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from matplotlib import rc_context
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+from medv_ray.errors import SettingsError
+
+try:
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+except ImportError:
+    needs = "charts need the package matplotlib: pip install 'medv-ray[report]'."
+    raise SettingsError("E1003", needs) from None
 
 COLOURS = ("#0b6e99", "#c8553d", "#5b8c5a", "#7d5ba6", "#b58900", "#444444")
 INCHES = (6.4, 3.6)

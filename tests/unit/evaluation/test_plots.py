@@ -1,5 +1,10 @@
+import importlib
+import sys
 import xml.etree.ElementTree as ET
 
+import pytest
+
+from medv_ray.errors import SettingsError
 from medv_ray.evaluation.plots import Panel, Series, chart
 
 PANELS = [
@@ -21,3 +26,10 @@ def test_a_chart_is_xml_that_fetches_nothing() -> None:
     for element in root.iter():
         for name, value in element.attrib.items():
             assert not name.endswith("href") or value.startswith("#")
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "medv_ray.evaluation.plots")
+    with pytest.raises(SettingsError, match=r"E1003.*medv-ray\[report\]"):
+        importlib.import_module("medv_ray.evaluation.plots")
