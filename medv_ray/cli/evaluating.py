@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Option = typer.Option
 Text = str | None
+BASELINES = (("majority", "majority"), ("question only", "question_only"))
+"""Titles of columns, and their keys in results.json."""
 
 
 def eval_command(
@@ -88,7 +90,7 @@ def eval_command(
 
 
 def table_of(found: dict[str, Any]) -> Table:
-    """Ours, the paper's and the majority's figure of each benchmark, in percent."""
+    """Ours, the paper's and the baselines' figure of each benchmark, in percent."""
     from rich.table import Table
 
     from medv_ray.evaluation.recipes import published
@@ -96,14 +98,15 @@ def table_of(found: dict[str, Any]) -> Table:
     rows = published()["vqa"]["rows"]
     paper = next(row for row in rows if row["model"] == "LLaDA-MedV")
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("benchmark", "questions", "metric", "n", "ours", "95 %", "paper", "majority"):
+    names = ("benchmark", "questions", "metric", "n", "ours", "95 %", "paper")
+    for name in (*names, *(title for title, _ in BASELINES)):
         drawn.add_column(
             name, justify="right" if name not in ("benchmark", "questions") else "left"
         )
     for name, one in found["recipes"].items():
         for kind, cell in one["headline"].items():
             theirs = paper.get(name, {}).get(kind)
-            guess = one.get("majority", {}).get(kind)
+            guesses = [one.get(key, {}).get(kind) for _, key in BASELINES]
             drawn.add_row(
                 name + ("" if one["whole"] else " (a part)") + (", blind" * found["blind"]),
                 kind,
@@ -112,7 +115,7 @@ def table_of(found: dict[str, Any]) -> Table:
                 f"{100 * cell['mean']:.2f}",
                 f"{100 * cell['low']:.2f} - {100 * cell['high']:.2f}",
                 "-" if theirs is None else f"{theirs:.2f}",
-                "-" if guess is None else f"{100 * guess['mean']:.2f}",
+                *("-" if one is None else f"{100 * one['mean']:.2f}" for one in guesses),
             )
     return drawn
 

@@ -39,6 +39,17 @@ def figures(
     }
 
 
+def headline(
+    recipe: Recipe, questions: Sequence[Question], answers: Mapping[str, str]
+) -> dict[str, Any]:
+    """The recipe's open and closed metric of one set of answers by question id, with intervals."""
+    names = {"open": recipe.open_metric, "closed": recipe.closed_metric}
+    found = values((one.judged(answers[one.id]) for one in questions), names.values())
+    return {
+        kind: shown(found[name]) | {"metric": name} for kind, name in names.items() if found[name]
+    }
+
+
 def shown(of: Mapping[str, float]) -> dict[str, Any]:
     """A mean with its interval."""
     found: Interval = interval(list(of.values()))
