@@ -62,6 +62,8 @@ class Row:
     image_names: tuple[str | None, ...] = ()
     """Paths inside the archive, one a picture; None for one that has none."""
     reference: str | None = None
+    answer_type: str | None = None
+    """open or closed, where a column of that name says so."""
     error: DataError | None = None
     history: tuple[tuple[str, str], ...] = ()
     """(role, text) of earlier turns, user and assistant, where the row is a dialogue."""

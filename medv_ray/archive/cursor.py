@@ -49,8 +49,9 @@ class Cursor:
         leaves = [f"{image}.bytes", f"{image}.path"]
         names = leaves if self.footer.image_kind == "struct" else []
         whole = None if self.footer.image_kind == "struct" else image
-        wanted = (columns.id, columns.question, columns.answer, columns.turns, whole)
-        names += [name for name in wanted if name is not None]
+        texts = (columns.question, columns.answer, columns.answer_type, columns.turns)
+        wanted = (columns.id, *texts, whole)
+        names += [name for name in dict.fromkeys(wanted) if name is not None]
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(self.group.average, 1)))
         if exact:  # so small that a damaged page costs no row before it
             rows = min(rows, max(1, self.group.rows // 100_000))
@@ -160,7 +161,8 @@ def batch_rows(
 ) -> Iterator[Row]:
     """Rows of one decoded batch."""
     columns = footer.columns
-    wanted = (columns.id, columns.question, columns.answer, columns.turns)
+    texts = (columns.question, columns.answer, columns.answer_type, columns.turns)
+    wanted = (columns.id, *texts)
     cells = {name: cells_of(batch.column(name)) for name in wanted if name is not None}
     limit = archive.settings.max_image_bytes
     image = Images(batch.column(columns.image), footer.image_kind) if columns.image else None

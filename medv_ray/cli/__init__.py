@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medv_ray import __version__
+from medv_ray.cli.calibrating import calibrate_command, consistency_command
 from medv_ray.cli.evaluating import compare_command, eval_command, judge_command, report_command
 from medv_ray.cli.rows import rows_command
 from medv_ray.cli.serving import bench_app, chat_command, serve_command
@@ -96,8 +97,12 @@ def score_command(
         },
         assignments or [],
     )  # fmt: skip
+    from medv_ray.on_ray.abstaining import with_stored
     from medv_ray.on_ray.score import Resume, score
 
+    settings, said = with_stored(settings, new_run=not resume)
+    if said is not None:
+        typer.echo(said, err=True)
     mode = Resume(not resume, allow_mixed, allow_added, take_over, retry_quarantined)
     if plan:
         from medv_ray.on_ray.preview import preview
@@ -166,6 +171,8 @@ app.command("rows")(told_cleanly(rows_command))
 app.command("eval")(told_cleanly(eval_command))
 app.command("compare")(told_cleanly(compare_command))
 app.command("judge")(told_cleanly(judge_command))
+app.command("calibrate")(told_cleanly(calibrate_command))
+app.command("consistency")(told_cleanly(consistency_command))
 app.command("report")(told_cleanly(report_command))
 app.command("serve")(told_cleanly(serve_command))
 app.command("chat")(told_cleanly(chat_command))

@@ -11,6 +11,8 @@ from medv_ray.errors import DataError
 
 MESSAGES = "messages"
 TURNS = (MESSAGES, "conversations", "conversatons")  # the last: a typing error of published files
+ANSWER_TYPE = "answer_type"
+"""Whether a question is open or closed, as VQA-RAD, SLAKE and prepared datasets say it."""
 NO_COLUMN = "none"
 """`--id-column none`: ids are made of file and row, whatever the table has."""
 
@@ -34,6 +36,7 @@ class Columns(NamedTuple):
     answer: str | None
     turns: str | None = None
     """Of a dialogue, in place of the question."""
+    answer_type: str | None = None
 
 
 LAYOUTS = (
@@ -69,6 +72,7 @@ def resolve(asked: Asked, names: tuple[str, ...]) -> Columns:
         None if asked.id == NO_COLUMN else there(row_id),
         there(answer),
         turns,
+        there(ANSWER_TYPE),
     )
 
 
@@ -91,6 +95,8 @@ def find(asked: Asked, names: Sequence[str], file: str) -> Columns:
     missing = {kind: str(getattr(asked, kind)) for kind, name in needed if name is None}
     if missing:
         raise no_column(file, missing, names)
+    if list(names).count(ANSWER_TYPE) > 1:
+        found = found._replace(answer_type=None)  # nobody asked for it
     twice = next((name for name in found if name is not None and list(names).count(name) > 1), None)
     if twice is not None:
         raise DataError("E1109", f"{file}: two columns have the name {twice[:30]!r}.")
