@@ -128,7 +128,10 @@ def score_settings(
     chosen = values["model"].get("path") if isinstance(values["model"], dict) else None
     if isinstance(chosen, str):
         chosen = values["model"]["path"] = model_folder(chosen)
-    return build(ScoreSettings, merged(checkpoint_defaults(str(chosen)), values))
+    whole = merged(checkpoint_defaults(str(chosen)), values)
+    if "abstain_below" in values:  # null is a value here: nothing abstains
+        whole["abstain_below"] = values["abstain_below"]
+    return build(ScoreSettings, whole)
 
 
 def summary_of(outcome: Outcome, settings: ScoreSettings) -> dict[str, Any]:

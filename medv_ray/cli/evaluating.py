@@ -136,9 +136,18 @@ def compare_command(
 
 
 def report_command(
-    run: Annotated[str, typer.Argument(help="Run folder of `medv score`, finished or not.")],
-    out: Annotated[
-        Path | None, Option(help="File; default: report.html in the run folder.")
+    run: Annotated[
+        str, typer.Argument(help="Folder of `medv score`, finished or not, or of `medv eval`.")
+    ],
+    out: Annotated[Path | None, Option(help="File; default: report.html in that folder.")] = None,
+    blind: Annotated[
+        Path | None, Option(help="Of `medv eval`: the folder of the same with --blind.")
+    ] = None,
+    data: Annotated[
+        Path | None, Option(help="Of `medv eval`: its prepared dataset, for pictures.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, Option(help="Of `medv eval`: folder of the model or of `medv calibrate`.")
     ] = None,
     archive: Annotated[Text, Option(help="What was scored, for pictures on the page.")] = None,
     questions: Annotated[Text, Option(help="As for `medv score`.")] = None,
@@ -150,16 +159,27 @@ def report_command(
     from medv_ray.archive.settings import ArchiveSettings
     from medv_ray.archive.sources import open_archive
     from medv_ray.archive.store import Store
+    from medv_ray.evaluation.eval_report import eval_report, is_evaluation
     from medv_ray.evaluation.report import report
+    from medv_ray.evaluation.stored_calibration import read_calibration
     from medv_ray.files import write_atomic
     from medv_ray.settings import build
 
-    planned = None
-    if archive is not None:
+    if is_evaluation(Path(run)):
+        stored = read_calibration(calibration) if calibration is not None else None
+        if calibration is not None and stored is None:
+            raise SettingsError("E1001", "--calibration: the folder has no calibration.json.")
+        text = eval_report(Path(run), blind, data, stored)
+    elif blind or data or calibration:
+        said = "--blind, --data and --calibration are for folders of `medv eval`."
+        raise SettingsError("E1001", said)
+    elif archive is not None:
         given = {"archive": archive, "questions": questions, "question": question, "images": images}
         found = open_archive(build(ArchiveSettings, given))
-        planned = plan(found, "report")
-    page = report(run, planned).encode()
+        text = report(run, plan(found, "report"))
+    else:
+        text = report(run)
+    page = text.encode()
     if out is None:
         Store(run).write("report.html", page)
     else:

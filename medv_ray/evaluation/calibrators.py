@@ -25,6 +25,7 @@ STEPS = 100
 MOST_SLOPE = 50.0
 
 Floats = NDArray[np.float64]
+Folds = NDArray[np.int64]
 
 
 class Calibrator(Settings):
@@ -127,20 +128,20 @@ def _isotonic(sure: Floats, hit: Floats) -> Calibrator:
     return Calibrator(method="isotonic", confidence=tuple(points), share=tuple(points.values()))
 
 
-def folds(groups: Sequence[str]) -> NDArray[np.int64]:
+def folds(groups: Sequence[str]) -> Folds:
     """int64[n]: which of FOLDS each row is in. Rows of one group (of one picture) share theirs, and
     it hangs on the group's name alone."""
     return np.array([int(hashlib.sha256(name.encode()).hexdigest(), 16) % FOLDS for name in groups])
 
 
-def cross_fitted(method: Method, confidence: Values, right: Values, fold: Values) -> Floats:
+def cross_fitted(method: Method, confidence: Values, right: Values, fold: Folds) -> Floats:
     """float64[n]: each row's calibrated confidence by a map that has not seen its fold.
 
     Raises DataError E1121 where all rows lie in one fold.
     """
-    sure, hit, number = (np.asarray(one, np.float64) for one in (confidence, right, fold))
+    sure, hit = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
     found = np.zeros(len(sure))
-    for mine in (number == one for one in np.unique(number)):
+    for mine in (fold == one for one in np.unique(fold)):
         if mine.all():
             raise DataError("E1121", f"{len(sure)} answers about too few pictures to be divided.")
         found[mine] = fit(method, sure[~mine], hit[~mine])(sure[mine])
@@ -154,7 +155,7 @@ def log_loss(share: Values, right: Values) -> float:
     return -float((hit * np.log(p) + (1 - hit) * np.log1p(-p)).mean())
 
 
-def best_method(confidence: Values, right: Values, fold: Values) -> Method:
+def best_method(confidence: Values, right: Values, fold: Folds) -> Method:
     """The method of the smallest `log_loss` over rows that it was not fitted on; of equal ones, to
     a thousandth, the plainest."""
     losses = {m: log_loss(cross_fitted(m, confidence, right, fold), right) for m in METHODS}

@@ -9,10 +9,7 @@ from typing import Any
 
 from medv_ray.evaluation.metrics import METRICS, values
 from medv_ray.evaluation.recipes import Question, Recipe
-from medv_ray.evaluation.statistics import Interval, interval, paired
-
-FEW = 5
-"""Groups of fewer questions are put together."""
+from medv_ray.evaluation.statistics import Interval, interval, paired, wilson
 
 
 def figures(
@@ -56,10 +53,19 @@ def shown(of: Mapping[str, float]) -> dict[str, Any]:
     return found._asdict()
 
 
+def narrow(of: Sequence[float]) -> dict[str, Any]:
+    """A mean with its interval, as a group may have few rows: Wilson's where they are right or
+    wrong, else the bootstrap's."""
+    if set(of) <= {0.0, 1.0}:
+        low, high = wilson(round(sum(of)), len(of))
+        return Interval(fmean(of), low, high, len(of))._asdict()
+    return interval(of)._asdict()
+
+
 def by_group(
     questions: Sequence[Question], found: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """By name of a group and its value: n, and the mean of each metric."""
+    """By name of a group and its value: of each metric the mean, its interval and n."""
     table: dict[str, dict[str, dict[str, list[float]]]] = {}
     for one in questions:
         for group, value in one.groups.items():
@@ -69,7 +75,7 @@ def by_group(
                     cell.setdefault(name, []).append(of[one.id])
     return {
         group: {
-            value: {name: {"mean": fmean(v), "n": len(v)} for name, v in cells.items()}
+            value: {name: narrow(v) for name, v in cells.items()}
             for value, cells in sorted(rows.items())
         }
         for group, rows in table.items()

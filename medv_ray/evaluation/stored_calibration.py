@@ -71,7 +71,7 @@ def read_calibration(folder: Path) -> StoredCalibration | None:
     """Of a folder; None where it has none. Raises SettingsError E1001 for a damaged file."""
     try:
         values = json.loads((folder / CALIBRATION).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         kind = type(error).__name__

@@ -25,8 +25,7 @@ def with_stored(settings: ScoreSettings, new_run: bool = False) -> tuple[ScoreSe
         limit = begun["identity"]["settings"].get("abstain_below")
         said = None if limit is None else f"abstain_below={limit:.6g}, as the run began with"
         return settings.model_copy(update={"abstain_below": limit}), said
-    folder = store_folder(settings.model)
-    found = read_calibration(folder)
+    found = read_calibration(store_folder(settings.model))
     if found is None:
         return settings, None
     why = found.differs(model_digests(settings.model), settings.answer)

@@ -21,7 +21,7 @@ from medv_ray.archive.rows import read_run
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.store import Store
 from medv_ray.data.dataset import Dataset
-from medv_ray.errors import RunError, SettingsError
+from medv_ray.errors import RunError
 from medv_ray.evaluation import recipes, strict
 from medv_ray.evaluation.calibrating import Fitted
 from medv_ray.evaluation.judged_rows import JudgedRows
@@ -164,7 +164,4 @@ def stored_form(
 
 def store_folder(model: ModelSettings) -> Path:
     """Where a model's calibration lies: beside the adapter, where there is one."""
-    folder = Path(model.adapter or model.path)
-    if not folder.is_dir():
-        raise SettingsError("E1001", f"--model has no folder {folder.name!r}.")
-    return folder
+    return Path(model.adapter or model.path)

@@ -72,7 +72,7 @@ def resolve(asked: Asked, names: tuple[str, ...]) -> Columns:
         None if asked.id == NO_COLUMN else there(row_id),
         there(answer),
         turns,
-        there(ANSWER_TYPE),
+        answer_type=there(ANSWER_TYPE),
     )
 
 
