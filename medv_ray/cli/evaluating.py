@@ -43,6 +43,9 @@ def eval_command(
     ] = None,
     num_gpus: Annotated[float, Option(help="GPUs of an actor.")] = 0,
     max_actors: Annotated[int | None, Option(help="Actors at most.")] = None,
+    groups: Annotated[
+        bool, Option("--groups", help="Tables by question type, organ, modality, if known.")
+    ] = False,
     as_json: Annotated[bool, Option("--json", help="results.json instead of a table.")] = False,
     address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
 ) -> None:
@@ -84,7 +87,10 @@ def eval_command(
         return
     from rich.console import Console
 
-    Console().print(table_of(found))
+    console = Console()
+    console.print(table_of(found))
+    for table in tables_by_group(found) if groups else ():
+        console.print(table)
     for name, one in found["recipes"].items():
         typer.echo(f"{name}: recipe {one['recipe_sha256'][:16]}, {said(one['run'])}")
 
@@ -118,6 +124,43 @@ def table_of(found: dict[str, Any]) -> Table:
                 *("-" if one is None else f"{100 * one['mean']:.2f}" for one in guesses),
             )
     return drawn
+
+
+def tables_by_group(found: dict[str, Any]) -> list[Table]:
+    """Of each benchmark and group, the headline's metrics of its values in percent, the most
+    frequent value first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = []
+    for name, one in found["recipes"].items():
+        for group, values in one["groups"].items():
+            table = Table(
+                box=None, pad_edge=False, header_style="bold", title=f"{name}, by {group}",
+                title_justify="left",
+            )  # fmt: skip
+            table.add_column(group)
+            metrics = [(kind, cell["metric"]) for kind, cell in one["headline"].items()]
+            for kind, _ in metrics:
+                for title in (f"n, {kind}", kind, "95 %"):
+                    table.add_column(title, justify="right")
+            order = sorted(values, key=lambda value: (-_count(values[value]), value))
+            for value in order:
+                cells = [_cells(values[value].get(metric)) for _, metric in metrics]
+                table.add_row(Text(value), *(text for three in cells for text in three))
+            drawn.append(table)
+    return drawn
+
+
+def _count(of: dict[str, Any]) -> int:
+    return sum(cell["n"] for cell in of.values())
+
+
+def _cells(cell: dict[str, Any] | None) -> tuple[str, str, str]:
+    if cell is None:
+        return "-", "-", "-"
+    low, high = 100 * cell["low"], 100 * cell["high"]
+    return str(cell["n"]), f"{100 * cell['mean']:.2f}", f"{low:.2f} - {high:.2f}"
 
 
 def said(run: dict[str, Any]) -> str:

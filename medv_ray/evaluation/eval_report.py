@@ -21,7 +21,7 @@ from medv_ray.evaluation.stored_calibration import StoredCalibration
 from medv_ray.evaluation.trust import trust
 
 MOST_VALUES = 60
-"""Rows of a table by group; groups of fewer questions come last and are counted only."""
+"""Rows of a table by group; of those with the fewest questions only the number is said."""
 SCORED, QUESTIONS = "scored", "questions.parquet"
 
 
@@ -108,19 +108,26 @@ def benchmark(
         "n": one["n"],
         "words": one["answer_words"],
         "variant": one["recipe"]["variant"],
-        "groups": [(group, *rows_by_group(cells)) for group, cells in one["groups"].items()],
+        "kinds": [(kind, cell["metric"]) for kind, cell in one["headline"].items()],
+        "groups": [
+            (group, *largest(values))
+            for group, values in one["groups"].items()
+            if group != "answer_kind"  # the headline has these
+        ],
         "metrics": one["metrics"],
         "settings": settings_of(folder, one),
         **answers_of(folder, data, stored),
     }
 
 
-def rows_by_group(
-    cells: Mapping[str, Mapping[str, Any]],
-) -> tuple[list[tuple[str, str, Any]], int]:
-    """(value, metric, cell) of the values with the most questions, and how many are not shown."""
-    rows = [(value, metric, cell) for value, of in cells.items() for metric, cell in of.items()]
-    rows.sort(key=lambda row: (-row[2]["n"], row[0], row[1]))
+def largest(
+    values: Mapping[str, Mapping[str, Any]],
+) -> tuple[list[tuple[str, Mapping[str, Any]]], int]:
+    """The values of a group with the most questions, each with its cells by metric, and how many
+    are not shown."""
+    rows = sorted(
+        values.items(), key=lambda row: (-sum(cell["n"] for cell in row[1].values()), row[0])
+    )
     return rows[:MOST_VALUES], max(0, len(rows) - MOST_VALUES)
 
 
