@@ -79,8 +79,11 @@ def abstain_below(
 
 
 def effective(wrong: NDArray[np.float64], names: NDArray[np.int64]) -> tuple[int, int]:
-    """Wrong rows and rows, as many as would tell as much if they were independent; at most as many
-    as there are."""
+    """Wrong rows and rows, as many as would tell as much if they were independent, never more than
+    there are.
+
+    `wrong`: float[n] of 0 and 1; `names`: int[n], the pictures by number.
+    """
     n, k = len(wrong), float(wrong.sum())
     share = k / n
     sizes, counts = np.bincount(names), np.bincount(names, weights=wrong)
