@@ -190,7 +190,7 @@ def report_command(
         Path | None, Option(help="Of `medv eval`: its prepared dataset, for pictures.")
     ] = None,
     calibration: Annotated[
-        Path | None, Option(help="Of `medv eval`: folder of the model or of `medv calibrate`.")
+        Path | None, Option(help="Folder of the model, or of `medv calibrate`, that has one.")
     ] = None,
     archive: Annotated[Text, Option(help="What was scored, for pictures on the page.")] = None,
     questions: Annotated[Text, Option(help="As for `medv score`.")] = None,
@@ -208,20 +208,19 @@ def report_command(
     from medv_ray.files import write_atomic
     from medv_ray.settings import build
 
+    stored = read_calibration(calibration) if calibration is not None else None
+    if calibration is not None and stored is None:
+        raise SettingsError("E1001", "--calibration: the folder has no calibration.json.")
     if is_evaluation(Path(run)):
-        stored = read_calibration(calibration) if calibration is not None else None
-        if calibration is not None and stored is None:
-            raise SettingsError("E1001", "--calibration: the folder has no calibration.json.")
         text = eval_report(Path(run), blind, data, stored)
-    elif blind or data or calibration:
-        said = "--blind, --data and --calibration are for folders of `medv eval`."
-        raise SettingsError("E1001", said)
+    elif blind or data:
+        raise SettingsError("E1001", "--blind and --data are for folders of `medv eval`.")
     elif archive is not None:
         given = {"archive": archive, "questions": questions, "question": question, "images": images}
         found = open_archive(build(ArchiveSettings, given))
-        text = report(run, plan(found, "report"))
+        text = report(run, plan(found, "report"), stored)
     else:
-        text = report(run)
+        text = report(run, stored=stored)
     page = text.encode()
     if out is None:
         Store(run).write("report.html", page)

@@ -23,6 +23,7 @@ from medv_ray.errors import CATALOGUE, DataError, RunError
 from medv_ray.evaluation.judged_rows import JudgedRows
 from medv_ray.evaluation.pages import rendered
 from medv_ray.evaluation.statistics import Interval, wilson
+from medv_ray.evaluation.stored_calibration import StoredCalibration
 from medv_ray.evaluation.trust import BARS, trust
 from medv_ray.settings import ImageSettings
 
@@ -69,11 +70,11 @@ class Found:
     refused: list[Card] = field(default_factory=list)
 
 
-def report(out: str, plan: Plan | None = None) -> str:
+def report(out: str, plan: Plan | None = None, stored: StoredCalibration | None = None) -> str:
     """HTML of a run, finished or not.
 
     `plan`: of the archive that it scored, for pictures; they are decoded as they were for the
-    model. Raises RunError E1506, E1507.
+    model. `stored`: the model's calibration. Raises RunError E1506, E1507.
     """
     names = input_files(out)
     manifest = read_manifest(Store(out)) or {}
@@ -89,7 +90,7 @@ def report(out: str, plan: Plan | None = None) -> str:
         whole=whole(out),
         shares=shares(found),
         bars=found.bars,
-        trust=trust(found.judged),
+        trust=trust(found.judged, stored),
         groups=groups,
         has_plan=plan is not None,
         settings=settings_of(manifest),
