@@ -89,7 +89,7 @@ def charts(rows: JudgedRows, fitted: Fitted, target_risk: float) -> str:
 
 
 def thinned(count: int, most: int = CURVE) -> list[int]:
-    """At most about `most` of `count` places, the first and the last among them."""
+    """Indices of at most about `most` of `count` points, the first and the last among them."""
     return sorted({*range(0, count, max(1, count // most)), *((count - 1,) if count else ())})
 
 

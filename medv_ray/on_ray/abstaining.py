@@ -34,10 +34,10 @@ def with_stored(settings: ScoreSettings, new_run: bool = False) -> tuple[ScoreSe
     if found.abstain_below is None:
         return settings, "the calibration beside the model has no threshold: nothing abstains by it"
     limit = found.abstain_below
-    return settings.model_copy(update={"abstain_below": limit}), told(found)
+    return settings.model_copy(update={"abstain_below": limit}), in_words(found)
 
 
-def told(found: StoredCalibration) -> str:
+def in_words(found: StoredCalibration) -> str:
     """The threshold in words."""
     return (
         f"abstain_below={found.abstain_below:.6g}, from the calibration beside the model: on "

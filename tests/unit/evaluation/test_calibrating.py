@@ -70,9 +70,9 @@ def test_from_a_run_to_the_threshold_that_scoring_takes(tmp_path: Path) -> None:
     model = Path(shutil.copytree(TOY, tmp_path / "toy"))
     run = write_run(tmp_path / "run", answers(1200), model)
     out = tmp_path / "out"
-    told = called("--run", run, "--model", model, "--target-risk", 0.3, "--out", out, "--store")
-    assert told.exit_code == 0, told.output
-    said = json.loads(told.stdout)
+    result = called("--run", run, "--model", model, "--target-risk", 0.3, "--out", out, "--store")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
     assert said["answers"] == 1200
     assert said["ece"]["after"] < 0.06 < said["ece"]["before"]
     assert said["abstention"]["bound"] <= 0.3
@@ -103,9 +103,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         (("--run", unknown, "--out", tmp_path / "o"), "60 unknown"),
         (("--run", tmp_path, "--out", tmp_path / "o"), "E1507"),
     ):
-        told = called(*flags)
-        assert told.exit_code != 0
-        assert words in told.output, told.output
+        result = called(*flags)
+        assert result.exit_code != 0
+        assert words in result.output, result.output
     assert not (tmp_path / "o").exists()
 
 

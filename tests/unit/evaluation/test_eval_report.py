@@ -182,14 +182,14 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         eval_report(folder, made(tmp_path / "b", 40, scored=False, blind=True))
     with pytest.raises(DataError, match="E1105"):
         eval_report(folder, tmp_path)
-    told = CliRunner().invoke(app, ["report", str(folder), "--calibration", str(tmp_path)])
-    assert told.exit_code == 2
-    assert "no calibration.json" in told.output
+    result = CliRunner().invoke(app, ["report", str(folder), "--calibration", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "no calibration.json" in result.output
 
 
 def test_the_command_takes_an_evaluation(tmp_path: Path) -> None:
     folder = made(tmp_path / "a", 60, scored=False)
     write_calibration(tmp_path, stored())
-    told = CliRunner().invoke(app, ["report", str(folder), "--calibration", str(tmp_path)])
-    assert told.exit_code == 0, told.output
+    result = CliRunner().invoke(app, ["report", str(folder), "--calibration", str(tmp_path)])
+    assert result.exit_code == 0, result.output
     assert (folder / "report.html").read_text() == eval_report(folder, stored=stored())

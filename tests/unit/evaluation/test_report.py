@@ -140,8 +140,8 @@ def test_a_stored_calibration_is_judged_on_the_runs_rows(run: str, tmp_path: Pat
         ece_after=0.05, target_risk=0.2, abstain_below=0.5,
     )  # fmt: skip
     write_calibration(tmp_path, stored)
-    told = CliRunner().invoke(app, ["report", run, "--calibration", str(tmp_path)])
-    assert told.exit_code == 0, told.output
+    result = CliRunner().invoke(app, ["report", run, "--calibration", str(tmp_path)])
+    assert result.exit_code == 0, result.output
     page = (Path(run) / "report.html").read_text()
     assert "logistic, fitted on validation" in page
     assert re.search(r"\(ECE\)</td><td class=\"n\">[0-9.]+</td><td class=\"n\">0\.345<", page)
@@ -155,12 +155,12 @@ def test_many_rows_stay_few_cards(monkeypatch: pytest.MonkeyPatch, run: str) -> 
 
 
 def test_the_command_writes_into_the_run_or_elsewhere(run: str, tmp_path: Path) -> None:
-    told = CliRunner().invoke(app, ["report", run])
-    assert told.exit_code == 0, told.output
+    result = CliRunner().invoke(app, ["report", run])
+    assert result.exit_code == 0, result.output
     assert (Path(run) / "report.html").read_text() == report(run)
     asked = ["--archive", str(tmp_path / "pictures"), "--questions", str(tmp_path / "q.csv")]
-    told = CliRunner().invoke(app, ["report", run, "--out", str(tmp_path / "r.html"), *asked])
-    assert told.exit_code == 0, told.output
+    result = CliRunner().invoke(app, ["report", run, "--out", str(tmp_path / "r.html"), *asked])
+    assert result.exit_code == 0, result.output
     assert (tmp_path / "r.html").read_text() == report(run, planned(tmp_path))
     with pytest.raises(RunError, match="E1507"):
         report(str(tmp_path / "none"))

@@ -7,12 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from medv_ray.archive.manifest import write_manifest
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.store import Store
-from medv_ray.cli import score_settings
+from medv_ray.cli import app, score_settings
 from medv_ray.errors import SettingsError
 from medv_ray.evaluation.calibrators import Calibrator
 from medv_ray.evaluation.stored_calibration import (
@@ -23,8 +26,15 @@ from medv_ray.evaluation.stored_calibration import (
 )
 from medv_ray.model import weights
 from medv_ray.on_ray.abstaining import with_stored
-from medv_ray.on_ray.options import ScoreSettings
-from medv_ray.settings import CALIBRATION, TOY, AnswerSettings, ModelSettings, SamplerSettings
+from medv_ray.on_ray.options import ScoreSettings, checkpoint_defaults
+from medv_ray.settings import (
+    CALIBRATION,
+    TOY,
+    AnswerSettings,
+    ModelSettings,
+    SamplerSettings,
+    build,
+)
 
 
 @pytest.fixture
@@ -133,3 +143,14 @@ def test_null_in_a_file_or_a_flag_is_given(folder: Path, tmp_path: Path) -> None
     ):
         made = score_settings(config, flags, assignments)
         assert ("abstain_below" in made.model_fields_set) == given
+
+
+def test_scoring_says_it(folder: Path, tmp_path: Path) -> None:
+    sampler = build(SamplerSettings, checkpoint_defaults(str(folder))["sampler"])
+    store(folder, answer=decisive(AnswerSettings(sampler=sampler)))
+    pq.write_table(pa.table({"question": ["q?"], "image": [b"x"]}), tmp_path / "a.parquet")
+    flags = ["--archive", tmp_path / "a.parquet", "--model", folder, "--out", tmp_path / "run"]
+    for more, said in (([], True), (["--set", "abstain_below=null"], False)):
+        result = CliRunner().invoke(app, ["score", "--plan", *map(str, flags), *more])
+        assert result.exit_code == 0, result.output
+        assert ("abstain_below=0.75, from the calibration" in result.stderr) == said
