@@ -9,7 +9,8 @@ import typer
 
 from medv_ray import __version__
 from medv_ray.cli.calibrating import calibrate_command, consistency_command
-from medv_ray.cli.evaluating import compare_command, eval_command, judge_command, report_command
+from medv_ray.cli.evaluating import compare_command, eval_command, judge_command
+from medv_ray.cli.reporting import report_command
 from medv_ray.cli.rows import rows_command
 from medv_ray.cli.serving import bench_app, chat_command, serve_command
 from medv_ray.cli.terminal import exit_code_of, merged, print_json, read_yaml, told_cleanly

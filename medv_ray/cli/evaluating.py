@@ -1,12 +1,14 @@
-"""`medv eval` and `medv compare`: benchmarks whose figures can be repeated."""
+"""`medv eval`, `medv compare` and `medv judge`: benchmarks whose figures can be repeated."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medv_ray.cli.rows import PIPE_WIDTH
 from medv_ray.cli.terminal import print_json
 from medv_ray.errors import SettingsError
 
@@ -87,7 +89,7 @@ def eval_command(
         return
     from rich.console import Console
 
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
     console.print(table_of(found))
     for table in tables_by_group(found) if groups else ():
         console.print(table)
@@ -176,57 +178,6 @@ def compare_command(
     from medv_ray.evaluation.comparison import compare
 
     print_json(compare(first, second))
-
-
-def report_command(
-    run: Annotated[
-        str, typer.Argument(help="Folder of `medv score`, finished or not, or of `medv eval`.")
-    ],
-    out: Annotated[Path | None, Option(help="File; default: report.html in that folder.")] = None,
-    blind: Annotated[
-        Path | None, Option(help="Of `medv eval`: the folder of the same with --blind.")
-    ] = None,
-    data: Annotated[
-        Path | None, Option(help="Of `medv eval`: its prepared dataset, for pictures.")
-    ] = None,
-    calibration: Annotated[
-        Path | None, Option(help="Folder of the model, or of `medv calibrate`, that has one.")
-    ] = None,
-    archive: Annotated[Text, Option(help="What was scored, for pictures on the page.")] = None,
-    questions: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    question: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    images: Annotated[Text, Option(help="As for `medv score`.")] = None,
-) -> None:
-    """One HTML file about a run: counts, accuracy, confidence, pictures; no script, no link."""
-    from medv_ray.archive.plan import plan
-    from medv_ray.archive.settings import ArchiveSettings
-    from medv_ray.archive.sources import open_archive
-    from medv_ray.archive.store import Store
-    from medv_ray.evaluation.eval_report import eval_report, is_evaluation
-    from medv_ray.evaluation.report import report
-    from medv_ray.evaluation.stored_calibration import read_calibration
-    from medv_ray.files import write_atomic
-    from medv_ray.settings import build
-
-    stored = read_calibration(calibration) if calibration is not None else None
-    if calibration is not None and stored is None:
-        raise SettingsError("E1001", "--calibration: the folder has no calibration.json.")
-    if is_evaluation(Path(run)):
-        text = eval_report(Path(run), blind, data, stored)
-    elif blind or data:
-        raise SettingsError("E1001", "--blind and --data are for folders of `medv eval`.")
-    elif archive is not None:
-        given = {"archive": archive, "questions": questions, "question": question, "images": images}
-        found = open_archive(build(ArchiveSettings, given))
-        text = report(run, plan(found, "report"), stored)
-    else:
-        text = report(run, stored=stored)
-    page = text.encode()
-    if out is None:
-        Store(run).write("report.html", page)
-    else:
-        write_atomic(out, page)
-    typer.echo(f"{out.name if out else 'report.html in the run folder'}: {len(page):,} bytes")
 
 
 def judge_command(
