@@ -77,4 +77,7 @@ def read_calibration(folder: Path) -> StoredCalibration | None:
         kind = type(error).__name__
         said = f"{CALIBRATION} cannot be read ({kind}); `medv calibrate --store` writes it again."
         raise SettingsError("E1001", said) from None
-    return build(StoredCalibration, values if isinstance(values, dict) else {})
+    found = build(StoredCalibration, values if isinstance(values, dict) else {})
+    if not 0 <= (found.abstain_below or 0.0) <= 1:
+        raise SettingsError("E1001", f"{CALIBRATION}: abstain_below lies outside 0 to 1.")
+    return found
