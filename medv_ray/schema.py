@@ -33,6 +33,7 @@ ANSWER_SCHEMA = pa.schema(
         pa.field(
             "reference", pa.string()
         ),  # the archive's own answer column, copied where there is one
+        pa.field("answer_type", pa.string()),  # open | closed, where the archive says so
         pa.field(
             "confidence", pa.float32()
         ),  # mean over the answer's tokens, of the commit confidence

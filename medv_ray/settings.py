@@ -33,6 +33,8 @@ from medv_ray.setting_errors import kinds_of, refused
 
 TOY = Path(__file__).with_name("assets") / "medv-tiny"
 """The checkpoint that comes with the package."""
+CALIBRATION = "calibration.json"
+"""In a checkpoint folder, by `medv calibrate --store`; the folder's digest leaves it out."""
 S = TypeVar("S", bound="Settings")
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from medv_ray.archive.rows import read_run
+from medv_ray.archive.strict import is_right
 from medv_ray.tables.cells import is_no_answer
 
 MOST_ROWS = 1_000_000
@@ -27,22 +28,29 @@ class Accuracy(NamedTuple):
 
 
 def accuracy(out: str, kinds: Mapping[str, str] | None = None) -> dict[str, Accuracy]:
-    """Rows whose answer is the archive's own, after trimming and case folding: `overall`, and by
-    kind of question where `kinds` maps ids to them.
+    """Rows whose answer is the archive's own.
+
+    `overall`, and by kind of question where `kinds` maps ids to them: after trimming and case
+    folding. `open` and `closed`, where the archive says what rows are: by whole words, for yes and
+    no by the first of them in the answer.
 
     Rows without a known answer (`is_known`) do not count; rows without an answer are wrong. Empty
     when no row has a known answer. Raises RunError E1506 for a damaged run.
     """
     compared: Counter[str] = Counter()
     right: Counter[str] = Counter()
-    for table in read_run(out, ["id", "answer", "reference"]):
+    for table in read_run(out, ["id", "answer", "reference", "answer_type"]):
         for row in table.to_pylist():
             if not is_known(row["reference"]):
                 continue
-            same = normal(row["answer"] or "") == normal(row["reference"])
-            for kind in ("overall", *(() if kinds is None else (kinds.get(row["id"], "other"),))):
-                compared[kind] += 1
-                right[kind] += same
+            answer, reference, kind = row["answer"] or "", row["reference"], row["answer_type"]
+            found = {"overall": normal(answer) == normal(reference)}
+            if kinds is not None:
+                found[kinds.get(row["id"], "other")] = found["overall"]
+            elif kind is not None:
+                found[kind] = is_right(answer, reference, kind)
+            compared.update(found.keys())
+            right.update(name for name, is_so in found.items() if is_so)
     return {kind: Accuracy(count, right[kind]) for kind, count in compared.items()}
 
 

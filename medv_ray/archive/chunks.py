@@ -64,6 +64,8 @@ class Row:
     reference: str | None = None
     choices: tuple[str, ...] = ()
     """Allowed answers, to be scored beside the free one; none where the row has none."""
+    answer_type: str | None = None
+    """open or closed, where a column of that name says so."""
     error: DataError | None = None
     history: tuple[tuple[str, str], ...] = ()
     """(role, text) of earlier turns, user and assistant, where the row is a dialogue."""

@@ -24,13 +24,15 @@ Cells = Mapping[str, Any]
 
 
 def pick(columns: Columns, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The cells of a record that are asked for: id, image, question, reference, and dialogue and
-    choices where there is such a column."""
+    """The cells of a record that are asked for: id, image, question, reference, and dialogue,
+    choices and answer_type where there is such a column."""
     wanted = (columns.id, columns.image, columns.question, columns.answer)
     found = [None if name is None else values.get(name) for name in wanted]
     cells: dict[str, Any] = dict(zip(("id", "image", "question", "reference"), found, strict=True))
     if columns.choices is not None:
         cells["choices"] = values.get(columns.choices)
+    if columns.answer_type is not None:
+        cells["answer_type"] = values.get(columns.answer_type)
     if columns.turns is None:
         return cells
     exchange = last_exchange if columns.turns == MESSAGES else first_exchange
@@ -97,6 +99,9 @@ def fill(settings: ArchiveSettings, row: Row, cells: Cells) -> None:
         asked, row.marks = said.question, said.marks
         row.history, row.system = said.history, said.system
         reference = said.reference if reference in (None, "") else reference
+    kind = cells.get("answer_type")
+    kind = kind.strip().lower() if isinstance(kind, str) else None
+    row.answer_type = kind if kind in ("open", "closed") else None
     limit = settings.max_cell_bytes
     try:
         row.reference = cell_text(reference, "answer", limit)

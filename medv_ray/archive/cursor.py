@@ -49,9 +49,7 @@ class Cursor:
         leaves = [f"{image}.bytes", f"{image}.path"]
         names = leaves if self.footer.image_kind == "struct" else []
         whole = None if self.footer.image_kind == "struct" else image
-        texts = (columns.id, columns.question, columns.answer, columns.turns, columns.choices)
-        wanted = (*texts, whole)
-        names += [name for name in wanted if name is not None]
+        names += columns.cells if whole is None else [*columns.cells, whole]
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(self.group.average, 1)))
         if exact:  # so small that a damaged page costs no row before it
             rows = min(rows, max(1, self.group.rows // 100_000))
@@ -161,8 +159,7 @@ def batch_rows(
 ) -> Iterator[Row]:
     """Rows of one decoded batch."""
     columns = footer.columns
-    wanted = (columns.id, columns.question, columns.answer, columns.turns, columns.choices)
-    cells = {name: cells_of(batch.column(name)) for name in wanted if name is not None}
+    cells = {name: cells_of(batch.column(name)) for name in columns.cells}
     limit = archive.settings.max_image_bytes
     image = Images(batch.column(columns.image), footer.image_kind) if columns.image else None
     last: Row | None = None

@@ -21,7 +21,7 @@ from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.sources import Archive, file_path
 from medv_ray.archive.store import TROUBLE, reason_of
 from medv_ray.errors import DataError
-from medv_ray.tables.columns import Columns, find
+from medv_ray.tables.columns import ANSWER_TYPE, Columns, find
 
 STREAM_BYTES = 2**20  # read-ahead of one column
 BATCH_BYTES = 8 * 2**20  # aimed at, decoded at once
@@ -83,6 +83,11 @@ def read_footer(settings: ArchiveSettings, file: SourceFile, opened: pq.ParquetF
                 said = f"{file.name}: column {columns.choices!r} is {held}; choices are lists."
                 raise DataError("E1109", said)
             columns = columns._replace(choices=None)  # nobody asked for it
+    if columns.answer_type is not None:
+        try:
+            check_cell_type(schema.field(ANSWER_TYPE).type, ANSWER_TYPE, file.name, TEXTS)
+        except DataError:
+            columns = columns._replace(answer_type=None)  # nor for this
     groups, first = [], 0
     for number in range(opened.metadata.num_row_groups):
         # not .column(n): pyarrow lets some damage there end the process

@@ -53,6 +53,7 @@ def quarantine_record(row: Row, error: DataError) -> dict[str, Any]:
         "image_paths": image_paths(row),
         "question": row.question,
         "reference": row.reference,
+        "answer_type": row.answer_type,
         "status": "quarantined",
         "code": error.code,
         "reason": error.reason,

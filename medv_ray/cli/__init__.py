@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medv_ray import __version__
-from medv_ray.cli.evaluating import compare_command, eval_command, judge_command, report_command
+from medv_ray.cli.calibrating import calibrate_command, consistency_command
+from medv_ray.cli.evaluating import compare_command, eval_command, judge_command
 from medv_ray.cli.exporting import export_answers_command, lmms_tasks_command
+from medv_ray.cli.reporting import report_command
 from medv_ray.cli.rows import rows_command
 from medv_ray.cli.serving import bench_app, chat_command, serve_command
 from medv_ray.cli.terminal import exit_code_of, merged, print_json, read_yaml, told_cleanly
@@ -100,8 +102,12 @@ def score_command(
         },
         assignments or [],
     )  # fmt: skip
+    from medv_ray.on_ray.abstaining import with_stored
     from medv_ray.on_ray.score import Resume, score
 
+    settings, said = with_stored(settings, new_run=not resume)
+    if said is not None:
+        typer.echo(said, err=True)
     mode = Resume(not resume, allow_mixed, allow_added, take_over, retry_quarantined)
     if plan:
         from medv_ray.on_ray.preview import preview
@@ -127,7 +133,10 @@ def score_settings(
     chosen = values["model"].get("path") if isinstance(values["model"], dict) else None
     if isinstance(chosen, str):
         chosen = values["model"]["path"] = model_folder(chosen)
-    return build(ScoreSettings, merged(checkpoint_defaults(str(chosen)), values))
+    whole = merged(checkpoint_defaults(str(chosen)), values)
+    if "abstain_below" in values:  # null is a value here: nothing abstains
+        whole["abstain_below"] = values["abstain_below"]
+    return build(ScoreSettings, whole)
 
 
 def summary_of(outcome: Outcome, settings: ScoreSettings) -> dict[str, Any]:
@@ -172,6 +181,8 @@ app.command("compare")(told_cleanly(compare_command))
 app.command("export-answers")(told_cleanly(export_answers_command))
 app.command("lmms-tasks")(told_cleanly(lmms_tasks_command))
 app.command("judge")(told_cleanly(judge_command))
+app.command("calibrate")(told_cleanly(calibrate_command))
+app.command("consistency")(told_cleanly(consistency_command))
 app.command("report")(told_cleanly(report_command))
 app.command("sweep")(told_cleanly(sweep_command))
 app.command("tune")(told_cleanly(tune_command))

@@ -1,12 +1,14 @@
-"""`medv eval` and `medv compare`: benchmarks whose figures can be repeated."""
+"""`medv eval`, `medv compare` and `medv judge`: benchmarks whose figures can be repeated."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medv_ray.cli.rows import PIPE_WIDTH
 from medv_ray.cli.terminal import print_json
 from medv_ray.errors import SettingsError
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 Option = typer.Option
 Text = str | None
+BASELINES = (("majority", "majority"), ("question only", "question_only"))
+"""Titles of columns, and their keys in results.json."""
 
 
 def eval_command(
@@ -44,6 +48,9 @@ def eval_command(
     ] = None,
     num_gpus: Annotated[float, Option(help="GPUs of an actor.")] = 0,
     max_actors: Annotated[int | None, Option(help="Actors at most.")] = None,
+    groups: Annotated[
+        bool, Option("--groups", help="Tables by question type, organ, modality, if known.")
+    ] = False,
     as_json: Annotated[bool, Option("--json", help="results.json instead of a table.")] = False,
     address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
 ) -> None:
@@ -89,14 +96,17 @@ def eval_command(
         return
     from rich.console import Console
 
-    Console().print(table_of(found))
+    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    console.print(table_of(found))
+    for table in tables_by_group(found) if groups else ():
+        console.print(table)
     for name, one in found["recipes"].items():
         typer.echo(f"{name}: recipe {one['recipe_sha256'][:16]}, {said(one['run'])}")
         typer.echo(f"{name}: answers have {in_words(one['answer_shape'])}")
 
 
 def table_of(found: dict[str, Any]) -> Table:
-    """Ours, the paper's and the majority's figure of each benchmark, in percent."""
+    """Ours, the paper's and the baselines' figure of each benchmark, in percent."""
     from rich.table import Table
 
     from medv_ray.evaluation.recipes import published
@@ -104,15 +114,15 @@ def table_of(found: dict[str, Any]) -> Table:
     rows = published()["vqa"]["rows"]
     paper = next(row for row in rows if row["model"] == "LLaDA-MedV")
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    heads = ("benchmark", "questions", "metric", "n", "ours", "95 %", "paper", "majority")
-    for name in (*heads, "by choices"):
+    names = ("benchmark", "questions", "metric", "n", "ours", "95 %", "paper")
+    for name in (*names, *(title for title, _ in BASELINES), "by choices"):
         drawn.add_column(
             name, justify="right" if name not in ("benchmark", "questions") else "left"
         )
     for name, one in found["recipes"].items():
         for kind, cell in one["headline"].items():
             theirs = paper.get(name, {}).get(kind)
-            guess = one.get("majority", {}).get(kind)
+            guesses = [one.get(key, {}).get(kind) for _, key in BASELINES]
             scored = (one.get("choices") or {}).get("accuracy") if kind == "closed" else None
             drawn.add_row(
                 name + ("" if one["whole"] else " (a part)") + (", blind" * found["blind"]),
@@ -122,7 +132,7 @@ def table_of(found: dict[str, Any]) -> Table:
                 f"{100 * cell['mean']:.2f}",
                 f"{100 * cell['low']:.2f} - {100 * cell['high']:.2f}",
                 "-" if theirs is None else f"{theirs:.2f}",
-                "-" if guess is None else f"{100 * guess['mean']:.2f}",
+                *("-" if one is None else f"{100 * one['mean']:.2f}" for one in guesses),
                 by_choices(scored),
             )
     return drawn
@@ -134,6 +144,43 @@ def by_choices(found: dict[str, Any] | None) -> str:
         return "-"
     low, high = 100 * found["low"], 100 * found["high"]
     return f"{100 * found['mean']:.2f} ({low:.2f} - {high:.2f}; {found['n']})"
+
+
+def tables_by_group(found: dict[str, Any]) -> list[Table]:
+    """Of each benchmark and group, the headline's metrics of its values in percent, the most
+    frequent value first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = []
+    for name, one in found["recipes"].items():
+        for group, values in one["groups"].items():
+            table = Table(
+                box=None, pad_edge=False, header_style="bold", title=f"{name}, by {group}",
+                title_justify="left",
+            )  # fmt: skip
+            table.add_column(group)
+            metrics = [(kind, cell["metric"]) for kind, cell in one["headline"].items()]
+            for kind, _ in metrics:
+                for title in (f"n, {kind}", kind, "95 %"):
+                    table.add_column(title, justify="right")
+            order = sorted(values, key=lambda value: (-_count(values[value]), value))
+            for value in order:
+                cells = [_cells(values[value].get(metric)) for _, metric in metrics]
+                table.add_row(Text(value), *(text for three in cells for text in three))
+            drawn.append(table)
+    return drawn
+
+
+def _count(of: dict[str, Any]) -> int:
+    return sum(cell["n"] for cell in of.values())
+
+
+def _cells(cell: dict[str, Any] | None) -> tuple[str, str, str]:
+    if cell is None:
+        return "-", "-", "-"
+    low, high = 100 * cell["low"], 100 * cell["high"]
+    return str(cell["n"]), f"{100 * cell['mean']:.2f}", f"{low:.2f} - {high:.2f}"
 
 
 def said(run: dict[str, Any]) -> str:
@@ -156,38 +203,6 @@ def compare_command(
     from medv_ray.evaluation.comparison import compare
 
     print_json(compare(first, second))
-
-
-def report_command(
-    run: Annotated[str, typer.Argument(help="Run folder of `medv score`, finished or not.")],
-    out: Annotated[
-        Path | None, Option(help="File; default: report.html in the run folder.")
-    ] = None,
-    archive: Annotated[Text, Option(help="What was scored, for pictures on the page.")] = None,
-    questions: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    question: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    images: Annotated[Text, Option(help="As for `medv score`.")] = None,
-) -> None:
-    """One HTML file about a run: counts, accuracy, confidence, pictures; no script, no link."""
-    from medv_ray.archive.plan import plan
-    from medv_ray.archive.settings import ArchiveSettings
-    from medv_ray.archive.sources import open_archive
-    from medv_ray.archive.store import Store
-    from medv_ray.evaluation.report import report
-    from medv_ray.files import write_atomic
-    from medv_ray.settings import build
-
-    planned = None
-    if archive is not None:
-        given = {"archive": archive, "questions": questions, "question": question, "images": images}
-        found = open_archive(build(ArchiveSettings, given))
-        planned = plan(found, "report")
-    page = report(run, planned).encode()
-    if out is None:
-        Store(run).write("report.html", page)
-    else:
-        write_atomic(out, page)
-    typer.echo(f"{out.name if out else 'report.html in the run folder'}: {len(page):,} bytes")
 
 
 def judge_command(

@@ -66,14 +66,16 @@ def risk_coverage(
     return (kept / max(1, len(sure)))[last], ((1 - hit).cumsum() / kept)[last]
 
 
-def threshold(confidence: Values, right: Values, target_risk: float) -> float | None:
-    """The lowest confidence at which at most `target_risk` of the answers kept are wrong; None
-    where there is none."""
-    sure, hit = _pair(confidence, right)
-    _, risk = risk_coverage(sure, hit)
-    levels = np.unique(sure)[::-1]
-    fitting = np.flatnonzero(risk <= target_risk)
-    return float(levels[fitting[-1]]) if len(fitting) else None
+def auroc(scores: Values, right: Values) -> float | None:
+    """How often a right answer has a higher score than a wrong one, equal ones counting half; None
+    where all are right or all wrong."""
+    score, hit = _pair(scores, right)
+    good = np.sort(score[hit >= 0.5])
+    bad = score[hit < 0.5]
+    if not len(good) or not len(bad):
+        return None
+    below = np.searchsorted(good, bad, "left") + np.searchsorted(good, bad, "right")
+    return float(1 - below.mean() / (2 * len(good)))
 
 
 def _pair(confidence: Values, right: Values) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

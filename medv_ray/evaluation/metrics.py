@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
-from medv_ray.evaluation import llava_med, slake_rule, strict
+from medv_ray.archive import strict
+from medv_ray.evaluation import llava_med, named_choice, slake_rule
 
 Kind = Literal["open", "closed"]
 Rule = Callable[..., float]
@@ -80,7 +81,7 @@ METRICS: Mapping[str, Metric] = {
     "llava_med.closed_recall": Metric(_of_tokens(2), CLOSED),
     "strict.open": Metric(strict.same, OPEN),
     "strict.closed": Metric(strict.closed, CLOSED),
-    "strict.choice": Metric(strict.choice, CLOSED, of_choices=True),
+    "strict.choice": Metric(named_choice.choice, CLOSED, of_choices=True),
     "lmms.slake": Metric(slake_rule.is_right, (*OPEN, *CLOSED)),
 }
 PUBLISHED = ("llava_med.recall", "llava_med.closed")

@@ -10,12 +10,8 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, StrictUndefined
-
-from medv_ray.archive.accuracy import is_known
 from medv_ray.archive.folder import METRICS
 from medv_ray.archive.manifest import flatten, read_manifest
 from medv_ray.archive.plan import Plan
@@ -24,17 +20,17 @@ from medv_ray.archive.results import Choice, input_files, rows_of
 from medv_ray.archive.store import Store
 from medv_ray.data.thumbnail import Thumbnails
 from medv_ray.errors import CATALOGUE, DataError, RunError
-from medv_ray.evaluation import calibration, strict
+from medv_ray.evaluation.judged_rows import JudgedRows
+from medv_ray.evaluation.pages import rendered
 from medv_ray.evaluation.statistics import Interval, wilson
+from medv_ray.evaluation.stored_calibration import StoredCalibration
+from medv_ray.evaluation.trust import BARS, trust
 from medv_ray.settings import ImageSettings
 
 SHOWN = 12
 """Rows of each kind."""
 SIDE = 224
 """Of a picture, in pixels."""
-BARS = 20
-CURVE = 200
-"""Points of a curve, at most."""
 MOST_WORDS = 600
 """Characters of a question or answer."""
 
@@ -64,10 +60,8 @@ class Found:
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Of rows without an answer, by status and reason."""
     warnings: Counter[str] = field(default_factory=Counter)
-    confidence: list[float] = field(default_factory=list)
-    """Of answers whose reference is known, with `right` and `kind`."""
-    right: list[bool] = field(default_factory=list)
-    kind: list[str] = field(default_factory=list)
+    judged: JudgedRows = field(default_factory=JudgedRows)
+    """Answers whose reference is known."""
     bars: list[int] = field(default_factory=lambda: [0] * BARS)
     """Answers by confidence."""
     wrong: list[tuple[float, int, Card]] = field(default_factory=list)
@@ -76,39 +70,42 @@ class Found:
     refused: list[Card] = field(default_factory=list)
 
 
-def report(out: str, plan: Plan | None = None) -> str:
+def report(out: str, plan: Plan | None = None, stored: StoredCalibration | None = None) -> str:
     """HTML of a run, finished or not.
 
     `plan`: of the archive that it scored, for pictures; they are decoded as they were for the
-    model. Raises RunError E1506, E1507.
+    model. `stored`: the model's calibration. Raises RunError E1506, E1507.
     """
     names = input_files(out)
     manifest = read_manifest(Store(out)) or {}
     found = count(rows_of(out, Choice()))
-    groups = [
-        ("Surest wrong answers", [card for _, _, card in sorted(found.wrong, reverse=True)]),
-        ("Least certain answers", [card for _, _, card in sorted(found.unsure, reverse=True)]),
-        ("Quarantined", found.refused),
-    ]
+    groups = groups_of(found)
     if plan is not None:
         groups = [(title, with_pictures(cards, names, plan)) for title, cards in groups]
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = (files("medv_ray.evaluation") / "report.html").read_text("utf-8")
-    return page.from_string(template).render(
+    return rendered(
+        "report.html",
         name=out.rstrip("/").rpartition("/")[2],
         found=found,
         total=sum(found.statuses.values()),
         whole=whole(out),
         shares=shares(found),
         bars=found.bars,
-        curve=curve(found),
-        ece=calibration.calibration_error(found.confidence, found.right) if found.right else None,
+        trust=trust(found.judged, stored),
         groups=groups,
         has_plan=plan is not None,
         settings=settings_of(manifest),
         files=names[:20],
         more_files=max(0, len(names) - 20),
     )
+
+
+def groups_of(found: Found) -> list[tuple[str, list[Card]]]:
+    """The rows that are shown, under their titles."""
+    return [
+        ("Surest wrong answers", [card for _, _, card in sorted(found.wrong, reverse=True)]),
+        ("Least certain answers", [card for _, _, card in sorted(found.unsure, reverse=True)]),
+        ("Quarantined", found.refused),
+    ]
 
 
 def count(tables: Iterable[Any]) -> Found:
@@ -134,15 +131,9 @@ def _add(found: Found, row: dict[str, Any], number: int) -> None:
     sure = float(row["confidence"])
     found.bars[min(BARS - 1, int(sure * BARS))] += 1
     _keep(found.unsure, (-sure, -number, card))
-    if row["reference"] is None or not is_known(row["reference"]):
-        return
-    kind = "closed" if strict.words(row["reference"]) in (["yes"], ["no"]) else "open"
-    rule = strict.closed if kind == "closed" else strict.same
-    hit = rule(row["answer"] or "", row["reference"])
-    found.confidence.append(sure)
-    found.right.append(hit)
-    found.kind.append(kind)
-    if not hit:
+    known = len(found.judged)
+    found.judged.add(row)
+    if len(found.judged) > known and not found.judged.right[-1]:
         _keep(found.wrong, (sure, -number, card))
 
 
@@ -178,21 +169,12 @@ def shares(found: Found) -> list[tuple[str, Interval]]:
     """Right answers of those compared, by kind, with Wilson's interval."""
     rows = []
     for kind in ("all", "open", "closed"):
-        hits = [h for h, k in zip(found.right, found.kind, strict=True) if kind in ("all", k)]
+        right = zip(found.judged.right, found.judged.kind, strict=True)
+        hits = [h for h, k in right if kind in ("all", k)]
         if hits:
             low, high = wilson(sum(hits), len(hits))
             rows.append((kind, Interval(sum(hits) / len(hits), low, high, len(hits))))
     return rows
-
-
-def curve(found: Found) -> list[tuple[float, float]]:
-    """Points of risk over coverage."""
-    coverage, risk = calibration.risk_coverage(found.confidence, found.right)
-    step = max(1, len(coverage) // CURVE)
-    picked = [*range(0, len(coverage), step)]
-    if len(coverage) and picked[-1] != len(coverage) - 1:
-        picked.append(len(coverage) - 1)
-    return [(float(coverage[i]), float(risk[i])) for i in picked]
 
 
 def whole(out: str) -> bool:

@@ -9,11 +9,8 @@ from typing import Any
 
 from medv_ray.evaluation.metrics import METRICS, values
 from medv_ray.evaluation.recipes import Question, Recipe
-from medv_ray.evaluation.statistics import Interval, interval, paired
+from medv_ray.evaluation.statistics import Interval, interval, paired, wilson
 from medv_ray.evaluation.text_shape import shape
-
-FEW = 5
-"""Groups of fewer questions are put together."""
 
 
 def figures(
@@ -26,19 +23,30 @@ def figures(
     to 1."""
     judged = [one.judged(answers[one.id]) for one in questions]
     found = values(judged, METRICS, candidates)
-    headline = (recipe.open_metric, recipe.closed_metric)
+    names = (recipe.open_metric, recipe.closed_metric)
     form = shape(answers.values())
     return {
         "metrics": {name: shown(of) for name, of in found.items() if of},
         "headline": {
             kind: shown(found[name]) | {"metric": name}
-            for kind, name in zip(("open", "closed"), headline, strict=True)
+            for kind, name in zip(("open", "closed"), names, strict=True)
             if found[name]
         },
-        "groups": by_group(questions, {name: found[name] for name in headline}),
+        "groups": by_group(questions, {name: found[name] for name in names}),
         "answer_words": form["words"],
         "answer_shape": form,
         "n": len(questions),
+    }
+
+
+def headline(
+    recipe: Recipe, questions: Sequence[Question], answers: Mapping[str, str]
+) -> dict[str, Any]:
+    """The recipe's open and closed metric of one set of answers by question id, with intervals."""
+    names = {"open": recipe.open_metric, "closed": recipe.closed_metric}
+    found = values((one.judged(answers[one.id]) for one in questions), names.values())
+    return {
+        kind: shown(found[name]) | {"metric": name} for kind, name in names.items() if found[name]
     }
 
 
@@ -48,10 +56,19 @@ def shown(of: Mapping[str, float]) -> dict[str, Any]:
     return found._asdict()
 
 
+def narrow(of: Sequence[float]) -> dict[str, Any]:
+    """A mean with its interval, as a group may have few rows: Wilson's where they are right or
+    wrong, else the bootstrap's."""
+    if set(of) <= {0.0, 1.0}:
+        low, high = wilson(round(sum(of)), len(of))
+        return Interval(fmean(of), low, high, len(of))._asdict()
+    return interval(of)._asdict()
+
+
 def by_group(
     questions: Sequence[Question], found: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """By name of a group and its value: n, and the mean of each metric."""
+    """By name of a group and its value: of each metric the mean, its interval and n."""
     table: dict[str, dict[str, dict[str, list[float]]]] = {}
     for one in questions:
         for group, value in one.groups.items():
@@ -61,7 +78,7 @@ def by_group(
                     cell.setdefault(name, []).append(of[one.id])
     return {
         group: {
-            value: {name: {"mean": fmean(v), "n": len(v)} for name, v in cells.items()}
+            value: {name: narrow(v) for name, v in cells.items()}
             for value, cells in sorted(rows.items())
         }
         for group, rows in table.items()

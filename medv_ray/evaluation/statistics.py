@@ -87,6 +87,33 @@ def wilson(right: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def at_most(k: int, n: int, p: float) -> float:
+    """Probability that of n independent rows with chance p at most k hit."""
+    if k >= n or p <= 0:
+        return 1.0
+    if k < 0 or p >= 1:
+        return 0.0
+    i = np.arange(1, k + 1)
+    steps = np.log((n - i + 1) / i) + math.log(p) - math.log1p(-p)
+    logs = n * math.log1p(-p) + np.concatenate([[0.0], np.cumsum(steps)])
+    top = float(logs.max())
+    return min(1.0, math.exp(top) * float(np.exp(logs - top).sum()))
+
+
+def upper_bound(k: int, n: int, level: float = LEVEL) -> float:
+    """What a share of which k of n rows were seen does not exceed, at a one-sided level.
+
+    Source: Clopper and Pearson 1934.
+    """
+    if k >= n:
+        return 1.0
+    low, high = k / n, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if at_most(k, n, middle) <= 1 - level else (middle, high)
+    return high
+
+
 def _normal_quantile(p: float) -> float:
     from statistics import NormalDist
 

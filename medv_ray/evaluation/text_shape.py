@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from medv_ray.evaluation.strict import WORD
+from medv_ray.archive.strict import WORD
 
 NGRAM = 3
 

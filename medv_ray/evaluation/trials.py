@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from medv_ray.evaluation import strict
 from medv_ray.evaluation.statistics import wilson
 from medv_ray.evaluation.text_shape import shape
 
@@ -38,17 +37,6 @@ class Trial(NamedTuple):
 
 Trials = Mapping[int, Trial]
 """Of one setting, by row."""
-
-
-def kind_of(reference: str) -> Kind:
-    """Closed where the known answer is yes or no."""
-    return "closed" if strict.words(reference) in (["yes"], ["no"]) else "open"
-
-
-def is_right(kind: Kind, answer: str, reference: str) -> bool:
-    """By whole words."""
-    rule = strict.closed if kind == "closed" else strict.same
-    return rule(answer, reference)
 
 
 def compared(mine: Trials, exact: Trials) -> tuple[int, int]:

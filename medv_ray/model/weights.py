@@ -37,6 +37,7 @@ from medv_ray.model.shards import (
     read_json,
     require,
 )
+from medv_ray.settings import CALIBRATION
 
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -51,6 +52,8 @@ TOKENIZER_FILES = (
 SHARD_BYTES = 5 * 10**9
 IMPORT_NOTE = "import.json"
 """Says where imported weights come from; no answer depends on it."""
+NOTES = (IMPORT_NOTE, CALIBRATION)
+"""What is written beside weights about them; their digest leaves it out."""
 
 
 def load(
@@ -209,7 +212,7 @@ def digest(path: str | os.PathLike[str]) -> str:
     return files_sha256(
         file
         for file in folder.iterdir()
-        if file.suffix in kinds and file.name != IMPORT_NOTE and file.is_file()
+        if file.suffix in kinds and file.name not in NOTES and file.is_file()
     )
 
 

@@ -157,6 +157,7 @@ class ChunkScorer:
             "row": row.row,
             "question": row.question,
             "reference": row.reference,
+            "answer_type": row.answer_type,
             "status": "abstained" if reason else "answered",
             "reason": reason,
             "answer": ended.text,

@@ -27,6 +27,7 @@ from medv_ray.data.vqa.settings import PrepareSettings
 from medv_ray.errors import RunError, SettingsError
 from medv_ray.evaluation import choices, predictions, recipes, results
 from medv_ray.evaluation.comparison import ANSWERS, RESULTS
+from medv_ray.evaluation.question_only import question_only
 from medv_ray.evaluation.recipes import Question, Recipe
 from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, checkpoint_defaults
@@ -104,7 +105,9 @@ def _one(
     most = results.majority(train, lettered=recipes.OPTIONS in recipe.prompt)
     if most:
         guessed = {one.id: most.get(one.kind, "") for one in questions}
-        figures["majority"] = results.figures(recipe, questions, guessed)["headline"]
+        figures["majority"] = results.headline(recipe, questions, guessed)
+        guessed = question_only(train, questions)
+        figures["question_only"] = results.headline(recipe, questions, guessed)
     return {
         "recipe": recipe.model_dump(mode="json"),
         "recipe_sha256": sha256,

@@ -16,11 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medv_ray.archive.strict import is_right
 from medv_ray.disk import disk_errors
 from medv_ray.engine import Answer, Request
 from medv_ray.errors import DataError, RunError
 from medv_ray.evaluation.grids import Arm
-from medv_ray.evaluation.trials import Trial, is_right
+from medv_ray.evaluation.trials import Trial
 from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import ScoreSettings, model_digests
 from medv_ray.on_ray.predictor import Failed, ReloadingPredictor, load_predictor, processor
@@ -177,7 +178,7 @@ def trial_of(
         return Trial(arm.name, row, asked.id, None, ended.code, asked.kind, None, 0, 0.0, visit)
     right = None
     if asked.reference is not None and asked.kind is not None:
-        right = is_right(asked.kind, ended.text, asked.reference)
+        right = is_right(ended.text, asked.reference, asked.kind)
     return Trial(
         arm.name, row, asked.id, ended.text, None, asked.kind, right, ended.forward_passes,
         round(seconds, 6), visit,

@@ -3,10 +3,10 @@ of evaluation, which training, in a lower room, is handed."""
 
 from __future__ import annotations
 
+from medv_ray.archive import strict
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.engine.resolve import resolve
 from medv_ray.errors import SettingsError
-from medv_ray.evaluation import strict
 from medv_ray.on_ray.options import checkpoint_defaults
 from medv_ray.settings import SamplerSettings, build
 from medv_ray.training.job import TrainSettings

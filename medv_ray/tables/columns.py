@@ -11,6 +11,8 @@ from medv_ray.errors import DataError
 
 MESSAGES = "messages"
 TURNS = (MESSAGES, "conversations", "conversatons")  # the last: a typing error of published files
+ANSWER_TYPE = "answer_type"
+"""Whether a question is open or closed, as VQA-RAD, SLAKE and prepared datasets say it."""
 NO_COLUMN = "none"
 """`--id-column none`: ids are made of file and row, whatever the table has; `--choices-column none`
 looks at none either."""
@@ -37,6 +39,16 @@ class Columns(NamedTuple):
     turns: str | None = None
     """Of a dialogue, in place of the question."""
     choices: str | None = None
+    answer_type: str | None = None
+
+    @property
+    def cells(self) -> list[str]:
+        """All but the image's, each once."""
+        named = (
+            *(self.id, self.question, self.answer),
+            *(self.turns, self.choices, self.answer_type),
+        )
+        return [name for name in dict.fromkeys(named) if name is not None]
 
 
 LAYOUTS = (
@@ -72,7 +84,8 @@ def resolve(asked: Asked, names: tuple[str, ...]) -> Columns:
         None if asked.id == NO_COLUMN else there(row_id),
         there(answer),
         turns,
-        None if asked.choices == NO_COLUMN else there(choices),
+        choices=None if asked.choices == NO_COLUMN else there(choices),
+        answer_type=there(ANSWER_TYPE),
     )
 
 
@@ -97,6 +110,8 @@ def find(asked: Asked, names: Sequence[str], file: str) -> Columns:
     missing = {kind: str(getattr(asked, kind)) for kind, name in needed if name is None}
     if missing:
         raise no_column(file, missing, names)
+    if list(names).count(ANSWER_TYPE) > 1:
+        found = found._replace(answer_type=None)  # nobody asked for it
     twice = next((name for name in found if name is not None and list(names).count(name) > 1), None)
     if twice is not None:
         raise DataError("E1109", f"{file}: two columns have the name {twice[:30]!r}.")

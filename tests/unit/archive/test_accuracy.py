@@ -1,8 +1,18 @@
+import io
 import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
 from medv_ray.archive.accuracy import Accuracy, accuracy, is_known
+from medv_ray.archive.plan import plan
+from medv_ray.archive.reading import read_rows
 from medv_ray.archive.rows import write_part
 from medv_ray.archive.run import Run
+from medv_ray.archive.settings import ArchiveSettings
+from medv_ray.archive.sources import open_archive
 
 IDENTITY = {"model": "m"}
 
@@ -51,3 +61,75 @@ def test_empty_cells_are_no_known_answers(make, tmp_path):
     assert [is_known(text) for text in known] == [False] * 4 + [True] * 2
     found = score(make, str(tmp_path / "run"), known=known[1:5], given=given[1:5]).accuracy
     assert found == {"overall": Accuracy(1, 0)}
+
+
+def test_open_and_closed_ones_by_whole_words(make, tmp_path):
+    make.parquet(rows=4, id=list("abcd"), answer=["no"] * 4)
+    planned = make.plan()
+    rows = [  # reference, answer, answer_type
+        ("no", "No, it is normal.", "closed"),
+        ("no", "abnormal", "closed"),
+        ("left lung", "the left lung.", "open"),
+        ("yes", "Yes", None),
+    ]
+    with Run.open(str(tmp_path / "run"), planned, IDENTITY) as run:
+        [chunk] = run.todo()
+        records = make.records(planned, chunk)
+        for record, row in zip(records, rows, strict=True):
+            record |= dict(zip(("reference", "answer", "answer_type"), row, strict=True))
+        run.commit(write_part(run.store, chunk, records))
+        assert run.finish().accuracy == {
+            "overall": Accuracy(4, 1), "closed": Accuracy(2, 1), "open": Accuracy(1, 1),
+        }  # fmt: skip
+
+
+KINDS = [" CLOSED ", "Open", "other", "", None]
+KNOWN = ["closed", "open", None, None, None]
+
+
+def write_parquet(folder, kinds):
+    table = {"image": ["x.png"] * 5, "question": ["q?"] * 5, "answer_type": kinds}
+    pq.write_table(pa.table(table), folder / "rows.parquet")
+
+
+def write_csv(folder, _):
+    lines = [f"x.png,q?,{kind or ''}" for kind in KINDS]
+    (folder / "rows.csv").write_text("\n".join(["image,question,answer_type", *lines]))
+
+
+def write_jsonl(folder, kinds):
+    rows = [{"image": "x.png", "question": "q?", "answer_type": kind} for kind in kinds]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def write_tar(folder, kinds):
+    with tarfile.open(folder / "rows.tar", "w") as file:
+        for number, kind in enumerate(kinds):
+            for name, data in (
+                ("png", b"x"),
+                ("json", json.dumps({"question": "q?", "answer_type": kind}).encode()),
+            ):
+                member = tarfile.TarInfo(f"{number}.{name}")
+                member.size = len(data)
+                file.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_csv, write_jsonl, write_tar])
+@pytest.mark.parametrize(("kinds", "known"), [(KINDS, KNOWN), ([[1]] * 5, [None] * 5)])
+def test_a_row_has_its_archives_answer_type(tmp_path, write, kinds, known):
+    if write is write_csv and kinds is not KINDS:
+        pytest.skip("has text only")
+    write(tmp_path, kinds)
+    made = plan(open_archive(ArchiveSettings(archive=str(tmp_path))), "x")
+    rows = [row for chunk in made.chunks for row in read_rows(made.archive, chunk)]
+    assert [row.answer_type for row in sorted(rows, key=lambda row: row.row)] == known
+    assert not any(row.error and row.error.code == "E1109" for row in rows)
+
+
+def test_a_column_that_stands_twice_and_is_not_asked_for(tmp_path):
+    names = ["image", "question", "answer_type", "answer_type"]
+    table = pa.table([["x.png"], ["q?"], ["open"], ["closed"]], names=names)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    made = plan(open_archive(ArchiveSettings(archive=str(tmp_path))), "x")
+    [row] = read_rows(made.archive, made.chunks[0])
+    assert row.answer_type is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medv_ray.evaluation.calibration import bins, calibration_error, risk_coverage, threshold
+from medv_ray.evaluation.calibration import auroc, bins, calibration_error, risk_coverage
 
 
 def test_what_is_as_sure_as_it_is_right_has_no_error() -> None:
@@ -29,10 +29,8 @@ def test_the_surest_are_kept_first() -> None:
     assert [len(side) for side in risk_coverage([], [])] == [0, 0]
 
 
-def test_the_lowest_confidence_that_keeps_a_risk() -> None:
-    sure, right = [0.9, 0.8, 0.7, 0.6], [1, 1, 0, 1]
-    assert threshold(sure, right, 0.0) == 0.8
-    assert threshold(sure, right, 0.25) == 0.6
-    assert threshold(sure, right, 0.3) == 0.6
-    assert threshold([0.9], [0], 0.5) is None
-    assert threshold([], [], 0.5) is None
+def test_how_often_right_ones_have_the_higher_score() -> None:
+    assert auroc([0.9, 0.8, 0.3, 0.1], [1, 1, 0, 0]) == 1.0
+    assert auroc([0.9, 0.8, 0.3, 0.1], [0, 1, 0, 1]) == 0.25
+    assert auroc([0.5, 0.5, 0.5], [1, 0, 0]) == 0.5, "equal scores count half"
+    assert auroc([0.9, 0.8], [1, 1]) is None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from medv_ray.evaluation import llava_med, strict
+from medv_ray.archive import strict
+from medv_ray.evaluation import llava_med
 from medv_ray.evaluation.judge_scores import Scores, group, groups, scores_of
 from medv_ray.evaluation.metrics import METRICS, Judged, values
 

@@ -106,8 +106,10 @@ def test_figures_of_three_questions() -> None:
     assert found["headline"]["open"]["mean"] == 0.5
     assert found["headline"]["open"]["metric"] == "llava_med.recall"
     cells = found["groups"]["question_type"]
-    assert cells["PRES"] == {"llava_med.closed": {"mean": 0.5, "n": 2}}
-    assert cells["POS"] == {"llava_med.recall": {"mean": 0.5, "n": 1}}
+    pres = cells["PRES"]["llava_med.closed"]
+    assert (pres["mean"], pres["n"]) == (0.5, 2)
+    assert (pres["low"], pres["high"]) == pytest.approx((0.0945, 0.9055), abs=1e-3)
+    assert cells["POS"]["llava_med.recall"]["mean"] == 0.5
     assert found["answer_words"] == pytest.approx(4 / 3)
     assert results.majority(QUESTIONS) == {"closed": "no", "open": "left lung"}
 

@@ -21,7 +21,9 @@ from medv_ray.archive.sources import open_archive
 from medv_ray.cli import app
 from medv_ray.errors import RunError
 from medv_ray.evaluation import report as module
+from medv_ray.evaluation.calibrators import Calibrator
 from medv_ray.evaluation.report import report
+from medv_ray.evaluation.stored_calibration import StoredCalibration, write_calibration
 
 EVIL = "<script>alert(1)</script>"
 
@@ -131,18 +133,34 @@ def test_pictures_that_are_gone_cost_nothing_else(run: str, tmp_path: Path) -> N
     assert page.count('<article class="card">') == 23
 
 
+def test_a_stored_calibration_is_judged_on_the_runs_rows(run: str, tmp_path: Path) -> None:
+    stored = StoredCalibration(
+        model_sha256="m", answer={}, rows="validation", n=100, right=0.5,
+        calibrator=Calibrator(method="logistic", slope=0.0, offset=10.0), ece_before=0.1,
+        ece_after=0.05, target_risk=0.2, abstain_below=0.5,
+    )  # fmt: skip
+    write_calibration(tmp_path, stored)
+    result = CliRunner().invoke(app, ["report", run, "--calibration", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    page = (Path(run) / "report.html").read_text()
+    assert "logistic, fitted on validation" in page
+    assert re.search(r"\(ECE\)</td><td class=\"n\">[0-9.]+</td><td class=\"n\">0\.345<", page)
+    assert "51.7&nbsp;%" in page, "15 of 29 are kept"
+    assert "Calibrated:" not in report(run), "29 answers are too few to fit on"
+
+
 def test_many_rows_stay_few_cards(monkeypatch: pytest.MonkeyPatch, run: str) -> None:
     monkeypatch.setattr(module, "SHOWN", 2)
     assert report(run).count('<article class="card">') == 5
 
 
 def test_the_command_writes_into_the_run_or_elsewhere(run: str, tmp_path: Path) -> None:
-    told = CliRunner().invoke(app, ["report", run])
-    assert told.exit_code == 0, told.output
+    result = CliRunner().invoke(app, ["report", run])
+    assert result.exit_code == 0, result.output
     assert (Path(run) / "report.html").read_text() == report(run)
     asked = ["--archive", str(tmp_path / "pictures"), "--questions", str(tmp_path / "q.csv")]
-    told = CliRunner().invoke(app, ["report", run, "--out", str(tmp_path / "r.html"), *asked])
-    assert told.exit_code == 0, told.output
+    result = CliRunner().invoke(app, ["report", run, "--out", str(tmp_path / "r.html"), *asked])
+    assert result.exit_code == 0, result.output
     assert (tmp_path / "r.html").read_text() == report(run, planned(tmp_path))
     with pytest.raises(RunError, match="E1507"):
         report(str(tmp_path / "none"))

@@ -1,4 +1,4 @@
-"""Closed and open accuracy by whole words: no "no" in "normal", no answer that says both."""
+"""Which option a free answer to a multiple-choice question names."""
 
 from __future__ import annotations
 
@@ -6,33 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from string import ascii_uppercase as LETTERS
 
-WORD = re.compile(r"\w+", re.UNICODE)
-ARTICLES = frozenset({"a", "an", "the"})
-YES_NO = frozenset({"yes", "no"})
-
-
-def words(text: str) -> list[str]:
-    """Words of a text in lower case, without articles."""
-    return [word for word in WORD.findall(text.casefold()) if word not in ARTICLES]
-
-
-def closed(answer: str, reference: str) -> bool:
-    """Whether an answer to a closed question is right.
-
-    For yes and no, the first of the two words in it must be the reference. For another reference,
-    the words of it must stand in the answer, one after the other.
-    """
-    said, wanted = words(answer), words(reference)
-    if len(wanted) == 1 and wanted[0] in YES_NO:
-        return next((word for word in said if word in YES_NO), None) == wanted[0]
-    return bool(wanted) and any(
-        said[i : i + len(wanted)] == wanted for i in range(len(said) - len(wanted) + 1)
-    )
-
-
-def same(answer: str, reference: str) -> bool:
-    """Whether two texts are the same words in the same order."""
-    return words(answer) == words(reference)
+from medv_ray.archive.strict import ARTICLES, WORD, words
 
 
 def choice(answer: str, reference: str, choices: Sequence[str]) -> bool:

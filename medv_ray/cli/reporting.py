@@ -1,0 +1,64 @@
+"""`medv report`: one page about a scoring run or an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medv_ray.errors import SettingsError
+
+Option = typer.Option
+Text = str | None
+
+
+def report_command(
+    run: Annotated[
+        str, typer.Argument(help="Folder of `medv score`, finished or not, or of `medv eval`.")
+    ],
+    out: Annotated[Path | None, Option(help="File; default: report.html in that folder.")] = None,
+    blind: Annotated[
+        Path | None, Option(help="Of `medv eval`: the folder of the same with --blind.")
+    ] = None,
+    data: Annotated[
+        Path | None, Option(help="Of `medv eval`: its prepared dataset, for pictures.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, Option(help="Folder of the model, or of `medv calibrate`, that has one.")
+    ] = None,
+    archive: Annotated[Text, Option(help="What was scored, for pictures on the page.")] = None,
+    questions: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    question: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    images: Annotated[Text, Option(help="As for `medv score`.")] = None,
+) -> None:
+    """One HTML file about a run: counts, accuracy, confidence, pictures; no script, no link."""
+    from medv_ray.archive.plan import plan
+    from medv_ray.archive.settings import ArchiveSettings
+    from medv_ray.archive.sources import open_archive
+    from medv_ray.archive.store import Store
+    from medv_ray.evaluation.eval_report import eval_report, is_evaluation
+    from medv_ray.evaluation.report import report
+    from medv_ray.evaluation.stored_calibration import read_calibration
+    from medv_ray.files import write_atomic
+    from medv_ray.settings import build
+
+    stored = read_calibration(calibration) if calibration is not None else None
+    if calibration is not None and stored is None:
+        raise SettingsError("E1001", "--calibration: the folder has no calibration.json.")
+    if is_evaluation(Path(run)):
+        text = eval_report(Path(run), blind, data, stored)
+    elif blind or data:
+        raise SettingsError("E1001", "--blind and --data are for folders of `medv eval`.")
+    elif archive is not None:
+        given = {"archive": archive, "questions": questions, "question": question, "images": images}
+        found = open_archive(build(ArchiveSettings, given))
+        text = report(run, plan(found, "report"), stored)
+    else:
+        text = report(run, stored=stored)
+    page = text.encode()
+    if out is None:
+        Store(run).write("report.html", page)
+    else:
+        write_atomic(out, page)
+    typer.echo(f"{out.name if out else 'report.html in the run folder'}: {len(page):,} bytes")

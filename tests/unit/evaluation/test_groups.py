@@ -1,0 +1,42 @@
+"""Tables by group on the terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from medv_ray.cli.evaluating import tables_by_group
+from medv_ray.evaluation.recipes import Question
+from medv_ray.evaluation.results import by_group, narrow
+
+
+def test_the_most_frequent_value_first_with_intervals() -> None:
+    questions = [
+        Question(
+            str(i), (), "q", "a", "closed" if i % 4 else "open",
+            {"organ": "[bold]liver" if i % 3 else "lung"},
+        )
+        for i in range(60)
+    ]  # fmt: skip
+    found = {
+        "open.m": {q.id: 0.5 for q in questions if q.kind == "open"},
+        "closed.m": {q.id: float(int(q.id) % 2) for q in questions if q.kind == "closed"},
+    }
+    groups = by_group(questions, found)
+    assert groups["organ"]["lung"]["closed.m"]["n"] == 15
+    headline = {kind: {"metric": f"{kind}.m"} for kind in ("open", "closed")}
+    [table] = tables_by_group({"recipes": {"slake": {"groups": groups, "headline": headline}}})
+    text = io.StringIO()
+    Console(file=text, width=120).print(table)
+    lines = [line.split() for line in text.getvalue().splitlines()]
+    assert lines[0] == ["slake,", "by", "organ"]
+    assert lines[2][:4] == ["[bold]liver", "10", "50.00", "50.00"]
+    assert lines[3][:3] == ["lung", "5", "50.00"]
+    assert lines[3][6:8] == ["15", "66.67"]
+
+
+def test_right_or_wrong_ones_have_wilsons_interval() -> None:
+    assert narrow([1.0] * 3)["low"] == pytest.approx(0.4385, abs=1e-3)
+    assert narrow([0.5, 0.5])["low"] == 0.5
