@@ -231,8 +231,8 @@ class Objective(nn.Module):
 
     def _hidden(self, rows: list[Tensor], ends: list[tuple[int, ...]]) -> list[Tensor]:
         """float[S, D] of each row after the final norm."""
-        # by the model, not by the rows at hand: each rank runs the layers equally often
-        if self.model.config.attention != "full":
+        # not by the rows at hand alone: under ZeRO-3 each rank must run the layers equally often
+        if self.model.config.attention != "full" or any(len(cuts) > 1 for cuts in ends):
             return [
                 self.model.hidden(row[None], ends=cuts)[0]
                 for row, cuts in zip(rows, ends, strict=True)

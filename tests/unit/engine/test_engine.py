@@ -330,8 +330,8 @@ def test_what_touches_the_state_runs_under_one_rule(folder: Path) -> None:
     ruled = {name for name in public if getattr(vars(Engine)[name], "stateful", False)}
     assert public == ruled | free
     assert not ruled & free
-    scored = {"choose", "log_likelihood"}
-    assert ruled == {"admit", "cancel", "give_up", "step", "view", "inspect", *scored}
+    measured = {"inspect", "attend", "choose", "log_likelihood"}
+    assert ruled == {"admit", "cancel", "give_up", "step", "view"} | measured
     for name in ruled:
         with load(folder, EngineSettings(slots=2), True) as predictor:
             engine = predictor.engine
@@ -344,6 +344,7 @@ def test_what_touches_the_state_runs_under_one_rule(folder: Path) -> None:
                 "cancel": (ticket,),
                 "view": (ticket,),
                 "inspect": (request, mask, 0),
+                "attend": (request, mask),
                 "choose": (request, ["a", "b"]),
                 "log_likelihood": (request, "a b", 2),
             }
