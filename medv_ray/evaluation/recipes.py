@@ -144,6 +144,16 @@ RECIPES: dict[str, Recipe] = {
             closed_metric="strict.closed",
             open_metric="strict.open",
         ),
+        Recipe(
+            name="open-ended",
+            dataset="llava-med-qa50",
+            variant="LLaVA-Med's 193 questions about 50 pictures; judged by `medv judge`",
+            rows=193,
+            closed=0,
+            texts_sha256="0c7e5d0cb86b72a3fbf041d6840860ed95016614ca57af559c7713a81d6b0c46",
+            choices=None,
+            sampler=SamplerSettings(gen_length=256, block_length=64, steps=256),
+        ),
         _multiple_choice("pmc-vqa", "version 1, test_clean.csv: checked by hand", 2000),
         _multiple_choice("omnimedvqa", "the open-access part, all 42 datasets", 88996),
         _multiple_choice(

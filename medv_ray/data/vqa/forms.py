@@ -249,6 +249,37 @@ LLAVA = Form(
 )
 
 
+# LLaVA-Med's open-ended benchmark
+
+
+def _find_open_ended(source: Path) -> dict[str, list[Path]]:
+    path = source if source.is_file() else source / OPEN_ENDED_FILE
+    return {"test": [path]} if path.is_file() else {}
+
+
+def _open_ended_entry(row: Record, split: str, settings: PrepareSettings) -> Entry:
+    return question_entry(
+        row["image"],
+        row["text"],
+        row["gpt4_answer"],
+        id=id_text(row["question_id"]),
+        answer_type="open",
+        question_type=text(row.get("type")) or None,
+    )
+
+
+OPEN_ENDED_FILE = "llava_med_eval_qa50_qa.jsonl"
+OPEN_ENDED = Form(
+    f"{OPEN_ENDED_FILE}, or such a file as --source, and images/",
+    _find_open_ended,
+    lambda path, settings: records_of(
+        path, _reading(settings), Asked("image", "text", NO_COLUMN, "gpt4_answer")
+    ),
+    _open_ended_entry,
+    notes=("the known answer is a language model's, made from the caption; see `medv judge`",),
+)
+
+
 # A table of one's own
 
 

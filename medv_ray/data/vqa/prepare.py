@@ -18,7 +18,7 @@ from medv_ray.data.dataset_writer import Row, Skip, write_dataset
 from medv_ray.data.decode_child import Decoder
 from medv_ray.data.prompts import check_storable
 from medv_ray.data.vqa.entries import SPLITS, Entry, Form, front
-from medv_ray.data.vqa.forms import DATA_RAD, HUB, LLAVA, PATHVQA, SLAKE, TABLE
+from medv_ray.data.vqa.forms import DATA_RAD, HUB, LLAVA, OPEN_ENDED, PATHVQA, SLAKE, TABLE
 from medv_ray.data.vqa.multiple_choice import (
     MEDFRAMEQA,
     MEDXPERTQA,
@@ -61,6 +61,7 @@ KINDS: dict[str, Kind] = {
     "slake": Kind((SLAKE,), "CC BY 4.0"),
     "llava-med-stage1": Kind((LLAVA,), _LLAVA_MED, question_needed=False),
     "llava-med-stage2": Kind((LLAVA,), _LLAVA_MED, image_needed=False),
+    "llava-med-qa50": Kind((OPEN_ENDED,), _LLAVA_MED),
     "llava": Kind((LLAVA,), "unknown", image_needed=False),
     "table": Kind((TABLE,), "unknown"),
     "pmc-vqa": Kind((PMC_VQA,), "CC BY-SA; pictures of PubMed Central under their own licences"),

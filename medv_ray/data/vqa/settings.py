@@ -16,6 +16,7 @@ KindName = Literal[
     "slake",
     "llava-med-stage1",
     "llava-med-stage2",
+    "llava-med-qa50",
     "llava",
     "table",
     "pmc-vqa",
