@@ -116,9 +116,9 @@ def fill(settings: ArchiveSettings, row: Row, cells: Cells) -> None:
     try:
         row.choices = choices_of(cells.get("choices"), limit)
     except DataError as error:
-        if error.code != "E1109" or settings.choices_column is not None:
+        if settings.choices_column is not None or error.code not in ("E1109", "E1308"):
             raise
-        row.warnings += ("choices_are_no_list",)  # nobody asked for them
+        row.warnings += ("choices_not_used",)  # nobody asked for them
 
 
 def ask(row: Row, asked: Any, limit: int) -> None:

@@ -1,4 +1,4 @@
-"""Closed and open accuracy by whole words: no "no" in "normal", no answer that says both."""
+"""Closed and open accuracy by whole words: no "no" in "normal"."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ YES_NO = frozenset({"yes", "no"})
 
 
 def words(text: str) -> list[str]:
-    """Words of a text in lower case, without articles."""
-    return [word for word in WORD.findall(text.casefold()) if word not in ARTICLES]
+    """Words of a text in lower case, without articles; what ends it is none (hepatitis A)."""
+    every = WORD.findall(text.casefold())
+    return [word for word in every[:-1] if word not in ARTICLES] + every[-1:]
 
 
 def closed(answer: str, reference: str) -> bool:

@@ -68,6 +68,8 @@ def eval_command(
             raise SettingsError("E1001", "--prompt must say where the {question} stands.")
         if any("{options}" in one.prompt for one in chosen) and "{options}" not in prompt:
             raise SettingsError("E1001", "--prompt must say where the {options} stand.")
+        if "{options}" in prompt.partition("{question}")[0]:
+            raise SettingsError("E1001", "--prompt: {options} must follow the {question}.")
         chosen = [recipe.model_copy(update={"prompt": prompt}) for recipe in chosen]
     if not choices:
         chosen = [recipe.model_copy(update={"choices": None}) for recipe in chosen]

@@ -84,7 +84,9 @@ def read_pairs(questions: Path, answers: Mapping[str, str]) -> list[Pair]:
     Raises DataError E1105 for a file that is none, E1123 where answers are missing or left over.
     """
     try:
-        rows = [json.loads(line) for line in questions.read_text("utf-8").splitlines() if line]
+        rows = [
+            json.loads(line) for line in questions.read_text("utf-8").split("\n") if line.strip()
+        ]
         if not all(row["text"] and row["gpt4_answer"] for row in rows):
             raise ValueError("a question or an answer is empty")
         found = {str(row["question_id"]): row for row in rows}

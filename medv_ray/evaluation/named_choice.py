@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from string import ascii_uppercase as LETTERS
 
-from medv_ray.archive.strict import ARTICLES, WORD, words
+from medv_ray.archive.strict import ARTICLES
 
 
 def choice(answer: str, reference: str, choices: Sequence[str]) -> bool:
@@ -18,18 +18,24 @@ def choice(answer: str, reference: str, choices: Sequence[str]) -> bool:
 def named(answer: str, choices: Sequence[str]) -> set[int]:
     """Numbers of the choices that an answer names.
 
-    A choice is named by its words, one after the other, unless they stand inside the words of a
-    longer one; and by its letter, a capital that stands alone outside of these, or the whole
-    answer. A choice that is a letter itself is named by its own letter only.
+    A letter as the whole answer, and a choice as the whole answer, name that choice alone. Else a
+    choice is named by its words, one after the other, unless they stand inside the words of a
+    longer one; and by its letter, a capital that stands alone outside of these. A choice that is a
+    letter itself is named by its own letter only.
     """
     letters = LETTERS[: len(choices)]
     bare = answer.strip(" \t\r\n.,:;()[]*\"'").upper()
     if bare in letters and len(bare) == 1:
         return {letters.index(bare)}
+    whole = {
+        n for n, one in enumerate(choices) if one.strip().casefold() == answer.strip().casefold()
+    }
+    if len(whole) == 1:
+        return whole
     spans = [
         (start, end, number)
         for number, one in enumerate(choices)
-        if len(one.strip()) > 1
+        if not (len(one.strip()) == 1 and one.strip().isalpha())
         for start, end in _spans(one, answer)
     ]
     outer = [
@@ -59,16 +65,30 @@ def _is_word(answer: str, letter: re.Match[str]) -> bool:
     return not _ANNOUNCED.search(answer[: letter.start()])
 
 
+_TOKEN = re.compile(r"\d+(?:[.,]\d+)+|\w+|[<>\u2264\u2265\u00b1]=?")
+"""A number, a word, or a sign that sets two choices apart."""
+
+
 def _spans(choice: str, answer: str) -> Iterator[tuple[int, int]]:
-    """Where the words of a choice stand in an answer one after the other, articles not counted. An
-    article that the choice begins with belongs to it."""
-    wanted, every = words(choice), list(WORD.finditer(answer))
-    said = [n for n, one in enumerate(every) if one[0].casefold() not in ARTICLES]
-    plain = [every[n][0].casefold() for n in said]
-    opening = WORD.findall(choice.casefold())[:1]
-    for i in range(len(plain) - len(wanted) + 1 if wanted else 0):
-        if plain[i : i + len(wanted)] == wanted:
-            first, last = said[i], said[i + len(wanted) - 1]
-            before = [one[0].casefold() for one in every[max(first - 1, 0) : first]]
-            first -= before == opening and before[0] in ARTICLES
-            yield every[first].start(), every[last].end()
+    """Where the words of a choice stand in an answer one after the other. Articles do not count,
+    but one that ends the choice (vitamin A), and one that opens it belongs to it."""
+    every = list(_TOKEN.finditer(answer))
+    said, listed = [one[0].casefold() for one in every], _TOKEN.findall(choice.casefold())
+    wanted = [one for one in listed[:-1] if one not in ARTICLES] + listed[-1:]
+    for first in range(len(said)):
+        last = _end(said, first, wanted)
+        if last is not None:
+            with_article = first > 0 and listed[0] in ARTICLES and said[first - 1] == listed[0]
+            yield every[first - with_article].start(), every[last].end()
+
+
+def _end(said: Sequence[str], first: int, wanted: Sequence[str]) -> int | None:
+    """Where the wanted words end that begin at `first`; None where they do not stand there."""
+    at = first - 1
+    for number, word in enumerate(wanted):
+        at += 1
+        while number and at < len(said) and said[at] in ARTICLES and said[at] != word:
+            at += 1
+        if at >= len(said) or said[at] != word:
+            return None
+    return at if wanted else None

@@ -15,6 +15,7 @@ from importlib.resources import files
 from string import ascii_uppercase as LETTERS
 from typing import Any, Literal, NamedTuple
 
+from medv_ray.archive.strict import kind_of
 from medv_ray.data.dataset import Dataset
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.evaluation.metrics import PUBLISHED, Judged, Kind
@@ -181,11 +182,11 @@ def questions_of(dataset: Dataset) -> list[Question]:
             said = f"row {len(found)} of {dataset.split}: the answer is none of its choices."
             raise DataError("E1121", said)
         question = asked.replace("<image>", "").strip()
-        groups = {"answer_kind": example.answer_type or "open"}
+        kind = kind_of(answered, example.answer_type)
+        groups = {"answer_kind": kind}
         if example.question_type:
             groups["question_type"] = example.question_type
         groups |= example.groups
-        kind = "closed" if example.answer_type == "closed" else "open"
         found.append(
             Question(example.id, example.images, question, answered, kind, groups, example.choices)
         )

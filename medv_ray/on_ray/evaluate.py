@@ -8,6 +8,7 @@ RUN/NAME/answers.jsonl    answers by id, in LLaVA-Med's form
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from medv_ray.archive.rows import read_run
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.data import synthetic
 from medv_ray.data.conversations import on_one_image
-from medv_ray.data.dataset import INDEX, Dataset
+from medv_ray.data.dataset import INDEX, Dataset, image_path
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.data.vqa.prepare import prepare
 from medv_ray.data.vqa.settings import PrepareSettings
@@ -197,7 +198,9 @@ def answered(
             if row["choices"]:
                 given = tuple(row["choices"]), tuple(row["choice_probabilities"])
                 scored[row["id"]] = choices.Scored(*given)
-    counts = {name: getattr(outcome.summary, name) for name in ("answered", "quarantined")}
+    counts = {
+        name: getattr(outcome.summary, name) for name in ("answered", "abstained", "quarantined")
+    }
     return answers, scored, {**counts, "forward_passes": steps}
 
 
@@ -211,17 +214,22 @@ def write_archive(
         "id": [one.id for one in questions],
         "question": [recipe.ask(one.question, one.choices) for one in questions],
         "answer": [one.answer for one in questions],
+        "answer_type": [one.kind for one in questions],
     }
     if blind:
         columns["image"] = [[synthetic.grey_image()] * len(one.images) for one in questions]
     else:
-        columns["image"] = [[f"images/{s[:2]}/{s}" for s in one.images] for one in questions]
+        columns["image"] = [
+            [image_path(Path(), sha256).as_posix() for sha256 in one.images] for one in questions
+        ]
     texts = [list(choices.asked(recipe, one)[0]) or None for one in questions]
     if any(texts):
         columns["choices"] = texts
     made = pa.table(columns)
-    if not path.exists() or not pq.read_table(path).equals(made):
-        pq.write_table(made, path)
+    text = io.BytesIO()
+    pq.write_table(made, text)
+    if not path.exists() or path.read_bytes() != text.getvalue():
+        write_atomic(path, text.getvalue())
     return path
 
 

@@ -110,8 +110,10 @@ def find(asked: Asked, names: Sequence[str], file: str) -> Columns:
     missing = {kind: str(getattr(asked, kind)) for kind, name in needed if name is None}
     if missing:
         raise no_column(file, missing, names)
-    if list(names).count(ANSWER_TYPE) > 1:
-        found = found._replace(answer_type=None)  # nobody asked for it
+    if list(names).count(ANSWER_TYPE) > 1:  # nobody asked for it, nor for this:
+        found = found._replace(answer_type=None)
+    if asked.choices is None and list(names).count(found.choices or "") > 1:
+        found = found._replace(choices=None)
     twice = next((name for name in found if name is not None and list(names).count(name) > 1), None)
     if twice is not None:
         raise DataError("E1109", f"{file}: two columns have the name {twice[:30]!r}.")

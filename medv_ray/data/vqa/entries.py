@@ -98,7 +98,7 @@ def question_entry(image: object, question: object, answer: object, **more: Any)
     return Entry(images, messages, remarks=remarks, **more)
 
 
-def groups_of(row: Record, **fields: str) -> dict[str, str]:
+def groups_of(row: Record, /, **fields: str) -> dict[str, str]:
     """Groups by name of the values of a row's fields, where it has them. Raises DataError E1109,
     E1304."""
     found = {name: text(row.get(field)) for name, field in fields.items()}

@@ -50,7 +50,10 @@ def test_choices_of_every_kind_of_archive(make, kind):
         writer.writerows(["0.png", "q?", "" if one is None else write(one)] for one in CELLS)
         make.text("q.csv", text.getvalue())
     make.text("0.png", b"png")
-    assert found(make.plan(archive=str(one_table(make))), make) == WANT
+    planned = make.plan(archive=str(one_table(make)), choices_column="choices")
+    assert found(planned, make) == WANT
+    unasked = found(make.plan(archive=str(one_table(make))), make)
+    assert unasked == [(choices, None) for choices, _ in WANT]
 
 
 def one_table(make) -> Path:
@@ -65,7 +68,8 @@ def test_a_column_of_another_name_and_none(make):
         (("c", "d"), None),
     ]
     assert found(make.plan(choices_column="none"), make) == [((), None)] * 2
-    assert found(make.plan(), make) == [((), "E1308")] * 2
+    assert found(make.plan(), make) == [((), None)] * 2
+    assert found(make.plan(choices_column="choices"), make) == [((), "E1308")] * 2
     with pytest.raises(DataError, match=r"E1101.*no column 'antworten'"):
         make.plan(choices_column="antworten")
 
@@ -82,7 +86,7 @@ def test_a_text_that_nobody_asked_for_costs_no_row(make):
     make.parquet(rows=2, choices=["A) yes B) no", "[x"])
     rows = sorted(make.rows(make.plan()), key=lambda row: row.row)
     assert [(row.choices, row.error) for row in rows] == [((), None)] * 2
-    assert [row.warnings for row in rows] == [("choices_are_no_list",)] * 2
+    assert [row.warnings for row in rows] == [("choices_not_used",)] * 2
     assert found(make.plan(choices_column="choices"), make) == [((), "E1109")] * 2
 
 

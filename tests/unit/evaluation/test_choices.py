@@ -35,6 +35,29 @@ def test_which_choices_an_answer_names(answer: str, want: set[int]) -> None:
     assert named(answer, OPTIONS) == want
 
 
+@pytest.mark.parametrize(
+    ("answer", "options", "want"),
+    [
+        ("Vitamin A", ("Vitamin D", "Vitamin A", "Vitamin C", "Vitamin K"), {1}),
+        ("It is vitamin A.", ("Vitamin D", "Vitamin A", "Vitamin C"), {1}),
+        ("C. Hepatitis A", ("Hepatitis B", "Hepatitis C", "Hepatitis A"), {2}),
+        ("Hepatitis A is likely", ("Hepatitis B", "Hepatitis C", "Hepatitis A"), {2}),
+        ("5", ("3", "5", "7", "9"), {1}),
+        ("There are 5 of them", ("3", "5", "7", "9"), {1}),
+        ("1.5", ("5", "1.5", "1"), {1}),
+        ("about 1.5 cm", ("5 cm", "1.5 cm", "1 cm"), {1}),
+        ("> 5 mm", ("< 5 mm", "> 5 mm"), {1}),
+        ("B. > 5 mm", ("< 5 mm", "> 5 mm"), {1}),
+        ("> 5 mm, I think", ("5 mm", "> 5 mm"), {1}),
+        ("left lobe of the liver", ("the left lobe of liver", "the liver"), {0}),
+    ],
+)
+def test_choices_that_nearly_are_letters_numbers_and_each_other(
+    answer: str, options: tuple[str, ...], want: set[int]
+) -> None:
+    assert named(answer, options) == want
+
+
 def test_choices_that_are_letters_are_named_by_their_own() -> None:
     assert named("C", ("C", "D", "A")) == {2}
     assert named("The answer is A", ("C", "D", "A")) == {0}
