@@ -55,6 +55,7 @@ class DatasetRows:
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self._dataset, self._seed = dataset, seed
         self._questions: list[Question] = questions_of(dataset)
+        self._types = [example.answer_type for example in dataset]
 
     def __len__(self) -> int:
         return len(self._questions)
@@ -64,7 +65,7 @@ class DatasetRows:
         one = self._questions[number]
         images = tuple(self._dataset.image(sha256) for sha256 in one.images)
         request = Request(one.question, images, seed=row_seed(self._seed, one.id))
-        return AskedRow(one.id, request, one.answer, one.kind)
+        return AskedRow(one.id, request, one.answer, kind_of(one.answer, self._types[number]))
 
     def identity(self) -> dict[str, Any]:
         """As `Rows`."""
@@ -91,8 +92,10 @@ class ArchiveRows:
 
     def _asked(self, row: Row) -> AskedRow:
         reference = row.reference if row.reference and is_known(row.reference) else None
-        kind = None if reference is None else kind_of(reference)
+        kind = None if reference is None else kind_of(reference, row.answer_type)
         request = row.error or request_of(row, row_seed(self._seed, row.id))
+        if isinstance(request, Request):  # scoring choices would be in every time
+            request = replace(request, choices=())
         return AskedRow(row.id, request, reference, kind)
 
     def identity(self) -> dict[str, Any]:
