@@ -20,10 +20,16 @@ from medv_ray.archive.sources import open_archive
 from medv_ray.archive.strict import kind_of
 from medv_ray.data.dataset import INDEX, Dataset
 from medv_ray.engine import Request, row_seed
-from medv_ray.errors import DataError
+from medv_ray.errors import DataError, SettingsError
 from medv_ray.evaluation.recipes import Question, questions_of
 from medv_ray.on_ray.chunk import request_of
 from medv_ray.on_ray.score import tell
+
+OF_ARCHIVES = (
+    "questions", "question", "images", "id_column", "image_column", "question_column",
+    "answer_column", "choices_column", "limit", "encoding", "max_cell_bytes",
+)  # fmt: skip
+"""Settings that a prepared dataset has no use for."""
 
 
 class AskedRow(NamedTuple):
@@ -115,10 +121,19 @@ def open_rows(settings: ArchiveSettings, split: str, seed: int) -> Rows:
     Raises DataError E1110, E1113, E1121, SettingsError E1001.
     """
     if (Path(settings.archive) / INDEX).is_file():
+        given = [name for name in OF_ARCHIVES if getattr(settings, name) != default_of(name)]
+        if given:
+            said = f"{', '.join(given)}: not for a prepared dataset, which is read by its split."
+            raise SettingsError("E1001", said)
         return DatasetRows(Dataset.open(settings.archive, split), seed)
     plan = make_plan(open_archive(settings), "sample")
     tell(plan)
     return ArchiveRows(plan, seed)
+
+
+def default_of(name: str) -> object:
+    """Of a setting of archives."""
+    return ArchiveSettings.model_fields[name].default
 
 
 def sample(total: int, seed: int) -> Iterator[int]:

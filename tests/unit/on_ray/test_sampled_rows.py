@@ -16,7 +16,7 @@ from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.data.conversations import on_one_image
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.engine import Request
-from medv_ray.errors import DataError
+from medv_ray.errors import DataError, SettingsError
 from medv_ray.on_ray.sampled_rows import open_rows, sample
 from tests.integration import stub
 
@@ -74,6 +74,12 @@ def test_each_row_comes_alone_and_once(tmp_path: Path, make) -> None:  # type: i
     if make in (parquet, table, dataset):
         assert [one.request.question for one in read[:NUMBER]] == [f"q{i}" for i in range(NUMBER)]
         assert {(one.reference, one.kind) for one in read} == {("yes", "closed")}
+
+
+def test_what_a_dataset_cannot_take_is_refused(tmp_path: Path) -> None:
+    settings = dataset(tmp_path).model_copy(update={"limit": 2, "question": "q?"})
+    with pytest.raises(SettingsError, match="E1001: question, limit: not for a prepared dataset"):
+        open_rows(settings, "test", 0)
 
 
 @pytest.mark.parametrize("made", ["archive", "dataset"])
