@@ -36,6 +36,9 @@ def tune_command(
     image_column: Annotated[Text, Option(help="As for `medv score`.")] = None,
     question_column: Annotated[Text, Option(help="As for `medv score`.")] = None,
     answer_column: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    choices_column: Annotated[Text, Option(help="As for `medv score`; not scored here.")] = None,
+    max_cell_bytes: Annotated[int | None, Option(help="As for `medv score`.")] = None,
+    limit: Annotated[int | None, Option(help="Rows are drawn from the first so many.")] = None,
     encoding: Annotated[Text, Option(help="As for `medv score`.")] = None,
     config: Annotated[Path | None, Option(help="YAML file of settings; flags win.")] = None,
     assignments: Annotated[
@@ -61,7 +64,8 @@ def tune_command(
             "archive": archive, "questions": questions, "question": question, "images": images,
             "id_column": id_column, "image_column": image_column,
             "question_column": question_column, "answer_column": answer_column,
-            "encoding": encoding,
+            "choices_column": choices_column, "limit": limit,
+            "encoding": encoding, "max_cell_bytes": max_cell_bytes,
         },
         "model": {"path": model},
         "pool": {"num_gpus": num_gpus, "cpus_per_actor": cpus},
@@ -201,14 +205,20 @@ def conclusion(found: dict[str, Any]) -> list[str]:
             f"pick: exact. None holds on these rows; {need['name']} would need {need['rows']} rows "
             "if it goes on as it did (--rows)."
         )
+    verify, left = found["asked"]["verify"], found["archive_rows"] - found["rows"]
+    if found["pick"] != "exact" and left < verify:
+        said.append(f"--verify {verify}: only {left} further rows are there.")
     if found["verified"] is not None:
         one = found["verified"]["agreement"]
+        codes = ", ".join(f"{a} {b}" for a, b in found["verified"]["quarantined"].items())
         said.append(
             "on rows that the pick has not seen: no row was answered."
             if one is None
             else f"on {one['n']} rows that it has not seen it agrees in {one['mean']:.2%} "
             f"({one['low']:.2%} - {one['high']:.2%})."
         )
+        if codes:
+            said.append(f"of these quarantined, not compared: {codes}")
     return [*said, "tune.json holds the pick: medv score --config tune.json"]
 
 

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 from medv_ray.evaluation.agreement import lower_bound, most_different, rows_needed
 from medv_ray.evaluation.grids import EXACT, Arm
 from medv_ray.evaluation.statistics import wilson
-from medv_ray.evaluation.trials import Trial, Trials, compared, figures, speed
+from medv_ray.evaluation.trials import Trial, Trials, compared, figures, ratios, speed
 
 PILOT = 16
-"""Rows after which a candidate that is no faster than `exact` is dropped."""
+"""Rows after which a candidate that is no faster than `exact` is dropped, if it has made as many
+visits as LEAST_VISITS: rows that run together have one time."""
+LEAST_VISITS = 5
 TIE = 1.05
 """Speeds within this factor are the same; forward passes decide then, and then agreement."""
 
@@ -93,16 +95,21 @@ def state_of(arm: Arm, done: Mapping[str, Mapping[int, Trial]], goal: Goal) -> S
         fmean(passes) if passes else 0.0,
         len(mine) == goal.rows,
     )
-    slow = _is_slow(found, mine, exact) if n >= PILOT else None
+    slow = _is_slow(found, mine, exact) if n >= PILOT or found.complete else None
     return found._replace(fault=_disagrees(found, goal, goal.rows - lost), slow=slow)
 
 
 def _is_slow(state: State, mine: Trials, exact: Trials) -> str | None:
     """Times waver; without a cache, a pass costs what one of `exact` does."""
-    pairs = [(t.passes, exact[row].passes) for row, t in mine.items() if row in exact]
-    if state.arm.sampler.cache == "none" and sum(a for a, _ in pairs) >= sum(b for _, b in pairs):
+    both = [(t, exact[row]) for row, t in mine.items() if row in exact]
+    both = [(a, b) for a, b in both if a.answer is not None and b.answer is not None]
+    saved = sum(b.passes - a.passes for a, b in both)
+    if state.arm.sampler.cache == "none" and both and saved <= 0:
         return "no fewer passes than exact"
-    return "no faster than exact" if 0 < state.speed <= 1 else None
+    visits = len(ratios(mine, exact))
+    if state.speed > 1 or not (state.complete or visits >= LEAST_VISITS):
+        return None
+    return "no faster than exact" if visits else "no time beside exact is known"
 
 
 def _disagrees(state: State, goal: Goal, rows: int) -> str | None:

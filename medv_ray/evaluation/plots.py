@@ -13,6 +13,7 @@ try:
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 except ImportError:
     needs = "charts need the package matplotlib: pip install 'medv-ray[report]'."
     raise SettingsError("E1003", needs) from None
@@ -62,6 +63,8 @@ def chart(title: str, panels: Sequence[Panel]) -> str:
             ticks = sorted({x for one in panel.series for x in one.x})
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
             axes.minorticks_off()
+        elif all(float(x).is_integer() for one in panel.series for x in one.x):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no layer 2.5
         if panel.x_limits is not None:
             left, right = panel.x_limits
             margin = 0.02 * (right - left)

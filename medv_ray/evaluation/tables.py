@@ -22,14 +22,16 @@ def tune_table(found: dict[str, Any]) -> Cells:
     known = any(found["exact"][kind] for kind in ("open", "closed"))
     heads = ["settings", "fate", "same", "lower bound", "passes a row", "s a row", "speed"]
     heads += ["closed", "open"] if known else []
+    measured = [found["exact"], *found["candidates"]]
+    failed = any(one["quarantined"] for one in measured)
+    heads += ["quarantined"] if failed else []
     rows = []
     for one in ({"name": "exact", "fate": "the measure"} | found["exact"], *found["candidates"]):
         fate = "PICKED" if one["name"] == found["pick"] else one["fate"]
         same = f"{one['same']} of {one['compared']}" if "same" in one else "-"
         row = [one["name"], fate, same, percent(one.get("lower_bound")), *cost(one)]
-        rows.append(
-            row + ([closed_open(one, kind) for kind in ("closed", "open")] if known else [])
-        )
+        row += [closed_open(one, kind) for kind in ("closed", "open")] if known else []
+        rows.append(row + ([by_code(one)] if failed else []))
     return heads, rows
 
 
@@ -39,13 +41,16 @@ def sweep_table(found: dict[str, Any]) -> Cells:
     kinds = [kind for kind in ("closed", "open") if any(one[kind] for one in arms)]
     heads = ["settings", "same as exact", *kinds, "passes a row", "s a row", "speed"]
     heads += ["words", "repeated words", f"repeated {NGRAM}-grams"]
+    failed = any(one["quarantined"] for one in arms)
+    heads += ["quarantined"] if failed else []
     rows = []
     for one in arms:
         name = one["name"] + (f" = {', '.join(one['also'])}" if one["also"] else "")
         shape = one["shape"]
         said = [shape[name] for name in ("repeated_words", f"repeated_{NGRAM}grams")]
         cells = [closed_open(one, kind) for kind in ("agreement", *kinds)]
-        rows.append([name, *cells, *cost(one), f"{shape['words']:.2f}", *map(percent, said)])
+        row = [name, *cells, *cost(one), f"{shape['words']:.2f}", *map(percent, said)]
+        rows.append(row + ([by_code(one)] if failed else []))
     return heads, rows
 
 
@@ -78,6 +83,11 @@ def closed_open(one: dict[str, Any], kind: str) -> str:
     if found is None:
         return "-"
     return f"{100 * found['mean']:.1f} ({100 * found['low']:.1f} - {100 * found['high']:.1f})"
+
+
+def by_code(one: dict[str, Any]) -> str:
+    """Rows that a setting gave no answer to."""
+    return ", ".join(f"{code} {count}" for code, count in one["quarantined"].items()) or "-"
 
 
 def percent(value: float | None) -> str:

@@ -54,7 +54,9 @@ def analyse(
     with Predictor.load(model, settings.answer, settings.engine) as predictor:
         looked, lost = look(predictor, source, rows, seed, say)
     if not looked:
-        raise DataError("E1110", f"none of {sum(lost.values())} rows can be asked.")
+        raise DataError(
+            "E1110", f"none of {sum(lost.values())} rows can be asked ({', '.join(lost)})."
+        )
     found: dict[str, Any] = {
         "format": 1,
         "model_sha256": model_digests(settings.model)[0],

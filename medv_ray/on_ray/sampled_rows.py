@@ -20,10 +20,16 @@ from medv_ray.archive.sources import open_archive
 from medv_ray.archive.strict import kind_of
 from medv_ray.data.dataset import INDEX, Dataset
 from medv_ray.engine import Request, row_seed
-from medv_ray.errors import DataError
+from medv_ray.errors import DataError, SettingsError
 from medv_ray.evaluation.recipes import Question, questions_of
 from medv_ray.on_ray.chunk import request_of
 from medv_ray.on_ray.score import tell
+
+OF_ARCHIVES = (
+    "questions", "question", "images", "id_column", "image_column", "question_column",
+    "answer_column", "choices_column", "limit", "encoding", "max_cell_bytes",
+)  # fmt: skip
+"""Settings that a prepared dataset has no use for."""
 
 
 class AskedRow(NamedTuple):
@@ -55,6 +61,7 @@ class DatasetRows:
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self._dataset, self._seed = dataset, seed
         self._questions: list[Question] = questions_of(dataset)
+        self._types = [example.answer_type for example in dataset]
 
     def __len__(self) -> int:
         return len(self._questions)
@@ -64,7 +71,7 @@ class DatasetRows:
         one = self._questions[number]
         images = tuple(self._dataset.image(sha256) for sha256 in one.images)
         request = Request(one.question, images, seed=row_seed(self._seed, one.id))
-        return AskedRow(one.id, request, one.answer, one.kind)
+        return AskedRow(one.id, request, one.answer, kind_of(one.answer, self._types[number]))
 
     def identity(self) -> dict[str, Any]:
         """As `Rows`."""
@@ -91,8 +98,10 @@ class ArchiveRows:
 
     def _asked(self, row: Row) -> AskedRow:
         reference = row.reference if row.reference and is_known(row.reference) else None
-        kind = None if reference is None else kind_of(reference)
+        kind = None if reference is None else kind_of(reference, row.answer_type)
         request = row.error or request_of(row, row_seed(self._seed, row.id))
+        if isinstance(request, Request):  # scoring choices would be in every time
+            request = replace(request, choices=())
         return AskedRow(row.id, request, reference, kind)
 
     def identity(self) -> dict[str, Any]:
@@ -112,10 +121,19 @@ def open_rows(settings: ArchiveSettings, split: str, seed: int) -> Rows:
     Raises DataError E1110, E1113, E1121, SettingsError E1001.
     """
     if (Path(settings.archive) / INDEX).is_file():
+        given = [name for name in OF_ARCHIVES if getattr(settings, name) != default_of(name)]
+        if given:
+            said = f"{', '.join(given)}: not for a prepared dataset, which is read by its split."
+            raise SettingsError("E1001", said)
         return DatasetRows(Dataset.open(settings.archive, split), seed)
     plan = make_plan(open_archive(settings), "sample")
     tell(plan)
     return ArchiveRows(plan, seed)
+
+
+def default_of(name: str) -> object:
+    """Of a setting of archives."""
+    return ArchiveSettings.model_fields[name].default
 
 
 def sample(total: int, seed: int) -> Iterator[int]:

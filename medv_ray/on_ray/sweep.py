@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -23,7 +25,7 @@ from medv_ray.evaluation.trials import figures, quarantined
 from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.sampled_rows import Rows, open_rows
-from medv_ray.on_ray.trial_run import IDENTITY, Asker, TrialRun, asker, own_folder
+from medv_ray.on_ray.trial_run import IDENTITY, JOURNAL, Asker, TrialRun, asker, own_folder
 
 RESULTS, TABLE = "results.json", "table.md"
 TOLD_ROWS = 50
@@ -77,15 +79,16 @@ def sweep(
     if len(models) > 1 and name != "scaling":
         raise SettingsError("E1001", "several models: only with --grid scaling.")
     first = models[0].settings
-    own_folder(out, IDENTITY, RESULTS, "model-1")
+    own_folder(out, IDENTITY, JOURNAL, RESULTS, "model-1")
     grids = [grid(name, one.settings.sampler) for one in models]
     rows = open_rows(first.archive, wanted.split, first.seed)
     count = min(wanted.rows or len(rows), len(rows))
     arms: list[dict[str, Any]] = []
-    lost: dict[str, int] = {}
+    lost: Counter[str] = Counter()
     for number, (one, its) in enumerate(zip(models, grids, strict=True), 1):
         folder = out / f"model-{number}" if name == "scaling" else out
-        done, lost = _tried(one.settings, its, folder, rows, count, wanted, say, answers)
+        done, its_lost = _tried(one.settings, its, folder, rows, count, wanted, say, answers)
+        lost.update(its_lost)
         for arm in its:
             label = {"label": one.label} if name == "scaling" else {}
             arms.append(label | line_of(arm, done[arm.name], done[its[0].name]))
@@ -97,7 +100,7 @@ def sweep(
         "input_rows": len(rows),
         "rows": count,
         "sample_seed": wanted.seed,
-        "quarantined": lost,
+        "quarantined": dict(sorted(lost.items())),
         "arms": arms,
     }
     cells = [sweep_table(found)]
@@ -123,8 +126,10 @@ def _tried(
 ) -> tuple[dict[str, dict[int, Any]], dict[str, int]]:
     """Trials of every arm on the first `count` rows of the sample, and quarantined rows by code."""
     who = answers(settings)
-    run = TrialRun(folder, settings, rows, wanted.seed, who)
-    try:
+    with (
+        closing(who.predictor),
+        closing(TrialRun(folder, settings, rows, wanted.seed, who)) as run,
+    ):
         todo = run.missing(arms, range(count))
         through = count - len(todo)
 
@@ -135,9 +140,6 @@ def _tried(
                 say(f"{through} of {count} rows")
 
         run.run(arms, todo, tell)
-    finally:
-        run.close()
-        who.predictor.close()
     done = {arm.name: {r: run.of(arm)[r] for r in range(count)} for arm in arms}
     lost = quarantined(done[arms[0].name].values())
     if sum(lost.values()) == count:

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,21 +57,21 @@ class TrialRun:
         self, out: Path, settings: ScoreSettings, rows: Rows, seed: int, asker: Asker
     ) -> None:
         """Raises RunError E1501 where another process tries, E1502 for a folder of other trials,
-        E1506 for a damaged one, E1507 for one of something else."""
+        E1506 for a damaged one, E1507 for one of something else, E1511."""
         self._rows, self._asker, self._path = rows, asker, out / JOURNAL
         self._order = sample(len(rows), seed)
         self._numbers: list[int] = []
-        own_folder(out, IDENTITY)
-        with disk_errors("the output folder"):
-            self._check(out / IDENTITY, identity_of(settings, rows, seed))
-            self._file = self._path.open("ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError("E1501", "another process tries settings in this folder.") from None
+        self._warm: set[str] = set()
         self.done: dict[str, dict[int, Trial]] = {}
-        for trial in read_trials(self._path):
-            self.done.setdefault(trial.arm, {})[trial.row] = trial
+        identity = identity_of(settings, rows, seed)
+        own_folder(out, IDENTITY, JOURNAL)
+        with disk_errors("the output folder"), ExitStack() as on_error:
+            self._file = on_error.enter_context(self._path.open("ab"))
+            self._lock()
+            self._check(out / IDENTITY, identity)
+            for trial in read_trials(self._path):
+                self.done.setdefault(trial.arm, {})[trial.row] = trial
+            on_error.pop_all()
         self._visit = 1 + max(
             (t.visit for of in self.done.values() for t in of.values()), default=-1
         )
@@ -85,15 +86,17 @@ class TrialRun:
 
     def run(self, arms: Sequence[Arm], rows: Sequence[int], tell: Tell | None = None) -> None:
         """Try what is missing. At each row the arms follow one another, in an order that turns from
-        row to row, so that what else the machine does falls on all of them."""
+        row to row, so that what else the machine does falls on all of them. An arm that is new to
+        this process has one try that is not counted: the first pays for compilation."""
         for start in range(0, len(rows), self._asker.together):
             part = rows[start : start + self._asker.together]
             asked = {row: self._rows.read(self._number(row)) for row in part}
             turn = self._visit % len(arms)
             made = []
             for arm in (*arms[turn:], *arms[:turn]):
-                todo = [row for row in part if row not in self.of(arm)]
-                made += self._try(arm, {row: asked[row] for row in todo})
+                todo = {row: asked[row] for row in part if row not in self.of(arm)}
+                self._warm_up(arm, todo)
+                made += self._try(arm, todo)
             self._keep(made)
             self._visit += 1
             if tell is not None:
@@ -107,30 +110,42 @@ class TrialRun:
         self._numbers += islice(self._order, max(0, row + 1 - len(self._numbers)))
         return self._numbers[row]
 
+    def _warm_up(self, arm: Arm, asked: dict[int, AskedRow]) -> None:
+        requests = requests_of(arm, asked)
+        if not requests or arm.name in self._warm:
+            return
+        ended = self._asked_together(requests)
+        if ended is None or any(isinstance(one, Answer) for one in ended):
+            self._warm.add(arm.name)
+
     def _try(self, arm: Arm, asked: dict[int, AskedRow]) -> list[Trial]:
         """One arm, on rows that run together."""
-        requests = {
-            row: dataclasses.replace(one.request, sampler=arm.sampler)
-            for row, one in asked.items()
-            if isinstance(one.request, Request)
-        }
+        requests = requests_of(arm, asked)
         began_s = time.perf_counter()
-        answers = dict(zip(requests, self._answer(list(requests.values())), strict=True))
+        ended = self._asked_together(requests)
         took_s = time.perf_counter() - began_s
-        good = [one for one in answers.values() if isinstance(one, Answer)]
-        # the arm that comes first at a picture would pay for all of them
-        seconds = (took_s - sum(one.vision_s for one in good)) / max(1, len(good))
+        seconds = 0.0
+        if ended is None:  # loading the model again is no time of the arm's
+            alone = self._asker.predictor.answer_alone
+            ended = [alone(request) for request in requests.values()]
+        else:
+            good = [one for one in ended if isinstance(one, Answer)]
+            # the arm that comes first at a picture would pay for all of them
+            seconds = (took_s - sum(one.vision_s for one in good)) / max(1, len(good))
+        answers = dict(zip(requests, ended, strict=True))
         found = []
         for row, one in asked.items():
-            ended = answers.get(row, one.request)
-            assert not isinstance(ended, Request)
-            found.append(trial_of(arm, row, one, ended, max(seconds, 0.0), self._visit))
+            end = answers.get(row, one.request)
+            assert not isinstance(end, Request)
+            found.append(trial_of(arm, row, one, end, max(seconds, 0.0), self._visit))
         return found
 
-    def _answer(self, requests: list[Request]) -> Sequence[Answer | DataError]:
-        ended = self._asker.predictor.answer(requests)
+    def _asked_together(self, requests: dict[int, Request]) -> Sequence[Answer | DataError] | None:
+        """None: the predictor failed, and a new one is there."""
+        ended = self._asker.predictor.answer(list(requests.values()))
         if isinstance(ended, Failed):
-            return [self._asker.predictor.answer_alone(request) for request in requests]
+            self._warm.clear()
+            return None
         return ended
 
     def _keep(self, made: Sequence[Trial]) -> None:
@@ -141,8 +156,17 @@ class TrialRun:
         for one in made:
             self.done[one.arm][one.row] = one
 
+    def _lock(self) -> None:
+        """Before anything is read or written there; the open journal holds it."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError("E1501", "another process tries settings in this folder.") from None
+
     def _check(self, path: Path, mine: dict[str, Any]) -> None:
         if not path.exists():
+            if self._path.stat().st_size:
+                raise RunError("E1506", f"{JOURNAL} has no {IDENTITY} beside it.")
             write_atomic(path, json.dumps(mine, indent=1).encode())
         try:
             theirs = json.loads(path.read_bytes())
@@ -151,6 +175,15 @@ class TrialRun:
             raise RunError("E1506", f"{IDENTITY} is damaged.") from None
         if changed:
             raise RunError("E1502", f"the trials there are of another {', '.join(changed)}.")
+
+
+def requests_of(arm: Arm, asked: dict[int, AskedRow]) -> dict[int, Request]:
+    """What the arm asks of the engine, by row; not for bad rows."""
+    return {
+        row: dataclasses.replace(one.request, sampler=arm.sampler)
+        for row, one in asked.items()
+        if isinstance(one.request, Request)
+    }
 
 
 def identity_of(settings: ScoreSettings, rows: Rows, seed: int) -> dict[str, Any]:

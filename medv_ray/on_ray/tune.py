@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from medv_ray.errors import DataError
 from medv_ray.evaluation.choosing import (
+    LEAST_VISITS,
     PILOT,
     Goal,
     State,
@@ -28,7 +30,7 @@ from medv_ray.evaluation.choosing import (
 )
 from medv_ray.evaluation.grids import EXACT, Arm, candidates, grid
 from medv_ray.evaluation.tables import markdown, tune_table
-from medv_ray.evaluation.trials import compared, figures, quarantined, share
+from medv_ray.evaluation.trials import compared, figures, quarantined, share, visits
 from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.sampled_rows import open_rows
@@ -83,8 +85,10 @@ def tune(
         )
     out = Path(settings.out)
     mine = who or asker(settings)
-    run = TrialRun(out, settings, rows, asked.sample_seed, mine)
-    try:
+    with (
+        closing(mine.predictor),
+        closing(TrialRun(out, settings, rows, asked.sample_seed, mine)) as run,
+    ):
         states = search(run, exact, arms, goal, say)
         won = pick(states, goal)
         found = {
@@ -104,9 +108,6 @@ def tune(
             ],
             "verified": None if won is None else verify(run, exact, won.arm, n, asked, len(rows)),
         }
-    finally:
-        run.close()
-        mine.predictor.close()
     arm = exact if won is None else won.arm
     write_atomic(out / CONFIG, json.dumps(config_of(settings, arm), indent=1).encode())
     write_atomic(out / RESULTS, json.dumps(found, indent=1).encode())
@@ -122,7 +123,7 @@ def search(
     for end in range(PILOT, goal.rows + PILOT, PILOT):
         run.run([exact, *arms], run.missing([exact, *arms], range(min(end, goal.rows))))
         known = sum(trial.answer is not None for trial in run.of(exact).values())
-        if known >= PILOT:
+        if known >= PILOT and visits(run.of(exact)) >= LEAST_VISITS:
             break
     if not known:
         codes = ", ".join(quarantined(run.of(exact).values()))

@@ -1,4 +1,5 @@
 import importlib
+import re
 import sys
 import xml.etree.ElementTree as ET
 
@@ -26,6 +27,15 @@ def test_a_chart_is_xml_that_fetches_nothing() -> None:
     for element in root.iter():
         for name, value in element.attrib.items():
             assert not name.endswith("href") or value.startswith("#")
+
+
+def test_whole_numbers_have_whole_ticks() -> None:
+    def ticks(x: list[float]) -> list[str]:
+        text = chart("t", [Panel("layer", "y", [Series("one", x, [0.5] * len(x))])])
+        return re.findall(r"<!-- ([-\d.]+) -->", text.split('id="matplotlib.axis_2"')[0])
+
+    assert ticks([1, 2]) == ["1", "2"]
+    assert "1.2" in ticks([1.0, 1.5])
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

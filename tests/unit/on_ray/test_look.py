@@ -56,6 +56,7 @@ def test_the_toy_looks_at_the_picture(tmp_path: Path, monkeypatch: pytest.Monkey
         (["tune", "--model", "toy", "--archive", "x", "--out", "s3://b/o"], "a local folder"),
         (["tune", "--model", "toy", "--archive", "x", "--out", "o", "--agree", "1.5"], "agree"),
         (["tune", "--model", "toy", "--archive", "x"], "--out is missing"),
+        (["tune", "--model", "toy", "--archive", "x", "--out", "o", "--limit", "0"], "limit"),
     ],
 )
 def test_what_is_missing_or_wrong_is_named(line: list[str], said: str) -> None:

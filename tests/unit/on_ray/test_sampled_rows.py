@@ -8,13 +8,15 @@ import tarfile
 from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.data.conversations import on_one_image
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.engine import Request
-from medv_ray.errors import DataError
+from medv_ray.errors import DataError, SettingsError
 from medv_ray.on_ray.sampled_rows import open_rows, sample
 from tests.integration import stub
 
@@ -72,6 +74,33 @@ def test_each_row_comes_alone_and_once(tmp_path: Path, make) -> None:  # type: i
     if make in (parquet, table, dataset):
         assert [one.request.question for one in read[:NUMBER]] == [f"q{i}" for i in range(NUMBER)]
         assert {(one.reference, one.kind) for one in read} == {("yes", "closed")}
+
+
+def test_what_a_dataset_cannot_take_is_refused(tmp_path: Path) -> None:
+    settings = dataset(tmp_path).model_copy(update={"limit": 2, "question": "q?"})
+    with pytest.raises(SettingsError, match="E1001: question, limit: not for a prepared dataset"):
+        open_rows(settings, "test", 0)
+
+
+@pytest.mark.parametrize("made", ["archive", "dataset"])
+def test_a_row_is_of_the_kind_that_the_input_says(tmp_path: Path, made: str) -> None:
+    said = [("closed", "left"), ("open", "yes"), (None, "no"), (None, "lung")]
+    if made == "dataset":
+        rows = (
+            Row(str(i), (stub.png(i),), on_one_image([(f"q{i}", answer)]), kind)
+            for i, (kind, answer) in enumerate(said)
+        )
+        write_dataset(tmp_path / "in", "made", {"test": rows}, licence="none")
+    else:
+        (tmp_path / "in").mkdir()
+        table = [
+            {"image": stub.png(i), "question": f"q{i}", "answer": answer, "answer_type": kind}
+            for i, (kind, answer) in enumerate(said)
+        ]
+        pq.write_table(pa.Table.from_pylist(table), tmp_path / "in" / "a.parquet")
+    found = open_rows(ArchiveSettings(archive=str(tmp_path / "in")), "test", 0)
+    kinds = [found.read(number).kind for number in range(4)]
+    assert kinds == ["closed", "open", "closed", "open"]
 
 
 def test_a_bad_row_brings_its_error(tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def test_the_fastest_that_holds_is_picked(tmp_path: Path) -> None:
     assert fates["dual-16" if "dual-16" in fates else "dual-8"] == "left: a faster one holds"
     assert found["verified"]["agreement"]["n"] == 40
     assert found["verified"]["agreement"]["mean"] == 1.0
+    few = found | {"archive_rows": 190}
+    assert "--verify 40: only 30 further rows are there." in conclusion(few)
     won = found["candidates"][0]
     assert won["name"] == found["pick"]
     assert (won["same"], won["compared"], won["fate"]) == (160, 160, "holds")
@@ -176,7 +178,8 @@ def test_trials_go_on_where_they_stopped(tmp_path: Path) -> None:
     journal.write_bytes(b"".join(lines[:100]) + lines[100][:9])  # as a crash leaves it
     before = made.asked
     assert tune(settings, asked, who=who)["pick"] == whole["pick"]
-    assert made.asked - before == len(lines) - 100
+    warmed = len(whole["candidates"]) + 1
+    assert made.asked - before == len(lines) - 100 + warmed
     changed = settings.model_copy(update={"seed": 1})
     with pytest.raises(RunError, match="E1502: the trials there are of another settings"):
         tune(changed, asked, who=who)
@@ -235,6 +238,23 @@ def test_models_of_one_label_are_runs_of_one_recipe(tmp_path: Path, drawn: list[
     assert found["by_label"][0]["closed"] == {"mean": 1.0, "sd": 0.0, "least": 1.0, "most": 1.0}
     assert found["by_label"][1]["closed"]["sd"] is None
     assert drawn == ["closed accuracy"]
+    # a row that only one of the models loses is counted, whichever comes last
+    left = iter([False, True, False])
+
+    def answers(_: Any) -> Asker:
+        made = Made()
+        if next(left):
+            whole = made._one
+            made._one = lambda request: (  # type: ignore[method-assign]
+                DataError("E1305", "no.") if request.question == "q3" else whole(request)
+            )
+        return Asker(ReloadingPredictor(lambda: made), 1)
+
+    out = tmp_path / "second"
+    found = sweep("scaling", models, out, Sample(), answers=answers)
+    assert found["quarantined"] == {"E1305": 1}
+    assert [one["quarantined"] for one in found["arms"]] == [{}, {"E1305": 1}, {}]
+    assert "E1305 1 |" in (out / "table.md").read_text()
     apart = [{"label": "x", "closed": {"mean": m}, "open": None} for m in (0.4, 0.6)]
     [line] = by_label(apart)
     assert line["closed"]["sd"] == pytest.approx(0.1414, abs=1e-4)
