@@ -1,10 +1,10 @@
 """Under which confidence to abstain, so that few of the answers that are given are wrong.
 
 The bound is for new pictures, drawn as the validation split's were. Rows of one picture may hang
-together in any way: one that is wrong throughout is one accident and not twenty. So the test bets on
-pictures: each one that has fewer wrong rows than the target allows wins, each one that has more
-loses, and if the risk were above the target the stake would seldom grow far (Waudby-Smith and Ramdas
-2024; Ville's inequality). No share of dependence is estimated, which few pictures could not tell.
+together in any way: one that is wrong throughout is one accident and not twenty. So the test bets
+on pictures: each one that has fewer wrong rows than the target allows wins, each one that has more
+loses, and if the risk were above the target the stake would seldom grow far (Waudby-Smith and
+Ramdas 2024; Ville's inequality). No share of dependence is estimated: few pictures cannot tell it.
 
 As many thresholds are looked at, the chance of error is shared: STARTS coverages get an equal part
 each, and from each of them the threshold is lowered as long as the test passes, which costs nothing
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,13 +82,13 @@ def abstain_below(
 
 def by_picture(
     wrong: NDArray[np.float64], names: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """float64[G] wrong rows and int64[G] rows, of float[n] of 0 and 1 and int[n] pictures by number."""
+) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """float64[G] wrong rows and int[G] rows, of float[n] of 0 and 1 and pictures by number, int[n]."""
     counts, sizes = np.bincount(names, weights=wrong), np.bincount(names)
     return counts[sizes > 0], sizes[sizes > 0]
 
 
-def p_value(wrong: NDArray[np.float64], rows: NDArray[np.int64], risk: float) -> float:
+def p_value(wrong: NDArray[np.float64], rows: NDArray[Any], risk: float) -> float:
     """How likely, at most, so few wrong rows are where the risk is `risk` or above.
 
     It holds for independent pictures of any sizes. `wrong`: float[G]; `rows`: int[G]. Where each
@@ -102,7 +102,7 @@ def p_value(wrong: NDArray[np.float64], rows: NDArray[np.int64], risk: float) ->
     return min(1.0, math.exp(min(700.0, -top)) / float(np.exp(logs - top).mean()))
 
 
-def bound_of(wrong: NDArray[np.float64], rows: NDArray[np.int64], chance: float) -> float:
+def bound_of(wrong: NDArray[np.float64], rows: NDArray[Any], chance: float) -> float:
     """The smallest risk at which so few wrong rows have a p-value of `chance` or less."""
     low, high = 0.0, 1.0
     for _ in range(40):
