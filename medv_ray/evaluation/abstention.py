@@ -83,7 +83,7 @@ def abstain_below(
 def by_picture(
     wrong: NDArray[np.float64], names: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[Any]]:
-    """float64[G] wrong rows and int[G] rows, of float[n] of 0 and 1 and pictures by number, int[n]."""
+    """float64[G] wrong rows and int[G] rows, of float[n] of 0 and 1 and int[n] numbers."""
     counts, sizes = np.bincount(names, weights=wrong), np.bincount(names)
     return counts[sizes > 0], sizes[sizes > 0]
 
