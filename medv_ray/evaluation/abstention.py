@@ -85,7 +85,7 @@ def by_picture(
 ) -> tuple[NDArray[np.float64], NDArray[Any]]:
     """float64[G] wrong rows and int[G] rows, of float[n] of 0 and 1 and int[n] numbers."""
     counts, sizes = np.bincount(names, weights=wrong), np.bincount(names)
-    return counts[sizes > 0], sizes[sizes > 0]
+    return counts[sizes > 0].astype(np.float64), sizes[sizes > 0]
 
 
 def p_value(wrong: NDArray[np.float64], rows: NDArray[Any], risk: float) -> float:

@@ -186,6 +186,16 @@ def verdicts(
     }
 
 
+def verdicts_of(run: str) -> dict[str, Verdict]:
+    """Of a run that `medv eval` has made, EVALUATION/NAME/scored; none of another. Raises DataError
+    E1105."""
+    folder = Path(run).parent
+    if Path(run).name != SCORED or not is_evaluation(folder.parent):
+        return {}
+    one = read_results(folder.parent)["recipes"].get(folder.name)
+    return {} if one is None else verdicts(Recipe(**one["recipe"]), *read_answers(folder))
+
+
 def settings_of(folder: Path, one: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     """The recipe and what answered, one a line."""
     lines = {f"recipe.{name}": value for name, value in flatten(dict(one["recipe"])).items()}

@@ -75,14 +75,17 @@ def verdict(row: dict[str, Any]) -> Verdict | None:
     return Verdict(kind, strict.is_right(row["answer"], row["reference"], kind))
 
 
-def judged_rows(out: str) -> JudgedRows:
-    """Of a run, by the rule of each row's kind. Raises RunError E1506."""
-    return judged(row for table in read_run(out, COLUMNS) for row in table.to_pylist())
+def judged_rows(out: str, verdicts: Mapping[str, Verdict] | None = None) -> JudgedRows:
+    """Of a run, by `verdicts`, and where it has none by the rule of the row's kind. Raises RunError
+    E1506."""
+    return judged((row for table in read_run(out, COLUMNS) for row in table.to_pylist()), verdicts)
 
 
-def judged(rows: Iterable[dict[str, Any]]) -> JudgedRows:
+def judged(
+    rows: Iterable[dict[str, Any]], verdicts: Mapping[str, Verdict] | None = None
+) -> JudgedRows:
     """Of rows with COLUMNS."""
-    found = JudgedRows()
+    found, known = JudgedRows(), verdicts or {}
     for row in rows:
-        found.add(row)
+        found.add(row, known if row["id"] in known else None)
     return found

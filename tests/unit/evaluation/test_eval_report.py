@@ -25,7 +25,8 @@ from medv_ray.errors import DataError, SettingsError
 from medv_ray.evaluation import results, statistics
 from medv_ray.evaluation.calibrators import Calibrator
 from medv_ray.evaluation.comparison import read_answers
-from medv_ray.evaluation.eval_report import RIGHT_OR_WRONG, eval_report, verdicts
+from medv_ray.evaluation.eval_report import RIGHT_OR_WRONG, eval_report, verdicts, verdicts_of
+from medv_ray.evaluation.judged_rows import judged_rows
 from medv_ray.evaluation.metrics import METRICS, values
 from medv_ray.evaluation.recipes import RECIPES, Question, Recipe
 from medv_ray.evaluation.stored_calibration import (
@@ -198,7 +199,16 @@ def test_right_and_wrong_are_the_recipes_own(tmp_path: Path) -> None:
     assert np.mean([one.right for one in found.values()]) == share["closed"]["mean"]
     assert 0.2 < share["closed"]["mean"] < 0.5
 
+    run = str(folder / "pmc-vqa" / "scored")
+    rows = judged_rows(run, verdicts_of(run))
+    assert np.mean(rows.right) == share["closed"]["mean"]
+    by_words = zip(judged_rows(run).right, rows.right, strict=True)
+    assert not any(one and other for one, other in by_words), "a letter is not the option's words"
+    assert verdicts_of(str(folder)) == {}
+
     page = eval_report(made(tmp_path / "b", 300))
+    run = str(tmp_path / "b" / "pathvqa" / "scored")
+    assert judged_rows(run, verdicts_of(run)).kind.count("open") == 150, "by whole words"
     assert known(page) == 150, "closed ones"
     assert "open questions, as llava_med.recall is neither." in page
     open_ended = RECIPES["open-ended"]
