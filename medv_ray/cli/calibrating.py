@@ -42,6 +42,7 @@ def calibrate_command(
     """Confidence against right answers; the confidence under which to abstain."""
     from medv_ray.evaluation import calibrating
     from medv_ray.evaluation.calibrators import METHODS
+    from medv_ray.evaluation.eval_report import verdicts_of
     from medv_ray.evaluation.judged_rows import judged_rows
     from medv_ray.evaluation.stored_calibration import write_calibration
     from medv_ray.files import write_atomic
@@ -66,7 +67,7 @@ def calibrate_command(
         words = f"{split} of {data.name}" + (f", the first {limit}" if limit else "")
     else:
         words = f"the run {run.rstrip('/').rpartition('/')[2]}"
-    rows, source = judged_rows(run), job.origin(run)
+    rows, source = judged_rows(run, verdicts_of(run)), job.origin(run)
     if folder is not None:
         check_model(folder, source.model)
     chosen = next((one for one in METHODS if one == method), None)

@@ -14,14 +14,23 @@ from medv_ray.archive.sources import open_archive
 from medv_ray.archive.store import Store
 from medv_ray.errors import DataError, RunError, SettingsError
 from medv_ray.evaluation import report
-from medv_ray.evaluation.comparison import RESULTS, read_results
+from medv_ray.evaluation.comparison import RESULTS, read_answers, read_results
+from medv_ray.evaluation.judged_rows import Verdict
+from medv_ray.evaluation.metrics import values
 from medv_ray.evaluation.pages import rendered
-from medv_ray.evaluation.recipes import published
+from medv_ray.evaluation.recipes import Question, Recipe, published
 from medv_ray.evaluation.stored_calibration import StoredCalibration
 from medv_ray.evaluation.trust import trust
 
 MOST_VALUES = 60
 """Rows of a table by group; of those with the fewest questions only the number is said."""
+RIGHT_OR_WRONG = frozenset(
+    {
+        "llava_med.open_contained", "llava_med.closed", "llava_med.closed_gated", "strict.open",
+        "strict.closed", "strict.choice", "lmms.slake",
+    }
+)  # fmt: skip
+"""Metrics that are 0 or 1 by their rule; shares of tokens are not, also where they come out so."""
 SCORED, QUESTIONS = "scored", "questions.parquet"
 
 
@@ -116,7 +125,7 @@ def benchmark(
         ],
         "metrics": one["metrics"],
         "settings": settings_of(folder, one),
-        **answers_of(folder, data, stored),
+        **answers_of(folder, one, data, stored),
     }
 
 
@@ -131,7 +140,9 @@ def largest(
     return rows[:MOST_VALUES], max(0, len(rows) - MOST_VALUES)
 
 
-def answers_of(folder: Path, data: Path | None, stored: StoredCalibration | None) -> dict[str, Any]:
+def answers_of(
+    folder: Path, one: Mapping[str, Any], data: Path | None, stored: StoredCalibration | None
+) -> dict[str, Any]:
     """Of the run that answered: counts, confidence, examples; nothing of these for answers that
     came from a file."""
     run = str(folder / SCORED)
@@ -139,19 +150,50 @@ def answers_of(folder: Path, data: Path | None, stored: StoredCalibration | None
         names = input_files(run)
     except RunError:
         return {"trust": None, "bars": None, "examples": [], "statuses": [], "reasons": []}
-    found = report.count(rows_of(run, Choice()))
+    recipe = Recipe(**one["recipe"])
+    found = report.count(rows_of(run, Choice()), verdicts(recipe, *read_answers(folder)))
+    stored, unused = report.fitting(stored, read_manifest(Store(run)) or {})
     groups = report.groups_of(found)
     if data is not None:
         settings = ArchiveSettings(archive=str(folder / QUESTIONS), images=str(data))
         planned = plan(open_archive(settings), "report")
         groups = [(title, report.with_pictures(cards, names, planned)) for title, cards in groups]
+    kinds = [(kind, cell["metric"]) for kind, cell in one["headline"].items()]
     return {
         "trust": trust(found.judged, stored),
+        "unused": unused,
+        "graded": [pair for pair in kinds if pair[1] in RIGHT_OR_WRONG],
+        "ungraded": [pair for pair in kinds if pair[1] not in RIGHT_OR_WRONG],
         "bars": found.bars,
         "examples": groups,
         "statuses": found.statuses.most_common(),
         "reasons": found.reasons.most_common(),
     }
+
+
+def verdicts(
+    recipe: Recipe, questions: Sequence[Question], answers: Mapping[str, str]
+) -> dict[str, Verdict]:
+    """By id, whether an answer is right by the recipe's own metric; of kinds whose metric says of
+    no answer that it is right or wrong there are none."""
+    names = {"open": recipe.open_metric, "closed": recipe.closed_metric}
+    rows = [one.judged(answers[one.id]) for one in questions]
+    return {
+        key: Verdict(kind, bool(value))
+        for kind, name in names.items()
+        if name in RIGHT_OR_WRONG
+        for key, value in values([row for row in rows if row.kind == kind], [name])[name].items()
+    }
+
+
+def verdicts_of(run: str) -> dict[str, Verdict]:
+    """Of a run that `medv eval` has made, EVALUATION/NAME/scored; none of another. Raises DataError
+    E1105."""
+    folder = Path(run).parent
+    if Path(run).name != SCORED or not is_evaluation(folder.parent):
+        return {}
+    one = read_results(folder.parent)["recipes"].get(folder.name)
+    return {} if one is None else verdicts(Recipe(**one["recipe"]), *read_answers(folder))
 
 
 def settings_of(folder: Path, one: Mapping[str, Any]) -> Sequence[tuple[str, str]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from medv_ray.archive import strict
 from medv_ray.archive.accuracy import is_known
@@ -13,6 +13,13 @@ from medv_ray.archive.rows import read_run
 COLUMNS = [
     "id", "status", "answer", "reference", "answer_type", "confidence", "image_sha256",
 ]  # fmt: skip
+
+
+class Verdict(NamedTuple):
+    """Of an answer, by another rule than whole words."""
+
+    kind: str
+    right: bool
 
 
 @dataclass
@@ -32,21 +39,23 @@ class JudgedRows:
     unknown: int = 0
     """Whose reference is not known."""
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Take a row of COLUMNS, or count why not."""
+    def add(self, row: dict[str, Any], verdicts: Mapping[str, Verdict] | None = None) -> None:
+        """Take a row of COLUMNS, or count why not.
+
+        `verdicts`: by id; a row without one is unknown. None: by whole words.
+        """
         if row["status"] == "quarantined" or row["confidence"] is None:
             self.quarantined += 1
         elif not row["answer"]:
             self.empty += 1
-        elif not is_known(row["reference"]):
+        elif (found := verdict(row) if verdicts is None else verdicts.get(row["id"])) is None:
             self.unknown += 1
         else:
-            kind = strict.kind_of(row["reference"], row["answer_type"])
             self.id.append(row["id"])
             self.answer.append(row["answer"])
             self.confidence.append(float(row["confidence"]))
-            self.right.append(strict.is_right(row["answer"], row["reference"], kind))
-            self.kind.append(kind)
+            self.right.append(found.right)
+            self.kind.append(found.kind)
             self.picture.append(row["image_sha256"] or row["id"])
 
     def __len__(self) -> int:
@@ -58,14 +67,25 @@ class JudgedRows:
         return {name: getattr(self, name) for name in ("quarantined", "empty", "unknown")}
 
 
-def judged_rows(out: str) -> JudgedRows:
-    """Of a run, by the rule of each row's kind. Raises RunError E1506."""
-    return judged(row for table in read_run(out, COLUMNS) for row in table.to_pylist())
+def verdict(row: dict[str, Any]) -> Verdict | None:
+    """By whole words, after the rule of the row's kind; None where its reference is not known."""
+    if not is_known(row["reference"]):
+        return None
+    kind = strict.kind_of(row["reference"], row["answer_type"])
+    return Verdict(kind, strict.is_right(row["answer"], row["reference"], kind))
 
 
-def judged(rows: Iterable[dict[str, Any]]) -> JudgedRows:
+def judged_rows(out: str, verdicts: Mapping[str, Verdict] | None = None) -> JudgedRows:
+    """Of a run, by `verdicts`, and where it has none by the rule of the row's kind. Raises RunError
+    E1506."""
+    return judged((row for table in read_run(out, COLUMNS) for row in table.to_pylist()), verdicts)
+
+
+def judged(
+    rows: Iterable[dict[str, Any]], verdicts: Mapping[str, Verdict] | None = None
+) -> JudgedRows:
     """Of rows with COLUMNS."""
-    found = JudgedRows()
+    found, known = JudgedRows(), verdicts or {}
     for row in rows:
-        found.add(row)
+        found.add(row, known if row["id"] in known else None)
     return found

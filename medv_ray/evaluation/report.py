@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from medv_ray.archive.results import Choice, input_files, rows_of
 from medv_ray.archive.store import Store
 from medv_ray.data.thumbnail import Thumbnails
 from medv_ray.errors import CATALOGUE, DataError, RunError
-from medv_ray.evaluation.judged_rows import JudgedRows
+from medv_ray.evaluation.judged_rows import JudgedRows, Verdict
 from medv_ray.evaluation.pages import rendered
 from medv_ray.evaluation.statistics import Interval, wilson
 from medv_ray.evaluation.stored_calibration import StoredCalibration
@@ -74,10 +74,12 @@ def report(out: str, plan: Plan | None = None, stored: StoredCalibration | None 
     """HTML of a run, finished or not.
 
     `plan`: of the archive that it scored, for pictures; they are decoded as they were for the
-    model. `stored`: the model's calibration. Raises RunError E1506, E1507.
+    model. `stored`: the model's calibration; where it is of other answers the page says why it is
+    not used. Raises RunError E1506, E1507.
     """
     names = input_files(out)
     manifest = read_manifest(Store(out)) or {}
+    stored, unused = fitting(stored, manifest)
     found = count(rows_of(out, Choice()))
     groups = groups_of(found)
     if plan is not None:
@@ -91,12 +93,21 @@ def report(out: str, plan: Plan | None = None, stored: StoredCalibration | None 
         shares=shares(found),
         bars=found.bars,
         trust=trust(found.judged, stored),
+        unused=unused,
         groups=groups,
         has_plan=plan is not None,
         settings=settings_of(manifest),
         files=names[:20],
         more_files=max(0, len(names) - 20),
     )
+
+
+def fitting(
+    stored: StoredCalibration | None, manifest: Mapping[str, Any]
+) -> tuple[StoredCalibration | None, str | None]:
+    """The calibration where it is one of such a run's answers; else None, and why."""
+    why = None if stored is None else stored.differs(manifest.get("identity") or {})
+    return (stored, None) if why is None else (None, why)
 
 
 def groups_of(found: Found) -> list[tuple[str, list[Card]]]:
@@ -108,17 +119,19 @@ def groups_of(found: Found) -> list[tuple[str, list[Card]]]:
     ]
 
 
-def count(tables: Iterable[Any]) -> Found:
-    """One pass over tables of rows."""
+def count(tables: Iterable[Any], verdicts: Mapping[str, Verdict] | None = None) -> Found:
+    """One pass over tables of rows. `verdicts`: as `JudgedRows.add` takes them."""
     found, number = Found(), 0
     for table in tables:
         for row in table.to_pylist():
             number += 1
-            _add(found, row, number)
+            _add(found, row, number, verdicts)
     return found
 
 
-def _add(found: Found, row: dict[str, Any], number: int) -> None:
+def _add(
+    found: Found, row: dict[str, Any], number: int, verdicts: Mapping[str, Verdict] | None
+) -> None:
     found.statuses[row["status"]] += 1
     found.warnings.update({word.partition(":")[0] for word in row["warnings"] or ()})
     card = card_of(row)
@@ -132,7 +145,7 @@ def _add(found: Found, row: dict[str, Any], number: int) -> None:
     found.bars[min(BARS - 1, int(sure * BARS))] += 1
     _keep(found.unsure, (-sure, -number, card))
     known = len(found.judged)
-    found.judged.add(row)
+    found.judged.add(row, verdicts)
     if len(found.judged) > known and not found.judged.right[-1]:
         _keep(found.wrong, (sure, -number, card))
 

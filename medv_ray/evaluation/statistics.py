@@ -100,20 +100,6 @@ def at_most(k: int, n: int, p: float) -> float:
     return min(1.0, math.exp(top) * float(np.exp(logs - top).sum()))
 
 
-def upper_bound(k: int, n: int, level: float = LEVEL) -> float:
-    """What a share of which k of n rows were seen does not exceed, at a one-sided level.
-
-    Source: Clopper and Pearson 1934.
-    """
-    if k >= n:
-        return 1.0
-    low, high = k / n, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (low, middle) if at_most(k, n, middle) <= 1 - level else (middle, high)
-    return high
-
-
 def _normal_quantile(p: float) -> float:
     from statistics import NormalDist
 

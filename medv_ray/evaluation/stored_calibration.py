@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ class StoredCalibration(Settings):
     model_sha256: str
     """Of the folder's weights, config and tokenizer; another model's calibration is not used."""
     adapter_sha256: str | None = None
+    held: dict[str, Any] | None = None
+    """dtype, device, logit_size, which change confidence; None: of before they were noted."""
     answer: dict[str, Any]
     """Sampler, prompt and image settings; answers by others are other answers."""
     rows: str
@@ -39,21 +42,46 @@ class StoredCalibration(Settings):
     risk_bound: float | None = None
     """What the risk does not exceed for new rows, at 95 %."""
 
-    def differs(self, model: tuple[str, str | None], answer: AnswerSettings) -> str | None:
-        """Why it does not hold for other answers, in words; None where it does.
-
-        `model`: digests of model and adapter.
-        """
-        if (self.model_sha256, self.adapter_sha256) != model:
+    def differs(self, identity: Mapping[str, Any]) -> str | None:
+        """Why it does not hold for the answers of a run of this identity, in words; None where it
+        does."""
+        model, answer = identity.get("model") or {}, settings_of(identity)
+        if answer is None:
+            return "the run does not say under which settings it was made"
+        if (self.model_sha256, self.adapter_sha256) != digests_of(model):
             return "the model has changed"
-        now = decisive(answer)
+        if self.held is None:
+            return (
+                "it is of before dtype, device and logit_size were noted; "
+                "`medv calibrate --store` makes it anew"
+            )
         names = [
             f"{group}.{name}"
-            for group, values in now.items()
+            for group, values in {"model": held(model), **decisive(answer)}.items()
             for name in values
-            if values[name] != self.answer.get(group, {}).get(name)
+            if values[name] != {"model": self.held, **self.answer}.get(group, {}).get(name)
         ]
         return f"{', '.join(names)} differ" if names else None
+
+
+def digests_of(model: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Of model and adapter, as a run's identity has them."""
+    return model.get("sha256"), model.get("adapter_sha256")
+
+
+def held(model: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run held its model: all of that part of its identity but the digests."""
+    return {
+        name: value for name, value in model.items() if name not in ("sha256", "adapter_sha256")
+    }
+
+
+def settings_of(identity: Mapping[str, Any]) -> AnswerSettings | None:
+    """Of a run's identity; None where it has none that this version knows."""
+    try:
+        return build(AnswerSettings, dict(identity["settings"]))
+    except (KeyError, SettingsError):
+        return None
 
 
 def decisive(answer: AnswerSettings) -> dict[str, Any]:

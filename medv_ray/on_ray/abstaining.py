@@ -28,7 +28,7 @@ def with_stored(settings: ScoreSettings, new_run: bool = False) -> tuple[ScoreSe
     found = read_calibration(store_folder(settings.model))
     if found is None:
         return settings, None
-    why = found.differs(model_digests(settings.model), settings.answer)
+    why = found.differs(settings.identity(*model_digests(settings.model)))
     if why is not None:
         return settings, f"the calibration beside the model is not used: {why}"
     if found.abstain_below is None:

@@ -8,6 +8,7 @@ OUT/calibration.json, calibration.svg
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +22,14 @@ from medv_ray.archive.manifest import read_manifest
 from medv_ray.archive.rows import read_run
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.store import Store
-from medv_ray.data.dataset import Dataset
+from medv_ray.data.dataset import Dataset, image_path
 from medv_ray.errors import RunError
 from medv_ray.evaluation import recipes
 from medv_ray.evaluation.calibrating import Fitted
 from medv_ray.evaluation.judged_rows import JudgedRows
 from medv_ray.evaluation.recipes import Question
-from medv_ray.evaluation.stored_calibration import StoredCalibration, decisive
+from medv_ray.evaluation.stored_calibration import StoredCalibration, decisive, held
+from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, checkpoint_defaults
 from medv_ray.on_ray.score import score
 from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings, build
@@ -64,8 +66,7 @@ def score_split(asked: Asked, copies: int | None = None, address: str | None = N
     table = asked.out / f"{name}.parquet"
     made = table_of(questions, copies)
     asked.out.mkdir(parents=True, exist_ok=True)
-    if not table.exists() or not pq.read_table(table).equals(made):
-        pq.write_table(made, table)
+    write_once(table, made)
     settings = ScoreSettings(
         out=str(asked.out / run),
         archive=ArchiveSettings(archive=str(table), images=str(asked.dataset)),
@@ -77,6 +78,19 @@ def score_split(asked: Asked, copies: int | None = None, address: str | None = N
     if score(settings, address=address).summary is None:
         raise RunError("E1512", "the job was stopped; the same line goes on.")
     return settings.out
+
+
+def write_once(path: Path, made: pa.Table) -> None:
+    """Have a parquet file of these rows; one that has them stays as it is, so that the run over it
+    goes on. Another, also a damaged one, is written anew, whole or not at all."""
+    try:
+        if pq.read_table(path).equals(made):
+            return
+    except (OSError, pa.ArrowException):
+        pass  # none is there, or half of one
+    file = io.BytesIO()
+    pq.write_table(made, file)
+    write_atomic(path, file.getvalue())
 
 
 def table_of(questions: Sequence[Question], copies: int | None) -> pa.Table:
@@ -93,9 +107,14 @@ def table_of(questions: Sequence[Question], copies: int | None) -> pa.Table:
             "question": [one.question for one, _ in rows],
             "answer": [one.answer for one, _ in rows],
             "answer_type": [one.kind for one, _ in rows],
-            "image": [[f"images/{s[:2]}/{s}" for s in one.images] for one, _ in rows],
+            "image": [[image_name(s) for s in one.images] for one, _ in rows],
         }
     )
+
+
+def image_name(sha256: str) -> str:
+    """Of a picture within its dataset."""
+    return image_path(Path(), sha256).as_posix()
 
 
 def agreement(rows: JudgedRows, sampled: str) -> list[float]:
@@ -126,6 +145,8 @@ class Origin(NamedTuple):
 
     model: tuple[str, str | None]
     """Digests of model and adapter."""
+    held: dict[str, Any]
+    """dtype, device, logit_size."""
     answer: AnswerSettings
 
 
@@ -137,7 +158,7 @@ def origin(run: str) -> Origin:
     identity = manifest["identity"]
     model = identity["model"]
     digests = (model["sha256"], model.get("adapter_sha256"))
-    return Origin(digests, build(AnswerSettings, identity["settings"]))
+    return Origin(digests, held(model), build(AnswerSettings, identity["settings"]))
 
 
 def stored_form(
@@ -148,6 +169,7 @@ def stored_form(
     return StoredCalibration(
         model_sha256=source.model[0],
         adapter_sha256=source.model[1],
+        held=source.held,
         answer=decisive(source.answer),
         rows=words,
         n=len(rows),

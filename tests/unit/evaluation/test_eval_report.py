@@ -24,11 +24,18 @@ from medv_ray.cli import app
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.evaluation import results, statistics
 from medv_ray.evaluation.calibrators import Calibrator
-from medv_ray.evaluation.eval_report import eval_report
-from medv_ray.evaluation.metrics import values
-from medv_ray.evaluation.recipes import RECIPES, Question
-from medv_ray.evaluation.stored_calibration import StoredCalibration, write_calibration
+from medv_ray.evaluation.comparison import read_answers
+from medv_ray.evaluation.eval_report import RIGHT_OR_WRONG, eval_report, verdicts, verdicts_of
+from medv_ray.evaluation.judged_rows import judged_rows
+from medv_ray.evaluation.metrics import METRICS, values
+from medv_ray.evaluation.recipes import RECIPES, Question, Recipe
+from medv_ray.evaluation.stored_calibration import (
+    StoredCalibration,
+    decisive,
+    write_calibration,
+)
 from medv_ray.on_ray.evaluate import write_answers
+from medv_ray.settings import AnswerSettings
 
 RECIPE = RECIPES["pathvqa"]
 EVIL = "<script>alert(1)</script>"
@@ -51,31 +58,49 @@ def questions_of(n: int) -> list[Question]:
     ]  # fmt: skip
 
 
-def made(folder: Path, n: int, scored: bool = True, **more: Any) -> Path:
+def lettered(n: int) -> list[Question]:
+    """Four options each; the right ones are answered by their letters."""
+    options = ("lung", "liver", "heart", "left lung")
+    return [
+        Question(f"q{i}", (f"{i:064x}",), f"which, {i}?", options[i % 3], "closed", {}, options)
+        for i in range(n)
+    ]
+
+
+def made(
+    folder: Path,
+    n: int,
+    scored: bool = True,
+    recipe: Recipe = RECIPE,
+    questions: list[Question] | None = None,
+    **more: Any,
+) -> Path:
     """A folder as `medv eval` writes it: surer answers are more often right."""
-    questions = questions_of(n)
+    questions = questions or questions_of(n)
     random = np.random.default_rng(0)
     sure = random.random(n).astype(np.float32).tolist()
     right = (random.random(n) < np.array(sure) ** 2).tolist()
     answers = {
-        one.id: one.answer if hit else "heart" for one, hit in zip(questions, right, strict=True)
+        one.id: (one.letter or one.answer) if hit else "left lung" if one.choices else "heart"
+        for one, hit in zip(questions, right, strict=True)
     }
-    names = (RECIPE.open_metric, RECIPE.closed_metric)
+    names = (recipe.open_metric, recipe.closed_metric)
     found = values((one.judged(answers[one.id]) for one in questions), names)
     guessed = {one.id: "yes" for one in questions}
-    headline = results.headline(RECIPE, questions, answers)
+    headline = results.headline(recipe, questions, answers)
     one = {
-        "recipe": RECIPE.model_dump(mode="json"), "recipe_sha256": "ab" * 32, "whole": False,
-        "run": {"answered": n}, "metrics": {name: results.shown(of) for name, of in found.items()},
+        "recipe": recipe.model_dump(mode="json"), "recipe_sha256": "ab" * 32, "whole": False,
+        "run": {"answered": n},
+        "metrics": {name: results.shown(of) for name, of in found.items() if of},
         "headline": headline, "groups": results.by_group(questions, found), "n": n,
-        "answer_words": 1.5, "majority": results.headline(RECIPE, questions, guessed),
+        "answer_words": 1.5, "majority": results.headline(recipe, questions, guessed),
     }  # fmt: skip
     folder.mkdir(parents=True)
-    whole = {"format": 1, "blind": False, "recipes": {"pathvqa": one}, **more}
+    whole = {"format": 1, "blind": False, "recipes": {recipe.name: one}, **more}
     (folder / "results.json").write_text(json.dumps(whole))
-    write_answers(folder / "pathvqa" / "answers.jsonl", questions, answers, {})
+    write_answers(folder / recipe.name / "answers.jsonl", questions, answers, {})
     if scored:
-        score(folder / "pathvqa", questions, answers, sure)
+        score(folder / recipe.name, questions, answers, sure)
     return folder
 
 
@@ -95,7 +120,8 @@ def score(
         archive=str(folder / "questions.parquet"), images=str(folder), chunk_rows=4096
     )
     planned = plan(open_archive(settings), "settings")
-    with Run.open(str(folder / "scored"), planned, {"settings": {"steps": 8}}) as run:
+    identity = {"settings": AnswerSettings().model_dump(mode="json"), "model": {"sha256": "m"}}
+    with Run.open(str(folder / "scored"), planned, identity) as run:
         for chunk in run.todo():
             records = [
                 {
@@ -119,7 +145,8 @@ def cells(page: str, row: str) -> list[str]:
 
 def stored(below: float = 0.7) -> StoredCalibration:
     return StoredCalibration(
-        model_sha256="m", answer={}, rows="validation of pathvqa", n=100, right=0.5,
+        model_sha256="m", held={}, answer=decisive(AnswerSettings()),
+        rows="validation of pathvqa", n=100, right=0.5,
         calibrator=Calibrator(method="temperature", slope=0.5), ece_before=0.1, ece_after=0.05,
         target_risk=0.2, abstain_below=below, coverage=0.3, risk=0.1, risk_bound=0.19,
     )  # fmt: skip
@@ -152,6 +179,61 @@ def test_calibration_is_better_after_than_before(tmp_path: Path) -> None:
     page = eval_report(made(tmp_path / "a", 1200))
     [before, after] = cells(page, r"Mean distance of confidence")[-2:]
     assert float(after) < 0.06 < float(before)
+
+
+def known(page: str) -> int:
+    found = re.search(r"Of ([\d,]+) answers that are known", page)
+    return 0 if found is None else int(found[1].replace(",", ""))
+
+
+def test_right_and_wrong_are_the_recipes_own(tmp_path: Path) -> None:
+    choices = RECIPES["pmc-vqa"]
+    folder = made(tmp_path / "a", 300, recipe=choices, questions=lettered(300))
+    page = eval_report(folder)
+    assert known(page) == 300
+    assert "Right is counted as in the results: closed by strict.choice." in page
+    wrong = page.split("Surest wrong answers")[1].split("<h2>")[0]
+    assert re.findall(r"<dt>Answer</dt><dd>(.*?)</dd>", wrong) == ["left lung"] * 12
+    share = json.loads((folder / "results.json").read_text())["recipes"]["pmc-vqa"]["headline"]
+    found = verdicts(choices, *read_answers(folder / "pmc-vqa"))
+    assert np.mean([one.right for one in found.values()]) == share["closed"]["mean"]
+    assert 0.2 < share["closed"]["mean"] < 0.5
+
+    run = str(folder / "pmc-vqa" / "scored")
+    rows = judged_rows(run, verdicts_of(run))
+    assert np.mean(rows.right) == share["closed"]["mean"]
+    by_words = zip(judged_rows(run).right, rows.right, strict=True)
+    assert not any(one and other for one, other in by_words), "a letter is not the option's words"
+    assert verdicts_of(str(folder)) == {}
+
+    page = eval_report(made(tmp_path / "b", 300))
+    run = str(tmp_path / "b" / "pathvqa" / "scored")
+    assert judged_rows(run, verdicts_of(run)).kind.count("open") == 150, "by whole words"
+    assert known(page) == 150, "closed ones"
+    assert "open questions, as llava_med.recall is neither." in page
+    open_ended = RECIPES["open-ended"]
+    asked = [one for one in questions_of(200) if one.kind == "open"]
+    page = eval_report(made(tmp_path / "c", 100, recipe=open_ended, questions=asked))
+    assert known(page) == 0
+    assert "Surest wrong" not in page
+    assert "open questions, as llava_med.recall is neither." in page
+    assert "Answers by confidence" in page
+
+
+def test_every_metric_of_right_and_wrong_is_one() -> None:
+    assert METRICS.keys() > RIGHT_OR_WRONG
+    assert {name.removeprefix("llava_med.") for name in METRICS.keys() - RIGHT_OR_WRONG} == {
+        "exact_match", "f1", "precision", "recall", "bleu", "bleu_1", "bleu_2", "bleu_3",
+        "closed_recall",
+    }  # fmt: skip
+
+
+def test_a_calibration_of_other_answers_is_not_used(tmp_path: Path) -> None:
+    folder = made(tmp_path / "a", 400)
+    page = eval_report(folder, stored=stored().model_copy(update={"model_sha256": "n"}))
+    assert "The calibration that was given is not used here: the model has changed." in page
+    assert "Kept by the model" not in page
+    assert "in 5 folds" in page
 
 
 def test_ten_thousand_rows_stay_small(tmp_path: Path) -> None:

@@ -23,9 +23,17 @@ from medv_ray.errors import RunError
 from medv_ray.evaluation import report as module
 from medv_ray.evaluation.calibrators import Calibrator
 from medv_ray.evaluation.report import report
-from medv_ray.evaluation.stored_calibration import StoredCalibration, write_calibration
+from medv_ray.evaluation.stored_calibration import (
+    StoredCalibration,
+    decisive,
+    write_calibration,
+)
+from medv_ray.settings import AnswerSettings
 
 EVIL = "<script>alert(1)</script>"
+
+
+MODEL = {"sha256": "m", "dtype": "float32"}
 
 
 def png(seed: int) -> bytes:
@@ -53,7 +61,9 @@ def run(tmp_path: Path) -> str:
     for row in range(3):
         (tmp_path / "pictures" / f"{row}.png").write_bytes(png(row))
     made, out = planned(tmp_path), str(tmp_path / "run")
-    with Run.open(out, made, {"settings": {"steps": 8}}) as opened:
+    with Run.open(
+        out, made, {"settings": AnswerSettings().model_dump(mode="json"), "model": MODEL}
+    ) as opened:
         for chunk in opened.todo():
             records = []
             for row in read_rows(made.archive, chunk):
@@ -135,9 +145,10 @@ def test_pictures_that_are_gone_cost_nothing_else(run: str, tmp_path: Path) -> N
 
 def test_a_stored_calibration_is_judged_on_the_runs_rows(run: str, tmp_path: Path) -> None:
     stored = StoredCalibration(
-        model_sha256="m", answer={}, rows="validation", n=100, right=0.5,
-        calibrator=Calibrator(method="logistic", slope=0.0, offset=10.0), ece_before=0.1,
-        ece_after=0.05, target_risk=0.2, abstain_below=0.5,
+        model_sha256="m", held={"dtype": "float32"}, answer=decisive(AnswerSettings()),
+        rows="validation", n=100, right=0.5,
+        calibrator=Calibrator(method="logistic", slope=0.0, offset=10.0),
+        ece_before=0.1, ece_after=0.05, target_risk=0.2, abstain_below=0.5,
     )  # fmt: skip
     write_calibration(tmp_path, stored)
     result = CliRunner().invoke(app, ["report", run, "--calibration", str(tmp_path)])
@@ -146,7 +157,19 @@ def test_a_stored_calibration_is_judged_on_the_runs_rows(run: str, tmp_path: Pat
     assert "logistic, fitted on validation" in page
     assert re.search(r"\(ECE\)</td><td class=\"n\">[0-9.]+</td><td class=\"n\">0\.345<", page)
     assert "51.7&nbsp;%" in page, "15 of 29 are kept"
+    assert "not used here" not in page
     assert "Calibrated:" not in report(run), "29 answers are too few to fit on"
+    for other, why in (
+        ({"model_sha256": "n"}, "the model has changed"),
+        ({"held": {"dtype": "bfloat16"}}, "model.dtype differ"),
+        ({"held": None}, "of before dtype"),
+        ({"answer": {}}, "sampler.steps"),
+    ):
+        page = report(run, stored=stored.model_copy(update=other))
+        assert "The calibration that was given is not used here: " in page
+        assert why in page
+        assert "Calibrated:" not in page
+        assert "Kept by the model" not in page
 
 
 def test_many_rows_stay_few_cards(monkeypatch: pytest.MonkeyPatch, run: str) -> None:

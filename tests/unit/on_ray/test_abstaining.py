@@ -44,16 +44,19 @@ def folder(tmp_path: Path) -> Path:
 
 def settings(folder: Path, **more: Any) -> ScoreSettings:
     return ScoreSettings(
-        out=str(folder.parent / "run"),
-        archive=ArchiveSettings(archive="a"),
-        model=ModelSettings(path=str(folder)),
-        **more,
+        **{
+            "out": str(folder.parent / "run"),
+            "archive": ArchiveSettings(archive="a"),
+            "model": ModelSettings(path=str(folder)),
+            **more,
+        }
     )
 
 
 def store(folder: Path, **more: Any) -> StoredCalibration:
     values = {
         "model_sha256": weights.digest(folder),
+        "held": {"dtype": "float32", "device": "cpu", "logit_size": "tokenizer"},
         "answer": decisive(AnswerSettings()),
         "rows": "validation",
         "n": 200,
@@ -101,6 +104,15 @@ def test_one_for_other_settings_or_weights_is_not_used(folder: Path) -> None:
     assert said is not None
     assert "not used: sampler.preset, sampler.rule differ" in said
     assert with_stored(settings(folder, seed=7))[0].abstain_below == 0.75
+    for held in ({"dtype": "bfloat16"}, {"device": "cuda"}, {"logit_size": "checkpoint"}):
+        other = settings(folder, model=ModelSettings(path=str(folder), **held))
+        found, said = with_stored(other)
+        assert found.abstain_below is None
+        assert f"not used: model.{next(iter(held))} differ" in str(said)
+    store(folder, held=None)
+    found, said = with_stored(settings(folder))
+    assert found.abstain_below is None
+    assert "of before dtype, device and logit_size were noted" in str(said)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "x": 1}))
     found, said = with_stored(settings(folder))
