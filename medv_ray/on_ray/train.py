@@ -21,7 +21,7 @@ from medv_ray.files import put_in_place, write_durably
 from medv_ray.on_ray.cluster import running_ray
 from medv_ray.on_ray.curves import draw, no_matplotlib
 from medv_ray.on_ray.preflight import check_workers
-from medv_ray.on_ray.validation import answering_of, with_sampler
+from medv_ray.on_ray.validation import spec_of, with_sampler
 from medv_ray.settings import model_folder
 from medv_ray.training.check import check
 from medv_ray.training.job import FAILED, MODEL, NOTE, STOP, TrainSettings
@@ -79,8 +79,7 @@ def train(
     """
     began = time.monotonic()
     settings = with_sampler(located(settings))
-    answering = answering_of(settings)
-    identity = check(settings, answering)
+    identity = check(settings, spec_of(settings))
     with alone(settings.out, take_over), disk_errors("the run folder"):
         out = Path(settings.out)
         if new_run or not is_run(out, identity) or not (out / MODEL).is_dir():
@@ -249,10 +248,8 @@ def work(config: dict[str, Any]) -> None:
     device = "cuda" if gpu else "cpu"
     identity = config["identity"]
     try:
-        answering = answering_of(settings)
-        for _ in train_worker(
-            settings, identity, device, (out / STOP).is_file, preempted, answering
-        ):
+        spec = spec_of(settings)
+        for _ in train_worker(settings, identity, device, (out / STOP).is_file, preempted, spec):
             pass
     except OSError as error:
         if error.errno not in DISK:

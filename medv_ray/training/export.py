@@ -21,6 +21,7 @@ from medv_ray.model import lora, weights
 from medv_ray.model.importing import LICENCES
 from medv_ray.model.new_folder import new_folder
 from medv_ray.model.shards import DTYPES, Stored, open_shard
+from medv_ray.training.best import best_step, has_ended
 from medv_ray.training.card import CARD
 from medv_ray.training.checkpoint import Checkpoints, SavedState, read_manifest
 from medv_ray.training.optim import choose_trainable
@@ -69,17 +70,6 @@ def pick_best(checkpoints: Checkpoints) -> dict[str, Any]:
         text = "the run has no best validation yet; --validate-every of its job makes some"
         raise SettingsError("E1001", f"--best: {text}. Leave --best out, or name a --step.")
     return pick(checkpoints, step)
-
-
-def best_step(state: dict[str, Any] | None) -> int | None:
-    """Step of the best validation of a manifest's `validation`; None where there is none."""
-    best = (state or {}).get("best")
-    return None if best is None else int(best["step"])
-
-
-def has_ended(state: dict[str, Any] | None) -> bool:
-    """Whether a stage ended before its last step, for want of a better validation."""
-    return bool((state or {}).get("ended"))
 
 
 def is_whole(folder: Path, manifest: dict[str, Any]) -> bool:

@@ -12,6 +12,7 @@ import torch
 
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.disk import disk_errors
 from medv_ray.errors import RunError, is_out_of_memory
 from medv_ray.files import write_atomic
@@ -20,14 +21,13 @@ from medv_ray.model.medv import Medv
 from medv_ray.model.new_folder import check_free
 from medv_ray.model.vision import VisionTower
 from medv_ray.settings import identity_digest
+from medv_ray.training.best import best_step, has_ended
 from medv_ray.training.card import card
 from medv_ray.training.check import stage_config
 from medv_ray.training.checkpoint import Checkpoints, SavedState
 from medv_ray.training.engine import Engine, PlainEngine
 from medv_ray.training.events import Events
 from medv_ray.training.export import (
-    best_step,
-    has_ended,
     pick,
     pick_best,
     write_adapter,
@@ -42,7 +42,7 @@ from medv_ray.training.remedies import savings
 from medv_ray.training.samples import Samples
 from medv_ray.training.stages import StageSettings
 from medv_ray.training.start_over import remove_run
-from medv_ray.training.validation import Answering, Validator
+from medv_ray.training.validation import Validator
 from medv_ray.training.watch import Watch
 
 
@@ -118,10 +118,10 @@ def train_worker(
     device: str = "cpu",
     stop: Callable[[], bool] = lambda: False,
     leaving: Callable[[], bool] | None = None,
-    answering: Answering | None = None,
+    spec: SampleSpec | None = None,
 ) -> Iterator[Report]:
     """What each worker does: build, restore, train, validate, save. `stop` and `leaving`: see
-    `fit`; `answering`: see `Validator`.
+    `fit`; `spec`: see `Validator`.
 
     A process group is there for ZeRO-3. Raises RunError E1602 (not finite), E1603 (no whole
     checkpoint), E1605 (out of memory).
@@ -172,7 +172,7 @@ def train_worker(
         validate = None
         if settings.validation.every is not None:
             validator = Validator(
-                settings, engine, tokenizer, model, samples.tower, len(dataset), answering, before
+                settings, engine, tokenizer, model, samples.tower, len(dataset), spec, before
             )
             stack.enter_context(closing(validator))
             validate = validating(validator, num_steps, watch, checkpoints, about)
