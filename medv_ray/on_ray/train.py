@@ -24,8 +24,9 @@ from medv_ray.on_ray.preflight import check_workers
 from medv_ray.on_ray.validation import spec_of, with_sampler
 from medv_ray.settings import model_folder
 from medv_ray.training.check import check
+from medv_ray.training.export import export
 from medv_ray.training.job import FAILED, MODEL, NOTE, STOP, TrainSettings
-from medv_ray.training.run import begin, export, is_run
+from medv_ray.training.run import begin, is_run
 from medv_ray.training.stages import StageSettings
 from medv_ray.training.watch import EVENTS, Event, event_of
 

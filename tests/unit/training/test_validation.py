@@ -22,6 +22,7 @@ from medv_ray.training import run
 from medv_ray.training.check import check
 from medv_ray.training.checkpoint import Checkpoints
 from medv_ray.training.engine import PlainEngine
+from medv_ray.training.export import export
 from medv_ray.training.job import TrainSettings, ValidationSettings
 from medv_ray.training.objective import Outcome
 from medv_ray.training.order import noise_level, spread
@@ -105,7 +106,7 @@ def test_the_loss_is_the_formulas_at_fixed_noise(home: Path, whole: TrainSetting
     settings = whole
     model = Path(settings.out) / "model"
     if not model.exists():
-        run.export(settings, model)
+        export(settings, model)
     exported = settings.model_copy(update={"model": str(model)})
     trained = run.build_model(exported, "cpu")
     validator = made(exported, trained)
@@ -148,7 +149,7 @@ def test_answers_are_those_of_the_predictor(home: Path, tmp_path: Path, attentio
     stage = {"token_after_image": "reference", "attention": attention, "max_steps": 2}
     settings = job(home, tmp_path, stage, samples=5)
     train(settings)
-    run.export(settings, tmp_path / "model")
+    export(settings, tmp_path / "model")
     dataset = Dataset.open(settings.data, "validation")
     shown = looks(settings)[-1]["samples"]
     assert [one["row"] for one in shown] == spread(9, 5) == [0, 1, 3, 5, 7]
@@ -251,12 +252,15 @@ def test_the_best_checkpoint_stays_and_is_exported(
     assert steps_kept(settings) == [3, 8]
     assert [one["best"] for one in looks(settings)] == [True] * 3 + [False] * 5
     assert looks(settings)[4]["loss"] is None
-    assert run.export(settings, tmp_path / "last") == 8
-    assert run.export(settings, tmp_path / "best", best=True) == 3
+    first = settings.model_copy(update={"validation": ValidationSettings(split="other")})
+    assert export(first, tmp_path / "last") == 8  # by run.json, which keeps the first call's
+    assert export(settings, tmp_path / "best", best=True) == 3
     said = (tmp_path / "best" / "README.md").read_text()
     assert "| best | 3 | 1.0000 |" in said
     assert "3 of 8 updates" in said
-    assert "| last | 8 | 1.1000 |" in (tmp_path / "last" / "README.md").read_text()
+    said = (tmp_path / "last" / "README.md").read_text()
+    assert "On 5 rows of split validation;" in said
+    assert "| last | 8 | 1.1000 |" in said
 
 
 def test_a_stage_that_gets_no_better_ends_whole(
@@ -267,15 +271,15 @@ def test_a_stage_that_gets_no_better_ends_whole(
     assert train(settings) == [1, 2, 3, 4]
     assert [one["ended"] for one in looks(settings)] == [False] * 3 + [True]
     assert train(settings) == []
-    assert run.export(settings, tmp_path / "last") == 4
-    assert run.export(settings, tmp_path / "best", best=True) == 2
+    assert export(settings, tmp_path / "last") == 4
+    assert export(settings, tmp_path / "best", best=True) == 2
 
 
 def test_best_needs_a_validation(home: Path, tmp_path: Path) -> None:
     settings = job(home, tmp_path / "run", {"max_steps": 2}, every=None)
     train(settings)
     with pytest.raises(SettingsError, match="E1001: --best: .*--validate-every"):
-        run.export(settings, tmp_path / "model", best=True)
+        export(settings, tmp_path / "model", best=True)
 
 
 def test_rows_and_levels_are_spread() -> None:
