@@ -29,6 +29,7 @@ from medv_ray.on_ray.tune_demo import HELD_OUT_ROWS, STAGES, exact_match
 from medv_ray.settings import TOY
 from medv_ray.training import run
 from medv_ray.training.check import check
+from medv_ray.training.export import export
 from medv_ray.training.job import TrainSettings
 from medv_ray.training.stages import ShardSettings, StageSettings
 
@@ -48,7 +49,7 @@ def finetuned(folder: Path, data: Path, stage: StageSettings) -> tuple[Path, flo
     identity = check(settings)
     run.begin(settings, identity)
     losses = [report.loss for report in run.train_worker(settings, identity)]
-    run.export(settings, folder / "model")
+    export(settings, folder / "model")
     return folder / "model", sum(losses[-25:]) / 25
 
 

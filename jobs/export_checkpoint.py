@@ -43,8 +43,9 @@ def export_command(
 ) -> None:
     """Write a training checkpoint as a folder that scoring loads."""
     from medv_ray.settings import build, model_folder
+    from medv_ray.training.export import export
     from medv_ray.training.job import TrainSettings
-    from medv_ray.training.run import export, read_run
+    from medv_ray.training.run import read_run
 
     if best and step is not None:
         raise SettingsError("E1001", "--best and --step name a checkpoint each; leave one out.")

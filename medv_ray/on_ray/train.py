@@ -21,11 +21,12 @@ from medv_ray.files import put_in_place, write_durably
 from medv_ray.on_ray.cluster import running_ray
 from medv_ray.on_ray.curves import draw, no_matplotlib
 from medv_ray.on_ray.preflight import check_workers
-from medv_ray.on_ray.validation import answering_of, with_sampler
+from medv_ray.on_ray.validation import spec_of, with_sampler
 from medv_ray.settings import model_folder
 from medv_ray.training.check import check
+from medv_ray.training.export import export
 from medv_ray.training.job import FAILED, MODEL, NOTE, STOP, TrainSettings
-from medv_ray.training.run import begin, export, is_run
+from medv_ray.training.run import begin, is_run
 from medv_ray.training.stages import StageSettings
 from medv_ray.training.watch import EVENTS, Event, event_of
 
@@ -36,7 +37,7 @@ WAITING_LOOKS = 12  # a minute
 
 FEW_UPDATES = 10
 TAIL_BYTES = 2**16
-"""Of events.jsonl that are looked at for the last event: some hundred lines."""
+"""Of events.jsonl that are looked at first for the last event: some hundred lines."""
 
 Tell = Callable[[str, Event], None]
 """Gets the stage's name and the last step, every few seconds, and each validation."""
@@ -79,15 +80,15 @@ def train(
     """
     began = time.monotonic()
     settings = with_sampler(located(settings))
-    answering = answering_of(settings)
-    identity = check(settings, answering)
+    identity = check(settings, spec_of(settings))
     with alone(settings.out, take_over), disk_errors("the run folder"):
         out = Path(settings.out)
+        before = None if new_run else last_event(out).get("step")
         if new_run or not is_run(out, identity) or not (out / MODEL).is_dir():
             run_on_ray(settings, identity, new_run, address, tell)
         event, looked = last_event(out), last_event(out, "validation")
-        num_steps, ended = settings.stage.steps(identity["survey"]["rows"]), looked.get("ended")
-        step = event.get("step", 0)
+        num_steps, step = settings.stage.steps(identity["survey"]["rows"]), event.get("step", 0)
+        ended = bool(looked.get("ended")) and looked["step"] == step
         if (out / MODEL).is_dir() and not ended:
             step = num_steps
         done = Trained(
@@ -95,9 +96,11 @@ def train(
             num_steps,
             event.get("loss"),
             time.monotonic() - began,
-            bool(ended) and looked["step"] == step,
+            ended,
             {name: looked[name] for name in FIGURES if name in looked} or None,
         )
+        if ended and step == before:
+            sys.stderr.write(f"{ended_before(settings, step, num_steps)}\n")
         if done.whole and not (out / MODEL).exists():
             export(settings, out / MODEL, best=settings.validation.export == "best")
         if not draw(out, settings.stage.name):
@@ -106,6 +109,13 @@ def train(
 
 
 FIGURES = ("step", "rows", "loss", "accuracy", "accuracy_open", "accuracy_closed")
+
+
+def ended_before(settings: TrainSettings, step: int, num_steps: int) -> str:
+    """That nothing was trained, and what there is to do."""
+    text = f"{settings.stage.name}: validation.patience ended the stage after step {step} of "
+    text += f"{num_steps}; it is done, and other settings of validation do not take it further."
+    return f"{text} --new-run, or another run folder, trains it anew."
 
 
 def few_updates(stage: StageSettings, num_rows: int) -> str:
@@ -249,10 +259,8 @@ def work(config: dict[str, Any]) -> None:
     device = "cuda" if gpu else "cpu"
     identity = config["identity"]
     try:
-        answering = answering_of(settings)
-        for _ in train_worker(
-            settings, identity, device, (out / STOP).is_file, preempted, answering
-        ):
+        spec = spec_of(settings)
+        for _ in train_worker(settings, identity, device, (out / STOP).is_file, preempted, spec):
             pass
     except OSError as error:
         if error.errno not in DISK:
@@ -311,13 +319,14 @@ def reporting(settings: TrainSettings, tell: Tell, waiting: str = "") -> Iterato
     `waiting` each minute until the first step. A validation has the curves drawn anew."""
     over, out = threading.Event(), Path(settings.out)
     begun = last_event(out).get("step")
-    validated = last_event(out, "validation").get("step")
+    validates = settings.validation.every is not None
+    validated = last_event(out, "validation").get("step") if validates else None
 
     def watch() -> None:
         shown, seen, note, looks = begun, validated, out / NOTE, 0
         while True:
             ended = over.wait(TELL_S)
-            event, looked = last_event(out), last_event(out, "validation")
+            event, looked = last_event(out), last_event(out, "validation") if validates else {}
             if event and event["step"] != shown and not ended:
                 shown = event["step"]
                 tell(settings.stage.name, event_of(event))
@@ -346,17 +355,25 @@ def reporting(settings: TrainSettings, tell: Tell, waiting: str = "") -> Iterato
 
 def last_event(out: Path, kind: str | None = None) -> dict[str, Any]:
     """The last whole line of events.jsonl of a kind, by default a step's; empty where there is
-    none."""
-    with suppress(OSError, ValueError):  # the file is new, or holds half a line
-        with (out / EVENTS).open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            start = max(0, file.tell() - TAIL_BYTES)
+    none. It is looked for in ever longer pieces from the end."""
+    with suppress(OSError, ValueError), (out / EVENTS).open("rb") as file:  # may be new, or damaged
+        stop = end = file.seek(0, os.SEEK_END)
+        size = TAIL_BYTES
+        while stop:
+            start = max(0, end - size)
             file.seek(start)
-            lines = file.read().split(b"\n")[:-1]
-        for line in reversed(lines[1:] if start else lines):
-            event = json.loads(line)
-            if not isinstance(event, dict):
+            lines = file.read(stop - start).split(b"\n")
+            # what stands behind the last line's end, or in front of the first one's, is half a line
+            whole = lines[1:-1] if start else lines[:-1]
+            for line in reversed(whole):
+                event = json.loads(line)
+                if not isinstance(event, dict):
+                    return {}
+                if event.get("kind") == kind:
+                    return event
+            if whole:
+                stop = start + len(lines[0]) + 1
+            if not start:
                 break
-            if event.get("kind") == kind:
-                return event
+            size *= 2
     return {}

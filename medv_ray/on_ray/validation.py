@@ -1,18 +1,15 @@
-"""How a stage's validation answers and judges: the engine's sampler settings and the strict rules
-of evaluation, which training, in a lower room, is handed."""
+"""How a stage's validation answers: sampler settings, resolved by the engine, which training may
+not import."""
 
 from __future__ import annotations
 
-from medv_ray.archive import strict
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine.resolve import resolve
 from medv_ray.errors import SettingsError
 from medv_ray.on_ray.options import checkpoint_defaults
 from medv_ray.settings import SamplerSettings, build
 from medv_ray.training.job import TrainSettings
-from medv_ray.training.validation import Answering
-
-RULES = {"open": strict.same, "closed": strict.closed}
 
 
 def with_sampler(settings: TrainSettings) -> TrainSettings:
@@ -41,7 +38,7 @@ def with_sampler(settings: TrainSettings) -> TrainSettings:
     return settings.model_copy(update={"validation": validation})
 
 
-def answering_of(settings: TrainSettings) -> Answering | None:
+def spec_of(settings: TrainSettings) -> SampleSpec | None:
     """Of settings with a sampler; None where the loss alone is looked at.
 
     Raises SettingsError E1001 for a token that the base's tokenizer does not have, CheckpointError
@@ -51,7 +48,7 @@ def answering_of(settings: TrainSettings) -> Answering | None:
     if not asks(settings) or sampler is None:
         return None
     tokenizer = load_tokenizer(settings.model)
-    return Answering(resolve(sampler, tokenizer, SpecialIds.of(tokenizer)), RULES)
+    return resolve(sampler, tokenizer, SpecialIds.of(tokenizer))
 
 
 def asks(settings: TrainSettings) -> bool:

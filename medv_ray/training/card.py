@@ -78,7 +78,7 @@ def card(
         "",
         "## Results",
         "",
-        *result_lines(settings, looks),
+        *result_lines(looks),
         "",
         "## Licence",
         "",
@@ -113,7 +113,7 @@ def data_lines(settings: TrainSettings, identity: Mapping[str, Any], sha256: str
     return [f"| dataset | {name} ({splits}) |", *lines, f"| licence of the data | {said} |"]
 
 
-def result_lines(settings: TrainSettings, looks: Mapping[str, Any]) -> list[str]:
+def result_lines(looks: Mapping[str, Any]) -> list[str]:
     """Figures of the last and of the best validation before the checkpoint."""
     shown = [(words, looks.get(words)) for words in ("last", "best")]
     rows = [
@@ -125,9 +125,10 @@ def result_lines(settings: TrainSettings, looks: Mapping[str, Any]) -> list[str]
     ]
     if not rows:
         return ["The training looked at no validation split (`--validate-every`)."]
-    chosen = settings.validation
+    split = looks.get("split")  # older checkpoints do not say it
+    of = f"{looks['rows']} rows of split {split}" if split else "rows of a validation split"
     return [
-        f"On rows of split {chosen.split}; answers are right where they are the reference's words "
+        f"On {of}; answers are right where they are the reference's words "
         "(open) or where the first yes or no is the reference's (closed). "
         f"`best` is by {looks.get('by')}.",
         "",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medv_ray import __version__
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.prompts import load_tokenizer
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.errors import CheckpointError, DataError, RunError, SettingsError
 from medv_ray.model import weights
 from medv_ray.model.config import ModelConfig
@@ -18,7 +19,7 @@ from medv_ray.training.job import LOCK, MANIFEST, PARTIAL, TrainSettings
 from medv_ray.training.loop import check_batch
 from medv_ray.training.stages import StageSettings
 from medv_ray.training.survey import survey_stage
-from medv_ray.training.validation import Answering, check_validation
+from medv_ray.training.validation_rows import check_validation
 from medv_ray.training.writers import check_writers
 
 if TYPE_CHECKING:
@@ -33,11 +34,11 @@ def rounding(stage: StageSettings) -> set[str]:
     return {"gradient_checkpointing", *together}
 
 
-def check(settings: TrainSettings, answering: Answering | None = None) -> dict[str, Any]:
+def check(settings: TrainSettings, spec: SampleSpec | None = None) -> dict[str, Any]:
     """Everything that can be known before the first step; what must be equal for a resume.
 
     Args:
-        answering: how validation is to answer, whose canvas must fit too.
+        spec: how validation is to answer, whose canvas must fit too; None: it does not.
 
     Raises SettingsError, DataError or CheckpointError, E1405 for a weight that is not finite too,
     which takes a pass over the base; RunError E1507 for an output folder of
@@ -58,7 +59,7 @@ def check(settings: TrainSettings, answering: Answering | None = None) -> dict[s
         dataset = Dataset.open(settings.data, settings.split)
         data_sha256 = dataset.digest
         found = survey_stage(dataset, tokenizer, stage, config)
-        check_validation(settings, tokenizer, config, answering and answering.spec)
+        check_validation(settings, tokenizer, config, spec)
     except DataError as error:
         error.exit_code = SettingsError.exit_code  # nothing was started
         raise

@@ -19,14 +19,67 @@ from medv_ray.errors import RunError, SettingsError
 from medv_ray.files import file_sha256
 from medv_ray.model import lora, weights
 from medv_ray.model.importing import LICENCES
-from medv_ray.model.new_folder import new_folder
-from medv_ray.model.shards import DTYPES, Stored, open_shard
-from medv_ray.training.card import CARD
+from medv_ray.model.new_folder import check_free, new_folder
+from medv_ray.model.shards import DTYPES as STORED_DTYPES
+from medv_ray.model.shards import Stored, open_shard
+from medv_ray.settings import identity_digest
+from medv_ray.training.best import best_step, has_ended
+from medv_ray.training.card import CARD, card
 from medv_ray.training.checkpoint import Checkpoints, SavedState, read_manifest
+from medv_ray.training.job import DTYPES, TrainSettings
 from medv_ray.training.optim import choose_trainable
+from medv_ray.training.run import read_run
 from medv_ray.training.stages import StageSettings
 
 SHOWN_STEPS = 12
+
+
+def export(
+    settings: TrainSettings,
+    folder: Path,
+    dtype: str | None = None,
+    step: int | None = None,
+    adapter: bool = False,
+    best: bool = False,
+) -> int:
+    """Write a checkpoint of a run as a folder that scoring loads; returns its step.
+
+    Args:
+        settings: of the run.
+        folder: must not exist, or be empty; it appears when it is whole.
+        dtype: of the weights; None: the run's.
+        step: None: the end of the stage.
+        adapter: the adapter's folder alone, instead of merging it.
+        best: the checkpoint of the best validation so far, instead of `step`.
+
+    Raises RunError E1503 and E1511 (not written), E1507 (no run), E1603 (no whole checkpoint of
+    that step), E1604 (the base has changed); SettingsError E1001 for a folder in use, a stage that
+    is not done, no adapter, or no validation.
+    """
+    check_free(folder)
+    identity, _ = read_run(Path(settings.out))
+    checkpoints = Checkpoints(Path(settings.out) / "checkpoints", settings.keep)
+    manifest = pick_best(checkpoints) if best else pick(checkpoints, step)
+    if manifest["identity"] != identity_digest(identity):
+        raise RunError("E1604", "the checkpoints are of another run.")
+    base = Path(settings.model)
+    if not base.is_dir():
+        text = f"base {base.name!r} is not where the run began with it. Name where it lies"
+        raise RunError("E1604", f"{text} with --model.")
+    base_sha256 = weights.digest(base)
+    if base_sha256 != identity["base_sha256"]:
+        text = f"base {base.name!r} has digest {base_sha256[:12]}; the run began with "
+        text += f"{identity['base_sha256'][:12]}"
+        raise RunError("E1604", f"{text}. Put it back, or name where it lies with --model.")
+    number: int = manifest["step"]
+    state = SavedState(checkpoints.at(number), manifest)
+    dtype = "float32" if adapter else dtype or settings.shard.dtype
+    text = card(settings, identity, manifest, dtype)
+    if adapter:
+        write_adapter(state, base, base_sha256, settings.stage, folder, text)
+    else:
+        write_model(state, base, settings.stage, DTYPES[dtype], folder, text)
+    return number
 
 
 def pick(checkpoints: Checkpoints, step: int | None) -> dict[str, Any]:
@@ -69,17 +122,6 @@ def pick_best(checkpoints: Checkpoints) -> dict[str, Any]:
         text = "the run has no best validation yet; --validate-every of its job makes some"
         raise SettingsError("E1001", f"--best: {text}. Leave --best out, or name a --step.")
     return pick(checkpoints, step)
-
-
-def best_step(state: dict[str, Any] | None) -> int | None:
-    """Step of the best validation of a manifest's `validation`; None where there is none."""
-    best = (state or {}).get("best")
-    return None if best is None else int(best["step"])
-
-
-def has_ended(state: dict[str, Any] | None) -> bool:
-    """Whether a stage ended before its last step, for want of a better validation."""
-    return bool((state or {}).get("ended"))
 
 
 def is_whole(folder: Path, manifest: dict[str, Any]) -> bool:
@@ -157,7 +199,7 @@ def write_adapter(
     if stage.attention != config.attention:
         text = f"it was trained with attention={stage.attention}, its base has {config.attention}"
         raise SettingsError("E1001", f"--adapter: {text}; without --adapter it is merged.")
-    dtype = DTYPES[next(iter(stored.values())).dtype]  # no copy is made
+    dtype = STORED_DTYPES[next(iter(stored.values())).dtype]  # no copy is made
     model = weights.load(base, dtype)
     choose_trainable(model, stage)
     lora.add_lora(model, stage.lora)

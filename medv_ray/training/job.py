@@ -66,12 +66,14 @@ class ValidationSettings(Settings):
     sampler: SamplerSettings | None = None
     """Of the answers. None: what the base recommends (`medv_defaults`), else preset=fast. All is
     computed in full, without a cache."""
-    samples: NonNegativeInt = 4
-    """Answers that events.jsonl and TensorBoard show, with row number and reference."""
+    samples: Annotated[int, Field(ge=0, le=100)] = 4
+    """Answers that events.jsonl and TensorBoard show, with row number and reference; each text is
+    cut behind 200 characters."""
     best: Literal["loss", "accuracy", "none"] = "loss"
     """Whose best value has its checkpoint kept beside the `keep` newest."""
     patience: PositiveInt | None = None
-    """Validations in a row without a better value after which the stage ends. None: it goes on."""
+    """Validations in a row without a better value after which the stage ends, for good. None: it
+    goes on."""
     export: Literal["last", "best"] = "last"
     """Which checkpoint becomes `model/`."""
 

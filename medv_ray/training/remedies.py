@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from medv_ray.errors import SettingsError
+from medv_ray.errors import RunError, SettingsError, is_out_of_memory
 from medv_ray.model.config import ModelConfig
 from medv_ray.settings import build, override
+from medv_ray.training.job import TrainSettings
 from medv_ray.training.plan import Plan, PlanSettings, plan
 from medv_ray.training.stages import ShardSettings, StageSettings
 
@@ -88,3 +90,26 @@ def _tried(
             yield Remedy(assignments, plan(changed, model))
         except SettingsError:  # a batch that does not divide, say: no way out
             continue
+
+
+@contextmanager
+def memory_errors(settings: TrainSettings) -> Iterator[None]:
+    """Turn a lack of memory into RunError E1605 with the settings that take less."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    else:
+        return
+    stage, plain = settings.stage, settings.shard.engine == "plain"
+    found = [s for s in savings(stage, settings.shard) if not (plain and "offload" in s)]
+    if (
+        settings.workers.num_gpus
+        and settings.device_cache_bytes
+        and "vision" not in stage.trainable
+    ):
+        found.insert(0, "device_cache_bytes=0")
+    text = f"a worker ran out of memory with stage.micro_batch_size={stage.micro_batch_size}"
+    ways = f"Use more workers, or one or several of: --set {', --set '.join(found)}."
+    raise RunError("E1605", f"{text}. {ways if found else 'Use more workers or shorter rows.'}")

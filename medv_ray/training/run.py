@@ -1,10 +1,10 @@
-"""A stage of training from settings to a folder: what each worker does, and the export."""
+"""A stage of training: its run folder, and what each worker does."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +12,29 @@ import torch
 
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.disk import disk_errors
-from medv_ray.errors import RunError, is_out_of_memory
+from medv_ray.errors import RunError
 from medv_ray.files import write_atomic
 from medv_ray.model import lora, weights
 from medv_ray.model.medv import Medv
-from medv_ray.model.new_folder import check_free
 from medv_ray.model.vision import VisionTower
 from medv_ray.settings import identity_digest
-from medv_ray.training.card import card
+from medv_ray.training.best import best_step, has_ended
 from medv_ray.training.check import stage_config
-from medv_ray.training.checkpoint import Checkpoints, SavedState
+from medv_ray.training.checkpoint import Checkpoints
 from medv_ray.training.engine import Engine, PlainEngine
 from medv_ray.training.events import Events
-from medv_ray.training.export import (
-    best_step,
-    has_ended,
-    pick,
-    pick_best,
-    write_adapter,
-    write_model,
-)
 from medv_ray.training.job import DTYPES, MANIFEST, NOTE, TrainSettings
 from medv_ray.training.loop import Report, Saving, Verdict, fit
 from medv_ray.training.objective import Objective, Padding
 from medv_ray.training.optim import choose_trainable
 from medv_ray.training.order import worker_positions
-from medv_ray.training.remedies import savings
+from medv_ray.training.remedies import memory_errors
 from medv_ray.training.samples import Samples
 from medv_ray.training.stages import StageSettings
 from medv_ray.training.start_over import remove_run
-from medv_ray.training.validation import Answering, Validator
+from medv_ray.training.validation import Validator
 from medv_ray.training.watch import Watch
 
 
@@ -118,10 +110,10 @@ def train_worker(
     device: str = "cpu",
     stop: Callable[[], bool] = lambda: False,
     leaving: Callable[[], bool] | None = None,
-    answering: Answering | None = None,
+    spec: SampleSpec | None = None,
 ) -> Iterator[Report]:
     """What each worker does: build, restore, train, validate, save. `stop` and `leaving`: see
-    `fit`; `answering`: see `Validator`.
+    `fit`; `spec`: see `Validator`.
 
     A process group is there for ZeRO-3. Raises RunError E1602 (not finite), E1603 (no whole
     checkpoint), E1605 (out of memory).
@@ -172,7 +164,7 @@ def train_worker(
         validate = None
         if settings.validation.every is not None:
             validator = Validator(
-                settings, engine, tokenizer, model, samples.tower, len(dataset), answering, before
+                settings, engine, tokenizer, model, samples.tower, len(dataset), spec, before
             )
             stack.enter_context(closing(validator))
             validate = validating(validator, num_steps, watch, checkpoints, about)
@@ -229,77 +221,6 @@ def make_engine(objective: Objective, settings: TrainSettings) -> Engine:
     from medv_ray.training.zero import ZeroEngine
 
     return ZeroEngine(objective, settings.stage, settings.shard)
-
-
-@contextmanager
-def memory_errors(settings: TrainSettings) -> Iterator[None]:
-    """Turn a lack of memory into RunError E1605 with the settings that take less."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    else:
-        return
-    stage, plain = settings.stage, settings.shard.engine == "plain"
-    found = [s for s in savings(stage, settings.shard) if not (plain and "offload" in s)]
-    if (
-        settings.workers.num_gpus
-        and settings.device_cache_bytes
-        and "vision" not in stage.trainable
-    ):
-        found.insert(0, "device_cache_bytes=0")
-    text = f"a worker ran out of memory with stage.micro_batch_size={stage.micro_batch_size}"
-    ways = f"Use more workers, or one or several of: --set {', --set '.join(found)}."
-    raise RunError("E1605", f"{text}. {ways if found else 'Use more workers or shorter rows.'}")
-
-
-def export(
-    settings: TrainSettings,
-    folder: Path,
-    dtype: str | None = None,
-    step: int | None = None,
-    adapter: bool = False,
-    best: bool = False,
-) -> int:
-    """Write a checkpoint of a run as a folder that scoring loads; returns its step.
-
-    Args:
-        settings: of the run.
-        folder: must not exist, or be empty; it appears when it is whole.
-        dtype: of the weights; None: the run's.
-        step: None: the end of the stage.
-        adapter: the adapter's folder alone, instead of merging it.
-        best: the checkpoint of the best validation so far, instead of `step`.
-
-    Raises RunError E1503 and E1511 (not written), E1507 (no run), E1603 (no whole checkpoint of
-    that step), E1604 (the base has changed); SettingsError E1001 for a folder in use, a stage that
-    is not done, no adapter, or no validation.
-    """
-    check_free(folder)
-    identity, _ = read_run(Path(settings.out))
-    checkpoints = Checkpoints(Path(settings.out) / "checkpoints", settings.keep)
-    manifest = pick_best(checkpoints) if best else pick(checkpoints, step)
-    if manifest["identity"] != identity_digest(identity):
-        raise RunError("E1604", "the checkpoints are of another run.")
-    base = Path(settings.model)
-    if not base.is_dir():
-        text = f"base {base.name!r} is not where the run began with it. Name where it lies"
-        raise RunError("E1604", f"{text} with --model.")
-    base_sha256 = weights.digest(base)
-    if base_sha256 != identity["base_sha256"]:
-        text = f"base {base.name!r} has digest {base_sha256[:12]}; the run began with "
-        text += f"{identity['base_sha256'][:12]}"
-        raise RunError("E1604", f"{text}. Put it back, or name where it lies with --model.")
-    number: int = manifest["step"]
-    state = SavedState(checkpoints.at(number), manifest)
-    dtype = "float32" if adapter else dtype or settings.shard.dtype
-    text = card(settings, identity, manifest, dtype)
-    if adapter:
-        write_adapter(state, base, base_sha256, settings.stage, folder, text)
-    else:
-        write_model(state, base, settings.stage, DTYPES[dtype], folder, text)
-    return number
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

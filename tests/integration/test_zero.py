@@ -22,6 +22,7 @@ from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.model.weights import load
 from medv_ray.training import objective, run
 from medv_ray.training.checkpoint import Checkpoints, SavedState, read_manifest
+from medv_ray.training.export import export
 from medv_ray.training.job import TrainSettings
 from medv_ray.training.samples import Samples
 from tests.integration import zero_worker
@@ -323,7 +324,7 @@ def test_an_adapter_is_merged_into_the_exported_folder(
     home: Path, variants: dict[str, list[float]], tmp_path: Path
 ) -> None:
     settings = variant(home, "adapter")
-    assert run.export(settings, tmp_path / "model") == 3
+    assert export(settings, tmp_path / "model") == 3
     model, base = load(tmp_path / "model").state_dict(), load(settings.model).state_dict()
     assert model.keys() == base.keys()
     changed = {name for name in base if not torch.equal(model[name], base[name])}

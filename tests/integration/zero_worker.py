@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from medv_ray.errors import MedvError
-from medv_ray.on_ray.validation import answering_of
+from medv_ray.on_ray.validation import spec_of
 from medv_ray.training import run
 from medv_ray.training.check import check
 from medv_ray.training.engine import PlainEngine
@@ -117,8 +117,8 @@ def do(settings: TrainSettings, first: bool = True, num_steps: int | None = None
                 run.begin(settings, identity)
             if dist.is_initialized():
                 dist.barrier()
-            answering = answering_of(settings)
-            for report in run.train_worker(settings, identity, "cpu", stop, None, answering):
+            spec = spec_of(settings)
+            for report in run.train_worker(settings, identity, "cpu", stop, None, spec):
                 said["steps"].append(report.step)
                 said["losses"].append(report.loss)
         except MedvError as error:

@@ -22,6 +22,7 @@ from medv_ray.model import weights
 from medv_ray.on_ray.train import Trained
 from medv_ray.training import run
 from medv_ray.training.check import check
+from medv_ray.training.export import export
 from medv_ray.training.job import MODEL, TrainSettings
 from medv_ray.training.rows import RowEncoder
 from medv_ray.training.stages import ShardSettings
@@ -40,7 +41,7 @@ def one_process():
         identity = check(settings)
         run.begin(settings, identity)
         *_, last = run.train_worker(settings, identity)
-        run.export(settings, Path(settings.out) / MODEL)
+        export(settings, Path(settings.out) / MODEL)
         return Trained(last.step, last.step, last.loss, 1.0)
 
     before = torch.get_num_threads()

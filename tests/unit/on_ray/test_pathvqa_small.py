@@ -20,6 +20,7 @@ from medv_ray.on_ray.train import Trained
 from medv_ray.settings import AnswerSettings, ModelSettings
 from medv_ray.training import run
 from medv_ray.training.check import check
+from medv_ray.training.export import export
 from medv_ray.training.job import MODEL, TrainSettings
 from medv_ray.training.stages import ShardSettings
 
@@ -68,7 +69,7 @@ def test_a_few_steps_make_a_folder_that_answers(
         identity = check(settings)
         run.begin(settings, identity)
         *_, last = run.train_worker(settings, identity)
-        run.export(settings, Path(settings.out) / MODEL)
+        export(settings, Path(settings.out) / MODEL)
         return Trained(last.step, last.step, last.loss, 1.0)
 
     monkeypatch.setattr(recipe, "train", train)

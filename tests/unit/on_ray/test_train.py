@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import signal
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +19,7 @@ from medv_ray.on_ray import train as on_ray_train
 from medv_ray.on_ray.cluster import Cluster
 from medv_ray.on_ray.preflight import Capacity, Node
 from medv_ray.on_ray.train import few_updates, last_event, train
+from medv_ray.settings import SamplerSettings
 from medv_ray.training import run
 from medv_ray.training.check import check
 from medv_ray.training.job import (
@@ -27,7 +30,10 @@ from medv_ray.training.job import (
     TrainSettings,
     ValidationSettings,
 )
+from medv_ray.training.validation import Validator
+from medv_ray.training.watch import ValidationEvent
 from tests.unit.training import tiny
+from tests.unit.training.test_run import state
 
 
 @pytest.mark.parametrize(
@@ -58,6 +64,35 @@ def test_the_last_event_of_a_long_file_and_of_a_kind(tmp_path: Path) -> None:
     assert last_event(tmp_path) == {"step": 7}
     assert last_event(tmp_path, "validation")["step"] == 7
     assert "kind" not in last_event(tmp_path)
+
+
+@pytest.mark.parametrize("half", ["", '{"step": 9, "loss'])
+@pytest.mark.parametrize(
+    ("samples", "text"), [(100, "a" * 200), (60, "\u8089" * 200), (1, "b" * 2**18)]
+)
+def test_the_last_event_behind_and_in_lines_of_any_length(
+    tmp_path: Path, samples: int, text: str, half: str
+) -> None:
+    steps = [{"step": number} for number in range(1, 9)]
+    looks = [
+        {"step": number, "kind": "validation", "samples": [text] * 2 * samples} for number in (3, 8)
+    ]
+    kept = [*steps[:3], looks[0], *steps[3:], looks[1]]
+    lines = "".join(f"{json.dumps(one)}\n" for one in kept)
+    (tmp_path / "events.jsonl").write_text(lines + half)
+    assert last_event(tmp_path) == {"step": 8}
+    assert last_event(tmp_path, "validation") == looks[1]
+    more = '{"step": 9}\n' * 20_000  # further back than is looked at first
+    (tmp_path / "events.jsonl").write_text(lines + more + half)
+    assert last_event(tmp_path) == {"step": 9}
+    assert last_event(tmp_path, "validation") == looks[1]
+    assert last_event(tmp_path, "other") == {}
+
+
+def test_samples_have_a_limit() -> None:
+    assert ValidationSettings(every=1, samples=100).samples == 100
+    with pytest.raises(ValueError, match="less than or equal to 100"):
+        ValidationSettings(every=1, samples=101)
 
 
 @pytest.mark.parametrize(("rows", "said"), [(79, "9.88 updates"), (80, ""), (3, "0.375 updates")])
@@ -103,10 +138,70 @@ def test_a_stage_that_ended_early_is_whole_and_exported(
     assert exported == [{"best": best}]
     assert told[-1].startswith("validation after step 3  loss 0.7000  none was better for long")
     assert (Path(settings.out) / "curves.svg").is_file()
-    assert "an epoch has 4.75 updates" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "an epoch has 4.75 updates" in said
+    assert "it is done" not in said
     (Path(settings.out) / "model").mkdir()
-    assert train(settings).ended_early
+    chosen = chosen.model_copy(update={"patience": 9})
+    assert train(settings.model_copy(update={"validation": chosen})).ended_early
     assert len(exported) == 1
+    said = capsys.readouterr().err
+    assert "validation.patience ended the stage after step 3 of 6; it is done" in said
+    assert "--new-run" in said
+
+
+def looks(out: Path) -> list[dict[str, Any]]:
+    """Validations of a run, without what the clock says."""
+    lines = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    found = [line for line in lines if line.get("kind") == "validation"]
+    return [{name: v for name, v in one.items() if name != "seconds"} for one in found]
+
+
+def test_a_worker_validates_and_a_stop_meanwhile_leaves_a_run_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Driver and worker in one process, without Ray."""
+
+    def workers(settings: TrainSettings, identity: dict[str, Any]) -> None:
+        on_ray_train.work({"settings": settings.model_dump(mode="json"), "identity": identity})
+
+    cluster = Cluster(Capacity((Node(4, 0),), elastic=False))
+    monkeypatch.setattr(on_ray_train, "running_ray", lambda address: nullcontext(cluster))
+    monkeypatch.setattr(on_ray_train, "run_workers", workers)
+    monkeypatch.setattr(on_ray_train, "preempted", lambda: False)
+    monkeypatch.setattr(on_ray_train, "draw", lambda out, stage: True)
+    monkeypatch.setattr(on_ray_train, "export", lambda settings, folder, best: folder.mkdir())
+    monkeypatch.setattr(on_ray_train, "TELL_S", 0.01)
+    monkeypatch.setattr(actor, "die_with_parent", lambda: None)
+    sampler = SamplerSettings(gen_length=4, block_length=4, steps=2)
+    chosen = ValidationSettings(every=1, rows=3, sampler=sampler)
+    made = tiny.settings(tmp_path, max_steps=3).model_copy(update={"validation": chosen})
+    whole = made.model_copy(update={"out": str(tmp_path / "whole")})
+    told: list[Any] = []
+    done = train(whole, tell=lambda stage, event: told.append(event))
+    assert (done.step, done.whole) == (3, True)
+    assert done.validation is not None
+    assert (done.validation["step"], done.validation["rows"]) == (3, 3)
+    assert 0 <= done.validation["accuracy"] <= 1
+    assert [event.step for event in told if isinstance(event, ValidationEvent)][-1] == 3
+
+    real = Validator.__call__
+
+    def stopped(self: Validator, step: int, num_steps: int) -> ValidationEvent:
+        if step == 1:  # a second one would end this process
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, step, num_steps)
+
+    cut = made.model_copy(update={"out": str(tmp_path / "cut")})
+    with monkeypatch.context() as patch:
+        patch.setattr(Validator, "__call__", stopped)
+        done = train(cut)
+    assert (done.step, done.whole) == (2, False)  # the step after it is the last one
+    assert "stopping after this step" in capsys.readouterr().err
+    assert train(cut).whole
+    assert looks(Path(cut.out)) == looks(Path(whole.out))
+    assert [one["step"] for one in looks(Path(cut.out))] == [1, 2, 3]
+    assert state(cut) == state(whole)
 
 
 def test_a_run_that_starts_over_keeps_its_lock_alone(

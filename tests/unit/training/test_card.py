@@ -64,6 +64,10 @@ def test_base_data_and_recipe(settings: TrainSettings, tmp_path: Path) -> None:
 def test_results(settings: TrainSettings) -> None:
     state = {"by": "loss", "last": FIGURES, "best": FIGURES | {"step": 2, "loss": None}}
     said = write(settings, validation=state)
+    assert "On rows of a validation split; answers" in said  # as older manifests are
+    assert "On 7 rows of split dev2; answers" in write(
+        settings, validation=state | {"split": "dev2", "rows": 7}
+    )
     assert "| last | 4 | 1.2500 | 42.9% of 7 | - | 50.0% of 6 |" in said
     assert "| best | 2 | - | 42.9% of 7 | - | 50.0% of 6 |" in said
 

@@ -19,6 +19,7 @@ from medv_ray.training.check import check
 from medv_ray.training.job import TrainSettings
 from medv_ray.training.order import Order, worker_positions
 from medv_ray.training.prefetch import Prefetch
+from medv_ray.training.remedies import memory_errors
 from medv_ray.training.samples import Pictures
 from tests.unit.training import tiny
 from tests.unit.training.test_run import job, state, train
@@ -143,7 +144,7 @@ def test_a_thread_without_memory_is_a_run_without_memory(
     workers = settings.workers.model_copy(update={"num_gpus": 1})
     with (
         pytest.raises(RunError, match="device_cache_bytes=0"),
-        run.memory_errors(settings.model_copy(update={"workers": workers})),
+        memory_errors(settings.model_copy(update={"workers": workers})),
     ):
         raise MemoryError
 

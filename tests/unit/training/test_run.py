@@ -26,12 +26,14 @@ from medv_ray.training.check import check
 from medv_ray.training.checkpoint import Checkpoints
 from medv_ray.training.engine import Engine
 from medv_ray.training.events import step_flops
+from medv_ray.training.export import export
 from medv_ray.training.flops import RowShape, row_flops
 from medv_ray.training.job import TrainSettings, WorkerSettings
 from medv_ray.training.loop import Report, Tally, Total, check_batch, not_finite
 from medv_ray.training.meters import DEFAULT_BINS
 from medv_ray.training.objective import Objective, Outcome, Sample
 from medv_ray.training.order import Order, positions
+from medv_ray.training.remedies import memory_errors
 from medv_ray.training.samples import Samples
 from medv_ray.training.stages import ShardSettings, StageSettings
 from medv_ray.training.watch import EVENTS
@@ -298,7 +300,7 @@ def test_out_of_memory_names_settings(home: Path, tmp_path: Path) -> None:
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ):
-        with pytest.raises(RunError, match="E1605") as caught, run.memory_errors(sharded):
+        with pytest.raises(RunError, match="E1605") as caught, memory_errors(sharded):
             raise error
     detail = caught.value.detail
     assert "stage.micro_batch_size=2" in detail
@@ -308,11 +310,11 @@ def test_out_of_memory_names_settings(home: Path, tmp_path: Path) -> None:
     ):
         assert f"--set {assignment}" in detail
     assert "offload_params" not in detail
-    with pytest.raises(RunError) as caught, run.memory_errors(settings):
+    with pytest.raises(RunError) as caught, memory_errors(settings):
         raise MemoryError
     assert "shard.engine=zero3" in caught.value.detail
     assert "offload" not in caught.value.detail
-    with pytest.raises(RuntimeError, match="other"), run.memory_errors(settings):
+    with pytest.raises(RuntimeError, match="other"), memory_errors(settings):
         raise RuntimeError("other")
 
 
@@ -380,7 +382,7 @@ def test_too_few_rows(home: Path, tmp_path: Path) -> None:
 def test_the_exported_folder_answers(home: Path, tmp_path: Path, attention: str) -> None:
     settings = job(home, tmp_path, max_steps=2, attention=attention)
     train(settings)
-    assert run.export(settings, tmp_path / "model") == 2
+    assert export(settings, tmp_path / "model") == 2
     model = weights.load(tmp_path / "model")
     assert model.config.attention == attention
     base = weights.load(settings.model)
@@ -404,7 +406,7 @@ def test_an_adapter_is_trained_and_merged(home: Path, tmp_path: Path) -> None:
     adapted = {name.split(".lora_")[0] for name in saved if ".lora_" in name}
     assert len(adapted) == 2 * 7  # the matrices of two layers
     assert all(".lora_" in name or "mm_projector" in name for name in saved)
-    run.export(settings, tmp_path / "model")
+    export(settings, tmp_path / "model")
     model = weights.load(tmp_path / "model").state_dict()
     base = weights.load(settings.model).state_dict()
     assert settings.stage.lora is not None

@@ -7,6 +7,7 @@ import pytest
 from medv_ray.errors import RunError
 from medv_ray.training import run
 from medv_ray.training.check import check
+from medv_ray.training.export import export
 from medv_ray.training.start_over import remove_run
 from tests.unit.training.test_run import job, train
 
@@ -27,7 +28,7 @@ def filled(home: Path, tmp_path: Path) -> tuple[run.TrainSettings, Path]:
     settings = job(home, tmp_path, max_steps=2)
     train(settings)
     out = Path(settings.out)
-    run.export(settings, out / "model")
+    export(settings, out / "model")
     for name in (*OURS, *FOREIGN, "lock"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text(name)

@@ -21,6 +21,7 @@ from medv_ray.markers import IGNORE, IMAGE_SLOT
 from medv_ray.training import loop, run, watch
 from medv_ray.training.check import check
 from medv_ray.training.checkpoint import Checkpoints
+from medv_ray.training.export import export
 from medv_ray.training.job import TrainSettings
 from medv_ray.training.loop import Tally
 from medv_ray.training.objective import Objective, Outcome, Sample
@@ -291,7 +292,7 @@ def test_the_sampler_that_a_base_recommends_goes_on(home: Path, tmp_path: Path) 
     (base / "config.json").write_text(json.dumps(config))
     settings = settings.model_copy(update={"model": str(base)})
     train(settings)
-    run.export(settings, tmp_path / "model")
+    export(settings, tmp_path / "model")
     made = json.loads((tmp_path / "model" / "config.json").read_text())
     assert made["medv_defaults"] == {"gen_length": 4}
 

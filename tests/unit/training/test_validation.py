@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,31 +12,28 @@ import pytest
 import torch
 
 from medv_ray.data.dataset import Dataset
-from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.engine.resolve import resolve
-from medv_ray.errors import DataError, MedvError, SettingsError
+from medv_ray.errors import SettingsError
 from medv_ray.settings import AnswerSettings, ModelSettings, PromptSettings, SamplerSettings
 from medv_ray.training import run
 from medv_ray.training.check import check
 from medv_ray.training.checkpoint import Checkpoints
 from medv_ray.training.engine import PlainEngine
+from medv_ray.training.export import export
 from medv_ray.training.job import TrainSettings, ValidationSettings
 from medv_ray.training.objective import Outcome
 from medv_ray.training.order import noise_level, spread
 from medv_ray.training.samples import FrozenTower
 from medv_ray.training.validation import (
-    Answering,
-    Progress,
     Validator,
-    check_validation,
 )
 from tests.unit.training import tiny
 from tests.unit.training.test_run import state
 
 SAMPLER = SamplerSettings(gen_length=4, block_length=4, steps=4)
-RULES = {"open": lambda answer, reference: answer == reference, "closed": str.__eq__}
 
 
 def job(home: Path, out: Path, stage: dict[str, Any] | None = None, **looks: Any) -> TrainSettings:
@@ -46,17 +42,17 @@ def job(home: Path, out: Path, stage: dict[str, Any] | None = None, **looks: Any
     return tiny.settings(home, **(stage or {})).model_copy(update=changed)
 
 
-def answering(settings: TrainSettings) -> Answering:
+def spec_of(settings: TrainSettings) -> SampleSpec:
     tokenizer = load_tokenizer(settings.model)
     sampler = settings.validation.sampler or SAMPLER
-    return Answering(resolve(sampler, tokenizer, SpecialIds.of(tokenizer)), RULES)
+    return resolve(sampler, tokenizer, SpecialIds.of(tokenizer))
 
 
 def train(settings: TrainSettings, steps: int | None = None) -> list[int]:
     """Steps that were taken, of at most so many."""
-    identity = check(settings, answering(settings))
+    identity = check(settings, spec_of(settings))
     run.begin(settings, identity)
-    worker = run.train_worker(settings, identity, answering=answering(settings))
+    worker = run.train_worker(settings, identity, spec=spec_of(settings))
     return [report.step for report in islice(worker, steps)]
 
 
@@ -110,13 +106,13 @@ def test_the_loss_is_the_formulas_at_fixed_noise(home: Path, whole: TrainSetting
     settings = whole
     model = Path(settings.out) / "model"
     if not model.exists():
-        run.export(settings, model)
+        export(settings, model)
     exported = settings.model_copy(update={"model": str(model)})
     trained = run.build_model(exported, "cpu")
     validator = made(exported, trained)
-    rows = [validator._row(place).loss for place in range(5)]
+    rows = [validator._row(index).loss for index in range(5)]
     validator.close()
-    assert [row.t for row in rows] == [noise_level(place) for place in range(5)]
+    assert [row.t for row in rows] == [noise_level(index) for index in range(5)]
     tokenizer = load_tokenizer(settings.model)
     losses = [float(loss_at(trained, tokenizer, row)) for row in rows]
     assert looks(whole)[-1]["loss"] == pytest.approx(sum(losses) / 5, rel=1e-5)
@@ -144,7 +140,7 @@ def made(settings: TrainSettings, model: Any = None, **engine: Any) -> Validator
     plain = PlainEngine(objective, settings.stage)
     for name, value in engine.items():
         setattr(plain, name, value)
-    return Validator(settings, plain, tokenizer, model, tower, 19, answering(settings))
+    return Validator(settings, plain, tokenizer, model, tower, 19, spec_of(settings))
 
 
 @pytest.mark.parametrize("attention", ["full", "prefix"])
@@ -153,7 +149,7 @@ def test_answers_are_those_of_the_predictor(home: Path, tmp_path: Path, attentio
     stage = {"token_after_image": "reference", "attention": attention, "max_steps": 2}
     settings = job(home, tmp_path, stage, samples=5)
     train(settings)
-    run.export(settings, tmp_path / "model")
+    export(settings, tmp_path / "model")
     dataset = Dataset.open(settings.data, "validation")
     shown = looks(settings)[-1]["samples"]
     assert [one["row"] for one in shown] == spread(9, 5) == [0, 1, 3, 5, 7]
@@ -179,11 +175,11 @@ def test_open_and_closed_are_counted_apart(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        Validator, "_answers", lambda self, rows: [r.reference for r in rows][:-1] + ["?"]
+        Validator, "_answers", lambda self, rows: [f"The {r.reference}." for r in rows][:-1] + ["?"]
     )
     validator = made(job(home, tmp_path, rows=99, batch_size=9))
     event = validator(4, 6)
-    kinds = [validator._row(place).kind for place in range(9)]
+    kinds = [validator._row(index).kind for index in range(9)]
     validator.close()
     assert event.rows == 9
     assert (event.rows_open, event.rows_closed) == (kinds.count("open"), kinds.count("closed"))
@@ -256,12 +252,15 @@ def test_the_best_checkpoint_stays_and_is_exported(
     assert steps_kept(settings) == [3, 8]
     assert [one["best"] for one in looks(settings)] == [True] * 3 + [False] * 5
     assert looks(settings)[4]["loss"] is None
-    assert run.export(settings, tmp_path / "last") == 8
-    assert run.export(settings, tmp_path / "best", best=True) == 3
+    first = settings.model_copy(update={"validation": ValidationSettings(split="other")})
+    assert export(first, tmp_path / "last") == 8  # by run.json, which keeps the first call's
+    assert export(settings, tmp_path / "best", best=True) == 3
     said = (tmp_path / "best" / "README.md").read_text()
     assert "| best | 3 | 1.0000 |" in said
     assert "3 of 8 updates" in said
-    assert "| last | 8 | 1.1000 |" in (tmp_path / "last" / "README.md").read_text()
+    said = (tmp_path / "last" / "README.md").read_text()
+    assert "On 5 rows of split validation;" in said
+    assert "| last | 8 | 1.1000 |" in said
 
 
 def test_a_stage_that_gets_no_better_ends_whole(
@@ -272,88 +271,23 @@ def test_a_stage_that_gets_no_better_ends_whole(
     assert train(settings) == [1, 2, 3, 4]
     assert [one["ended"] for one in looks(settings)] == [False] * 3 + [True]
     assert train(settings) == []
-    assert run.export(settings, tmp_path / "last") == 4
-    assert run.export(settings, tmp_path / "best", best=True) == 2
-
-
-def progress(before: dict[str, Any] | None = None, of: str = "a", **chosen: Any) -> Progress:
-    made = ValidationSettings(**{"every": 1} | chosen)
-    return Progress(made, of, before)
-
-
-def figures(step: int, loss: float, accuracy: float | None = None) -> dict[str, Any]:
-    return {"step": step, "loss": loss, "accuracy": accuracy}
-
-
-def test_patience_goes_on_over_a_cut() -> None:
-    first = progress(patience=3)
-    assert [first.add(figures(s, loss)) for s, loss in ((1, 1.0), (2, 2.0))] == [
-        (True, False), (False, False),
-    ]  # fmt: skip
-    kept = json.loads(json.dumps(first.to_json()))
-    again = progress(kept, patience=3)
-    assert [again.add(figures(s, 2.0)) for s in (3, 4)] == [(False, False), (False, True)]
-    assert again.best == figures(1, 1.0)
-    other = progress(kept, "b", patience=3)  # other rows: not to be compared
-    assert other.add(figures(3, 5.0)) == (True, False)
-
-
-def test_what_is_best() -> None:
-    by_accuracy = progress(best="accuracy")
-    found = [(9.0, 0.2), (1.0, 0.2), (5.0, None), (5.0, 0.3)]
-    assert [by_accuracy.add(figures(n, *f)).best for n, f in enumerate(found)] == [
-        True, False, False, True,
-    ]  # fmt: skip
-    by_loss = progress()
-    assert [by_loss.add(figures(1, loss)).best for loss in (math.nan, 3.0, math.inf, 3.0)] == [
-        False, True, False, False,
-    ]  # fmt: skip
-    assert json.loads(json.dumps(by_loss.to_json(), allow_nan=False))["last"]["loss"] == 3.0
-    assert not progress(best="none").add(figures(1, 1.0)).best
+    assert export(settings, tmp_path / "last") == 4
+    assert export(settings, tmp_path / "best", best=True) == 2
 
 
 def test_best_needs_a_validation(home: Path, tmp_path: Path) -> None:
     settings = job(home, tmp_path / "run", {"max_steps": 2}, every=None)
     train(settings)
     with pytest.raises(SettingsError, match="E1001: --best: .*--validate-every"):
-        run.export(settings, tmp_path / "model", best=True)
+        export(settings, tmp_path / "model", best=True)
 
 
-def rows_with(answers: list[str]) -> Iterator[Row]:
-    for number, answer in enumerate(answers):
-        talk = [{"from": "human", "value": "Is it?"}, {"from": "gpt", "value": answer}]
-        yield Row(str(number), (), talk)
-
-
-@pytest.mark.parametrize(
-    ("stage", "chosen", "said"),
-    [
-        ({}, {"split": "test"}, "E1113: validation: the dataset has no split 'test'; it has train"),
-        ({}, {"split": "test"}, "--set validation.split=NAME"),
-        ({}, {"split": "train"}, "E1001: .*is the split that is trained on"),
-        ({}, {"split": "empty"}, "E1117: 2 rows of empty are with an empty answer: 1, 2"),
-        ({}, {"split": "asked"}, "E1109: row 0 of asked"),
-        ({"template": "pairs"}, {"best": "accuracy"}, "E1001: .*asks no questions"),
-        ({}, {"sampler": SamplerSettings(gen_length=256, block_length=256, steps=256)}, "E1118: 5"),
-    ],
-)
-def test_what_cannot_be_validated_on_is_told_first(
-    home: Path, tmp_path: Path, stage: dict[str, Any], chosen: dict[str, Any], said: str
-) -> None:
-    data = tmp_path / "data"
-    asked = [Row("0", (), [{"from": "human", "value": "Is it?"}])]
-    splits = {
-        "train": tiny.rows(),
-        "validation": tiny.rows(8),
-        "empty": rows_with(["yes", "", " "]),
-        "asked": iter(asked),
-    }
-    write_dataset(data, "tiny", splits)
-    settings = job(home, tmp_path / "out", stage, **chosen).model_copy(update={"data": str(data)})
-    with pytest.raises(MedvError, match=said) as caught:
-        check(settings, answering(settings))
-    assert caught.value.exit_code == 2
-    assert str(tmp_path) not in str(caught.value)
+def test_rows_and_levels_are_spread() -> None:
+    assert spread(10, 4) == [0, 2, 5, 7]
+    assert spread(3, 9) == [0, 1, 2]
+    levels = sorted(noise_level(number) for number in range(100))
+    gaps = [b - a for a, b in zip(levels, levels[1:], strict=False)]
+    assert max(gaps) < 0.02
 
 
 @pytest.mark.parametrize(
@@ -369,18 +303,3 @@ def test_what_cannot_be_validated_on_is_told_first(
 def test_settings_that_contradict_each_other(chosen: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ValidationSettings(**{"every": 2} | chosen)
-
-
-def test_rows_and_levels_are_spread() -> None:
-    assert spread(10, 4) == [0, 2, 5, 7]
-    assert spread(3, 9) == [0, 1, 2]
-    levels = sorted(noise_level(number) for number in range(100))
-    gaps = [b - a for a, b in zip(levels, levels[1:], strict=False)]
-    assert max(gaps) < 0.02
-
-
-def test_no_survey_without_validation(home: Path, tmp_path: Path) -> None:
-    settings = job(home, tmp_path, every=None, split="missing")
-    assert check_validation(settings, None, None) is None  # type: ignore[arg-type]
-    with pytest.raises(DataError):
-        check(job(home, tmp_path, split="missing"))
