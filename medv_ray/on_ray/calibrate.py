@@ -8,29 +8,27 @@ OUT/calibration.json, calibration.svg
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from medv_ray.archive import strict
 from medv_ray.archive.manifest import read_manifest
 from medv_ray.archive.rows import read_run
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.store import Store
-from medv_ray.data.dataset import Dataset, image_path
+from medv_ray.data.dataset import Dataset
 from medv_ray.errors import RunError
 from medv_ray.evaluation import recipes
 from medv_ray.evaluation.calibrating import Fitted
 from medv_ray.evaluation.judged_rows import JudgedRows
 from medv_ray.evaluation.recipes import Question
 from medv_ray.evaluation.stored_calibration import StoredCalibration, decisive, held
-from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, checkpoint_defaults
+from medv_ray.on_ray.question_table import image_name, write_once
 from medv_ray.on_ray.score import score
 from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings, build
 
@@ -80,19 +78,6 @@ def score_split(asked: Asked, copies: int | None = None, address: str | None = N
     return settings.out
 
 
-def write_once(path: Path, made: pa.Table) -> None:
-    """Have a parquet file of these rows; one that has them stays as it is, so that the run over it
-    goes on. Another, also a damaged one, is written anew, whole or not at all."""
-    try:
-        if pq.read_table(path).equals(made):
-            return
-    except (OSError, pa.ArrowException):
-        pass  # none is there, or half of one
-    file = io.BytesIO()
-    pq.write_table(made, file)
-    write_atomic(path, file.getvalue())
-
-
 def table_of(questions: Sequence[Question], copies: int | None) -> pa.Table:
     """Questions about one picture lie side by side, so that it is looked at once."""
     ordered = sorted(questions, key=lambda one: one.images)
@@ -110,11 +95,6 @@ def table_of(questions: Sequence[Question], copies: int | None) -> pa.Table:
             "image": [[image_name(s) for s in one.images] for one, _ in rows],
         }
     )
-
-
-def image_name(sha256: str) -> str:
-    """Of a picture within its dataset."""
-    return image_path(Path(), sha256).as_posix()
 
 
 def agreement(rows: JudgedRows, sampled: str) -> list[float]:

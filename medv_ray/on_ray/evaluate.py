@@ -8,20 +8,18 @@ RUN/NAME/answers.jsonl    answers by id, in LLaVA-Med's form
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from medv_ray.archive.rows import read_run
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.data import synthetic
 from medv_ray.data.conversations import on_one_image
-from medv_ray.data.dataset import INDEX, Dataset, image_path
+from medv_ray.data.dataset import INDEX, Dataset
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.data.vqa.prepare import prepare
 from medv_ray.data.vqa.settings import PrepareSettings
@@ -32,6 +30,7 @@ from medv_ray.evaluation.question_only import question_only
 from medv_ray.evaluation.recipes import Question, Recipe
 from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, checkpoint_defaults
+from medv_ray.on_ray.question_table import image_name, write_once
 from medv_ray.on_ray.score import score
 from medv_ray.settings import EngineSettings, ModelSettings, SamplerSettings, build
 
@@ -219,17 +218,12 @@ def write_archive(
     if blind:
         columns["image"] = [[synthetic.grey_image()] * len(one.images) for one in questions]
     else:
-        columns["image"] = [
-            [image_path(Path(), sha256).as_posix() for sha256 in one.images] for one in questions
-        ]
+        columns["image"] = [[image_name(s) for s in one.images] for one in questions]
     texts = [list(choices.asked(recipe, one)[0]) or None for one in questions]
     if any(texts):
         columns["choices"] = texts
     made = pa.table(columns)
-    text = io.BytesIO()
-    pq.write_table(made, text)
-    if not path.exists() or path.read_bytes() != text.getvalue():
-        write_atomic(path, text.getvalue())
+    write_once(path, made)
     return path
 
 

@@ -25,8 +25,9 @@ from medv_ray.evaluation.recipes import Question
 from medv_ray.evaluation.stored_calibration import read_calibration
 from medv_ray.model import weights
 from medv_ray.on_ray.abstaining import with_stored
-from medv_ray.on_ray.calibrate import agreement, says_the_same, table_of, write_once
+from medv_ray.on_ray.calibrate import agreement, says_the_same, table_of
 from medv_ray.on_ray.options import ScoreSettings
+from medv_ray.on_ray.question_table import write_once
 from medv_ray.settings import TOY, ModelSettings
 
 
