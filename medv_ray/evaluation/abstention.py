@@ -103,7 +103,8 @@ def p_value(wrong: NDArray[np.float64], rows: NDArray[Any], risk: float) -> floa
 
 
 def bound_of(wrong: NDArray[np.float64], rows: NDArray[Any], chance: float) -> float:
-    """The smallest risk at which so few wrong rows have a p-value of `chance` or less."""
+    """The smallest risk at which so few wrong rows, float[G] of int[G], have a p-value of `chance`
+    or less."""
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
