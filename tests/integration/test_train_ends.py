@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from medv_ray.on_ray.train import few_updates
 from medv_ray.training.job import TrainSettings
 from tests.integration import processes
 from tests.unit.training import tiny
@@ -52,6 +53,7 @@ def test_ctrl_c_and_sigterm_save_and_the_same_line_goes_on(
         said, err = process.communicate(timeout=60)
         assert process.returncode == 1
         want = ["stopping after this step; the state will be saved"]
+        want += [few_updates(settings.stage, num_rows=19)]
         want += [f"going on from step {before}"] if before else []
         # the driver looks for notes a few times a second, and may be told to stop before
         assert sorted(err.splitlines()) == sorted(want)
