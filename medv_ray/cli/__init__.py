@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medv_ray import __version__
+from medv_ray.cli import options
 from medv_ray.cli.calibrating import calibrate_command, consistency_command
 from medv_ray.cli.evaluating import compare_command, eval_command, judge_command
 from medv_ray.cli.exporting import export_answers_command, lmms_tasks_command
@@ -39,7 +40,7 @@ Text = str | None
 
 def score_command(
     archive: Annotated[Text, Option(help="File, folder, 's3://...' or pattern of rows.")] = None,
-    model: Annotated[Text, Option(help="Checkpoint folder, or `toy`, the embedded one.")] = None,
+    model: options.Model = None,
     out: Annotated[Text, Option(help="Run folder, local or s3://, gs://.")] = None,
     questions: Annotated[
         Text, Option(help="Table of questions: csv, tsv, jsonl, json or parquet.")
@@ -56,15 +57,13 @@ def score_command(
         int | None, Option(help="Longest question or answer of a table.")
     ] = None,
     limit: Annotated[int | None, Option(help="Only the first rows.")] = None,
-    config: Annotated[Path | None, Option(help="YAML file of settings; flags win.")] = None,
-    assignments: Annotated[
-        list[str] | None, Option("--set", help="Any setting: --set sampler.steps=32.")
-    ] = None,
+    config: options.Config = None,
+    assignments: options.Sets = None,
     min_actors: Annotated[int | None, Option(help="Actors at the start.")] = None,
-    max_actors: Annotated[int | None, Option(help="Actors at most.")] = None,
+    max_actors: options.MaxActors = None,
     num_gpus: Annotated[float | None, Option(help="GPUs of an actor.")] = None,
     cpus_per_actor: Annotated[float | None, Option(help="CPU cores of an actor.")] = None,
-    address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
+    address: options.Address = None,
     plan: Annotated[bool, Option("--plan", help="Say what would be done; write nothing.")] = False,
     resume: Annotated[
         bool, Option("--resume/--new-run", help="Go on, or wipe the run folder and start over.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medv_ray.cli import options
 from medv_ray.cli.terminal import print_json
 from medv_ray.errors import SettingsError
 
@@ -18,8 +19,8 @@ Text = str | None
 
 
 def calibrate_command(
-    model: Annotated[Text, Option(help="Checkpoint folder, or `toy`, the embedded one.")] = None,
-    adapter: Annotated[Text, Option(help="Folder of a LoRA adapter on it.")] = None,
+    model: options.Model = None,
+    adapter: options.Adapter = None,
     data: Annotated[Path | None, Option(help="Prepared dataset with known answers.")] = None,
     split: Annotated[str, Option(help="Of it.")] = "validation",
     run: Annotated[
@@ -31,13 +32,11 @@ def calibrate_command(
     store: Annotated[
         bool, Option("--store", help="Put it beside the model, where `medv score` takes it.")
     ] = False,
-    limit: Annotated[int | None, Option(help="Only the first questions.")] = None,
-    assignments: Annotated[
-        list[str] | None, Option("--set", help="A sampler setting: --set sampler.steps=32.")
-    ] = None,
-    num_gpus: Annotated[float, Option(help="GPUs of an actor.")] = 0,
-    max_actors: Annotated[int | None, Option(help="Actors at most.")] = None,
-    address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
+    limit: options.FirstQuestions = None,
+    assignments: options.SamplerSets = None,
+    num_gpus: options.NumGpus = 0,
+    max_actors: options.MaxActors = None,
+    address: options.Address = None,
 ) -> None:
     """Confidence against right answers; the confidence under which to abstain."""
     from medv_ray.evaluation import calibrating
@@ -87,17 +86,15 @@ def consistency_command(
     model: Annotated[str, Option(help="Checkpoint folder, or `toy`, the embedded one.")],
     data: Annotated[Path, Option(help="Prepared dataset with known answers.")],
     out: Annotated[Path, Option(help="Folder; the same line goes on. May be calibrate's.")],
-    adapter: Annotated[Text, Option(help="Folder of a LoRA adapter on it.")] = None,
+    adapter: options.Adapter = None,
     split: Annotated[str, Option(help="Of it.")] = "validation",
     answers: Annotated[int, Option(help="Samples of each answer.", min=2)] = 5,
     temperature: Annotated[float, Option(help="Of the samples, above 0.")] = 0.5,
-    limit: Annotated[int | None, Option(help="Only the first questions.")] = None,
-    assignments: Annotated[
-        list[str] | None, Option("--set", help="A sampler setting: --set sampler.steps=32.")
-    ] = None,
-    num_gpus: Annotated[float, Option(help="GPUs of an actor.")] = 0,
-    max_actors: Annotated[int | None, Option(help="Actors at most.")] = None,
-    address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
+    limit: options.FirstQuestions = None,
+    assignments: options.SamplerSets = None,
+    num_gpus: options.NumGpus = 0,
+    max_actors: options.MaxActors = None,
+    address: options.Address = None,
 ) -> None:
     """Whether samples that agree with an answer tell right from wrong better than confidence."""
     from medv_ray.evaluation.consistency import separation

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medv_ray.cli import options
 from medv_ray.cli.rows import PIPE_WIDTH
 from medv_ray.cli.terminal import print_json
 from medv_ray.errors import SettingsError
@@ -27,7 +28,7 @@ def eval_command(
     data: Annotated[
         Path | None, Option(help="Prepared dataset or release; of a suite, a folder of these.")
     ] = None,
-    model: Annotated[Text, Option(help="Checkpoint folder, or `toy`, the embedded one.")] = None,
+    model: options.Model = None,
     predictions: Annotated[
         Path | None, Option(help="Answers by id in place of a model: jsonl.")
     ] = None,
@@ -42,17 +43,15 @@ def eval_command(
     choices: Annotated[
         bool, Option("--choices/--no-choices", help="Score closed questions' allowed answers too.")
     ] = True,
-    limit: Annotated[int | None, Option(help="Only the first questions.")] = None,
-    assignments: Annotated[
-        list[str] | None, Option("--set", help="A sampler setting: --set sampler.steps=32.")
-    ] = None,
-    num_gpus: Annotated[float, Option(help="GPUs of an actor.")] = 0,
-    max_actors: Annotated[int | None, Option(help="Actors at most.")] = None,
+    limit: options.FirstQuestions = None,
+    assignments: options.SamplerSets = None,
+    num_gpus: options.NumGpus = 0,
+    max_actors: options.MaxActors = None,
     groups: Annotated[
         bool, Option("--groups", help="Tables by question type, organ, modality, if known.")
     ] = False,
     as_json: Annotated[bool, Option("--json", help="results.json instead of a table.")] = False,
-    address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
+    address: options.Address = None,
 ) -> None:
     """Open recall and closed accuracy as the papers count them, with intervals and baselines."""
     from medv_ray.evaluation.recipes import recipes_of

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from medv_ray.cli import options
 from medv_ray.errors import SettingsError
 
 Option = typer.Option
@@ -28,9 +29,9 @@ def report_command(
         Path | None, Option(help="Folder of the model, or of `medv calibrate`, that has one.")
     ] = None,
     archive: Annotated[Text, Option(help="What was scored, for pictures on the page.")] = None,
-    questions: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    question: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    images: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    questions: options.AsScore = None,
+    question: options.AsScore = None,
+    images: options.AsScore = None,
 ) -> None:
     """One HTML file about a run: counts, accuracy, confidence, pictures; no script, no link."""
     from medv_ray.archive.plan import plan

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from medv_ray.cli import options
 from medv_ray.cli.terminal import merged, print_json, read_yaml, told_cleanly
 from medv_ray.errors import RunError, SettingsError
 
@@ -28,11 +29,9 @@ def serve_command(
     ] = None,
     num_gpus: Annotated[float | None, Option(help="GPUs of a replica.")] = None,
     max_replicas: Annotated[int | None, Option(help="Replicas at most.")] = None,
-    config: Annotated[Path | None, Option(help="YAML file of settings; flags win.")] = None,
-    assignments: Annotated[
-        list[str] | None, Option("--set", help="Any setting: --set sampler.steps=32.")
-    ] = None,
-    address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
+    config: options.Config = None,
+    assignments: options.Sets = None,
+    address: options.Address = None,
 ) -> int:  # fmt: skip
     """Answer over HTTP as OpenAI's API does, with a page to look at."""
     from medv_ray.on_ray.endpoint import run_endpoint
@@ -85,7 +84,7 @@ def bench_serve_command(
     question: Annotated[Text, Option(help="One question for every image.")] = None,
     images: Annotated[Text, Option(help="Folder that image paths are relative to.")] = None,
     out: Annotated[Path | None, Option(help="JSON file of the figures.")] = None,
-    config: Annotated[Path | None, Option(help="YAML file of settings; flags win.")] = None,
+    config: options.Config = None,
     assignments: Annotated[
         list[str] | None, Option("--set", help="Any setting: --set rows=64, timeout_s=30, seed=1.")
     ] = None,

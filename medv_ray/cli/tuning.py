@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medv_ray.cli import options
 from medv_ray.cli.terminal import print_json
 from medv_ray.errors import SettingsError
 
@@ -21,31 +22,29 @@ Text = str | None
 
 def tune_command(
     archive: Annotated[Text, Option(help="Your rows, or a prepared dataset.")] = None,
-    model: Annotated[Text, Option(help="Checkpoint folder, or `toy`, the embedded one.")] = None,
+    model: options.Model = None,
     out: Annotated[Text, Option(help="Folder; the same line goes on.")] = None,
     agree: Annotated[float, Option(help="Least share of rows answered as by exact.")] = 0.99,
     rows: Annotated[int, Option(help="Rows to look at, drawn at random.")] = 1000,
     verify: Annotated[int, Option(help="Further rows, to check the pick on.")] = 0,
     level: Annotated[float, Option(help="Of the lower bound, for all candidates.")] = 0.95,
-    sample_seed: Annotated[int, Option(help="Which rows are drawn.")] = 0,
-    split: Annotated[str, Option(help="Of a prepared dataset.")] = "test",
-    questions: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    question: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    images: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    id_column: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    image_column: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    question_column: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    answer_column: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    sample_seed: options.SampleSeed = 0,
+    split: options.Split = "test",
+    questions: options.AsScore = None,
+    question: options.AsScore = None,
+    images: options.AsScore = None,
+    id_column: options.AsScore = None,
+    image_column: options.AsScore = None,
+    question_column: options.AsScore = None,
+    answer_column: options.AsScore = None,
     choices_column: Annotated[Text, Option(help="As for `medv score`; not scored here.")] = None,
     max_cell_bytes: Annotated[int | None, Option(help="As for `medv score`.")] = None,
     limit: Annotated[int | None, Option(help="Rows are drawn from the first so many.")] = None,
-    encoding: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    config: Annotated[Path | None, Option(help="YAML file of settings; flags win.")] = None,
-    assignments: Annotated[
-        list[str] | None, Option("--set", help="Any setting: --set sampler.steps=32.")
-    ] = None,
-    num_gpus: Annotated[float | None, Option(help="1: on the GPU.")] = None,
-    cpus: Annotated[float | None, Option(help="CPU cores.")] = None,
+    encoding: options.AsScore = None,
+    config: options.Config = None,
+    assignments: options.Sets = None,
+    num_gpus: options.OnGpu = None,
+    cpus: options.Cpus = None,
     as_json: Annotated[bool, Option("--json", help="results.json instead of a table.")] = False,
 ) -> None:
     """The fastest settings whose answers are those of `exact`, on a sample of your own rows."""
@@ -90,17 +89,15 @@ def sweep_command(
     out: Annotated[Text, Option(help="Folder; the same line goes on.")] = None,
     grid: Annotated[str, Option(help="modes, steps, blocks, latency or scaling.")] = "modes",
     rows: Annotated[int | None, Option(help="Drawn at random; default: all.", min=1)] = None,
-    sample_seed: Annotated[int, Option(help="Which rows are drawn.", min=0)] = 0,
-    split: Annotated[str, Option(help="Of a prepared dataset.")] = "test",
-    questions: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    question: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    images: Annotated[Text, Option(help="As for `medv score`.")] = None,
-    config: Annotated[Path | None, Option(help="YAML file of settings; flags win.")] = None,
-    assignments: Annotated[
-        list[str] | None, Option("--set", help="Any setting: --set sampler.steps=32.")
-    ] = None,
-    num_gpus: Annotated[float | None, Option(help="1: on the GPU.")] = None,
-    cpus: Annotated[float | None, Option(help="CPU cores.")] = None,
+    sample_seed: options.SampleSeed = 0,
+    split: options.Split = "test",
+    questions: options.AsScore = None,
+    question: options.AsScore = None,
+    images: options.AsScore = None,
+    config: options.Config = None,
+    assignments: options.Sets = None,
+    num_gpus: options.OnGpu = None,
+    cpus: options.Cpus = None,
     as_json: Annotated[bool, Option("--json", help="results.json instead of a table.")] = False,
 ) -> None:
     """A grid of sampler settings, or several models, over the same rows: table and plots."""
@@ -144,18 +141,16 @@ def sweep_command(
 
 
 def attention_command(
-    model: Annotated[Text, Option(help="Checkpoint folder, or `toy`, the embedded one.")] = None,
+    model: options.Model = None,
     data: Annotated[Text, Option(help="A prepared dataset, an archive, or pictures.")] = None,
     out: Annotated[Text, Option(help="Folder.")] = None,
     question: Annotated[Text, Option(help="One for every picture.")] = None,
-    questions: Annotated[Text, Option(help="As for `medv score`.")] = None,
+    questions: options.AsScore = None,
     rows: Annotated[int, Option(help="Drawn at random.", min=1)] = 32,
-    sample_seed: Annotated[int, Option(help="Which rows are drawn.", min=0)] = 0,
-    split: Annotated[str, Option(help="Of a prepared dataset.")] = "test",
-    assignments: Annotated[
-        list[str] | None, Option("--set", help="Any setting: --set sampler.steps=32.")
-    ] = None,
-    num_gpus: Annotated[float | None, Option(help="1: on the GPU.")] = None,
+    sample_seed: options.SampleSeed = 0,
+    split: options.Split = "test",
+    assignments: options.Sets = None,
+    num_gpus: options.OnGpu = None,
     as_json: Annotated[bool, Option("--json", help="attention.json instead of a table.")] = False,
 ) -> None:
     """Where response positions look, by layer and step: picture, prompt, or each other."""

@@ -120,16 +120,16 @@ class Objective(nn.Module):
         return self.prompts(rows) if way == "prompts" else self.logits(rows)
 
     @property
-    def _pads(self) -> bool:
-        """In validation rows stay apart: its loss does not depend on which stand together."""
-        return self.padding is not None and self.training
+    def _padding(self) -> Padding | None:
+        """None in validation: its loss does not depend on which rows stand together."""
+        return self.padding if self.training else None
 
     def losses(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor, int, int]:
         """The fields of an `Outcome`, of which the first three are float32[], float32[B] and
         float32[B]; a plain tuple, which DeepSpeed's hooks look into."""
         images, tie = self._images(samples)
-        if self.padding is not None and self._pads:
-            samples = pad_with_targets(samples, images, self.padding)
+        if self._padding is not None:
+            samples = pad_with_targets(samples, images, self._padding)
         labels = [_spread(s.ids, s.labels, found) for s, found in zip(samples, images, strict=True)]
         noise = [self._noise(sample, label) for sample, label in zip(samples, labels, strict=True)]
         rows = self._embed(samples, images, [masked for masked, _, _ in noise])
@@ -241,7 +241,7 @@ class Objective(nn.Module):
         batch = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         seen = torch.arange(batch.shape[1]) < lengths[:, None]
         # the reference attends to the zeros that even out rows of fewer image tokens
-        all_seen = self._pads or bool(seen.all())
+        all_seen = self._padding is not None or bool(seen.all())
         hidden = self.model.hidden(batch, None if all_seen else seen.to(batch.device))
         return [state[:length] for state, length in zip(hidden, lengths.tolist(), strict=True)]
 

@@ -1,0 +1,26 @@
+"""Options that several commands share, each written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+Text = str | None
+AsScore = Annotated[Text, Option(help="As for `medv score`.")]
+Model = Annotated[Text, Option(help="Checkpoint folder, or `toy`, the embedded one.")]
+Adapter = Annotated[Text, Option(help="Folder of a LoRA adapter on it.")]
+Config = Annotated[Path | None, Option(help="YAML file of settings; flags win.")]
+Sets = Annotated[list[str] | None, Option("--set", help="Any setting: --set sampler.steps=32.")]
+SamplerSets = Annotated[
+    list[str] | None, Option("--set", help="A sampler setting: --set sampler.steps=32.")
+]
+Split = Annotated[str, Option(help="Of a prepared dataset.")]
+SampleSeed = Annotated[int, Option(help="Which rows are drawn.", min=0)]
+FirstQuestions = Annotated[int | None, Option(help="Only the first questions.")]
+NumGpus = Annotated[float, Option(help="GPUs of an actor.")]
+OnGpu = Annotated[float | None, Option(help="1: on the GPU.")]
+Cpus = Annotated[float | None, Option(help="CPU cores.")]
+MaxActors = Annotated[int | None, Option(help="Actors at most.")]
+Address = Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")]
