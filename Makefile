@@ -2,10 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-ZERO := tests/integration/test_zero.py
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-fast test-ray test-kills lint format clean chaos
+.PHONY: demo test test-fast test-ray test-slow test-long test-kills lint format clean chaos
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medv_ray needs Python 3.11 or newer; this is %d.%d. Use: make PYTHON=..." % sys.version_info[:2])'
@@ -20,12 +19,17 @@ demo: $(VENV)/.installed  ## score an embedded archive with an embedded trained 
 test: $(VENV)/.installed  ## tests that need no GPU, in two halves side by side
 	$(MAKE) --jobs 2 --output-sync=target --keep-going test-fast test-ray
 
-test-fast: $(VENV)/.installed  ## no Ray and no whole job; then ZeRO-3 against the formulas, with processes of its own
+test-fast: $(VENV)/.installed  ## no Ray and no whole job
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m "not integration"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ZERO)
 
 test-ray: $(VENV)/.installed  ## with Ray, object stores, whole jobs and child processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "integration and not chaos" --ignore $(ZERO)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "integration and not chaos and not slow"
+
+test-slow: $(VENV)/.installed  ## the rest: many workers, long jobs, ZeRO-3 against the formulas, kills
+	$(MAKE) --jobs 2 --output-sync=target --keep-going test-long test-kills
+
+test-long: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not chaos"
 
 test-kills: $(VENV)/.installed  ## jobs whose Ray is killed, SIGTERM, Ctrl-C
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m chaos

@@ -30,8 +30,8 @@ settings.load_profile("busy")  # how long an example takes is a matter of who el
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
-PROCESSES = ("integration", "chaos")
-"""Markers of tests that start processes; `make test` asks for them alone."""
+PROCESSES = ("integration", "chaos", "slow")
+"""Markers of tests that start processes; the Makefile asks for them alone."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -81,9 +81,11 @@ def mentions(path: Path, marker: str) -> bool:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Whether a file has no test of the one marker that the Makefile asks for: to import all files
     takes twenty seconds."""
-    marker = {"integration and not chaos": "integration", "chaos": "chaos"}.get(
-        config.option.markexpr
-    )
+    marker = {
+        "integration and not chaos and not slow": "integration",
+        "slow and not chaos": "slow",
+        "chaos": "chaos",
+    }.get(config.option.markexpr)
     if marker is None or not collection_path.name.startswith("test_"):
         return None
     return None if mentions(collection_path, marker) else True

@@ -27,11 +27,12 @@ FILES = {"vqa_rad_files": "vqa-rad", "pathvqa_files": "pathvqa"}
 
 
 def __getattr__(name: str) -> dict[str, str]:
-    """`data_files` of a task: looked up when the task is loaded, not when it is listed."""
+    """`data_files` of a task, of which lmms-eval reads no more than that they are there: looked up
+    when the task is loaded, not when it is listed."""
     if name not in FILES:
         raise AttributeError(name)
     recipe = RECIPES[FILES[name]]
-    return {recipe.split: str(folder(recipe.name) / f"{recipe.split}.parquet")}
+    return {recipe.split: str(folder(recipe.name) / INDEX)}
 
 
 def folder(benchmark: str) -> Path:
@@ -50,12 +51,12 @@ def folder(benchmark: str) -> Path:
 
 
 def vqa_rad_documents(rows: Any) -> Any:
-    """datasets.Dataset of the split's rows -> one of questions."""
+    """datasets.Dataset of anything -> one of the split's questions."""
     return _documents("vqa-rad", rows)
 
 
 def pathvqa_documents(rows: Any) -> Any:
-    """datasets.Dataset of the split's rows -> one of questions."""
+    """datasets.Dataset of anything -> one of the split's questions."""
     return _documents("pathvqa", rows)
 
 

@@ -16,6 +16,7 @@ from medv_ray.settings import TOY, ModelSettings
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
+@pytest.mark.slow
 def test_a_split_is_answered_and_sampled_with_other_seeds(tmp_path: Path) -> None:
     model = ModelSettings(path=str(TOY))
     data = synthetic_dataset(tmp_path / "data")

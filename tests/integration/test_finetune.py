@@ -72,6 +72,7 @@ def train_here(settings: TrainSettings, identity: dict[str, Any]) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_pathvqa_in_both_layouts(tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """ZeRO-3 with two workers on one layout and the plain engine on the other: the rows and the

@@ -104,6 +104,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
     pytest.fail("the dashboard did not answer")
 
 
+@pytest.mark.slow
 def test_ray_job_submit(tmp_path: Path, head: str) -> None:
     """The README's line, from the repository root, with the embedded toy."""
     write_demo(tmp_path, 30)

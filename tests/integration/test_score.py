@@ -39,6 +39,7 @@ def go(
     return score(stub.settings(folder, **more), resume, factory=factory)
 
 
+@pytest.mark.slow
 def test_a_node_with_another_model_ends_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +123,7 @@ def test_rows_are_accounted_for_and_only_quarantined_ones_are_tried_again(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_crashing_rows_are_quarantined_and_no_other_row(tmp_path: Path) -> None:
     questions = [SLOW] * 48
     questions[11], questions[30] = "abort", "segfault"
@@ -146,6 +148,7 @@ def test_a_killed_actor_costs_nothing(tmp_path: Path, soon: Any) -> None:
     assert len(rows_of(tmp_path)) == 96
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factory", "kind", "word"),
     [
@@ -170,6 +173,7 @@ def test_a_pool_larger_than_the_machine_is_refused(tmp_path: Path) -> None:
         go(tmp_path, pool={"max_actors": 3})
 
 
+@pytest.mark.slow
 def test_a_shard_that_vanishes_is_named_and_scored_later(tmp_path: Path) -> None:
     first, second = tmp_path / "in" / "a.parquet", tmp_path / "in" / "b.parquet"
     stub.write_archive(first, [f"move:{second}", *[SLOW] * 31])
@@ -187,6 +191,7 @@ def test_a_shard_that_vanishes_is_named_and_scored_later(tmp_path: Path) -> None
     assert len(rows_of(tmp_path)) == 40
 
 
+@pytest.mark.slow
 def test_an_error_of_an_actor_reaches_the_user_and_a_resume_finishes(tmp_path: Path) -> None:
     stub.write_archive(tmp_path / "in.parquet", [*[SLOW] * 40, "fatal:once", *[SLOW] * 23])
     with pytest.raises(RunError, match="E1508: nothing works"):
@@ -199,6 +204,7 @@ def test_an_error_of_an_actor_reaches_the_user_and_a_resume_finishes(tmp_path: P
     assert set(rows_of(tmp_path).values()) == {"answered"}
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_between_chunks_and_the_same_command_goes_on(
     tmp_path: Path, soon: Any
 ) -> None:
@@ -214,6 +220,7 @@ def test_ctrl_c_stops_between_chunks_and_the_same_command_goes_on(
     assert done.session.rows == 320 - outcome.committed
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_an_actor(tmp_path: Path) -> None:
     stub.write_archive(tmp_path / "in.parquet", [SLOW] * 32)
     with pytest.raises(RunError, match="E1503") as caught:
@@ -224,6 +231,7 @@ def test_a_full_disk_under_an_actor(tmp_path: Path) -> None:
     assert len(rows_of(tmp_path)) == 32
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub.write_archive(tmp_path / "in.parquet", [SLOW] * 32)
     calls = []

@@ -93,6 +93,7 @@ def test_page_and_health(http: httpx2.Client) -> None:
     assert http.get("/health").json()["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_lost_replicas_cost_no_request(endpoint: Endpoint) -> None:
     seen = Seen()
 

@@ -15,6 +15,7 @@ from medv_ray.on_ray.tune import TuneSettings, tune
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
+@pytest.mark.slow
 def test_a_scoring_job_takes_the_pick(tmp_path: Path) -> None:
     synthetic.write_archive(tmp_path / "in.parquet", 12, 0)
     flags = {

@@ -29,7 +29,7 @@ from tests.integration import zero_worker
 from tests.integration.processes import ROOT
 from tests.unit.training import tiny
 
-pytestmark = pytest.mark.timeout(600)  # the first test waits for all groups
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first test waits for all groups
 NUM_STEPS, CUT, CUT_AGAIN = 50, 44, 47
 GRADIENT, LOSS = 1e-6, {"sgd": 1e-5, "adamw": 1e-3}
 SHARD = ("engine", "dtype", "offload_optimizer", "offload_params")

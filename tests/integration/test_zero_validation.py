@@ -35,6 +35,7 @@ def files(settings: TrainSettings) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_two_workers_find_what_one_process_finds(tmp_path: Path) -> None:
     cut = {"attention": "dialogue"}  # layers run once a row
     jobs = {

@@ -35,6 +35,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(run_gpu, name, lambda *_, **__: {"step_s": 1.0})
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_every_part_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(tmp_path / "toy.json", monkeypatch)

@@ -60,8 +60,8 @@ def shared() -> Iterator[Decoder]:
 
 @pytest.fixture
 def decoder(own_decoders: None) -> Iterator[Decoder]:
-    """Its child is its own, to be harmed."""
-    with Decoder(ImageSettings(), TILES) as decoder:
+    """Its child is its own, to be harmed; no busy machine makes it late."""
+    with Decoder(ImageSettings(decode_seconds=100), TILES) as decoder:
         yield decoder
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from medv_ray.cli import app
 from medv_ray.data.conversations import on_one_image
+from medv_ray.data.dataset import INDEX
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.evaluation.metrics import METRICS, Judged, values
@@ -65,7 +66,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_documents_and_metrics(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert questions.vqa_rad_files == {"test": str(data / "vqa-rad" / "test.parquet")}
+    assert questions.vqa_rad_files == {"test": str(data / "vqa-rad" / INDEX)}
     docs = questions.vqa_rad_documents(Rows({})).docs()
     assert [(d["id"], questions.text(d), d["answer"], d["kind"]) for d in docs] == [
         ("5", "Is it?", "yes", "closed"),

@@ -250,6 +250,7 @@ def test_an_output_that_cannot_be_written(tmp_path, state, monkeypatch, error, c
     refuse(tmp_path, code, "GB", kind=RunError)
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_the_job(tmp_path, state):
     source = write(tmp_path / "in", TOY.to_json(), {"pytorch_model.bin": state})

@@ -12,6 +12,7 @@ from tests.unit.serving.client import body_of, tiles
 from tests.unit.serving.conftest import KEYS
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_made_up_requests_are_answered_or_refused(service: Service) -> None:
     counts = fuzz(make_app(service, KEYS), 150)
