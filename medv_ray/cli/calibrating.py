@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +64,8 @@ def calibrate_command(
         if folder is None or out is None or data is None:
             raise SettingsError("E1001", "--model or --out is missing.")
         asked = asked_of(folder, data, split, out, assignments, num_gpus, max_actors, limit)
-        run = job.score_split(asked, address=address)
+        with redirect_stdout(sys.stderr):  # the progress
+            run = job.score_split(asked, address=address)
         words = f"{split} of {data.name}" + (f", the first {limit}" if limit else "")
     else:
         words = f"the run {run.rstrip('/').rpartition('/')[2]}"
@@ -106,8 +109,9 @@ def consistency_command(
     folder = model_of(model, adapter)
     asked = asked_of(folder, data, split, out, assignments, num_gpus, max_actors, limit)
     noisy = asked._replace(sampler=asked.sampler.changed({"temperature": temperature}))
-    rows = judged_rows(job.score_split(asked, address=address))
-    shares = job.agreement(rows, job.score_split(noisy, answers, address))
+    with redirect_stdout(sys.stderr):  # the progress
+        rows = judged_rows(job.score_split(asked, address=address))
+        shares = job.agreement(rows, job.score_split(noisy, answers, address))
     print_json(separation(rows, shares) | {"samples": answers, "temperature": temperature})
 
 

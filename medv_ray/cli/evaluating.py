@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,7 +92,8 @@ def eval_command(
         limit=limit,
         pool=PoolSettings(num_gpus=num_gpus, max_actors=max_actors),
     )
-    found = evaluate(chosen, settings, address)
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):  # the progress
+        found = evaluate(chosen, settings, address)
     if as_json:
         print_json(found)
         return

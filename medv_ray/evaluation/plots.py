@@ -13,7 +13,7 @@ try:
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator
 except ImportError:
     needs = "charts need the package matplotlib: pip install 'medv-ray[report]'."
     raise SettingsError("E1003", needs) from None
@@ -41,6 +41,7 @@ class Panel(NamedTuple):
     y_label: str
     series: Sequence[Series]
     log_x: bool = False
+    log_y: bool = False
     x_limits: tuple[float, float] | None = None
     """So that panels below one another have one scale; None: by the values."""
 
@@ -65,6 +66,11 @@ def chart(title: str, panels: Sequence[Panel]) -> str:
             axes.minorticks_off()
         elif all(float(x).is_integer() for one in panel.series for x in one.x):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no layer 2.5
+        if panel.log_y:
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
         if panel.x_limits is not None:
             left, right = panel.x_limits
             margin = 0.02 * (right - left)

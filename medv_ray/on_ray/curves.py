@@ -14,6 +14,8 @@ from medv_ray.training.job import CURVES
 from medv_ray.training.watch import EVENTS
 
 MOST_POINTS = 200
+MOST_LINEAR = 5
+"""Largest loss over smallest up to which the axis is linear."""
 """Of the curve of the training loss; each is a mean over as many updates."""
 ACCURACIES = (
     ("accuracy", "all", "rows"),
@@ -43,7 +45,10 @@ def draw(out: Path, stage: str) -> bool:
         loss.append(Series(text, *points(best, "loss"), points=True))
     last = steps[-1]
     limits = (0.0, float(max(last["step"], 1)))
-    panels = [Panel("updates", "loss", loss, x_limits=limits)]
+    values = [value for one in loss for value in one.y]
+    # a few large ones at the start would hide all that follows
+    log = min(values) > 0 and max(values) > MOST_LINEAR * min(values)
+    panels = [Panel("updates", "loss", loss, log_y=log, x_limits=limits)]
     accuracy = [
         Series(f"{words}, {looks[-1].get(rows, 0)} rows", *points(looks, name), points=True)
         for name, words, rows in ACCURACIES
