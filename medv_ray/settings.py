@@ -242,6 +242,19 @@ class ImageSettings(Settings):
     """Address space of the decoder's child process."""
 
 
+def _one_picture(image: ImageSettings) -> ImageSettings:
+    if image.frames == "all" or image.frames.startswith("every:"):
+        raise ValueError(
+            f"frames={image.frames} makes several rows of a file: `medv score` does so with a "
+            "folder of images; here a file is one picture: first, middle or refuse"
+        )
+    return image
+
+
+OnePicture = Annotated[ImageSettings, AfterValidator(_one_picture)]
+"""Where a file cannot become several rows."""
+
+
 class ModelSettings(Settings):
     """Which checkpoint, and how it is held."""
 

@@ -75,6 +75,7 @@ def preview(
         "files": known.files,
         "chunks": known.chunks,
         "left_out": {"files": known.left_out.total, "groups": known.left_out.listed()},
+        "several_rows": plan.several_rows,
         "unreadable_files": [{"name": u.name, "code": u.code} for u in known.unreadable],
         "duplicate_ids": known.duplicates,
         "images_named": known.named_images,
