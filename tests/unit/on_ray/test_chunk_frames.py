@@ -54,4 +54,5 @@ def test_each_frame_is_a_picture_of_its_own(tmp_path: Path, capsys) -> None:
     assert rows[4]["warnings"][:2] == ["thumbnail_page_skipped", "frame:1/2"]
     assert rows[6]["warnings"] == []
     assert len({row["image_sha256"] for row in rows}) == 3  # of the files
-    assert report(settings.out, made).count("data:image/jpeg") >= 7
+    answered = sum(row["status"] == "answered" for row in rows)  # the others have no card
+    assert report(settings.out, made).count("data:image/jpeg") == answered > 0
