@@ -21,6 +21,7 @@ from medv_ray.archive.manifest import UNREADABLE, read_manifest
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store, Stored
 from medv_ray.errors import RunError
+from medv_ray.file_parts import FilePart
 
 FOLDER = "inputs"
 COLUMNS = pa.schema(
@@ -29,6 +30,7 @@ COLUMNS = pa.schema(
         pa.field("size", pa.int64(), nullable=False),
         pa.field("mtime_ns", pa.int64(), nullable=False),
         pa.field("sha256", pa.string()),
+        pa.field("parts", pa.list_(pa.string())),
     ]
 )
 
@@ -58,12 +60,26 @@ class Image(NamedTuple):
     mtime_ns: int
     sha256: str | None = None
     """Of its content, under `fingerprint=full`; its time does not count then."""
+    parts: tuple[str, ...] | None = None
+    """Texts of the parts that its rows are of; None: one row, of the whole file."""
 
     def is_same(self, other: Image) -> bool:
         """Whether nothing says that the image changed."""
         if self.sha256 is not None:
             return self.sha256 == other.sha256
         return (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
+
+
+@dataclass(frozen=True)
+class PlannedParts:
+    """A `Splitter` that opens no file: the plan takes the parts that are known, and a file that
+    has come since is one row."""
+
+    key: str
+
+    def parts(self, filesystem: Any, path: str) -> tuple[FilePart, ...]:
+        """None."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,8 @@ class Prior:
     images: dict[str, Image] = field(default_factory=dict)
     """In order of rows for a folder of images, else those that rows name by path."""
     generation: int = -1
+    split: str | None = None
+    """By what files were cut into rows: `Splitter.key`."""
 
     @classmethod
     def read(cls, out: str) -> Prior:
@@ -93,7 +111,13 @@ class Prior:
             {file.name: file for file in files},
             {image.name: image for image in images},
             max((p.generation for file in files for p in file.pieces), default=0),
+            found.get("split"),
         )
+
+    @property
+    def splitter(self) -> PlannedParts | None:
+        """What gives each file the parts that it was planned with, for those who read the run."""
+        return None if self.split is None else PlannedParts(self.split)
 
     def losses(self, now: Mapping[str, Image], is_whole: bool = True) -> list[str]:
         """In words, which images changed or, if `now` is the whole input, are gone."""
@@ -156,5 +180,5 @@ def read_images(store: Store, entry: dict[str, str]) -> list[Image]:
         data = b""
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise RunError("E1506", f"{entry['file']} is missing or does not match run.json.")
-    columns = pq.read_table(pa.BufferReader(data)).to_pydict()
-    return [Image(*values) for values in zip(*columns.values(), strict=True)]
+    found = pq.read_table(pa.BufferReader(data)).to_pylist()
+    return [Image(**{**one, "parts": one.get("parts") and tuple(one["parts"])}) for one in found]

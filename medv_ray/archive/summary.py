@@ -79,7 +79,7 @@ def summarize(
 
 def write_quarantine(store: Store, ledger: Ledger) -> dict[str, int]:
     """Write the quarantined rows; their counts by reason word."""
-    columns = ["id", "file", "row", "image_paths", "code", "reason", "chunk"]
+    columns = ["id", "file", "row", "image_paths", "frame", "code", "reason", "chunk"]
     found = []
     for name, source_keys in ledger.held.items():
         commits = [ledger.commits[key] for key in source_keys]
@@ -110,5 +110,6 @@ def write_metrics(store: Store, plan: Plan, summary: Summary, files_not_scored: 
         "unreadable_files": [{"name": u.name, "code": u.code} for u in plan.unreadable],
         "accuracy": listed(summary.accuracy),
         "left_out": {"files": left_out.total, "groups": left_out.listed()},
+        "several_rows": plan.several_rows,
     }
     store.write(METRICS, (json.dumps(metrics, indent=1) + "\n").encode())

@@ -35,6 +35,7 @@ def report_command(
 ) -> None:
     """One HTML file about a run: counts, accuracy, confidence, pictures; no script, no link."""
     from medv_ray.archive.plan import plan
+    from medv_ray.archive.prior import Prior
     from medv_ray.archive.settings import ArchiveSettings
     from medv_ray.archive.sources import open_archive
     from medv_ray.archive.store import Store
@@ -53,8 +54,9 @@ def report_command(
         raise SettingsError("E1001", "--blind and --data are for folders of `medv eval`.")
     elif archive is not None:
         given = {"archive": archive, "questions": questions, "question": question, "images": images}
-        found = open_archive(build(ArchiveSettings, given))
-        text = report(run, plan(found, "report"), stored)
+        prior = Prior.read(run)  # rows are numbered as the run has them
+        found = open_archive(build(ArchiveSettings, given), prior.images)
+        text = report(run, plan(found, "report", prior, prior.splitter), stored)
     else:
         text = report(run, stored=stored)
     page = text.encode()

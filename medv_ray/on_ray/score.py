@@ -18,6 +18,7 @@ from medv_ray.archive.rows import Part
 from medv_ray.archive.run import Run
 from medv_ray.archive.sources import open_archive
 from medv_ray.archive.summary import Summary
+from medv_ray.data.frames import splitter
 from medv_ray.errors import DataError, RunError
 from medv_ray.on_ray.cluster import cluster_address, running_ray
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, model_digests
@@ -81,6 +82,8 @@ class Outcome:
     left_out: LeftOut = field(default_factory=LeftOut)
     added_rows: int = 0
     """Rows that the archive had grown by when this job began."""
+    several_rows: dict[str, Any] | None = None
+    """`Plan.several_rows`."""
 
     @property
     def exit_code(self) -> int:
@@ -94,7 +97,8 @@ def planned(settings: ScoreSettings, resume: Resume | None = None) -> tuple[Plan
     identity = settings.identity(*model_digests(settings.model))
     prior = Prior() if resume.new_run else Prior.read(settings.out)
     archive = open_archive(settings.archive, prior.images)
-    return make_plan(archive, identity_digest(identity), prior), identity
+    split = splitter(settings.image.frames)
+    return make_plan(archive, identity_digest(identity), prior, split), identity
 
 
 def score(
@@ -134,17 +138,22 @@ def score(
         summary = None if session.stopped else run.finish(kinds)
         committed = run.ledger.counts()["rows"]
         return Outcome(
-            summary, session, committed, plan.rows, unreadable, plan.left_out, plan.growth.rows
-        )
+            summary, session, committed, plan.rows, unreadable, plan.left_out, plan.growth.rows,
+            plan.several_rows,
+        )  # fmt: skip
 
 
 def tell(plan: Plan) -> None:
-    """Say on stderr, before anything is scored, what is left out."""
+    """Say on stderr, before anything is scored, what is left out, and which files are several
+    rows."""
     left_out = plan.left_out
     if left_out.maybe_rows(plan.archive.kind in ("images", "tar")) > plan.rows:
         sys.stderr.write(f"MOST OF THIS ARCHIVE IS LEFT OUT: {plan.rows} rows are scored.\n")
     if left_out.total:
         sys.stderr.write(f"left out: {left_out}\n")
+    if (cut := plan.several_rows) is not None:
+        files = f"{cut['files']} files, {cut['files_of_several']} of them several rows each"
+        sys.stderr.write(f"{cut['by']}: {files}: {plan.rows} rows\n")
 
 
 def tell_growth(plan: Plan) -> None:
