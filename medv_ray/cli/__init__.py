@@ -57,6 +57,7 @@ def score_command(
         int | None, Option(help="Longest question or answer of a table.")
     ] = None,
     limit: Annotated[int | None, Option(help="Only the first rows.")] = None,
+    window: options.Window = None,
     config: options.Config = None,
     assignments: options.Sets = None,
     min_actors: Annotated[int | None, Option(help="Actors at the start.")] = None,
@@ -94,6 +95,7 @@ def score_command(
                 "encoding": encoding, "max_cell_bytes": max_cell_bytes,
             },
             "model": {"path": model},
+            "image": {"window": window},
             "pool": {
                 "min_actors": min_actors, "max_actors": max_actors, "num_gpus": num_gpus,
                 "cpus_per_actor": cpus_per_actor,
@@ -215,6 +217,7 @@ def ask_command(
     question: Annotated[str, typer.Argument(help="In plain words.")],
     model: Annotated[str, Option(help="Checkpoint folder; default: the embedded toy.")] = "toy",
     watch: Annotated[bool, Option("--watch", help="Show the answer coming out.")] = False,
+    window: options.Window = None,
     assignments: Annotated[
         list[str] | None, Option("--set", help="A setting: --set sampler.steps=32.")
     ] = None,
@@ -224,7 +227,8 @@ def ask_command(
 
     if model == "toy":
         typer.echo("the embedded toy answers; --model FOLDER asks a real checkpoint.", err=True)
-    ask(image, question, model, assignments or [], watch)
+    shown = [] if window is None else [f"image.window={window}"]
+    ask(image, question, model, [*shown, *(assignments or [])], watch)
 
 
 @app.command("doctor")

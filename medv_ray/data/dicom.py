@@ -27,7 +27,7 @@ from medv_ray.data import dicom_objects as objects
 from medv_ray.data import dicom_overlay as overlay
 from medv_ray.data.causes import broken
 from medv_ray.data.dicom_colour import by_palette, to_rgb
-from medv_ray.data.dicom_decoders import check_available, why
+from medv_ray.data.dicom_decoders import FAMILY, check_available, why
 from medv_ray.data.dicom_grey import Look, to_grey
 from medv_ray.data.dicom_pixels import Layout, PixelData, decoded, values_of
 from medv_ray.errors import DataError, MedvError
@@ -51,8 +51,9 @@ _HEADER_BYTES = 16 * 2**20  # the part before _BURNED_IN lies within the first k
 _HEADER_READS = 2**17
 _WHOLE_READS = 2**20  # about 2 s
 _PIXELS = 0x7FE00010
+_WAVELETS = tuple(f"{FAMILY}{number}" for number in (90, 91, 92, 93, 201, 202, 203))
 _COLOURS = (
-    *("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420"),
+    *("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422"),
     *("YBR_ICT", "YBR_RCT"),
 )
 _QUIET = threading.Lock()  # Python's list of warning filters belongs to all threads
@@ -105,7 +106,9 @@ class DicomFile:
             words = ["executable_preamble"] if self._data.startswith(_PROGRAMS) else []
             if not self._syntax:
                 words.append("transfer_syntax_assumed")
-            coded, stored, colours = b"", None, self._layout.colours
+            stored, colours = None, self._layout.colours
+            if colours in ("YBR_ICT", "YBR_RCT") and pixels.syntax not in _WAVELETS:
+                raise DataError("E1207", "the pixels are not coded as their colours say.")
             if pixels.encapsulated:
                 coded = pixels.coded(self._layout, frame)
                 seen.append((pixels.syntax, coded))
@@ -113,9 +116,11 @@ class DicomFile:
             else:
                 stored = pixels.native(self._layout, frame)
                 values = values_of(stored, self._layout)
+            if colours != self._layout.colours and pixels.syntax not in _WAVELETS:
+                words.append("colours_by_jpeg_markers")
             if values.shape[:2] != self.size[::-1]:
                 raise DataError("E1207", "the decoded picture is of another size than announced.")
-            array, more = self._shown(ds, frame, values, colours)
+            array, more = self._shown(ds, frame, values, colours, pixels.syntax)
             more += self._overlays(ds, frame, array, stored, pixels.big)
         return Image.fromarray(array), words + self._words + more
 
@@ -128,8 +133,7 @@ class DicomFile:
         from pydicom.uid import UID
 
         syntax, body, start = self._body(self._image.max_bytes)
-        if not UID(syntax).is_private:
-            check_available(UID(syntax))
+        check_available(UID(syntax))
         found: list[tuple[int, str | None, int]] = []
         stream = _Counted(body, _WHOLE_READS, start)
 
@@ -179,16 +183,16 @@ class DicomFile:
         return _elements(_Counted(body, _HEADER_READS, start), syntax, is_behind)
 
     def _shown(
-        self, ds: Dataset, frame: int, values: NDArray[Any], colours: str
+        self, ds: Dataset, frame: int, values: NDArray[Any], colours: str, syntax: str
     ) -> tuple[NDArray[np.uint8], list[str]]:
         """uint8[H, W] or uint8[H, W, 3] of stored values, and words."""
         named = self._layout.colours
         if named == "PALETTE COLOR":
             return by_palette(values, ds)
         if not named.startswith("MONOCHROME"):
-            array, words = to_rgb(values, colours, self._layout.stored)
+            array, words = to_rgb(values, colours, self._layout.stored, syntax.startswith(FAMILY))
             return array, (["ycbcr"] if named.startswith("YBR") else []) + words
-        words = []
+        words = list(self._layout.words)
         if "RedPaletteColorLookupTableDescriptor" in ds:
             words.append("supplemental_palette_ignored")
         array, more = to_grey(values, Look.of(ds, frame, parse(self._image.window)))
@@ -285,7 +289,10 @@ def _check_object(head: Dataset, maps: str, goes_on: bool) -> None:
 
 
 def _frames(head: Dataset) -> tuple[int, list[str]]:
-    """Their number, and a word where its text is a number with something behind (`1A`)."""
+    """Their number, and a word where its text is a number with something behind (`1A`) or 0.
+
+    Whether there are as many is seen when the pixels are read.
+    """
     try:
         raw = head.get_item("NumberOfFrames")
         text = getattr(raw, "value", None)
@@ -298,7 +305,8 @@ def _frames(head: Dataset) -> tuple[int, list[str]]:
         count = int(number[1])
         if 1 <= count < 2**31:
             return count, [f"number_of_frames_read_as:{count}"]
-    return _integer(head, "NumberOfFrames", 1, 2**31 - 1, default=1), []
+    count = _integer(head, "NumberOfFrames", 0, 2**31 - 1, default=1)
+    return count or 1, [] if count else ["number_of_frames_read_as:1"]
 
 
 def _layout(head: Dataset, frames: int) -> Layout:
@@ -322,17 +330,19 @@ def _layout(head: Dataset, frames: int) -> Layout:
         raise DataError("E1207", f"{samples} samples per pixel do not fit the colours named.")
     if colours.endswith("_422") and columns % 2:
         raise DataError("E1207", "an odd number of columns does not fit colours of pixel pairs.")
+    fits = stored - 1 <= high < allocated
     return Layout(
         rows=_integer(head, "Rows", 1, 65535),
         columns=columns,
         samples=samples,
         allocated=allocated,
         stored=stored,
-        high=high if stored - 1 <= high < allocated else stored - 1,
+        high=high if fits else stored - 1,
         signed=signed == 1,
         by_plane=by_plane == 1,
         colours=colours,
         frames=frames,
+        words=() if fits else (f"high_bit_read_as:{stored - 1}",),
     )
 
 

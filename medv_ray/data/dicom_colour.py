@@ -53,23 +53,35 @@ def by_palette(values: NDArray[Any], ds: Dataset) -> tuple[NDArray[np.uint8], li
     return result, words
 
 
-def to_rgb(values: NDArray[Any], colours: str, bits: int) -> tuple[NDArray[np.uint8], list[str]]:
-    """uint8[H, W, 3] of stored values [H, W, 3] in `colours`, and words; `bits` of them stored."""
+def to_rgb(
+    values: NDArray[Any], colours: str, bits: int, from_jpeg: bool
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """uint8[H, W, 3] of stored values [H, W, 3] in `colours`, and words; `bits` of them stored.
+
+    Signed ones are shifted: PS3.3 has none, and dcmtk does so.
+    """
     # the wavelet decoder has undone ICT and RCT
     is_ybr = colours.startswith("YBR") and colours not in ("YBR_ICT", "YBR_RCT")
     result = np.empty(values.shape, np.uint8)
     for top in range(0, len(values), _STRIP_ROWS):
         strip = values[top : top + _STRIP_ROWS]
+        if strip.dtype.kind == "i":
+            strip = strip.astype(np.int64) + 2 ** (bits - 1)
         if is_ybr:
-            strip = _from_ybr(strip, colours, bits)
+            strip = _from_ybr(strip, colours, bits, from_jpeg)
         result[top : top + _STRIP_ROWS] = strip if bits == 8 else stretch(strip, 0, 2**bits - 1)
     words = [f"colour{16 if bits > 8 else 8}_scaled:0..{2**bits - 1}"] if bits != 8 else []
     return result, words
 
 
-def _from_ybr(values: NDArray[Any], colours: str, bits: int) -> NDArray[Any]:
+def _from_ybr(values: NDArray[Any], colours: str, bits: int, from_jpeg: bool) -> NDArray[Any]:
     partial = "PARTIAL" in colours
     middle = 2 ** (bits - 1)
     offset = np.array([2.0 ** (bits - 4) if partial else 0, middle, middle])
     rgb = (values - offset) @ (_PARTIAL if partial else _FULL).T
+    if not from_jpeg and not partial and bits == 8:
+        # dcmtk's tables cut off fractions and put the middle at 127.5; this much towards them keeps
+        # a result within one level of theirs, and within one of the formula
+        rgb += np.array([0.35, 0, 0.45])
+        rgb[..., 1] += np.where(values[..., 2] > 188, 0.46, -0.54)
     return np.rint(np.clip(rgb, 0, 2**bits - 1)).astype(values.dtype)

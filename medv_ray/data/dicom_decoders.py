@@ -25,16 +25,15 @@ if TYPE_CHECKING:
     from pydicom.uid import UID
 
 RLE = "1.2.840.10008.1.2.5"
-_FAMILY = "1.2.840.10008.1.2.4."
-_JPEGS = ("50", "51", "57", "70", "80", "81")
+FAMILY = "1.2.840.10008.1.2.4."
+"""What the transfer syntaxes of the JPEG committee's codings begin with."""
 _OPENJPEG = "`medv-ray[dicom]` brings pylibjpeg-openjpeg, which reads it"
+_GDCM = "`medv-ray[dicom]` brings python-gdcm, which reads it"
 _READERS = {
     "50": ("JPEG Baseline", "Pillow reads it"),
-    "51": ("JPEG Extended", "8-bit ones are read by Pillow, 12-bit ones by DCMTK's dcmdjpeg"),
-    "57": ("JPEG Lossless", "`pip install python-gdcm` reads it"),
-    "70": ("JPEG Lossless", "`pip install python-gdcm` reads it"),
-    "80": ("JPEG-LS", "`pip install python-gdcm` or pyjpegls reads it"),
-    "81": ("JPEG-LS", "`pip install python-gdcm` or pyjpegls reads it"),
+    "51": ("JPEG Extended", "Pillow reads 8-bit ones, imagecodecs 12-bit ones"),
+    **dict.fromkeys(("57", "70"), ("JPEG Lossless", _GDCM)),
+    **dict.fromkeys(("80", "81"), ("JPEG-LS", _GDCM)),
     **dict.fromkeys(("90", "91", "92", "93"), ("JPEG 2000", _OPENJPEG)),
     **dict.fromkeys(("94", "95"), ("JPIP", "the pixels lie on a server")),
     **{str(number): ("MPEG video", "ffmpeg makes pictures of it") for number in range(100, 109)},
@@ -43,7 +42,7 @@ _READERS = {
 }
 _TWELVE = "DCMTK's dcmdjpeg reads it"
 _PLUGINS = ("gdcm", "pylibjpeg", "openjpeg", "rle", "libjpeg", "jpeg_ls")
-"""Modules of the packages that bring decoders; none is a must."""
+"""Modules of the packages that bring decoders to pydicom; none is a must."""
 
 
 def twelve_bits(frame: bytes, samples: int) -> NDArray[np.uint16]:
@@ -55,7 +54,7 @@ def twelve_bits(frame: bytes, samples: int) -> NDArray[np.uint16]:
     if samples > 1:
         raise DataError("E1211", f"a 12-bit JPEG of colours has no rule here; {_TWELVE}.")
     if find_spec("imagecodecs") is None:
-        detail = f"a 12-bit JPEG, which is read with `pip install imagecodecs`; {_TWELVE} too."
+        detail = "a 12-bit JPEG, which is read with imagecodecs, which `medv-ray[dicom]` brings."
         raise DataError("E1211", f"the frames are {detail}")
     try:
         from imagecodecs import jpeg8_decode
@@ -77,10 +76,10 @@ def check_available(syntax: UID) -> None:
         pass
     for name in _broken_plugins():
         raise broken(f"a DICOM decoder is installed and does not load: {name}.")
-    kind, reader = _READERS.get(syntax.removeprefix(_FAMILY), ("", ""))
+    kind, reader = _READERS.get(syntax.removeprefix(FAMILY), ("", ""))
     text = syntax if re.fullmatch(r"1\.2\.840\.10008\.[0-9.]{1,40}", syntax) else "private"
     text += f" ({kind})" if kind else ""
-    reader = reader or "`medv-ray[dicom]` brings some, python-gdcm more"
+    reader = reader or "`medv-ray[dicom]` brings those that are known here"
     raise DataError("E1211", f"no decoder for DICOM transfer syntax {text}; {reader}.")
 
 
@@ -147,5 +146,5 @@ def works(syntax: str = "") -> bool:
     except Exception:
         return False
     made_of = {"50": "JPEG", "51": "JPEG", "90": "JPEG2000", "91": "JPEG2000"}
-    name = made_of.get(syntax.removeprefix(_FAMILY))
+    name = made_of.get(syntax.removeprefix(FAMILY))
     return bool(array.tobytes() == pixels) and (name is None or causes.works(name))

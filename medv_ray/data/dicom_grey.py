@@ -54,21 +54,22 @@ class Look:
         asked = asked or Window()
         rescale = _macro(ds, "PixelValueTransformationSequence", frame)
         shown = _macro(ds, "FrameVOILUTSequence", frame)
-        slope = (*_numbers(rescale, "RescaleSlope"), 1.0)[0]
+        slope, intercept, words = _rescaling(rescale)
         if slope == 0:
             raise DataError("E1207", "the DICOM header's RescaleSlope is 0.")
         look = cls(
             slope=slope,
-            intercept=(*_numbers(rescale, "RescaleIntercept"), 0.0)[0],
+            intercept=intercept,
             modality=_table(ds, "ModalityLUTSequence", ds.get("PixelRepresentation") == 1),
             padding=_padding(ds),
             inverted=_inversion(ds),
+            words=words,
         )
         if asked.centre_width is None:
             return look._as_the_file_says(ds, shown, asked.number)
         if asked.preset and not _in_hounsfield_units(ds, rescale):
-            word = f"window_not_applied:{asked.preset}"
-            return replace(look._as_the_file_says(ds, shown, 1), words=(word,))
+            look = replace(look, words=(*words, f"window_not_applied:{asked.preset}"))
+            return look._as_the_file_says(ds, shown, 1)
         return replace(look, window=asked.centre_width, shown_by=asked.preset or "set")
 
     def _as_the_file_says(self, ds: Dataset, shown: Dataset, number: int) -> Look:
@@ -78,9 +79,9 @@ class Look:
             raise DataError("E1211", "the DICOM header's VOILUTFunction has no stated rule.")
         centres, widths = _numbers(shown, "WindowCenter"), _numbers(shown, "WindowWidth")
         count = min(len(centres), len(widths))  # an empty one counts as none
-        words: tuple[str, ...] = ()
+        words = self.words
         if number > max(count, 1):
-            number, words = 1, (f"window_not_applied:number:{number}",)
+            number, words = 1, (*words, f"window_not_applied:number:{number}")
         negative = self.modality is None and (self.intercept < 0 or self.slope < 0)
         signed = negative or (self.modality is None and ds.get("PixelRepresentation") == 1)
         voi = _table(shown, "VOILUTSequence", signed) if number == 1 else None
@@ -178,6 +179,14 @@ def _macro(ds: Dataset, name: str, frame: int) -> Dataset:
     return ds
 
 
+def _rescaling(ds: Dataset) -> tuple[float, float, tuple[str, ...]]:
+    """Slope, intercept and words. One without the other is no rescaling, as for dcmtk, too."""
+    slopes, intercepts = _numbers(ds, "RescaleSlope"), _numbers(ds, "RescaleIntercept")
+    if slopes and intercepts:
+        return slopes[0], intercepts[0], ()
+    return 1.0, 0.0, ("rescale_incomplete",) if slopes or intercepts else ()
+
+
 def _numbers(ds: Dataset, name: str) -> list[float]:
     """All values. Raises DataError E1207 for one that is no finite number."""
     try:
@@ -195,7 +204,10 @@ def _numbers(ds: Dataset, name: str) -> list[float]:
 def _table(ds: Dataset, name: str, signed: bool) -> Table | None:
     """The first table of a sequence."""
     for item in list(ds.get(name) or ())[:1]:
-        return Table.of(item, "LUT{}", signed)
+        table = Table.of(item, "LUT{}", signed)
+        if table is not None and name == "VOILUTSequence" and table.values.max() >= 2**table.bits:
+            raise DataError("E1207", "a lookup table of the DICOM header holds more than its bits.")
+        return table
     return None
 
 

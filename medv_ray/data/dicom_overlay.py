@@ -1,6 +1,7 @@
 """Overlays of DICOM objects: planes of one bit, drawn white over a grey picture.
 
-PS3.3 C.9.2 (groups 6000, 6002 .. 601E). H rows, W columns.
+PS3.3 C.9.2 (groups 6000, 6002 .. 601E). Those of type R are not: they mark a region for its
+statistics. H rows, W columns.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def draw(
     grey: NDArray[np.uint8], ds: Dataset, frame: int, words: NDArray[Any] | None, big: bool
 ) -> tuple[int, int]:
     """Set the pixels of `grey` [H, W] to 255 where an overlay is; how many planes were drawn and
-    how many could not be.
+    how many were not.
 
     `frame` counts from 0. `words`: unsigned[H, W], the pixels as stored, for planes that lie in
     their unused bits; None where they are not at hand.
@@ -37,6 +38,9 @@ def draw(
     drawn = failed = 0
     for group in GROUPS:
         if _get(ds, group, _ROWS) is None and (group << 16 | _DATA) not in ds:
+            continue
+        if str(_get(ds, group, _TYPE) or "").strip() == "R":
+            failed += 1
             continue
         try:
             plane = _plane(ds, group, frame, words, big)

@@ -35,6 +35,8 @@ class Layout:
     by_plane: bool
     colours: str
     frames: int
+    words: tuple[str, ...] = ()
+    """For what was not as it should be."""
 
     @property
     def frame_bits(self) -> int:
@@ -164,7 +166,8 @@ def decoded(frame: bytes, syntax: str, layout: Layout) -> tuple[NDArray[Any], st
     """
     coding = jpeg.read(frame).coding if frame.startswith(b"\xff\xd8") else None
     if coding is not None and coding.bits == 12 and coding.marker in (jpeg.SOF0, jpeg.SOF1):
-        return twelve_bits(frame, layout.samples), layout.colours
+        grey = twelve_bits(frame, layout.samples)
+        return (grey << 4).view(np.int16) >> 4 if layout.signed else grey, layout.colours
     array, colours = _by_pydicom(frame, syntax, layout, layout.rows)
     if syntax == RLE and _has_another_row(frame, layout):
         raise DataError("E1207", "the RLE data hold more rows than the header announces.")
