@@ -55,8 +55,6 @@ class Look:
         rescale = _macro(ds, "PixelValueTransformationSequence", frame)
         shown = _macro(ds, "FrameVOILUTSequence", frame)
         slope, intercept, words = _rescaling(rescale)
-        if slope == 0:
-            raise DataError("E1207", "the DICOM header's RescaleSlope is 0.")
         look = cls(
             slope=slope,
             intercept=intercept,
@@ -180,8 +178,15 @@ def _macro(ds: Dataset, name: str, frame: int) -> Dataset:
 
 
 def _rescaling(ds: Dataset) -> tuple[float, float, tuple[str, ...]]:
-    """Slope, intercept and words. One without the other is no rescaling, as for dcmtk, too."""
+    """Slope, intercept and words. One without the other is no rescaling, as for dcmtk, too.
+
+    Raises DataError E1207 and E1208 for a slope of no sense, also for one that is alone.
+    """
     slopes, intercepts = _numbers(ds, "RescaleSlope"), _numbers(ds, "RescaleIntercept")
+    if slopes[:1] == [0]:
+        raise DataError("E1207", "the DICOM header's RescaleSlope is 0.")
+    if not np.isfinite((slopes[0] if slopes else 1.0) * 2.0**32):
+        raise DataError("E1208", "the DICOM header's rescaling gives infinite values.")
     if slopes and intercepts:
         return slopes[0], intercepts[0], ()
     return 1.0, 0.0, ("rescale_incomplete",) if slopes or intercepts else ()
