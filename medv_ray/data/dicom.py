@@ -23,15 +23,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medv_ray.data import dicom_objects as objects
 from medv_ray.data import dicom_overlay as overlay
 from medv_ray.data.causes import broken
 from medv_ray.data.dicom_colour import by_palette, to_rgb
 from medv_ray.data.dicom_decoders import FAMILY, check_available, why
 from medv_ray.data.dicom_grey import Look, to_grey
-from medv_ray.data.dicom_pixels import Layout, PixelData, decoded, values_of
+from medv_ray.data.dicom_header import (
+    burned_in,
+    check_object,
+    file_meta,
+    frames_of,
+    integer,
+    layout_of,
+)
+from medv_ray.data.dicom_pixels import PixelData, decoded, values_of
 from medv_ray.errors import DataError, MedvError
-from medv_ray.formats import HEAD_BYTES, dicom_start, format_of
+from medv_ray.formats import HEAD_BYTES, format_of
 from medv_ray.windows import parse
 
 if TYPE_CHECKING:
@@ -43,8 +50,6 @@ IMPLICIT, EXPLICIT, DEFLATED, BIG = (
     *("1.2.840.10008.1.2", "1.2.840.10008.1.2.1"),
     *("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"),
 )
-_META, _SYNTAX = 2, 0x10  # group of the file meta information, element of the transfer syntax
-_LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT")
 _BURNED_IN = 0x00280301  # the last tag of the header part
 _PROGRAMS = (b"MZ", b"\x7fELF", b"\xcf\xfa\xed\xfe", b"#!")
 _HEADER_BYTES = 16 * 2**20  # the part before _BURNED_IN lies within the first kB of a real file
@@ -52,10 +57,6 @@ _HEADER_READS = 2**17
 _WHOLE_READS = 2**20  # about 2 s
 _PIXELS = 0x7FE00010
 _WAVELETS = tuple(f"{FAMILY}{number}" for number in (90, 91, 92, 93, 201, 202, 203))
-_COLOURS = (
-    *("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422"),
-    *("YBR_ICT", "YBR_RCT"),
-)
 _QUIET = threading.Lock()  # Python's list of warning filters belongs to all threads
 
 
@@ -79,16 +80,16 @@ class DicomFile:
         self._data, self._image = data, image
         self._goes_on = False  # the header was read up to an element behind its part
         with _own_words(len(data)):
-            self._syntax, self._start = _file_meta(data)
+            self._syntax, self._start = file_meta(data)
             head = self._read(_BURNED_IN, _HEADER_BYTES)
-            self._words = _burned_in(head, image.burned_in)
-            _check_object(head, image.maps, self._goes_on)
-            rows, columns = (_integer(head, name, 1, 65535) for name in ("Rows", "Columns"))
+            self._words = burned_in(head, image.burned_in)
+            check_object(head, image.maps, self._goes_on)
+            rows, columns = (integer(head, name, 1, 65535) for name in ("Rows", "Columns"))
             self.size = (columns, rows)
             """Width and height."""
-            self.n_frames, words = _frames(head)
-            self._words += words
-            self._layout = _layout(head, self.n_frames)
+            self.n_frames, words = frames_of(head)
+            self._layout = layout_of(head, self.n_frames)
+            self._words += [*words, *self._layout.words]
 
     def picture(self, frame: int = 0) -> tuple[Image.Image, list[str]]:
         """Mode L or RGB and words, of the frame with this number from 0; no other is decoded.
@@ -106,7 +107,8 @@ class DicomFile:
             words = ["executable_preamble"] if self._data.startswith(_PROGRAMS) else []
             if not self._syntax:
                 words.append("transfer_syntax_assumed")
-            stored, colours = None, self._layout.colours
+            stored: NDArray[Any] | None = None
+            colours = self._layout.colours
             if colours in ("YBR_ICT", "YBR_RCT") and pixels.syntax not in _WAVELETS:
                 raise DataError("E1207", "the pixels are not coded as their colours say.")
             if pixels.encapsulated:
@@ -144,10 +146,10 @@ class DicomFile:
 
         ds = _elements(stream, syntax, is_pixels)
         if not found:
-            kind = "E1211" if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds else "E1203"
-            raise DataError(kind, "the DICOM object holds no PixelData.")
+            code = "E1211" if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds else "E1203"
+            raise DataError(code, "the DICOM object holds no PixelData.")
         at, kind, length = found[0]
-        tables = ds.get("ExtendedOffsetTable"), ds.get("ExtendedOffsetTableLengths")
+        offsets, lengths = (ds.get(f"ExtendedOffsetTable{of}") for of in ("", "Lengths"))
         return ds, PixelData(
             body=body,
             start=at,
@@ -156,7 +158,7 @@ class DicomFile:
             encapsulated=UID(syntax).is_encapsulated,
             big=syntax == BIG,
             words=kind == "OW",
-            offsets=tables if all(tables) else None,
+            offsets=(offsets, lengths) if offsets and lengths else None,
         )
 
     def _body(self, most: int) -> tuple[str, bytes, int]:
@@ -192,7 +194,7 @@ class DicomFile:
         if not named.startswith("MONOCHROME"):
             array, words = to_rgb(values, colours, self._layout.stored, syntax.startswith(FAMILY))
             return array, (["ycbcr"] if named.startswith("YBR") else []) + words
-        words = list(self._layout.words)
+        words = []
         if "RedPaletteColorLookupTableDescriptor" in ds:
             words.append("supplemental_palette_ignored")
         array, more = to_grey(values, Look.of(ds, frame, parse(self._image.window)))
@@ -236,126 +238,6 @@ class _Counted(io.BytesIO):
         if self._left < 0:
             raise DataError("E1209", "the DICOM header has too many elements.")
         return super().read(size)
-
-
-def _file_meta(data: bytes) -> tuple[str, int]:
-    """Transfer syntax, empty if absent, and where the data set starts.
-
-    Always explicit, little-endian. It is not left to pydicom, which inflates without a limit.
-    """
-    offset, syntax = dicom_start(data[:HEAD_BYTES]) or 0, ""
-    while int.from_bytes(data[offset : offset + 2], "little") == _META and offset + 8 <= len(data):
-        element, kind = (
-            int.from_bytes(data[offset + 2 : offset + 4], "little"),
-            data[offset + 4 :][:2],
-        )
-        long = kind in _LONG_VRS
-        start = offset + (12 if long else 8)
-        length = int.from_bytes(data[start - (4 if long else 2) : start], "little")
-        if element == _SYNTAX:
-            syntax = data[start : start + min(length, 64)].rstrip(b"\0 ").decode("ascii")
-        offset = start + length
-    return syntax, offset
-
-
-def _burned_in(head: Dataset, policy: str) -> list[str]:
-    """Words. Raises DataError E1212."""
-    said = str(head.get("BurnedInAnnotation") or "").strip("\0 ").upper()
-    if said == "YES" and policy == "refuse":
-        detail = "the DICOM header says that annotation is burned into the pixels."
-        raise DataError("E1212", detail)
-    if said == "YES":
-        return ["burned_in_annotation"]
-    return ["burned_in_unknown"] if said != "NO" and objects.may_show_text(head) else []
-
-
-def _check_object(head: Dataset, maps: str, goes_on: bool) -> None:
-    """Raises DataError E1202 for objects that are no picture, E1203 for a cut header.
-
-    `goes_on`: whether elements follow those of `head`.
-    """
-    kind = objects.kind_of(head)
-    has_size = "Rows" in head or "Columns" in head
-    if has_size and objects.is_map(head) and maps == "skip":
-        raise DataError("E1202", f"the DICOM object is {kind}; --set image.maps=draw shows it.")
-    if has_size:
-        return
-    if kind or "DirectoryRecordSequence" in head:
-        kind = kind or "a DICOMDIR, an index of files"
-        raise DataError("E1202", f"the DICOM object is {kind}; it holds no picture.")
-    if goes_on:  # what a cut header lacks may have been there
-        raise DataError("E1202", "the DICOM object holds no picture.")
-    raise DataError("E1203", "the DICOM header ends before it tells of a picture.")
-
-
-def _frames(head: Dataset) -> tuple[int, list[str]]:
-    """Their number, and a word where its text is a number with something behind (`1A`) or 0.
-
-    Whether there are as many is seen when the pixels are read.
-    """
-    try:
-        raw = head.get_item("NumberOfFrames")
-        text = getattr(raw, "value", None)
-        text = text.decode("ascii") if isinstance(text, bytes) else ""
-        number = re.match(r" *(\d+)[^\d.eE]", text.rstrip("\0 ") + " ")
-        bare = re.fullmatch(r" *\+?-?\d+", text.rstrip("\0 "))
-    except Exception:  # damaged elements raise many types
-        number = bare = None
-    if number is not None and bare is None:
-        count = int(number[1])
-        if 1 <= count < 2**31:
-            return count, [f"number_of_frames_read_as:{count}"]
-    count = _integer(head, "NumberOfFrames", 0, 2**31 - 1, default=1)
-    return count or 1, [] if count else ["number_of_frames_read_as:1"]
-
-
-def _layout(head: Dataset, frames: int) -> Layout:
-    """Raises DataError E1207 or E1211 for bits, samples and colours without a rule."""
-    allocated = _integer(head, "BitsAllocated", 1, 64)
-    stored = _integer(head, "BitsStored", 1, 64, default=allocated)
-    high = _integer(head, "HighBit", 0, 63, default=stored - 1)
-    samples = _integer(head, "SamplesPerPixel", 1, 4, default=1)
-    signed = _integer(head, "PixelRepresentation", 0, 1, default=0)
-    by_plane = _integer(head, "PlanarConfiguration", 0, 1, default=0)
-    columns = _integer(head, "Columns", 1, 65535)
-    if stored > allocated:
-        raise DataError("E1207", f"{stored} bits stored do not fit {allocated} bits allocated.")
-    colours = str(head.get("PhotometricInterpretation") or "").strip("\0 ").upper()
-    if not colours:
-        raise DataError("E1207", "the DICOM header has no PhotometricInterpretation.")
-    grey = colours in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
-    if not (grey or colours in _COLOURS) or allocated not in ((1, 8, 16, 32) if grey else (8, 16)):
-        raise DataError("E1211", f"no rule for these DICOM pixels ({allocated} bits allocated).")
-    if samples != (1 if grey else 3):
-        raise DataError("E1207", f"{samples} samples per pixel do not fit the colours named.")
-    if colours.endswith("_422") and columns % 2:
-        raise DataError("E1207", "an odd number of columns does not fit colours of pixel pairs.")
-    fits = stored - 1 <= high < allocated
-    return Layout(
-        rows=_integer(head, "Rows", 1, 65535),
-        columns=columns,
-        samples=samples,
-        allocated=allocated,
-        stored=stored,
-        high=high if fits else stored - 1,
-        signed=signed == 1,
-        by_plane=by_plane == 1,
-        colours=colours,
-        frames=frames,
-        words=() if fits else (f"high_bit_read_as:{stored - 1}",),
-    )
-
-
-def _integer(ds: Dataset, name: str, least: int, most: int, default: int | None = None) -> int:
-    """Raises DataError E1207 for a value that is absent (without a default) or out of range."""
-    try:
-        value = ds.get(name)
-        number = default if value is None else int(value)
-    except Exception:  # conversion of a damaged element raises many types
-        number = None
-    if number is None or not least <= number <= most:
-        raise DataError("E1207", f"the DICOM header has no usable {name}.")
-    return number
 
 
 @contextmanager

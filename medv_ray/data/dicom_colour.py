@@ -81,7 +81,6 @@ def _from_ybr(values: NDArray[Any], colours: str, bits: int, from_jpeg: bool) ->
     rgb = (values - offset) @ (_PARTIAL if partial else _FULL).T
     if not from_jpeg and not partial and bits == 8:
         # dcmtk's tables cut off fractions and put the middle at 127.5; this much towards them keeps
-        # a result within one level of theirs, and within one of the formula
-        rgb += np.array([0.35, 0, 0.45])
-        rgb[..., 1] += np.where(values[..., 2] > 188, 0.46, -0.54)
+        # a result within one level of theirs, and about one of the formula
+        rgb += np.array([0.2, -0.54, 0.4])
     return np.rint(np.clip(rgb, 0, 2**bits - 1)).astype(values.dtype)

@@ -60,7 +60,8 @@ def twelve_bits(frame: bytes, samples: int) -> NDArray[np.uint16]:
         from imagecodecs import jpeg8_decode
     except Exception:  # ImportError of a missing library, and what a mix of versions raises
         raise broken("a DICOM decoder is installed and does not load: imagecodecs.") from None
-    return jpeg8_decode(frame)  # type: ignore[no-any-return]
+    grey: NDArray[np.uint16] = jpeg8_decode(frame)
+    return grey
 
 
 def check_available(syntax: UID) -> None:

@@ -60,6 +60,7 @@ THIRD_PARTY = {
         "tokenizers",
         "pyarrow",
         "pydicom",
+        "imagecodecs",
         "pydantic",
     },
     "medv_ray.model": {"torch", "safetensors", "peft"},
