@@ -53,6 +53,12 @@ def by_palette(values: NDArray[Any], ds: Dataset) -> tuple[NDArray[np.uint8], li
     return result, words
 
 
+_TOWARDS_DCMTK = {
+    "YBR_FULL": np.array([0.35, -0.03, 0.45]),
+    "YBR_FULL_422": np.array([0.2, -0.54, 0.4]),
+}
+
+
 def to_rgb(
     values: NDArray[Any], colours: str, bits: int, from_jpeg: bool
 ) -> tuple[NDArray[np.uint8], list[str]]:
@@ -80,7 +86,7 @@ def _from_ybr(values: NDArray[Any], colours: str, bits: int, from_jpeg: bool) ->
     offset = np.array([2.0 ** (bits - 4) if partial else 0, middle, middle])
     rgb = (values - offset) @ (_PARTIAL if partial else _FULL).T
     if not from_jpeg and not partial and bits == 8:
-        # dcmtk's tables cut off fractions and put the middle at 127.5; this much towards them keeps
+        # dcmtk cuts off fractions and puts the middle at 127.5; this much towards its tables keeps
         # a result within one level of theirs, and about one of the formula
-        rgb += np.array([0.2, -0.54, 0.4])
+        rgb += _TOWARDS_DCMTK[colours]
     return np.rint(np.clip(rgb, 0, 2**bits - 1)).astype(values.dtype)

@@ -295,7 +295,7 @@ def test_ybr_of_pixel_pairs() -> None:
     got, words = seen(ds)
     assert np.abs(got - want).max() <= 1.05
     assert words == ["ycbcr"]
-    assert np.array_equal(seen(dataset(whole, "YBR_FULL"))[0], got)
+    assert np.abs(seen(dataset(whole, "YBR_FULL"))[0] - want).max() <= 1.05
     odd = dataset(whole[:, :11], "YBR_FULL_422")
     assert code_of(odd) == "E1207"
 
