@@ -230,7 +230,8 @@ CATALOGUE: dict[str, Entry] = {
     "E1212": Entry(
         "phi_burned_in",
         "The DICOM header says that annotation, a name perhaps, is burned into the pixels.",
-        "Clean the pixels and their BurnedInAnnotation first, or leave the image out.",
+        "Clean the pixels and their BurnedInAnnotation first, or leave the image out; "
+        "--set image.burned_in=flag shows it and says so in the warnings column.",
     ),
     "E1213": Entry(
         "nothing_shown",

@@ -60,6 +60,7 @@ def score_command(
     frames: Annotated[
         Text, Option(help="Of a file of several: first, middle, all, every:N or refuse.")
     ] = None,
+    window: options.Window = None,
     config: options.Config = None,
     assignments: options.Sets = None,
     min_actors: Annotated[int | None, Option(help="Actors at the start.")] = None,
@@ -96,8 +97,8 @@ def score_command(
                 "choices_column": choices_column, "limit": limit,
                 "encoding": encoding, "max_cell_bytes": max_cell_bytes,
             },
-            "image": {"frames": frames},
             "model": {"path": model},
+            "image": {"frames": frames, "window": window},
             "pool": {
                 "min_actors": min_actors, "max_actors": max_actors, "num_gpus": num_gpus,
                 "cpus_per_actor": cpus_per_actor,
@@ -220,6 +221,7 @@ def ask_command(
     question: Annotated[str, typer.Argument(help="In plain words.")],
     model: Annotated[str, Option(help="Checkpoint folder; default: the embedded toy.")] = "toy",
     watch: Annotated[bool, Option("--watch", help="Show the answer coming out.")] = False,
+    window: options.Window = None,
     assignments: Annotated[
         list[str] | None, Option("--set", help="A setting: --set sampler.steps=32.")
     ] = None,
@@ -229,7 +231,8 @@ def ask_command(
 
     if model == "toy":
         typer.echo("the embedded toy answers; --model FOLDER asks a real checkpoint.", err=True)
-    ask(image, question, model, assignments or [], watch)
+    shown = [] if window is None else [f"image.window={window}"]
+    ask(image, question, model, [*shown, *(assignments or [])], watch)
 
 
 @app.command("doctor")

@@ -12,6 +12,10 @@ AsScore = Annotated[Text, Option(help="As for `medv score`.")]
 Model = Annotated[Text, Option(help="Checkpoint folder, or `toy`, the embedded one.")]
 Adapter = Annotated[Text, Option(help="Folder of a LoRA adapter on it.")]
 Config = Annotated[Path | None, Option(help="YAML file of settings; flags win.")]
+Window = Annotated[
+    Text,
+    Option(help="Of grey DICOM: file, lung, brain, bone ..., number:2 or level/width (40/400)."),
+]
 Sets = Annotated[list[str] | None, Option("--set", help="Any setting: --set sampler.steps=32.")]
 SamplerSets = Annotated[
     list[str] | None, Option("--set", help="A sampler setting: --set sampler.steps=32.")

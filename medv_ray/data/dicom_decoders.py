@@ -14,33 +14,54 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from medv_ray.data import causes, jpeg
 from medv_ray.data.causes import broken
 from medv_ray.errors import DataError, MedvError
 
 if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
     from pydicom.uid import UID
 
 RLE = "1.2.840.10008.1.2.5"
-_FAMILY = "1.2.840.10008.1.2.4."
-_JPEGS = ("50", "51", "57", "70", "80", "81")
+FAMILY = "1.2.840.10008.1.2.4."
+"""What the transfer syntaxes of the JPEG committee's codings begin with."""
 _OPENJPEG = "`medv-ray[dicom]` brings pylibjpeg-openjpeg, which reads it"
+_GDCM = "`medv-ray[dicom]` brings python-gdcm, which reads it"
 _READERS = {
     "50": ("JPEG Baseline", "Pillow reads it"),
-    "51": ("JPEG Extended", "8-bit ones are read by Pillow, 12-bit ones by DCMTK's dcmdjpeg"),
-    "57": ("JPEG Lossless", "`pip install python-gdcm` reads it"),
-    "70": ("JPEG Lossless", "`pip install python-gdcm` reads it"),
-    "80": ("JPEG-LS", "`pip install python-gdcm` or pyjpegls reads it"),
-    "81": ("JPEG-LS", "`pip install python-gdcm` or pyjpegls reads it"),
+    "51": ("JPEG Extended", "Pillow reads 8-bit ones, imagecodecs 12-bit ones"),
+    **dict.fromkeys(("57", "70"), ("JPEG Lossless", _GDCM)),
+    **dict.fromkeys(("80", "81"), ("JPEG-LS", _GDCM)),
     **dict.fromkeys(("90", "91", "92", "93"), ("JPEG 2000", _OPENJPEG)),
     **dict.fromkeys(("94", "95"), ("JPIP", "the pixels lie on a server")),
     **{str(number): ("MPEG video", "ffmpeg makes pictures of it") for number in range(100, 109)},
     **dict.fromkeys(("110", "111", "112"), ("JPEG XL", "imagecodecs reads its frames")),
     **dict.fromkeys(("201", "202", "203"), ("HTJ2K", _OPENJPEG)),
 }
+_TWELVE = "DCMTK's dcmdjpeg reads it"
 _PLUGINS = ("gdcm", "pylibjpeg", "openjpeg", "rle", "libjpeg", "jpeg_ls")
-"""Modules of the packages that bring decoders; none is a must."""
+"""Modules of the packages that bring decoders to pydicom; none is a must."""
+
+
+def twelve_bits(frame: bytes, samples: int) -> NDArray[np.uint16]:
+    """uint16[H, W] of a grey JPEG of 12 bits, which neither Pillow nor gdcm reads.
+
+    Raises DataError E1211 without imagecodecs or for colours, RunError E1513 where imagecodecs
+    does not load, and many types for damaged data.
+    """
+    if samples > 1:
+        raise DataError("E1211", f"a 12-bit JPEG of colours has no rule here; {_TWELVE}.")
+    if find_spec("imagecodecs") is None:
+        detail = "a 12-bit JPEG, which is read with imagecodecs, which `medv-ray[dicom]` brings."
+        raise DataError("E1211", f"the frames are {detail}")
+    try:
+        from imagecodecs import jpeg8_decode
+    except Exception:  # ImportError of a missing library, and what a mix of versions raises
+        raise broken("a DICOM decoder is installed and does not load: imagecodecs.") from None
+    grey: NDArray[np.uint16] = jpeg8_decode(frame)
+    return grey
 
 
 def check_available(syntax: UID) -> None:
@@ -56,10 +77,10 @@ def check_available(syntax: UID) -> None:
         pass
     for name in _broken_plugins():
         raise broken(f"a DICOM decoder is installed and does not load: {name}.")
-    kind, reader = _READERS.get(syntax.removeprefix(_FAMILY), ("", ""))
+    kind, reader = _READERS.get(syntax.removeprefix(FAMILY), ("", ""))
     text = syntax if re.fullmatch(r"1\.2\.840\.10008\.[0-9.]{1,40}", syntax) else "private"
     text += f" ({kind})" if kind else ""
-    reader = reader or "`medv-ray[dicom]` brings some, python-gdcm more"
+    reader = reader or "`medv-ray[dicom]` brings those that are known here"
     raise DataError("E1211", f"no decoder for DICOM transfer syntax {text}; {reader}.")
 
 
@@ -72,40 +93,31 @@ def _broken_plugins() -> Iterator[str]:
                 yield name
 
 
-def why(error: Exception, size: int, ds: Dataset | None) -> MedvError:
-    """What is to be raised in place of an error of pydicom; `ds`: the object, once it was read.
+def why(error: Exception, size: int, syntax: str = "", frame: bytes = b"") -> MedvError:
+    """What is to be raised in place of an error of pydicom; transfer syntax and bytes of the
+    frame, once they were read.
 
     DataError E1203 (damaged), E1209, E1211 (not read here), RunError E1513.
     """
     if isinstance(error, MemoryError):
         detail = f"decoding {size} bytes (DICOM) takes more memory than allowed."
         return DataError("E1209", detail)
-    syntax = "" if ds is None else str(ds.file_meta.TransferSyntaxUID)
     if isinstance(error, ImportError) or not works(syntax):
         return broken("pydicom does not read a DICOM object that is sound.")
-    coding = None if ds is None else _coding(ds)
-    if coding is not None and not coding.plain:
-        reader = "DCMTK's dcmdjpeg" if coding.bits == 12 else "python-gdcm"
-        text = f"a {coding}, which is not read here; {reader} may read it"
+    coding = jpeg.read(frame).coding if frame.startswith(b"\xff\xd8") else None
+    if coding is not None and not coding.plain and not _reads(coding):
+        text = f"a {coding}, which is not read here; imagecodecs or {_TWELVE}"
         return DataError("E1211", f"the frames of {size} bytes (DICOM) are {text}.")
     if isinstance(error, NotImplementedError):
         return DataError("E1211", f"pydicom has no way to read the pixels of {size} bytes (DICOM).")
     return DataError("E1203", f"cannot decode {size} bytes (DICOM): damaged or cut short.")
 
 
-def _coding(ds: Dataset) -> jpeg.Coding | None:
-    """How the first frame of a JPEG object is coded, if it has one."""
-    from pydicom.encaps import generate_fragments
-
-    syntax = str(ds.file_meta.TransferSyntaxUID)
-    if not syntax.startswith(_FAMILY) or syntax.removeprefix(_FAMILY) not in _JPEGS:
-        return None
-    try:
-        fragments = list(generate_fragments(ds.PixelData))
-        # the first item is the table of offsets, which may be empty
-        return jpeg.read(next(one for one in fragments if one.startswith(b"\xff\xd8"))).coding
-    except Exception:  # damaged framing raises many types
-        return None
+def _reads(coding: jpeg.Coding) -> bool:
+    """Whether what is installed reads this way of coding, so that a frame is damaged."""
+    if coding.marker in (jpeg.SOF3, jpeg.JPEG_LS):
+        return find_spec("gdcm") is not None
+    return coding.bits == 12 and coding.marker in (jpeg.SOF0, jpeg.SOF1)
 
 
 @cache
@@ -135,5 +147,5 @@ def works(syntax: str = "") -> bool:
     except Exception:
         return False
     made_of = {"50": "JPEG", "51": "JPEG", "90": "JPEG2000", "91": "JPEG2000"}
-    name = made_of.get(syntax.removeprefix(_FAMILY))
+    name = made_of.get(syntax.removeprefix(FAMILY))
     return bool(array.tobytes() == pixels) and (name is None or causes.works(name))

@@ -151,7 +151,7 @@ def _open(
     limits, and no pixel of the frame is decoded."""
     with _own_words(data, None):
         if is_dicom(data, image.formats):
-            source: ImageFile.ImageFile | DicomFile = DicomFile(data, image.max_bytes)
+            source: ImageFile.ImageFile | DicomFile = DicomFile(data, image)
         else:
             source = open_header(data, image.formats)
     if source.format != "TIFF":  # whose pages have sizes of their own

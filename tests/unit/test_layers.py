@@ -22,6 +22,7 @@ ROWS = [
         "medv_ray.formats",
         "medv_ray.file_parts",
         "medv_ray.dicom_walk",
+        "medv_ray.windows",
         "medv_ray.tables",
     ],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
@@ -38,6 +39,7 @@ WITHIN = {
     ("medv_ray.settings", "medv_ray.errors"),
     ("medv_ray.settings", "medv_ray.formats"),
     ("medv_ray.settings", "medv_ray.setting_errors"),
+    ("medv_ray.settings", "medv_ray.windows"),
     ("medv_ray.tables", "medv_ray.errors"),
     ("jobs", "medv_ray.cli"),
 }
@@ -54,6 +56,7 @@ THIRD_PARTY = {
     "medv_ray.formats": set(),
     "medv_ray.file_parts": set(),
     "medv_ray.dicom_walk": set(),
+    "medv_ray.windows": set(),
     "medv_ray.tables": set(),
     "medv_ray.data": {
         "numpy",
@@ -62,6 +65,7 @@ THIRD_PARTY = {
         "tokenizers",
         "pyarrow",
         "pydicom",
+        "imagecodecs",
         "pydantic",
     },
     "medv_ray.model": {"torch", "safetensors", "peft"},
