@@ -82,8 +82,8 @@ class DicomFile:
             self.n_frames = _integer(head, "NumberOfFrames", 1, 2**31 - 1, default=1)
             _check_pixel_module(head)
 
-    def picture(self) -> tuple[Image.Image, list[str]]:
-        """Mode L or RGB, first frame, and words.
+    def picture(self, frame: int = 0) -> tuple[Image.Image, list[str]]:
+        """Mode L or RGB, one frame, and words.
 
         Raises DataError E1203 (damaged), E1207 (pixels that are not what the header announces),
         E1208 (values that are not finite), E1209 (unpacks beyond a limit), E1211 (no decoder).
@@ -95,7 +95,7 @@ class DicomFile:
             words = ["executable_preamble"] if self._data.startswith(_PROGRAMS) else []
             if not self._syntax:
                 words.append("transfer_syntax_assumed")
-            array = _pixel_array(ds)
+            array = _pixel_array(ds, frame)
             if array.shape[:2] != self.size[::-1]:
                 raise DataError("E1207", "the decoded picture is of another size than announced.")
             array, more = _to_bytes(array, ds)
@@ -208,12 +208,12 @@ def _check_pixel_module(head: Dataset) -> None:
         raise DataError("E1207", f"{samples} samples per pixel do not fit the colours named.")
 
 
-def _pixel_array(ds: Dataset) -> NDArray[Any]:
-    """[H, W] or [H, W, 3] of the first frame; YBR is RGB already, unused bits are gone."""
+def _pixel_array(ds: Dataset, frame: int) -> NDArray[Any]:
+    """[H, W] or [H, W, 3] of a frame; YBR is RGB already, unused bits are gone."""
     from pydicom.pixels.decoders.base import get_decoder
 
     decoder = get_decoder(ds.file_meta.TransferSyntaxUID)
-    array, _ = decoder.as_array(ds, index=0)
+    array, _ = decoder.as_array(ds, index=frame)
     if decoder.UID == RLE and _has_another_row(ds):
         raise DataError("E1207", "the RLE data hold more rows than the header announces.")
     return array

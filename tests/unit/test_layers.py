@@ -20,6 +20,7 @@ ROWS = [
         "medv_ray.settings",
         "medv_ray.schema",
         "medv_ray.formats",
+        "medv_ray.file_parts",
         "medv_ray.tables",
     ],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
@@ -49,6 +50,7 @@ THIRD_PARTY = {
     "medv_ray.settings": {"pydantic", "pydantic_core"},
     "medv_ray.schema": {"pyarrow"},
     "medv_ray.formats": set(),
+    "medv_ray.file_parts": set(),
     "medv_ray.tables": set(),
     "medv_ray.data": {
         "numpy",
