@@ -10,16 +10,19 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, Literal, NamedTuple, Protocol, Self
 
 _WIDTH, _HEIGHT, _DESCRIPTION, _TILE_WIDTH, _XML, _HAMAMATSU = 256, 257, 270, 322, 700, 65420
-_SUBFILE, _REDUCED = 254, 1
 _WHOLE_SLIDE = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.77\.1\.6(?![.\d])")
 """DICOM's VL Whole Slide Microscopy Image Storage: the class stands at the file's beginning."""
-_VENDORS = (b"Aperio", b"<scn", b"Philips DP")
+_LABEL = re.compile(rb"\x08\0\x08\0.{4,8}(?:[A-Z_ ]+\\){2}(?:LABEL|OVERVIEW)", re.DOTALL)
+"""ImageType, in either form of value representation."""
 _MOST_PAGES, _MOST_ENTRIES, _MOST_TEXT = 64, 4096, 4096
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}
 _ASPECT = 0.05
+
+
+SlideKind = Literal["scan", "beside", "dicom"]
 
 
 class SlidePart(NamedTuple):
@@ -67,43 +70,46 @@ class SlidePart(NamedTuple):
         return cls(name, *map(int, whole), *map(float, shares), *map(int, counts))
 
 
-def is_slide(file: BinaryIO, name: str = "") -> bool:
-    """Whether a file is a slide: tiled TIFF of a scanner, or of several levels; DICOM's whole slide
-    images; MIRAX by its name. Only headers are read, a few kilobytes.
+def slide_kind(file: BinaryIO, name: str = "") -> SlideKind | None:
+    """What a file is, as far as it is a slide: a scanner's TIFF, or a tiled one of several levels
+    (`scan`; `beside` where its first page shows label or macro); DICOM's whole slide images; MIRAX
+    by its name. None for any other file. Only headers are read, a few kilobytes.
 
     Raises OSError.
     """
     if name.lower().endswith(".mrxs"):
-        return True
+        return "beside"
     file.seek(0)
     head = file.read(512)
     if head[128:132] == b"DICM":
-        return _WHOLE_SLIDE.search(head) is not None
+        return "dicom" if _WHOLE_SLIDE.search(head) else None
     try:
-        return _is_slide_tiff(file, head)
+        return _tiff_kind(file, head)
     except (struct.error, ValueError, OverflowError):
-        return False  # a damaged directory is the decoder's to judge
+        return None  # a damaged directory is the decoder's to judge
 
 
-def _is_slide_tiff(file: BinaryIO, head: bytes) -> bool:
+def shows_label(head: bytes) -> bool:
+    """Whether a DICOM file, by its first kilobytes, is the label or macro image of a slide."""
+    return bool(_WHOLE_SLIDE.search(head[:512]) and _LABEL.search(head))
+
+
+def _tiff_kind(file: BinaryIO, head: bytes) -> SlideKind | None:
     first: dict[int, bytes | int] | None = None
     for page in _pages(file, head):
         if first is None:
             first = page
-            said = (page.get(_DESCRIPTION), page.get(_XML))
-            if _HAMAMATSU in page:
-                return True
-            if _TILE_WIDTH not in page:
-                return False
-            if any(isinstance(one, bytes) and _names_scanner(one) for one in said):
-                return True
+            said = b"".join(
+                text for tag in (_DESCRIPTION, _XML) if isinstance(text := page.get(tag), bytes)
+            )
+            if b"<iScan" in said or b"leica-microsystems" in said:
+                return "beside"
+            is_scan = _HAMAMATSU in page or said.startswith(b"Aperio") or b"Philips DP" in said
+            if is_scan or _TILE_WIDTH not in page:
+                return "scan" if is_scan else None
         elif _TILE_WIDTH in page and _is_smaller(page, first):
-            return True
-    return False
-
-
-def _names_scanner(text: bytes) -> bool:
-    return text.lstrip().startswith(_VENDORS) or b"<iScan" in text or b"leica-microsystems" in text
+            return "scan"
+    return None
 
 
 def _is_smaller(page: dict[int, bytes | int], first: dict[int, bytes | int]) -> bool:
@@ -165,3 +171,13 @@ def _value(
     text = file.read(min(length, _MOST_TEXT))
     file.seek(here)
     return text
+
+
+class SlideFiles(Protocol):
+    """Reads pictures out of slides, which lie on a local disk."""
+
+    def thumbnail(self, path: str) -> tuple[bytes, str]:
+        """The whole slide as an encoded picture, and a word of warning. Raises DataError."""
+
+    def picture(self, path: str, part: SlidePart) -> bytes:
+        """A part of a slide as an encoded picture. Raises DataError."""

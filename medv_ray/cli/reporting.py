@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -35,14 +36,17 @@ def report_command(
 ) -> None:
     """One HTML file about a run: counts, accuracy, confidence, pictures; no script, no link."""
     from medv_ray.archive.plan import plan
+    from medv_ray.archive.prior import Prior
     from medv_ray.archive.settings import ArchiveSettings
     from medv_ray.archive.sources import open_archive
     from medv_ray.archive.store import Store
+    from medv_ray.data.slide_child import reader_of
     from medv_ray.evaluation.eval_report import eval_report, is_evaluation
     from medv_ray.evaluation.report import report
     from medv_ray.evaluation.stored_calibration import read_calibration
+    from medv_ray.file_parts import Recorded
     from medv_ray.files import write_atomic
-    from medv_ray.settings import build
+    from medv_ray.settings import ImageSettings, SlideSettings, build
 
     stored = read_calibration(calibration) if calibration is not None else None
     if calibration is not None and stored is None:
@@ -53,8 +57,13 @@ def report_command(
         raise SettingsError("E1001", "--blind and --data are for folders of `medv eval`.")
     elif archive is not None:
         given = {"archive": archive, "questions": questions, "question": question, "images": images}
-        found = open_archive(build(ArchiveSettings, given))
-        text = report(run, plan(found, "report"), stored)
+        # with the parts of files that the run's rows are of
+        prior = Prior.read(run)
+        split = Recorded(prior.split) if prior.split is not None else None
+        found = open_archive(build(ArchiveSettings, given), prior.images)
+        reader = reader_of(ImageSettings(), SlideSettings())
+        found = replace(found, slides=reader)
+        text = report(run, plan(found, "report", prior, split), stored)
     else:
         text = report(run, stored=stored)
     page = text.encode()

@@ -20,6 +20,7 @@ ROWS = [
         "medv_ray.settings",
         "medv_ray.schema",
         "medv_ray.formats",
+        "medv_ray.slide_parts",
         "medv_ray.file_parts",
         "medv_ray.tables",
     ],
@@ -50,6 +51,7 @@ THIRD_PARTY = {
     "medv_ray.settings": {"pydantic", "pydantic_core"},
     "medv_ray.schema": {"pyarrow"},
     "medv_ray.formats": set(),
+    "medv_ray.slide_parts": set(),
     "medv_ray.file_parts": set(),
     "medv_ray.tables": set(),
     "medv_ray.data": {
@@ -59,6 +61,7 @@ THIRD_PARTY = {
         "tokenizers",
         "pyarrow",
         "pydicom",
+        "openslide",
         "pydantic",
     },
     "medv_ray.model": {"torch", "safetensors", "peft"},

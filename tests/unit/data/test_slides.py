@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageDraw
 
 from medv_ray.data.slide_tissue import otsu, shares, tissue_of
 from medv_ray.data.slides import Slide, grid, plan_parts
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.settings import SlideSettings, build
-from medv_ray.slide_parts import SlidePart, is_slide
+from medv_ray.slide_parts import SlidePart, shows_label, slide_kind
 from tests.slides import GLASS, LABEL, PINK, scan, write_slide
 
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "wsi"
@@ -34,35 +35,56 @@ def refused(path: Path, settings: SlideSettings) -> str:
 
 
 def test_what_is_a_slide(slide: Path, tmp_path: Path) -> None:
-    def told(path: Path) -> bool:
-        with path.open("rb") as file:
-            return is_slide(file, path.name)
-
     plain = tmp_path / "plain.tiff"
     pages = [Image.new("RGB", (60, 40), PINK), Image.new("RGB", (30, 20), PINK)]
     pages[0].save(plain, save_all=True, append_images=pages[1:])
+    levels = write_slide(tmp_path / "levels.tiff", scan((256, 192)), said=None)
     one_level = write_slide(tmp_path / "one.tiff", scan((128, 96)), shrink=(1,), said=None)
-    cut = tmp_path / "cut.tiff"
-    cut.write_bytes(slide.read_bytes()[:100])
-    dicom = tmp_path / "a.dcm"
+    leica = tmp_path / "leica.scn"
+    said = '<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
+    tifffile.imwrite(leica, np.zeros((32, 32), np.uint8), description=said, metadata=None)
     sop_class = b"1.2.840.10008.5.1.4.1.1.77.1.6"
-    dicom.write_bytes(bytes(128) + b"DICM" + bytes(30) + sop_class + b"\2\0")
-    other = tmp_path / "b.dcm"
-    other.write_bytes(bytes(128) + b"DICM" + bytes(30) + sop_class + b".1")
-    assert {
-        "aperio": told(slide),
-        "levels": told(write_slide(tmp_path / "levels.tiff", scan((256, 192)), said=None)),
-        "one level": told(one_level),
-        "pages": told(plain),
-        "cut": told(cut),
-        "dicom": told(dicom),
-        "other dicom": told(other),
-        "renamed": is_slide(io.BytesIO(slide.read_bytes()), "a.jpg"),
-        "empty": is_slide(io.BytesIO(b"")),
-    } == {
-        "aperio": True, "levels": True, "one level": False, "pages": False, "cut": False,
-        "dicom": True, "other dicom": False, "renamed": True, "empty": False,
-    }  # fmt: skip
+    dicom = bytes(128) + b"DICM" + bytes(30) + sop_class
+    files = {
+        "aperio": (slide.read_bytes(), "scan"),
+        "levels": (levels.read_bytes(), "scan"),
+        "levels, big-endian": (_big_endian(levels), "scan"),
+        "one level": (one_level.read_bytes(), None),
+        "pages": (plain.read_bytes(), None),
+        "cut": (slide.read_bytes()[:100], None),
+        "first page is no scan": (leica.read_bytes(), "beside"),
+        "dicom": (dicom + b"\2\0", "dicom"),
+        "other dicom": (dicom + b".1", None),
+        "mirax.mrxs": (b"\xff\xd8\xff", "beside"),
+        "empty": (b"", None),
+    }
+    found = {name: slide_kind(io.BytesIO(data), name) for name, (data, _) in files.items()}
+    assert found == {name: kind for name, (_, kind) in files.items()}
+
+
+def _big_endian(path: Path) -> bytes:
+    with tifffile.TiffFile(path) as file:
+        levels = [page.asarray() for page in file.pages]
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer, byteorder=">", bigtiff=True) as file:
+        for level in levels:
+            file.write(level, tile=(64, 64), photometric="rgb", metadata=None)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("element", "want"),
+    [
+        (b"CS\x1a\0ORIGINAL\\PRIMARY\\LABEL\\NONE", True),
+        (b"CS\x1a\0DERIVED\\PRIMARY\\OVERVIEW\\NONE", True),
+        (b"\x1a\0\0\0ORIGINAL\\PRIMARY\\LABEL\\NONE", True),
+        (b"CS\x1a\0DERIVED\\PRIMARY\\VOLUME\\NONE", False),
+    ],
+)
+def test_labels_of_dicom_slides(element: bytes, want: bool) -> None:
+    head = bytes(128) + b"DICM1.2.840.10008.5.1.4.1.1.77.1.6" + bytes(400)
+    assert shows_label(head + b"\x08\0\x08\0" + element) == want
+    assert not shows_label(bytes(600) + b"\x08\0\x08\0" + element)
 
 
 def test_tiles_are_the_scan_at_the_magnification_asked_for(slide: Path) -> None:
@@ -261,6 +283,6 @@ def test_real_slides() -> None:
     pictures = [Slide(str(SHARED / name), 255) for name in ("small.svs", "boxes_0.dcm")]
     first, second = (np.asarray(one.read(one.whole(64)), np.int16) for one in pictures)
     assert np.abs(first - second).max() <= 8  # the same scan, once more as a JPEG
+    broken = Slide(str(SHARED / "unreadable.svs"), 255)
     with pytest.raises(DataError, match="E1203"):
-        broken = Slide(str(SHARED / "unreadable.svs"), 255)
         broken.read(broken.whole(64))
