@@ -59,15 +59,3 @@ class Splitter(Protocol):
         `filesystem` is one of pyarrow's. Raises OSError for a file that cannot be read; what is
         wrong with its content is for the decoder to say.
         """
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """The splitter of an earlier plan, for whoever looks at its rows again: files that it did not
-    have are one row each."""
-
-    key: str
-
-    def parts(self, filesystem: Any, path: str) -> tuple[FilePart, ...]:
-        """None."""
-        return ()

@@ -268,9 +268,9 @@ class SlideSettings(Settings):
     associated: tuple[Literal["label", "macro", "thumbnail"], ...] = ()
     """Images beside the scan that get a row each. Label and macro may show patient data: none is
     read unless it is named here."""
-    seconds: PositiveFloat = 120.0
-    """Wall time for looking through a slide, or for a thumbnail, after which its reader is ended.
-    A tile has `image.decode_seconds`."""
+    seconds: PositiveFloat = 60.0
+    """Wall time for one look at a slide (its plan, a thumbnail, a tile), after which the reader's
+    child process is ended."""
 
     @model_validator(mode="after")
     def _one_resolution(self) -> Self:
@@ -281,6 +281,19 @@ class SlideSettings(Settings):
         if self.overlap >= self.tile:
             raise ValueError(f"overlap={self.overlap} must be less than tile={self.tile}")
         return self
+
+
+def _one_picture(image: ImageSettings) -> ImageSettings:
+    if image.frames == "all" or image.frames.startswith("every:"):
+        raise ValueError(
+            f"frames={image.frames} makes several rows of a file: `medv score` does so with a "
+            "folder of images; here a file is one picture: first, middle or refuse"
+        )
+    return image
+
+
+OnePicture = Annotated[ImageSettings, AfterValidator(_one_picture)]
+"""Where a file cannot become several rows."""
 
 
 class ModelSettings(Settings):

@@ -13,7 +13,7 @@ from medv_ray.formats import ENDINGS, HEAD_BYTES, ending, format_of
 from medv_ray.tables.records import ENDINGS as TABLE_ENDINGS
 
 HIDDEN, EMPTY, NO_IMAGE, NOT_UTF8 = "hidden", "empty", "not an image", "name is not UTF-8"
-INDEX = "index of DICOM files"
+INDEX, UNINDEXED = "index of DICOM files", "not in the DICOMDIR"
 UNNAMED = "images that no row names"
 SIDE = "beside a picture of that name"
 EXAMPLES = 3

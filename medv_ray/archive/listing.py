@@ -11,7 +11,8 @@ from typing import Any
 
 from pyarrow import fs
 
-from medv_ray.archive.left_out import LeftOut
+from medv_ray.archive.dicomdir import indexed
+from medv_ray.archive.left_out import LeftOut, is_index
 from medv_ray.archive.store import TROUBLE, Listing, Stored, list_folder, reason_of, resolve
 from medv_ray.errors import DataError
 
@@ -27,7 +28,8 @@ def listing_errors() -> Iterator[None]:
 
 
 def list_files(pattern: str, left_out: LeftOut | None = None) -> list[Stored]:
-    """All files that a file name, folder or pattern with `*` stands for, sorted by name.
+    """All files that a file name, folder or pattern with `*` stands for, sorted by name; of a
+    DICOMDIR the files that it names.
 
     What cannot be read as a file is counted in `left_out`. Raises DataError E1110 when there are
     none, or when they cannot be listed.
@@ -51,6 +53,8 @@ def find_files(pattern: str) -> Listing:
     """`list_files` without its complaints."""
     filesystem, path = resolve(pattern)
     info = filesystem.get_file_info(path)
+    if info.type == fs.FileType.File and is_index(path):
+        return indexed(filesystem, path)
     if info.type == fs.FileType.File:
         return Listing([Stored(posixpath.basename(path), info.size, info.mtime_ns or 0)], [])
     base, glob = (path, "") if info.type == fs.FileType.Directory else split_glob(path)

@@ -54,6 +54,16 @@ class Plan:
     """By what files were cut into rows: `Splitter.key`."""
 
     @property
+    def several_rows(self) -> dict[str, Any] | None:
+        """By what files become several rows, how many files there are, and how many of them are
+        several; None where each file of pictures is one row at most."""
+        if self.split is None:
+            return None
+        several = sum(len(image.parts or ()) > 1 for image in self.inputs)
+        counts = {"files": len(self.inputs), "files_of_several": several, "rows": self.rows}
+        return {"by": self.split, **counts}
+
+    @property
     def ignored(self) -> int:
         """How many files, or members of tars, are left out."""
         return self.left_out.total

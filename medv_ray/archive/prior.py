@@ -21,6 +21,7 @@ from medv_ray.archive.manifest import UNREADABLE, read_manifest
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store, Stored
 from medv_ray.errors import RunError
+from medv_ray.file_parts import FilePart
 
 FOLDER = "inputs"
 COLUMNS = pa.schema(
@@ -70,6 +71,18 @@ class Image(NamedTuple):
 
 
 @dataclass(frozen=True)
+class PlannedParts:
+    """A `Splitter` that opens no file: the plan takes the parts that are known, and a file that
+    has come since is one row."""
+
+    key: str
+
+    def parts(self, filesystem: Any, path: str) -> tuple[FilePart, ...]:
+        """None."""
+        return ()
+
+
+@dataclass(frozen=True)
 class Prior:
     """The input of an earlier plan; empty for a run that begins."""
 
@@ -100,6 +113,11 @@ class Prior:
             max((p.generation for file in files for p in file.pieces), default=0),
             found.get("split"),
         )
+
+    @property
+    def splitter(self) -> PlannedParts | None:
+        """What gives each file the parts that it was planned with, for those who read the run."""
+        return None if self.split is None else PlannedParts(self.split)
 
     def losses(self, now: Mapping[str, Image], is_whole: bool = True) -> list[str]:
         """In words, which images changed or, if `now` is the whole input, are gone."""

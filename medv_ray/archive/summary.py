@@ -111,6 +111,7 @@ def write_metrics(store: Store, plan: Plan, summary: Summary, files_not_scored: 
         "unreadable_files": [{"name": u.name, "code": u.code} for u in plan.unreadable],
         "accuracy": listed(summary.accuracy),
         "left_out": {"files": left_out.total, "groups": left_out.listed()},
+        "several_rows": plan.several_rows,
     }
     slides = slide_counts(plan.inputs)
     if slides is not None:

@@ -57,6 +57,9 @@ def score_command(
         int | None, Option(help="Longest question or answer of a table.")
     ] = None,
     limit: Annotated[int | None, Option(help="Only the first rows.")] = None,
+    frames: Annotated[
+        Text, Option(help="Of a file of several: first, middle, all, every:N or refuse.")
+    ] = None,
     config: options.Config = None,
     assignments: options.Sets = None,
     min_actors: Annotated[int | None, Option(help="Actors at the start.")] = None,
@@ -93,6 +96,7 @@ def score_command(
                 "choices_column": choices_column, "limit": limit,
                 "encoding": encoding, "max_cell_bytes": max_cell_bytes,
             },
+            "image": {"frames": frames},
             "model": {"path": model},
             "pool": {
                 "min_actors": min_actors, "max_actors": max_actors, "num_gpus": num_gpus,
@@ -163,6 +167,7 @@ def summary_of(outcome: Outcome, settings: ScoreSettings) -> dict[str, Any]:
         "new_rows": session.rows,
         "added_rows": outcome.added_rows,
         "left_out": {"files": outcome.left_out.total, "groups": outcome.left_out.listed()},
+        "several_rows": outcome.several_rows,
         "seconds": round(session.seconds, 2),
         "start_s": round(session.start_s, 2),
         "rows_per_s": round(session.rate, 2) if session.rows else None,

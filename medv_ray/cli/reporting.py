@@ -44,7 +44,6 @@ def report_command(
     from medv_ray.evaluation.eval_report import eval_report, is_evaluation
     from medv_ray.evaluation.report import report
     from medv_ray.evaluation.stored_calibration import read_calibration
-    from medv_ray.file_parts import Recorded
     from medv_ray.files import write_atomic
     from medv_ray.settings import ImageSettings, SlideSettings, build
 
@@ -57,13 +56,10 @@ def report_command(
         raise SettingsError("E1001", "--blind and --data are for folders of `medv eval`.")
     elif archive is not None:
         given = {"archive": archive, "questions": questions, "question": question, "images": images}
-        # with the parts of files that the run's rows are of
-        prior = Prior.read(run)
-        split = Recorded(prior.split) if prior.split is not None else None
+        prior = Prior.read(run)  # rows are numbered as the run has them
         found = open_archive(build(ArchiveSettings, given), prior.images)
-        reader = reader_of(ImageSettings(), SlideSettings())
-        found = replace(found, slides=reader)
-        text = report(run, plan(found, "report", prior, split), stored)
+        found = replace(found, slides=reader_of(ImageSettings(), SlideSettings()))
+        text = report(run, plan(found, "report", prior, prior.splitter), stored)
     else:
         text = report(run, stored=stored)
     page = text.encode()

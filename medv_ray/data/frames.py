@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple
 
-from medv_ray.data.dicom_walk import dicom_frames
+from medv_ray.dicom_walk import dicom_frames
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.file_parts import FilePart
 from medv_ray.formats import HEAD_BYTES, format_of
@@ -23,6 +24,8 @@ MOST_FRAMES = 2**17
 _NEW_SUBFILE, _OLD_SUBFILE = 254, 255
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _BUFFER = 2**16
+_STEPS = 2**22
+"""Blocks, chunks or tags that are looked at."""
 
 
 class Frames(NamedTuple):
@@ -44,8 +47,38 @@ class FrameSplitter:
     def parts(self, filesystem: Any, path: str) -> tuple[FilePart, ...]:
         """The frames that are rows; of a file whose header cannot be read one."""
         with filesystem.open_input_file(path) as opened:
-            count = count_frames(io.BufferedReader(opened, _BUFFER), opened.size())
+            size = opened.size()
+            count = count_frames(io.BufferedReader(_Within(opened, size), _BUFFER), size)
         return tuple(FilePart(frame, count) for frame in range(1, count + 1, self._step))
+
+
+class _Within(io.RawIOBase):
+    """A file of a store, in which a place behind the end is the end: stores raise for it."""
+
+    def __init__(self, file: Any, size: int) -> None:
+        self._file, self._size, self._place = file, size, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """As any file."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = min(max(base + offset, 0), self._size)
+        self._file.seek(self._place)
+        return self._place
+
+    def readinto(self, buffer: Any, /) -> int:
+        """As any file."""
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
 
 
 def splitter(policy: str) -> FrameSplitter | None:
@@ -59,7 +92,7 @@ def count_frames(file: BinaryIO, size: int) -> int:
     file.seek(0)
     try:
         found = _count(format_of(head), file, head, size)
-    except (ValueError, struct.error, EOFError):
+    except (ValueError, IndexError, EOFError, StopIteration, struct.error, zlib.error):
         return 1
     return found if 1 <= found <= MOST_FRAMES else 1
 
@@ -140,6 +173,7 @@ def _tiff_pages(file: BinaryIO) -> tuple[list[int], bool]:
     [offset] = struct.unpack(order + link, head[8:16] if is_big else head[4:8])
     kinds: list[int] = []
     seen: set[int] = set()
+    left = _STEPS
     while offset and offset not in seen:
         seen.add(offset)
         file.seek(offset)
@@ -147,7 +181,8 @@ def _tiff_pages(file: BinaryIO) -> tuple[list[int], bool]:
         data = file.read(size)
         count = struct.unpack(order + count_of, data)[0] if len(data) == size else 2**16
         size = count * entry + struct.calcsize(order + link)
-        data = file.read(size) if 0 < count < 2**16 else b""
+        left -= count
+        data = file.read(size) if 0 < count < 2**16 and left > 0 else b""
         if len(data) < size or len(kinds) == MOST_FRAMES:
             return kinds, True
         kinds.append(_subfile(data, count, entry, order))
@@ -160,8 +195,6 @@ def _subfile(data: bytes, count: int, entry: int, order: str) -> int:
     found = {}
     for start in range(0, count * entry, entry):
         tag, kind = struct.unpack_from(order + "HH", data, start)
-        if tag > _OLD_SUBFILE:
-            break  # they are in order
         if tag in (_NEW_SUBFILE, _OLD_SUBFILE):
             value = order + ("H" if kind == 3 else "L")
             [found[tag]] = struct.unpack_from(
@@ -177,8 +210,9 @@ def _gif_frames(file: BinaryIO) -> int:
     flags = file.read(3)[0]
     if flags & 128:
         file.seek(3 << (flags & 7) + 1, io.SEEK_CUR)
-    count = 0
+    count, steps = 0, iter(range(_STEPS))
     while (mark := file.read(1)) not in (b"", b";"):
+        next(steps)
         if mark == b",":
             count += 1
             flags = (file.read(9) or b"\0")[-1]
@@ -188,14 +222,16 @@ def _gif_frames(file: BinaryIO) -> int:
         else:
             continue
         while (size := file.read(1)) not in (b"", b"\0"):
+            next(steps)
             file.seek(size[0], io.SEEK_CUR)
     return count
 
 
 def _webp_frames(file: BinaryIO) -> int:
     file.seek(12)
-    count, is_animated = 0, False
+    count, is_animated, steps = 0, False, iter(range(_STEPS))
     while len(head := file.read(8)) == 8:
+        next(steps)
         name, size = head[:4], int.from_bytes(head[4:], "little")
         if name == b"VP8X":
             is_animated = bool(file.read(1)[0] & 2)
@@ -210,8 +246,9 @@ def _webp_frames(file: BinaryIO) -> int:
 def _png_frames(file: BinaryIO) -> int:
     """By the animation's header; a picture outside the animation counts as well."""
     file.seek(8)
-    count, has_control = 0, False
+    count, has_control, steps = 0, False, iter(range(_STEPS))
     while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
+        next(steps)
         size = int.from_bytes(head[:4], "big")
         if head[4:] == b"acTL":
             count = int.from_bytes(file.read(4), "big")

@@ -157,6 +157,8 @@ def _open(
         else:
             source = open_header(data, image.formats)
     kind = slide_kind(io.BytesIO(data)) if source.format in ("TIFF", "DICOM") else None
+    if kind == "scan" and part is not None and part.frame > 1:
+        raise DataError("E1216", "a page of a slide, beside its scan.")
     if kind == "beside":
         detail = "a slide whose first page may be its label, which medv-ray[wsi] reads"
         raise DataError("E1211", f"{len(data)} bytes are {detail} from a folder.")

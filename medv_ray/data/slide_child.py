@@ -5,9 +5,7 @@ What comes out is a PNG, so that a tile of a slide is from here on a picture as 
 
 from __future__ import annotations
 
-import io
 import json
-import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -89,8 +87,11 @@ class SlideSplitter:
 
     def parts(self, filesystem: Any, path: str) -> tuple[Any, ...]:
         """The rows of a picture file; none: it is one row as it is. Raises OSError."""
-        with filesystem.open_input_file(path) as opened:
-            kind = slide_kind(io.BufferedReader(opened), os.path.basename(path))
+        # of an object store, the decoder refuses what is not a slide's first page
+        kind = None
+        if filesystem.type_name == "local":
+            with open(path, "rb") as file:
+                kind = slide_kind(file, path)
         if kind is None:
             return () if self._frames is None else self._frames.parts(filesystem, path)
         if self._reader is None or not self._is_several:

@@ -19,13 +19,13 @@ from medv_ray.archive.reading import read_rows
 from medv_ray.archive.results import Choice, input_files, rows_of
 from medv_ray.archive.store import Store
 from medv_ray.data.thumbnail import Thumbnails
-from medv_ray.errors import CATALOGUE, DataError, RunError
+from medv_ray.errors import CATALOGUE, DataError, RunError, SettingsError
 from medv_ray.evaluation.judged_rows import JudgedRows, Verdict
 from medv_ray.evaluation.pages import rendered
 from medv_ray.evaluation.statistics import Interval, wilson
 from medv_ray.evaluation.stored_calibration import StoredCalibration
 from medv_ray.evaluation.trust import BARS, trust
-from medv_ray.settings import ImageSettings
+from medv_ray.settings import ImageSettings, build
 
 SHOWN = 12
 """Rows of each kind."""
@@ -83,7 +83,8 @@ def report(out: str, plan: Plan | None = None, stored: StoredCalibration | None 
     found = count(rows_of(out, Choice()))
     groups = groups_of(found)
     if plan is not None:
-        groups = [(title, with_pictures(cards, names, plan)) for title, cards in groups]
+        image = image_settings(manifest)
+        groups = [(title, with_pictures(cards, names, plan, image)) for title, cards in groups]
     return rendered(
         "report.html",
         name=out.rstrip("/").rpartition("/")[2],
@@ -210,9 +211,20 @@ def settings_of(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def with_pictures(cards: Sequence[Card], names: Sequence[str], plan: Plan) -> list[Card]:
+def image_settings(manifest: Mapping[str, Any]) -> ImageSettings:
+    """Those by which the run's pictures were decoded; the defaults where they are not known now."""
+    settings = (manifest.get("identity") or {}).get("settings") or {}
+    try:
+        return build(ImageSettings, settings.get("image") or {})
+    except SettingsError:
+        return ImageSettings()
+
+
+def with_pictures(
+    cards: Sequence[Card], names: Sequence[str], plan: Plan, image: ImageSettings | None = None
+) -> list[Card]:
     """The cards with their pictures, where the archive still has them."""
-    with Thumbnails(ImageSettings(), SIDE) as thumbnails:
+    with Thumbnails(image or ImageSettings(), SIDE) as thumbnails:
         return [
             card._replace(pictures=list(_pictures(card, names, plan, thumbnails))) for card in cards
         ]

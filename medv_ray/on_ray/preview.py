@@ -77,6 +77,7 @@ def preview(
         "files": known.files,
         "chunks": known.chunks,
         "left_out": {"files": known.left_out.total, "groups": known.left_out.listed()},
+        "several_rows": plan.several_rows,
         "unreadable_files": [{"name": u.name, "code": u.code} for u in known.unreadable],
         **({} if slides is None else {"slides": slides._asdict()}),
         "duplicate_ids": known.duplicates,

@@ -85,6 +85,8 @@ class Outcome:
     left_out: LeftOut = field(default_factory=LeftOut)
     added_rows: int = 0
     """Rows that the archive had grown by when this job began."""
+    several_rows: dict[str, Any] | None = None
+    """`Plan.several_rows`."""
 
     @property
     def exit_code(self) -> int:
@@ -142,12 +144,14 @@ def score(
         summary = None if session.stopped else run.finish(kinds)
         committed = run.ledger.counts()["rows"]
         return Outcome(
-            summary, session, committed, plan.rows, unreadable, plan.left_out, plan.growth.rows
-        )
+            summary, session, committed, plan.rows, unreadable, plan.left_out, plan.growth.rows,
+            plan.several_rows,
+        )  # fmt: skip
 
 
 def tell(plan: Plan) -> None:
-    """Say on stderr, before anything is scored, what is left out."""
+    """Say on stderr, before anything is scored, what is left out, and which files are several
+    rows."""
     left_out = plan.left_out
     if left_out.maybe_rows(plan.archive.kind in ("images", "tar")) > plan.rows:
         sys.stderr.write(f"MOST OF THIS ARCHIVE IS LEFT OUT: {plan.rows} rows are scored.\n")
@@ -156,6 +160,9 @@ def tell(plan: Plan) -> None:
     slides = slide_counts(plan.inputs)
     if slides is not None:
         sys.stderr.write(f"slides: {slides}\n")
+    if (cut := plan.several_rows) is not None:
+        files = f"{cut['files']} files, {cut['files_of_several']} of them several rows each"
+        sys.stderr.write(f"{cut['by']}: {files}: {plan.rows} rows\n")
 
 
 def tell_growth(plan: Plan) -> None:

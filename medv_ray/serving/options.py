@@ -18,6 +18,7 @@ from medv_ray.settings import (
     EngineSettings,
     ImageSettings,
     ModelSettings,
+    OnePicture,
     Settings,
 )
 
@@ -103,7 +104,7 @@ class ServeSettings(AnswerSettings):
     lie beside the model's, which are held once."""
     engine: EngineSettings = EngineSettings()
     # smaller than a scoring job's: these pictures come from anybody
-    image: ImageSettings = ImageSettings(
+    image: OnePicture = ImageSettings(
         max_bytes=15 * 2**20, max_pixels=40_000_000, decode_seconds=5.0, decode_bytes=2**30
     )
     limits: LimitSettings = LimitSettings()

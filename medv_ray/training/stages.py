@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from medv_ray.data.conversations import Template
-from medv_ray.settings import ImageSettings, LoraSettings, Settings
+from medv_ray.settings import ImageSettings, LoraSettings, OnePicture, Settings
 
 Part = Literal["projector", "language", "vision"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -85,7 +85,7 @@ class StageSettings(Settings):
     step."""
     gradient_checkpointing: bool = True
     """Compute activations of a layer again in the backward pass instead of keeping them."""
-    image: ImageSettings = ImageSettings()
+    image: OnePicture = ImageSettings()
     lora: LoraSettings | None = None
     seed: NonNegativeInt = 0
     """Decides the order of the rows and their noise, whatever the number of workers."""

@@ -61,7 +61,8 @@ class Stub:
                 Path(value).rename(Path(value).with_suffix(".moved"))
             elif name == "bad":
                 return DataError("E1303", "too long.")
-        sha256 = tuple(hashlib.sha256(image).hexdigest() for image in request.images)
+        held = (getattr(image, "data", image) for image in request.images)  # of parts the file
+        sha256 = tuple(hashlib.sha256(data).hexdigest() for data in held)
         new = set(sha256) - self._seen
         self._seen |= new
         self.counters.decodes += len(new)

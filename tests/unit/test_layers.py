@@ -22,6 +22,7 @@ ROWS = [
         "medv_ray.formats",
         "medv_ray.slide_parts",
         "medv_ray.file_parts",
+        "medv_ray.dicom_walk",
         "medv_ray.tables",
     ],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
@@ -33,6 +34,7 @@ ROWS = [
 # inside a row: settings may use errors and formats; a job is the command line's function
 WITHIN = {
     ("medv_ray.disk", "medv_ray.errors"),
+    ("medv_ray.dicom_walk", "medv_ray.formats"),
     ("medv_ray.setting_errors", "medv_ray.errors"),
     ("medv_ray.settings", "medv_ray.errors"),
     ("medv_ray.settings", "medv_ray.formats"),
@@ -53,6 +55,7 @@ THIRD_PARTY = {
     "medv_ray.formats": set(),
     "medv_ray.slide_parts": set(),
     "medv_ray.file_parts": set(),
+    "medv_ray.dicom_walk": set(),
     "medv_ray.tables": set(),
     "medv_ray.data": {
         "numpy",

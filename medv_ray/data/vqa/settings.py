@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from medv_ray.settings import ImageSettings, Settings
+from medv_ray.settings import ImageSettings, OnePicture, Settings
 from medv_ray.tables.encoding import known_encoding
 
 KindName = Literal[
@@ -66,7 +66,7 @@ class PrepareSettings(Settings):
     check: Literal["decode", "header"] = "decode"
     """`decode` finds every damaged image now and not in training; `header` is some ten times
     faster."""
-    image: ImageSettings = ImageSettings()
+    image: OnePicture = ImageSettings()
 
     @field_validator("encoding")
     @classmethod

@@ -86,6 +86,7 @@ class Make:
                 continue
             answer = f"answer to {row.id}"
             record = {"id": row.id, "row": row.row, "question": row.question, "answer": answer}
+            record["frame"] = row.frame
             records.append({**record, "status": "answered"})
         return records
 

@@ -208,11 +208,11 @@ def test_a_child_that_says_so_is_replaced_first(monkeypatch: pytest.MonkeyPatch)
         real = Decoder._exchange
 
         def lie(
-            self: Decoder, process: subprocess.Popen[bytes], data: bytes, seconds: float
+            self: Decoder, process: subprocess.Popen[bytes], data: bytes, *rest: object
         ) -> tuple[object, bytearray]:
             if process is first:
                 return {"code": "E1513", "detail": "broken."}, bytearray()
-            return real(self, process, data, seconds)
+            return real(self, process, data, *rest)  # type: ignore[arg-type]
 
         monkeypatch.setattr(Decoder, "_exchange", lie)
         assert decoder.prepare(JPEG).size_wh == (64, 48)

@@ -1,4 +1,4 @@
-"""Slides behind the child process: pictures, refusals in our words, limits; and what splits them."""
+"""Slides behind the child process: pictures, refusals in our words, and what splits them."""
 
 import io
 import pickle
@@ -15,8 +15,9 @@ from medv_ray.data.images import decode
 from medv_ray.data.slide_child import SlideReader, splitter_of
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.settings import ImageSettings, SlideSettings
-from tests.slides import GLASS, LABEL, scan, write_slide
+from tests.slides import GLASS, LABEL, NoProcess, scan, write_slide
 
+SHARED = Path(__file__).parents[4] / "shared" / "data" / "wsi"
 IMAGE = ImageSettings()
 TILES = SlideSettings(read="tiles", magnification=10, tile=64)
 
@@ -39,13 +40,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reader() -> SlideReader:
-    with SlideReader(IMAGE, TILES) as opened:
-        yield opened
+    return NoProcess(IMAGE, TILES)
 
 
 def test_tiles_come_as_pictures(folder: Path, reader: SlideReader) -> None:
     path = str(folder / "a.svs")
-    parts = pickle.loads(pickle.dumps(reader)).parts(path)
+    parts = reader.parts(path)
     assert [part.suffix for part in parts[:2]] == ["#tile=0,0", "#tile=128,0"]
     second = np.asarray(scan((512, 384)).resize((256, 192), Image.Resampling.BOX))
     for part in parts:
@@ -56,8 +56,8 @@ def test_tiles_come_as_pictures(folder: Path, reader: SlideReader) -> None:
 
 
 def test_a_thumbnail_is_the_whole_slide(folder: Path) -> None:
-    with SlideReader(IMAGE, SlideSettings(thumbnail_side=128)) as opened:
-        data, word = opened.thumbnail(str(folder / "a.svs"))
+    opened = NoProcess(IMAGE, SlideSettings(thumbnail_side=128))
+    data, word = opened.thumbnail(str(folder / "a.svs"))
     want = scan((512, 384)).resize((128, 96), Image.Resampling.BOX)
     assert word == "slide_thumbnail:512x384"
     assert (np.asarray(Image.open(io.BytesIO(data))) == np.asarray(want)).all()
@@ -82,17 +82,36 @@ def test_what_cannot_be_read_is_refused_in_our_words(folder: Path, reader: Slide
     for _ in range(2):  # it opens, and fails again
         with pytest.raises(DataError, match="E1203"):
             reader.picture(damaged, whole)
-    assert reader.parts(str(folder / "a.svs"))  # the child lives
+    assert reader.parts(str(folder / "a.svs"))
+    with pytest.raises(DataError, match="E1215"):  # a slide without tiles is no thumbnail
+        reader.thumbnail(str(folder / "glass.svs"))
     too_large = parts[0]._replace(out_width=20000, out_height=20000)
     with pytest.raises(DataError, match="E1204"):
         reader.picture(damaged, too_large)
 
 
-def test_a_hanging_slide_is_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with SlideReader(IMAGE, SlideSettings(seconds=0.001)) as opened:
-        monkeypatch.setattr(opened, "_check_alive", lambda: None)
+def test_the_child_answers_as_this_process_does(folder: Path, reader: SlideReader) -> None:
+    path = str(folder / "a.svs")
+    [part, *_] = reader.parts(path)
+    with pickle.loads(pickle.dumps(SlideReader(IMAGE, TILES))) as child:
+        assert child.parts(path) == reader.parts(path)
+        assert child.picture(path, part) == reader.picture(path, part)
+        with pytest.raises(DataError, match="E1215"):
+            child.parts(str(folder / "glass.svs"))
+        assert child.picture(path, part) == reader.picture(path, part)
+    with SlideReader(IMAGE, TILES.model_copy(update={"seconds": 0.001})) as slow:
+        slow._check_alive = lambda: None  # type: ignore[method-assign]
         with pytest.raises(DataError, match="E1209.*a slide"):
-            opened.thumbnail(str(folder / "a.svs"))
+            slow.parts(path)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="real slides lie beside the checkout")
+def test_a_dicom_slide_is_read_by_its_first_file() -> None:
+    opened = NoProcess(IMAGE, SlideSettings())
+    data, word = opened.thumbnail(str(SHARED / "boxes_0.dcm"))
+    assert (word, Image.open(io.BytesIO(data)).size) == ("slide_thumbnail:16x16", (16, 16))
+    with pytest.raises(DataError, match="E1216"):
+        opened.thumbnail(str(SHARED / "boxes_1.dcm"))  # a thumbnail of the same slide
 
 
 def test_splitting(folder: Path, reader: SlideReader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +128,7 @@ def test_splitting(folder: Path, reader: SlideReader, monkeypatch: pytest.Monkey
         found.append(split.parts(disk, str(folder / "picture.png")))
         counted[name] = [len(parts) for parts in found]
     # no frame of a slide: they may be its label; a slide without tiles is a row that says why
-    assert counted == {"tiles": [5, 0, 0], "frames": [0, 0, 1]}
+    assert counted == {"tiles": [2, 0, 0], "frames": [0, 0, 1]}
     assert splitter_of(reader, SlideSettings(), None, True) is None
     with pytest.raises(SettingsError, match="E1003.*wsi"):
         splitter_of(None, TILES, None, True)

@@ -1,8 +1,8 @@
-"""The elements at the top of a DICOM data set, walked without reading what they hold.
+"""The elements of a DICOM file, walked without pydicom: how many frames, which files of an index.
 
-For planning, which wants one number of each file and not pydicom's whole reading of it. Undefined
+For planning, which wants a number of each file and not pydicom's whole reading of it. Undefined
 lengths are followed through their items; nothing is kept, and the number of steps is limited.
-Source: PS3.5 chapters 7 and A.4, PS3.10 chapter 7.
+Source: PS3.5 chapters 7 and A.4, PS3.10 chapters 7 and 8, PS3.3 F.5.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ _UNDEFINED = 0xFFFFFFFF
 _LONG = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _IMPLICIT, _DEFLATED, _BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
 _PLAIN = (_IMPLICIT, "1.2.840.10008.1.2.1", _BIG)
+_RECORDS, _IN_USE, _FILE_ID = 0x00041220, 0x00041410, 0x00041500
 _HEADER_BYTES = 2**20
 _STEPS = 2**16
+_INDEX_STEPS = 2**24
 _PIECE_BYTES = 8  # what each frame of compressed data takes at least
 
 
@@ -53,7 +55,7 @@ def dicom_frames(file: BinaryIO, head: bytes, size: int) -> int:
         is_explicit = kind.isalpha() and kind.isupper()
         file.seek(start)
     frames, sizes = 1, {"samples": 1, "rows": 0, "columns": 0, "bits": 0}
-    for element in _top(file, is_explicit, order):
+    for element in _top(file, is_explicit, order, iter(range(_STEPS))):
         if element.tag == _FRAMES:
             text = file.read(min(element.length, 64)).rstrip(b"\0 ").lstrip()
             frames = int(text) if text else 1
@@ -69,6 +71,38 @@ def dicom_frames(file: BinaryIO, head: bytes, size: int) -> int:
     return frames
 
 
+def referenced_files(data: bytes) -> list[tuple[str, ...]]:
+    """The paths that the index of a DICOM folder (DICOMDIR) names, in its order, as their parts.
+
+    Raises ValueError for what is no index.
+    """
+    file = io.BytesIO(data)
+    start = dicom_start(data[:256])
+    if start is None:
+        raise ValueError
+    file.seek(_file_meta(file, start)[1])
+    found: list[tuple[str, ...]] = []
+    in_use, is_index = True, False
+    for _ in range(_INDEX_STEPS):
+        element = _element(file, True, "<")  # explicit, little-endian: PS3.10 8.6
+        if element is None:
+            break
+        if element.tag >> 16 == 0xFFFE or element.kind == b"SQ":  # what is inside comes next
+            in_use |= element.tag == _ITEM
+            is_index |= element.tag == _RECORDS
+            continue
+        if element.length == _UNDEFINED:
+            raise ValueError
+        value = file.read(element.length)
+        if element.tag == _IN_USE:
+            in_use = value != b"\0\0"
+        elif element.tag == _FILE_ID and in_use:
+            found.append(tuple(part.strip(" \0") for part in value.decode("latin-1").split("\\")))
+    if not is_index:
+        raise ValueError
+    return found
+
+
 def _file_meta(file: BinaryIO, start: int) -> tuple[str, int]:
     """Transfer syntax, empty where there is none, and where the data set begins."""
     file.seek(start)
@@ -81,14 +115,15 @@ def _file_meta(file: BinaryIO, start: int) -> tuple[str, int]:
     return syntax, end
 
 
-def _top(file: BinaryIO, is_explicit: bool, order: str) -> Iterator[Element]:
-    """The elements of the data set, each with the file at its value."""
-    for _ in range(_STEPS):
+def _top(file: BinaryIO, is_explicit: bool, order: str, steps: Iterator[int]) -> Iterator[Element]:
+    """The elements of the data set, each with the file at its value. Raises ValueError for one
+    that takes more steps, inside of sequences too."""
+    for _ in steps:
         element = _element(file, is_explicit, order)
         if element is None:
             return
         if element.length == _UNDEFINED:
-            _pass(file, is_explicit and element.kind != b"UN", order)
+            _pass(file, is_explicit and element.kind != b"UN", order, steps)
             continue
         behind = file.tell() + element.length
         yield element
@@ -96,10 +131,10 @@ def _top(file: BinaryIO, is_explicit: bool, order: str) -> Iterator[Element]:
     raise ValueError
 
 
-def _pass(file: BinaryIO, is_explicit: bool, order: str) -> None:
+def _pass(file: BinaryIO, is_explicit: bool, order: str, steps: Iterator[int]) -> None:
     """Leave a sequence of undefined length behind."""
     explicit = [is_explicit]
-    for _ in range(_STEPS):
+    for _ in steps:
         element = _element(file, explicit[-1], order)
         if element is None:
             raise ValueError
