@@ -22,6 +22,7 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}
 _ASPECT = 0.05
 
 
+MIRAX = ".mrxs"
 SlideKind = Literal["scan", "beside", "dicom"]
 
 
@@ -77,7 +78,7 @@ def slide_kind(file: BinaryIO, name: str = "") -> SlideKind | None:
 
     Raises OSError.
     """
-    if name.lower().endswith(".mrxs"):
+    if name.lower().endswith(MIRAX):
         return "beside"
     file.seek(0)
     head = file.read(512)

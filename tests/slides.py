@@ -66,6 +66,7 @@ class NoProcess(SlideReader):
     _shelf: Shelf | None = None
 
     def _prepare(self, data: bytes, part: str = "", sha256: str = "") -> Any:
-        self._shelf = self._shelf or Shelf(json.loads(self._setup))
-        header, payload = self._shelf.answer(data)
+        with self._lock:
+            self._shelf = self._shelf or Shelf(json.loads(self._setup))
+            header, payload = self._shelf.answer(data)
         return self._understand(json.loads(json.dumps(header)), bytearray(payload))

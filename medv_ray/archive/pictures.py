@@ -19,7 +19,7 @@ from medv_ray.archive.listing import place_of
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Stored, is_local, reason_of
 from medv_ray.errors import DataError
-from medv_ray.slide_parts import SlideKind, SlidePart, slide_kind
+from medv_ray.slide_parts import MIRAX, SlideKind, SlidePart, slide_kind
 from medv_ray.tables import names
 from medv_ray.tables.cells import check_marks, names_of, pictures_of
 
@@ -113,6 +113,8 @@ def read_picture(archive: Archive, path: str) -> tuple[bytes, tuple[str, ...]]:
     A slide that OpenSlide does not know is read as any other TIFF, by its first page.
     """
     root = place_of(archive.images_uri)[1]
+    if archive.slides is None and path.lower().endswith(MIRAX):  # a JPEG of slide and label
+        raise DataError("E1211", "the slide is read with the extra medv-ray[wsi].")
     if archive.slides is not None and is_local(archive.images_uri):
         full = real_path(root, path)
         kind = None if full is None else _slide_kind(full)

@@ -98,6 +98,12 @@ def test_thumbnails_are_one_row_a_slide(folder: Path) -> None:
         (), ("slide_thumbnail:1024x768",), ("slide_thumbnail:256x192",)
     ]  # fmt: skip
     assert slide_counts(made.inputs) is None
+    (folder / "c.mrxs").write_bytes((folder / "a.png").read_bytes())
+    made = planned(folder, SlideSettings())
+    for reader in (made.archive.slides, None):
+        archive = replace(made.archive, slides=reader)
+        rows = [row for chunk in made.chunks for row in read_rows(archive, chunk)]
+        assert [row.error and row.error.code for row in rows] == [None, None, "E1211", None]
 
 
 def test_slides_that_come_later_do_not_change_the_earlier_rows(

@@ -29,8 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = write_slide(root / "a.svs", scan((512, 384)))
     data = bytearray(whole.read_bytes())
     with Image.open(whole) as file:
-        at = max(file.tag_v2[324])
-    data[at : at + 40] = bytes(40)  # a tile of the finest level
+        at = file.tag_v2[324][9]
+    data[at : at + 8] = bytes(8)  # a tile of the finest level
     (root / "damaged.svs").write_bytes(data)
     write_slide(root / "glass.svs", Image.new("RGB", (256, 192), GLASS))
     write_slide(root / "nothing_said.tiff", scan((256, 192)), said=None)
