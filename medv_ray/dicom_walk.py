@@ -8,6 +8,7 @@ Source: PS3.5 chapters 7 and A.4, PS3.10 chapters 7 and 8, PS3.3 F.5.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -57,8 +58,7 @@ def dicom_frames(file: BinaryIO, head: bytes, size: int) -> int:
     frames, sizes = 1, {"samples": 1, "rows": 0, "columns": 0, "bits": 0}
     for element in _top(file, is_explicit, order, iter(range(_STEPS))):
         if element.tag == _FRAMES:
-            text = file.read(min(element.length, 64)).rstrip(b"\0 ").lstrip()
-            frames = int(text) if text else 1
+            frames = _number(file.read(min(element.length, 64)))
         elif element.tag in _SIZES and element.length == 2:
             [sizes[_SIZES[element.tag]]] = struct.unpack(order + "H", file.read(2))
         if element.tag >= _LAST:
@@ -69,6 +69,15 @@ def dicom_frames(file: BinaryIO, head: bytes, size: int) -> int:
     if frames < 1 or (frames > 1 and frames * least > size and syntax != _DEFLATED):
         raise ValueError
     return frames
+
+
+def _number(text: bytes) -> int:
+    """NumberOfFrames as it is read at decoding: what stands behind the digits does not count, and 0
+    is 1. Raises ValueError."""
+    found = re.fullmatch(rb" *\+?(\d*).*", text.rstrip(b"\0 "), re.DOTALL)
+    if found is None or (text.strip(b"\0 ") and not found[1]):
+        raise ValueError
+    return int(found[1] or 1) or 1
 
 
 def referenced_files(data: bytes) -> list[tuple[str, ...]]:

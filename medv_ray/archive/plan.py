@@ -166,7 +166,7 @@ def plan(
         left_out(archive, entries, named),
         tuple(inputs),
         growth(prior, entries, inputs, lost),
-        splitter and splitter.key,
+        None if splitter is None else splitter.key,
     )
 
 
@@ -183,7 +183,7 @@ def arranged(
             raise SettingsError("E1001", f"{splitter.key}: files of {way}")
         return archive, [], []
     found = images.listed(archive)
-    split = splitter and splitter.key
+    split = None if splitter is None else splitter.key
     is_same_split = prior.kind == "images" and prior.split == split
     if splitter is not None:
         known = prior.images if is_same_split else {}

@@ -86,9 +86,8 @@ def test_policies(folder: Folder, policy: str, ids: list[str]) -> None:
         f"{row.image_name.replace('/', ':')}#frame={row.frame}" for row in of_several
     ]
     assert all(row.frame is None for row in rows if "#" not in row.id)
-    counts = {"by": f"image.frames={policy}", "files": 3, "files_of_several": 2, "rows": len(ids)}
-    if policy == "every:50":
-        counts["files_of_several"] = 0
+    counts = {"by": f"image.frames={policy}", "files": 3, "rows": len(ids)}
+    counts["files_of_several"] = {"every:3": 1, "every:50": 0}.get(policy, 2)  # pages: 3, frames: 4
     assert planned.several_rows == (None if ids is FIRST else counts)
 
 

@@ -53,7 +53,7 @@ def test_a_job_from_rows_to_summary(make, planned, out, committed_ids):
     assert json.loads(store.read("metrics.json"))["quarantined"] == 2
     quarantine = pq.read_table(pa.BufferReader(store.read("quarantine/quarantine.parquet")))
     assert quarantine.to_pylist()[0] | {"chunk": ""} == {
-        "id": "a:19", "file": 0, "row": 19, "image_paths": None,
+        "id": "a:19", "file": 0, "row": 19, "image_paths": None, "frame": None,
         "code": "E1104", "reason": "bad_id", "chunk": "",
     }  # fmt: skip
     manifest = json.loads(store.read("run.json"))

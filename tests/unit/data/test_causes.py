@@ -212,7 +212,7 @@ def test_a_child_that_says_so_is_replaced_first(monkeypatch: pytest.MonkeyPatch)
         ) -> tuple[object, bytearray]:
             if process is first:
                 return {"code": "E1513", "detail": "broken."}, bytearray()
-            return real(self, process, data, *rest)  # type: ignore[arg-type]
+            return real(self, process, data, *rest)
 
         monkeypatch.setattr(Decoder, "_exchange", lie)
         assert decoder.prepare(JPEG).size_wh == (64, 48)

@@ -239,7 +239,7 @@ def test_parts_of_one_file_are_sent_to_the_child_once(monkeypatch) -> None:
     monkeypatch.setattr(Decoder, "_exchange", exchange)
     first, second = dicom(GREYS), tiff([page(grey) for grey in GREYS])
     asked = [(first, "a", 1), (first, "a", 4), (second, "b", 2), (first, "a", 3), (first, "a", 2)]
-    with Decoder(ImageSettings(frames="all"), TileSettings("square", 32)) as decoder:
+    with Decoder(ImageSettings(), TileSettings("square", 32)) as decoder:
         for data, digest, number in asked:
             got = decoder.prepare(Picture(data, digest, FilePart(number, 4)))
             assert got.tiles[0, 0, 0, 0] == GREYS[number - 1]
