@@ -64,7 +64,7 @@ class SlideCounts(NamedTuple):
     """Tiles of the first slides, by name."""
 
     def __str__(self) -> str:
-        less = [f"{self.grid - self.with_tissue} tiles without tissue"]
+        less = [f"{self.grid - self.with_tissue} tiles with less tissue than slides.tissue"]
         if self.with_tissue > self.tiles:
             less.append(f"{self.with_tissue - self.tiles} beyond slides.most_tiles")
         return f"{self.slides} in {self.tiles} tiles; left out: {', '.join(less)}"
