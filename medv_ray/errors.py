@@ -238,6 +238,26 @@ CATALOGUE: dict[str, Entry] = {
         "The picture's transparency hides it: laid on the background it is of one colour.",
         "Save it without its alpha channel, or choose another --set image.background=...",
     ),
+    "E1214": Entry(
+        "slide_resolution",
+        "A slide cannot be cut into tiles of the magnification asked for: it does not say how "
+        "large its pixels are, or was scanned with larger ones.",
+        "Use --set slides.assume_mpp=0.25 (micrometres a pixel of the scan) where it says nothing, "
+        "a lower slides.magnification, or slides.read=thumbnail.",
+    ),
+    "E1215": Entry(
+        "no_tissue",
+        "No tile of the slide shows as much tissue as is asked for. Unstained slides show none.",
+        "Look at the slide (slides.read=thumbnail); lower --set slides.tissue=..., or 0 for every "
+        "tile.",
+    ),
+    "E1216": Entry(
+        "part_of_slide",
+        "The file is a further level, or the label, of a slide whose first file is a row of its "
+        "own, or a label or macro image that nobody asked for.",
+        "Nothing is to be done: the slide is read as a whole. --set slides.associated=[...] reads "
+        "label and macro images.",
+    ),
     # questions and prompts
     "E1301": Entry(
         "empty_question", "The question is empty or white space.", "Fill the question column."

@@ -261,6 +261,47 @@ class ImageSettings(Settings):
         return value
 
 
+class SlideSettings(Settings):
+    """How slides of a folder of images are read: as one picture each, or in tiles."""
+
+    read: Literal["thumbnail", "tiles"] = "thumbnail"
+    """`thumbnail`: the whole slide in one row. `tiles`: a row for each tile that shows tissue. Both
+    need the extra `medv-ray[wsi]`; without it a slide is read as any other TIFF or DICOM file."""
+    thumbnail_side: Annotated[int, Field(ge=16, le=8192)] = 1536
+    """Longer side of a thumbnail in pixels."""
+    magnification: Annotated[Finite | None, Field(gt=0)] = None
+    """Of tiles: power of an objective, 10 or 20, say. The slide is shrunk to it."""
+    mpp: Annotated[Finite | None, Field(gt=0)] = None
+    """Of tiles, in place of magnification: micrometres a pixel."""
+    assume_mpp: Annotated[Finite | None, Field(gt=0)] = None
+    """Micrometres a pixel of a slide's finest level where the file says neither these nor its
+    magnification."""
+    tile: Annotated[int, Field(ge=32, le=4096)] = 512
+    """Side of a tile in pixels of the magnification asked for."""
+    overlap: NonNegativeInt = 0
+    """Pixels that a tile shares with the next one."""
+    tissue: Annotated[Finite, Field(ge=0, le=1)] = 0.25
+    """Least share of a tile that shows tissue; 0 takes every tile and does not look."""
+    most_tiles: PositiveInt | None = None
+    """Of a slide with more tiles, so many are taken, evenly over it. None: all."""
+    associated: tuple[Literal["label", "macro", "thumbnail"], ...] = ()
+    """Images beside the scan that get a row each. Label and macro may show patient data: none is
+    read unless it is named here."""
+    seconds: PositiveFloat = 60.0
+    """Wall time for one look at a slide (its plan, a thumbnail, a tile), after which the reader's
+    child process is ended."""
+
+    @model_validator(mode="after")
+    def _one_resolution(self) -> Self:
+        if self.read == "tiles" and (self.magnification is None) == (self.mpp is None):
+            raise ValueError(
+                "slides.read=tiles needs slides.magnification or slides.mpp, and not both"
+            )
+        if self.overlap >= self.tile:
+            raise ValueError(f"overlap={self.overlap} must be less than tile={self.tile}")
+        return self
+
+
 def _one_picture(image: ImageSettings) -> ImageSettings:
     if image.frames == "all" or image.frames.startswith("every:"):
         raise ValueError(

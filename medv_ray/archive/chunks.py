@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from medv_ray.archive.left_out import LeftOut
 from medv_ray.errors import DataError
 from medv_ray.file_parts import FilePart, Picture
+from medv_ray.slide_parts import SlidePart
 
 CHUNK_BYTES = 128 * 2**20
 """Encoded images above this do not share a chunk, as far as sizes are known when it is cut."""
@@ -77,6 +78,8 @@ class Row:
     warnings: tuple[str, ...] = ()
     part: FilePart | None = None
     """Which part of its one picture's file the row is; None: the whole file."""
+    slide: SlidePart | None = None
+    """Which part of its slide the row's one picture is, where rows are tiles."""
     file_sha256: str = ""
     """Of the file that the part is of."""
 

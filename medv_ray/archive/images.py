@@ -17,12 +17,13 @@ from pyarrow import fs
 from medv_ray.archive.chunks import CHUNK_BYTES, Chunk, Cut, Draft, Piece, Row, SourceFile
 from medv_ray.archive.columns import make_row
 from medv_ray.archive.listing import place_of
-from medv_ray.archive.pictures import read_image
+from medv_ray.archive.pictures import read_picture, read_slide, real_path
 from medv_ray.archive.prior import Image
 from medv_ray.archive.sources import Archive
-from medv_ray.archive.store import TROUBLE, Stored, reason_of
+from medv_ray.archive.store import TROUBLE, Stored, is_local, reason_of
 from medv_ray.errors import DataError
 from medv_ray.file_parts import FilePart, Splitter
+from medv_ray.slide_parts import SlidePart
 
 READERS = 8
 SPLITTERS = 16
@@ -62,7 +63,12 @@ def spots_of(archive: Archive) -> Iterator[tuple[Any, ...]]:
 
 def row_id(name: str, size: int, mtime_ns: int, part: str | None = None) -> str:
     """`study/a.dcm` -> `study:a.dcm`, and `study:a.dcm#frame=07` for a part."""
-    return name.replace("/", ":") + (FilePart.parse(part).suffix if part is not None else "")
+    return name.replace("/", ":") + (part_of(part).suffix if part is not None else "")
+
+
+def part_of(text: str) -> FilePart | SlidePart:
+    """A part that a splitter planned."""
+    return FilePart.parse(text) if text.startswith("frame=") else SlidePart.parse(text)
 
 
 def split_up(
@@ -79,6 +85,8 @@ def split_up(
         before = known.get(image.name)
         if before is not None and image.is_same(before):
             return image._replace(parts=before.parts)
+        if is_local(archive.images_uri) and real_path(root, image.name) is None:
+            return image
         try:
             parts = splitter.parts(filesystem, f"{root}/{image.name}")
         except (FileNotFoundError, PermissionError):
@@ -145,7 +153,11 @@ def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
         cells: dict[str, Any] = {"id": row_id(*spot)}
         row = make_row(archive, chunk, number, cells, has_id=True)
         row.image_name = spot[0]
-        row.part = FilePart.parse(spot[3]) if len(spot) > 3 else None
+        part = part_of(spot[3]) if len(spot) > 3 else None
+        if isinstance(part, SlidePart):
+            row.slide = part
+        else:
+            row.part = part
         if row.error is None:
             fill(archive, row, last)
             last = row
@@ -153,12 +165,20 @@ def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
 
 
 def fill(archive: Archive, row: Row, last: Row | None) -> None:
-    """Give the row its file's bytes, those of the `last` row where that is of the same file."""
+    """Give the row its file's bytes, those of the `last` row where that is of the same file; of a
+    slide, a picture of its part."""
+    if row.slide is not None:
+        try:
+            row.image = read_slide(archive, str(row.image_name), row.slide)
+        except DataError as error:
+            row.refuse(error)
+        return
     if last is not None and last.image_name == row.image_name:
         row.images, row.file_sha256, row.error = last.images, last.file_sha256, last.error
         return
     try:
-        row.image = read_image(archive, str(row.image_name))
+        row.image, words = read_picture(archive, str(row.image_name))
+        row.warnings += words
     except DataError as error:
         row.refuse(error)
     if row.image is not None and row.part is not None:

@@ -19,6 +19,7 @@ from medv_ray.archive.listing import place_of
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Stored, is_local, reason_of
 from medv_ray.errors import DataError
+from medv_ray.slide_parts import MIRAX, SlideKind, SlidePart, slide_kind
 from medv_ray.tables import names
 from medv_ray.tables.cells import check_marks, names_of, pictures_of
 
@@ -28,7 +29,7 @@ REFUSED = (
 )  # fmt: skip
 """Why a file is not opened today nor tomorrow."""
 EXAMPLES = 3
-NAME_WARNINGS = ("image_name_case",)
+PICTURE_WARNINGS = ("image_name_case", "slide_thumbnail")
 
 
 def give_images(archive: Archive, row: Row, cell: Any, last: Row | None = None) -> None:
@@ -46,7 +47,7 @@ def give_images(archive: Archive, row: Row, cell: Any, last: Row | None = None) 
         if last is not None:
             check_marks(row.marks, len(last.images))
             row.images, row.image_names = last.images, last.image_names
-            row.warnings += tuple(w for w in last.warnings if w in NAME_WARNINGS)
+            row.warnings += tuple(w for w in last.warnings if w.startswith(PICTURE_WARNINGS))
             return
         for picture in pictures_of(cell):
             if picture.data is None:
@@ -91,14 +92,67 @@ def named_images(archive: Archive, name: object) -> list[tuple[names.Found, byte
     """
     try:
         path = names.relative(inside(archive, name))
-        return [(names.Found(posixpath.normpath(path)), read_image(archive, path))]
+        return [_read(archive, names.Found(posixpath.normpath(path)))]
     except DataError as error:
         if error.code not in ("E1108", "E1111") or not isinstance(name, str):
             raise
         found = meant(archive, name)
         if not found:
             raise
-    return [(one, read_image(archive, one.path)) for one in found]
+    return [_read(archive, one) for one in found]
+
+
+def _read(archive: Archive, found: names.Found) -> tuple[names.Found, bytes]:
+    data, words = read_picture(archive, found.path)
+    return found._replace(warnings=(*found.warnings, *words)), data
+
+
+def read_picture(archive: Archive, path: str) -> tuple[bytes, tuple[str, ...]]:
+    """As `read_image`, but of a slide a thumbnail, and words. Raises as it and `SlideFiles`.
+
+    A slide that OpenSlide does not know is read as any other TIFF, by its first page.
+    """
+    root = place_of(archive.images_uri)[1]
+    if archive.slides is None and path.lower().endswith(MIRAX):  # a JPEG of slide and label
+        raise DataError("E1211", "the slide is read with the extra medv-ray[wsi].")
+    if archive.slides is not None and is_local(archive.images_uri):
+        full = real_path(root, path)
+        kind = None if full is None else _slide_kind(full)
+        if full is not None and kind is not None:
+            try:
+                data, word = archive.slides.thumbnail(full)
+                return data, (word,)
+            except DataError as error:
+                if error.code != "E1211" or kind != "scan":
+                    raise
+    return read_image(archive, path), ()
+
+
+def read_slide(archive: Archive, path: str, part: SlidePart) -> bytes:
+    """A part of a slide of the image folder. Raises as `read_picture`."""
+    full = real_path(place_of(archive.images_uri)[1], path)
+    if full is None:
+        raise DataError("E1108", "the slide leads out of the image folder.")
+    if archive.slides is None:
+        raise DataError("E1211", "the slide is read with the extra medv-ray[wsi].")
+    return archive.slides.picture(full, part)
+
+
+def real_path(root: str, path: str) -> str | None:
+    """A path below `root` with all links resolved; None where it leads out of it."""
+    real_root = os.path.realpath(root)
+    full = os.path.realpath(os.path.join(real_root, path))
+    return full if os.path.commonpath([real_root, full]) == real_root else None
+
+
+def _slide_kind(full: str) -> SlideKind | None:
+    """Of a regular file; any other is none, and what is wrong with it is told elsewhere."""
+    try:
+        with open(os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            return slide_kind(file, full) if is_regular else None
+    except OSError:
+        return None
 
 
 def read_image(archive: Archive, path: str) -> bytes:
@@ -186,9 +240,8 @@ def read_object(filesystem: Any, path: str, limit: int) -> bytes:
 
 def read_local(root: str, path: str, limit: int) -> bytes:
     """A regular file below `root`, links resolved. Never blocks on a pipe or a device."""
-    real_root = os.path.realpath(root)
-    full = os.path.realpath(os.path.join(real_root, path))
-    if os.path.commonpath([real_root, full]) != real_root:
+    full = real_path(root, path)
+    if full is None:
         raise DataError("E1108", "the image path leads out of the image folder.")
     try:
         handle = os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)

@@ -52,12 +52,29 @@ def quarantine_record(row: Row, error: DataError) -> dict[str, Any]:
         "row": row.row,
         "image_paths": image_paths(row),
         "frame": row.frame,
+        **tile_record(row),
         "question": row.question,
         "reference": row.reference,
         "answer_type": row.answer_type,
         "status": "quarantined",
         "code": error.code,
         "reason": error.reason,
+    }
+
+
+def tile_record(row: Row) -> dict[str, Any]:
+    """The columns about a slide's tile."""
+    tile = row.slide
+    if tile is None or tile.name != "tile":
+        return {}
+    return {
+        "tile_x": tile.x,
+        "tile_y": tile.y,
+        "tile_width": tile.width,
+        "tile_height": tile.height,
+        "tile_mpp": tile.mpp,
+        "tile_magnification": tile.magnification,
+        "tile_tissue": None if tile.tissue < 0 else tile.tissue,
     }
 
 

@@ -37,6 +37,7 @@ from medv_ray.archive.listing import (
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.store import Stored, absolute, resolve
 from medv_ray.errors import DataError
+from medv_ray.slide_parts import SlideFiles
 from medv_ray.tables.records import ENDINGS as TABLE_ENDINGS
 
 
@@ -57,6 +58,8 @@ class Archive:
     """By path in the filesystem, what rows may name. An actor's copy has none."""
     images: tuple[Stored, ...] = field(default=(), repr=False, compare=False)
     """Of a folder of images, the pictures in order of names. An actor's copy has none."""
+    slides: SlideFiles | None = field(default=None, repr=False, compare=False)
+    """What reads slides; None: they are read as any other file."""
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
     """By name, the texts of the parts of those pictures that become rows by parts. An actor's copy
     has none."""

@@ -15,6 +15,7 @@ from medv_ray.archive.accuracy import MOST_ROWS, Accuracy, accuracy, listed
 from medv_ray.archive.folder import METRICS, QUARANTINE
 from medv_ray.archive.ledger import Ledger
 from medv_ray.archive.plan import Plan
+from medv_ray.archive.slides import slide_counts
 from medv_ray.archive.store import Store
 from medv_ray.errors import RunError
 from medv_ray.schema import ANSWER_SCHEMA
@@ -112,4 +113,7 @@ def write_metrics(store: Store, plan: Plan, summary: Summary, files_not_scored: 
         "left_out": {"files": left_out.total, "groups": left_out.listed()},
         "several_rows": plan.several_rows,
     }
+    slides = slide_counts(plan.inputs)
+    if slides is not None:
+        metrics["slides"] = {n: v for n, v in slides._asdict().items() if n != "names"}
     store.write(METRICS, (json.dumps(metrics, indent=1) + "\n").encode())

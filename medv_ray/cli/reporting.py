@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -39,11 +40,12 @@ def report_command(
     from medv_ray.archive.settings import ArchiveSettings
     from medv_ray.archive.sources import open_archive
     from medv_ray.archive.store import Store
+    from medv_ray.data.slide_child import reader_of
     from medv_ray.evaluation.eval_report import eval_report, is_evaluation
     from medv_ray.evaluation.report import report
     from medv_ray.evaluation.stored_calibration import read_calibration
     from medv_ray.files import write_atomic
-    from medv_ray.settings import build
+    from medv_ray.settings import ImageSettings, SlideSettings, build
 
     stored = read_calibration(calibration) if calibration is not None else None
     if calibration is not None and stored is None:
@@ -56,6 +58,7 @@ def report_command(
         given = {"archive": archive, "questions": questions, "question": question, "images": images}
         prior = Prior.read(run)  # rows are numbered as the run has them
         found = open_archive(build(ArchiveSettings, given), prior.images)
+        found = replace(found, slides=reader_of(ImageSettings(), SlideSettings()))
         text = report(run, plan(found, "report", prior, prior.splitter), stored)
     else:
         text = report(run, stored=stored)

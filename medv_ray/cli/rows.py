@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 Option = typer.Option
 Text = str | None
 SHOWN = ("id", "image_paths", "question", "status", "answer", "confidence")
+SLIDES_SHOWN = (
+    *("slide", "rows", "tiles", "answered", "quarantined", "top_answer", "top_share"),
+    *("mean_confidence", "surest_id"),
+)
 PIPE_WIDTH = 200
 
 
@@ -31,6 +35,9 @@ def rows_command(
     join: Annotated[Text, Option(help="Your table, whose columns are put beside.")] = None,
     encoding: Annotated[Text, Option(help="Of --join, as latin-1. Default: UTF-8.")] = None,
     on: Annotated[str, Option(help="Its column of ids, or `row` for its order.")] = "id",
+    by_slide: Annotated[
+        bool, Option("--by-slide", help="A line for each picture file: its tiles, or frames.")
+    ] = False,
 ) -> None:
     """Show, choose and export the rows of a run, each with its picture's path."""
     from medv_ray.archive import exports, results
@@ -48,6 +55,12 @@ def rows_command(
         if absolute(path) == absolute(join or run) or inside(absolute(path), absolute(run)):
             raise SettingsError("E1001", f"{flag}: neither over the table nor into the run folder.")
     most = 20 if limit is None and not files else limit
+    if by_slide:
+        chosen = (status, reason, below, sort, join)
+        if any(one is not None for one in chosen):
+            raise SettingsError("E1001", "--by-slide counts all rows: it takes --limit and files.")
+        show_slides(run, files, most)
+        return
     choice = results.Choice(status, reason, below, most, sort)
     choice.check()
     beside = None
@@ -68,6 +81,17 @@ def rows_command(
             tell_partners(beside.partners, sum(table.num_rows for table in shown))
 
 
+def show_slides(run: str, files: dict[str, tuple[str, Any]], most: int | None) -> None:
+    """Write or show a line a slide."""
+    from medv_ray.archive.slides import by_slide
+
+    table = by_slide(run).slice(0, most)
+    for flag, (path, write) in files.items():
+        typer.echo(f"{write(path, iter([table]))} slides written ({flag}).", err=True)
+    if not files:
+        show([table], most, SLIDES_SHOWN)
+
+
 def tell_partners(partners: int, rows: int) -> None:
     typer.echo(f"{partners} of {rows} rows have a row in the table of --join.", err=True)
 
@@ -76,14 +100,15 @@ def inside(path: str, folder: str) -> bool:
     return path.startswith(folder.rstrip("/") + "/")
 
 
-def show(tables: list[pa.Table], most: int | None) -> None:
+def show(tables: list[pa.Table], most: int | None, shown: tuple[str, ...] = SHOWN) -> None:
     """A table for people: a column is as wide as the terminal allows."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    names = [name for name in tables[0].column_names if name in SHOWN] if tables else []
-    names += [name for table in tables[:1] for name in table.column_names if is_joined(name)]
+    names = [name for name in tables[0].column_names if name in shown] if tables else []
+    if shown is SHOWN:
+        names += [name for table in tables[:1] for name in table.column_names if is_joined(name)]
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
         drawn.add_column({"image_paths": "picture", "status": "status, reason"}.get(name, name))

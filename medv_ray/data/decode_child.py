@@ -93,7 +93,7 @@ class Decoder:
             return replace(found, sha256=picture.sha256, part=picture.part)
         return self._prepare(picture)
 
-    def _prepare(self, data: bytes, part: str = "", sha256: str = "") -> Prepared:
+    def _prepare(self, data: bytes, part: str = "", sha256: str = "") -> Any:
         check_bytes(data, self._image)
         with self._lock:
             how = self._try(data, part, sha256)
@@ -105,7 +105,8 @@ class Decoder:
                 raise how
             if isinstance(how, str):
                 self._check_alive()
-                raise DataError("E1209", f"the decoder ended ({how}) on {len(data)} bytes, twice.")
+                what = self._what(data)
+                raise DataError("E1209", f"the decoder ended ({how}) on {what}, twice.")
             return how
 
     def _check_alive(self) -> None:
@@ -119,7 +120,11 @@ class Decoder:
             how = self._stop(leaving=not isinstance(error, TimeoutError))
             raise broken(f"an image decoder ended ({how}) on a picture of a few bytes.") from None
 
-    def _try(self, data: bytes, part: str, sha256: str) -> Prepared | RunError | str:
+    def _what(self, data: bytes) -> str:
+        """In words, what is asked for."""
+        return f"{len(data)} bytes"
+
+    def _try(self, data: bytes, part: str, sha256: str) -> Any:
         """The reply, the child's word that it is broken, or how it ended.
 
         Raises DataError, SettingsError, and RunError when the child does not start.
@@ -140,7 +145,7 @@ class Decoder:
         except TimeoutError:
             self._stop()
             self._check_alive()
-            detail = f"decoding {len(data)} bytes took longer than {seconds:g} s."
+            detail = f"decoding {self._what(data)} took longer than {seconds:g} s."
             raise DataError("E1209", detail) from None
         except (EOFError, OSError):
             return self._stop(leaving=True)
@@ -223,18 +228,23 @@ class Decoder:
         header = json.loads(_receive(stdout, json_bytes, deadline))
         return header, _receive(stdout, tile_bytes, deadline)
 
-    def _understand(self, header: Any, payload: bytearray) -> Prepared:
+    def _understand(self, header: Any, payload: bytearray) -> Any:
         """The reply of a child that may have been taken over: every field is checked."""
-        if not isinstance(header, dict):
-            raise ValueError("a reply of the wrong form")
-        code = header.get("code")
-        if code is not None:
-            kind = _KINDS.get(code, DataError)
-            raise kind(code if code in CATALOGUE else "E1209", str(header["detail"])[:500])
+        check_reply(header)
         width, height = header["size_wh"]
         words = tuple(str(word)[:100] for word in header["warnings"])
         tiles = np.frombuffer(payload, np.uint8).reshape(-1, self._side, self._side, 3)
         return Prepared(tiles, (int(width), int(height)), words, str(header["sha256"])[:64])
+
+
+def check_reply(header: Any) -> None:
+    """Raises the error that a reply tells, and ValueError for what is no reply."""
+    if not isinstance(header, dict):
+        raise ValueError("a reply of the wrong form")
+    code = header.get("code")
+    if code is not None:
+        kind = _KINDS.get(code, DataError)
+        raise kind(code if code in CATALOGUE else "E1209", str(header["detail"])[:500])
 
 
 def _pipes(process: subprocess.Popen[bytes]) -> tuple[int, int]:
@@ -287,6 +297,11 @@ def main() -> None:
     image = cast("ImageSettings", SimpleNamespace(**setup["image"]))
     # the grid as lists, which serve as well
     tiles = None if setup["tiles"] is None else TileSettings(**setup["tiles"])
+    slides = None
+    if "slides" in setup:
+        from medv_ray.data.slide_shelf import Shelf  # it loads OpenSlide, which few need
+
+        slides = Shelf(setup)
     with contextlib.suppress(MedvError):
         open_header(b"\0", image.formats)  # loads the plugins while files may still be opened
     limit(image.decode_bytes)
@@ -302,7 +317,10 @@ def main() -> None:
         data = _exactly(requests, size) or held
         # Should the parent be gone by then, only this signal ends a decoder that hangs.
         signal.setitimer(signal.ITIMER_REAL, image.decode_seconds + 1)
-        header, payload = answer(data, image, tiles, part)
+        if slides is not None:
+            header, payload = slides.answer(data)
+        else:
+            header, payload = answer(data, image, tiles, part)
         held = data if part is not None else b""
         del data
         said = json.dumps(header).encode()

@@ -8,6 +8,7 @@ global switches. T tiles of H x W pixels.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from medv_ray.data.pixels import (
 from medv_ray.data.tiles import cut
 from medv_ray.errors import DataError, MedvError
 from medv_ray.file_parts import FilePart
+from medv_ray.slide_parts import shows_label, slide_kind
 
 if TYPE_CHECKING:
     from medv_ray.settings import ImageSettings
@@ -154,12 +156,21 @@ def _open(
             source: ImageFile.ImageFile | DicomFile = DicomFile(data, image)
         else:
             source = open_header(data, image.formats)
+    kind = slide_kind(io.BytesIO(data)) if source.format in ("TIFF", "DICOM") else None
+    if kind == "scan" and part is not None and part.frame > 1:
+        raise DataError("E1216", "a page of a slide, beside its scan.")
+    if kind == "beside":
+        detail = "a slide whose first page may be its label, which medv-ray[wsi] reads"
+        raise DataError("E1211", f"{len(data)} bytes are {detail} from a folder.")
+    if kind == "dicom" and shows_label(data[:4096]):
+        raise DataError("E1216", "the file is the label or macro image of a slide.")
     if source.format != "TIFF":  # whose pages have sizes of their own
         check_header(source.size, image)
     with _own_words(data, source.format):
         # of a TIFF, Pillow would look at every page as if to decode it
         count = 1 if source.format == "TIFF" else getattr(source, "n_frames", 1)
-        index, words = choose(source.format, count, data, image.frames, part)
+        policy = image.frames if kind is None or image.frames == "refuse" else "first"
+        index, words = choose(source.format, count, data, policy, part)
         if isinstance(source, Image.Image):
             _at(source, index)
     check_header(source.size, image)

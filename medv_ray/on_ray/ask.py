@@ -9,10 +9,20 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from medv_ray.data.slide_child import reader_of
 from medv_ray.engine import Answer, Predictor, Request, View
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.on_ray.options import checkpoint_defaults
-from medv_ray.settings import AnswerSettings, ModelSettings, build, model_folder, override
+from medv_ray.settings import (
+    AnswerSettings,
+    ImageSettings,
+    ModelSettings,
+    SlideSettings,
+    build,
+    model_folder,
+    override,
+)
+from medv_ray.slide_parts import slide_kind
 
 MASK = "·"
 
@@ -42,9 +52,21 @@ def settings_of(model: str, assignments: list[str]) -> tuple[ModelSettings, Answ
 
 
 def read_image(image: Path) -> bytes:
-    """A file's bytes. Raises SettingsError E1001."""
+    """A file's bytes; of a slide, where that can be read, a thumbnail. Raises SettingsError E1001,
+    DataError E1203, E1204, E1209, E1211, E1216."""
     try:
-        return image.read_bytes()
+        with image.open("rb") as file:
+            kind = slide_kind(file, image.name)
+        reader = reader_of(ImageSettings(), SlideSettings()) if kind is not None else None
+        if reader is None:
+            return image.read_bytes()
+        with reader:
+            try:
+                return reader.thumbnail(str(image.absolute()))[0]
+            except DataError as error:
+                if error.code != "E1211" or kind != "scan":
+                    raise
+        return image.read_bytes()  # a TIFF that OpenSlide does not know
     except OSError as error:
         kind = type(error).__name__
         raise SettingsError("E1001", f"IMAGE: {image.name} cannot be read ({kind}).") from None

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.reading import read_rows
-from medv_ray.archive.rows import Part, image_paths, quarantine_record, write_part
+from medv_ray.archive.rows import Part, image_paths, quarantine_record, tile_record, write_part
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
 from medv_ray.data.prompts import Role, Turn
@@ -157,6 +157,7 @@ class ChunkScorer:
             "id": row.id,
             "row": row.row,
             "frame": row.frame,
+            **tile_record(row),
             "question": row.question,
             "reference": row.reference,
             "answer_type": row.answer_type,

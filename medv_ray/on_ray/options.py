@@ -20,6 +20,7 @@ from medv_ray.settings import (
     EngineSettings,
     ModelSettings,
     Settings,
+    SlideSettings,
     build,
     model_folder,
 )
@@ -58,6 +59,7 @@ class ScoreSettings(AnswerSettings):
     """Run folder, local or `s3://`, `gs://`; outside the archive."""
     archive: ArchiveSettings
     model: ModelSettings
+    slides: SlideSettings = SlideSettings()
     engine: EngineSettings = EngineSettings()
     pool: PoolSettings = PoolSettings()
 
@@ -105,7 +107,10 @@ class ScoreSettings(AnswerSettings):
         # a run without an adapter is named as it was before there were any
         adapter = {} if adapter_sha256 is None else {"adapter_sha256": adapter_sha256}
         return {
-            "settings": self.answer.model_dump(mode="json"),
+            "settings": {
+                **self.answer.model_dump(mode="json"),
+                "slides": self.slides.model_dump(mode="json", exclude={"seconds"}),
+            },
             "model": {
                 **adapter,
                 "sha256": model_sha256,

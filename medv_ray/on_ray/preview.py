@@ -15,6 +15,7 @@ import torch
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.plan import Plan
 from medv_ray.archive.reading import read_rows
+from medv_ray.archive.slides import slide_counts
 from medv_ray.archive.survey import Survey, survey
 from medv_ray.canvases import TileSettings
 from medv_ray.data.decode_child import Decoder
@@ -70,6 +71,7 @@ def preview(
     counted, how = count(plan, settings)
     sample = take_sample(plan, settings)
     probe = take_probe(sample.good[:PROBE_ROWS], settings, factory)
+    slides = slide_counts(plan.inputs)
     plan_line = {
         "rows": known.rows,
         "files": known.files,
@@ -77,6 +79,7 @@ def preview(
         "left_out": {"files": known.left_out.total, "groups": known.left_out.listed()},
         "several_rows": plan.several_rows,
         "unreadable_files": [{"name": u.name, "code": u.code} for u in known.unreadable],
+        **({} if slides is None else {"slides": slides._asdict()}),
         "duplicate_ids": known.duplicates,
         "images_named": known.named_images,
         "images_missing": known.missing_images,

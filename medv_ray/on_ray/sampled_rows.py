@@ -19,11 +19,13 @@ from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.sources import open_archive
 from medv_ray.archive.strict import kind_of
 from medv_ray.data.dataset import INDEX, Dataset
+from medv_ray.data.slide_child import reader_of
 from medv_ray.engine import Request, row_seed
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.evaluation.recipes import Question, questions_of
 from medv_ray.on_ray.chunk import request_of
 from medv_ray.on_ray.score import tell
+from medv_ray.settings import ImageSettings, SlideSettings
 
 OF_ARCHIVES = (
     "questions", "question", "images", "id_column", "image_column", "question_column",
@@ -126,7 +128,8 @@ def open_rows(settings: ArchiveSettings, split: str, seed: int) -> Rows:
             said = f"{', '.join(given)}: not for a prepared dataset, which is read by its split."
             raise SettingsError("E1001", said)
         return DatasetRows(Dataset.open(settings.archive, split), seed)
-    plan = make_plan(open_archive(settings), "sample")
+    reader = reader_of(ImageSettings(), SlideSettings())
+    plan = make_plan(replace(open_archive(settings), slides=reader), "sample")
     tell(plan)
     return ArchiveRows(plan, seed)
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from medv_ray.archive.chunks import Chunk
@@ -16,9 +16,12 @@ from medv_ray.archive.plan import plan as make_plan
 from medv_ray.archive.prior import Prior
 from medv_ray.archive.rows import Part
 from medv_ray.archive.run import Run
+from medv_ray.archive.slides import slide_counts
 from medv_ray.archive.sources import open_archive
+from medv_ray.archive.store import is_local
 from medv_ray.archive.summary import Summary
 from medv_ray.data.frames import splitter
+from medv_ray.data.slide_child import reader_of, splitter_of
 from medv_ray.errors import DataError, RunError
 from medv_ray.on_ray.cluster import cluster_address, running_ray
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, model_digests
@@ -97,7 +100,10 @@ def planned(settings: ScoreSettings, resume: Resume | None = None) -> tuple[Plan
     identity = settings.identity(*model_digests(settings.model))
     prior = Prior() if resume.new_run else Prior.read(settings.out)
     archive = open_archive(settings.archive, prior.images)
-    split = splitter(settings.image.frames)
+    reader = reader_of(settings.image, settings.slides)
+    is_on_disk = is_local(archive.images_uri)
+    split = splitter_of(reader, settings.slides, splitter(settings.image.frames), is_on_disk)
+    archive = replace(archive, slides=reader)
     return make_plan(archive, identity_digest(identity), prior, split), identity
 
 
@@ -151,6 +157,9 @@ def tell(plan: Plan) -> None:
         sys.stderr.write(f"MOST OF THIS ARCHIVE IS LEFT OUT: {plan.rows} rows are scored.\n")
     if left_out.total:
         sys.stderr.write(f"left out: {left_out}\n")
+    slides = slide_counts(plan.inputs)
+    if slides is not None:
+        sys.stderr.write(f"slides: {slides}\n")
     if (cut := plan.several_rows) is not None:
         files = f"{cut['files']} files, {cut['files_of_several']} of them several rows each"
         sys.stderr.write(f"{cut['by']}: {files}: {plan.rows} rows\n")

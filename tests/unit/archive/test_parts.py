@@ -100,8 +100,10 @@ def test_ids_of_many_frames_are_in_order_as_text(make) -> None:
 
 def test_a_file_is_read_once_a_chunk(folder: Folder, monkeypatch) -> None:
     read = []
-    real = images.read_image
-    monkeypatch.setattr(images, "read_image", lambda a, name: (read.append(name), real(a, name))[1])
+    real = images.read_picture
+    monkeypatch.setattr(
+        images, "read_picture", lambda a, name: (read.append(name), real(a, name))[1]
+    )
     planned = folder.plan(chunk_rows=4)
     rows = folder.make.rows(planned)
     first, second = rows[:4], rows[4:]
