@@ -145,6 +145,8 @@ async function json<T>(path: string, init?: RequestInit): Promise<T> {
   }
 }
 
+export const version = async (): Promise<string> => (await json<{ version: string }>("version")).version;
+
 export const models = async (): Promise<Model[]> => (await json<{ data: Model[] }>("v1/models")).data;
 
 /** What stands at `position` of a state of the answer to `question`; `tokens` as in the API. */

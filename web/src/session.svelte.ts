@@ -1,9 +1,10 @@
 // What happens on this page, from the first picture to "Clear all". In memory only: the images are
 // patients' data, and nothing of them may outlive the tab.
 
-import { ApiError, chat, models, NetworkError, type Model } from "./api";
+import { address, ApiError, chat, models, NetworkError, version, type Model } from "./api";
 import { Countdown } from "./countdown.svelte";
 import { curl, IMAGE } from "./curl";
+import { NOTICE, sha256, type Exported } from "./export";
 import { inspector } from "./inspector.svelte";
 import { withKey } from "./key.svelte";
 import { dataUrl, forget, pictureOf, tooLarge, typeOf, type Picture } from "./picture";
@@ -11,6 +12,8 @@ import { differing, withChange, type Chosen } from "./settings";
 import { Turn } from "./turn.svelte";
 
 const AUTOMATIC_RETRIES = 3;
+/** The reference's tokens, and the preset whose difference from them one wants to see. */
+const COMPARED = ["exact", "fast"] as const;
 
 export class Conversation {
   turns = $state<Turn[]>([]);
@@ -37,6 +40,8 @@ class Session {
   /** Newest first. */
   history = $state<Conversation[]>([]);
   draft = $state("");
+  /** Each question is asked with two presets. */
+  compared = $state(false);
   problem = $state.raw<Problem | null>(null);
   /** Why the last file was not taken. */
   refused = $state("");
@@ -99,10 +104,22 @@ class Session {
     this.draft = "";
   }
 
+  /** Whether this endpoint has the two presets. */
+  get comparable(): boolean {
+    return COMPARED.every((preset) => this.model?.medv.presets.includes(preset));
+  }
+
   /** What the draft would be asked with. Null while there is no picture or no model. */
   next(question: string): Turn | null {
-    const { conversation, model, chosen } = this;
-    if (!conversation || !model || !chosen) return null;
+    const { conversation, model } = this;
+    if (!conversation || !model || !this.chosen) return null;
+    const both = this.compared && this.comparable;
+    const turn = this.#turn(question, conversation, model, both ? { ...this.chosen, preset: COMPARED[0] } : this.chosen);
+    if (both) turn.beside = this.#turn(question, conversation, model, { ...this.chosen, preset: COMPARED[1] });
+    return turn;
+  }
+
+  #turn(question: string, conversation: Conversation, model: Model, chosen: Chosen): Turn {
     const asked = { model: model.id, ...differing(chosen, model.medv.sampler) };
     return new Turn(question, conversation.answered, asked, chosen);
   }
@@ -124,6 +141,8 @@ class Session {
     this.problem = null;
     this.draft = "";
     const last = conversation.turns.at(-1);
+    // The map of an earlier answer's token would look like one of this answer.
+    inspector.clear();
     if (last?.status === "failed" && last.question === question) conversation.turns.pop();
     conversation.turns.push(turn);
     if (!this.history.includes(conversation)) this.history.unshift(conversation);
@@ -143,28 +162,65 @@ class Session {
     return turn && picture ? curl(turn.request(IMAGE), typeOf(picture.file), picture.name) : null;
   }
 
+  /** This dialogue, for a file. Rejects when the picture can no longer be read. */
+  async exported(withPicture: boolean): Promise<Exported> {
+    const { conversation } = this;
+    if (!conversation) throw new Error("There is no dialogue yet.");
+    const { file } = conversation.picture;
+    const said = conversation.turns.filter((turn) => turn.finished);
+    return {
+      notice: NOTICE,
+      exported_at: new Date().toISOString(),
+      endpoint: address("v1"),
+      model: said.at(-1)?.asked.model ?? "",
+      medv_ray: await version().catch(() => "unknown"),
+      picture: {
+        type: typeOf(file),
+        bytes: file.size,
+        sha256: await sha256(file),
+        data: withPicture ? await dataUrl(file) : null,
+      },
+      turns: said.map((turn) => ({
+        question: turn.question,
+        asked_at: turn.asked_at.toISOString(),
+        about: "",
+        settings: turn.settings,
+        answers: (turn.beside ? [turn, turn.beside] : [turn]).map((one) => one.said),
+      })),
+    };
+  }
+
   async #run(conversation: Conversation, turn: Turn): Promise<void> {
     const controller = new AbortController();
     this.busy = controller;
-    const start = performance.now();
+    let asking = turn;
     try {
-      const body = await this.#body(conversation.picture, turn);
-      await withKey(async () => {
-        for await (const chunk of chat(body, controller.signal)) {
-          turn.take(chunk);
-          turn.seconds = (performance.now() - start) / 1000;
-        }
-      });
-      turn.status = "done";
+      await this.#answer(conversation, turn, controller.signal);
       this.#retries = 0;
+      if (turn.beside) await this.#answer(conversation, (asking = turn.beside), controller.signal);
     } catch (error) {
-      turn.status = controller.signal.aborted ? "stopped" : "failed";
+      asking.status = controller.signal.aborted ? "stopped" : "failed";
       if (turn.empty) this.#withdraw(conversation, turn);
-      if (turn.status === "failed") this.#fail(error, turn);
+      if (asking.status === "failed" && asking === turn) this.#fail(error, turn);
+      // The first answer is there: asking for both again is the user's choice.
+      else if (asking.status === "failed") this.problem = { ...problemOf(error), again: false };
     } finally {
+      if (turn.beside?.status === "asking") turn.beside = null;
       if (this.busy === controller) this.busy = null;
       inspector.finished(turn);
     }
+  }
+
+  async #answer({ picture }: Conversation, turn: Turn, signal: AbortSignal): Promise<void> {
+    const start = performance.now();
+    const body = await this.#body(picture, turn);
+    await withKey(async () => {
+      for await (const chunk of chat(body, signal)) {
+        turn.take(chunk);
+        turn.seconds = (performance.now() - start) / 1000;
+      }
+    });
+    turn.status = "done";
   }
 
   async #body(picture: Picture, turn: Turn): Promise<string> {
