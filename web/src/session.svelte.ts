@@ -7,7 +7,7 @@ import { curl, IMAGE } from "./curl";
 import { NOTICE, sha256, type Exported } from "./export";
 import { inspector } from "./inspector.svelte";
 import { withKey } from "./key.svelte";
-import { dataUrl, forget, pictureOf, tooLarge, typeOf, type Picture } from "./picture";
+import { blobUrl, dataUrl, forget, givenUrl, pictureOf, tooLarge, typeOf, type Picture } from "./picture";
 import { differing, withChange, type Chosen } from "./settings";
 import { Turn } from "./turn.svelte";
 
@@ -77,7 +77,10 @@ class Session {
     const most = this.model?.medv.limits.max_body_bytes;
     const message = file.size === 0 ? `${file.name} is empty.` : most ? tooLarge(file, most) : null;
     this.refused = message ?? "";
-    if (message === null) this.open(new Conversation(await pictureOf(file)));
+    if (message !== null) return;
+    const picture = await pictureOf(file);
+    this.open(new Conversation(picture));
+    if (this.model) await picture.look.load(this.model.id);
   }
 
   /** Another conversation in the place of this one, which stays in the history if it says anything. */
@@ -121,7 +124,7 @@ class Session {
 
   #turn(question: string, conversation: Conversation, model: Model, chosen: Chosen): Turn {
     const asked = { model: model.id, ...differing(chosen, model.medv.sampler) };
-    return new Turn(question, conversation.answered, asked, chosen);
+    return new Turn(question, conversation.answered, asked, chosen, conversation.picture.look.given());
   }
 
   /** The draft. `automatic`: by the clock, after the endpoint asked for patience. */
@@ -159,14 +162,20 @@ class Session {
     const picture = this.conversation?.picture;
     // with nothing written it is what was asked last, as it was asked
     const turn = this.draft.trim() ? this.next(this.draft.trim()) : this.conversation?.turns.at(-1);
-    return turn && picture ? curl(turn.request(IMAGE), typeOf(picture.file), picture.name) : null;
+    if (!turn || !picture) return null;
+    const [type, name] = turn.given.about ? ["image/png", "shown.png"] : [typeOf(picture.file), picture.name];
+    return curl(turn.request(IMAGE), type, name);
   }
 
   /** This dialogue, for a file. Rejects when the picture can no longer be read. */
   async exported(withPicture: boolean): Promise<Exported> {
     const { conversation } = this;
     if (!conversation) throw new Error("There is no dialogue yet.");
-    const { file } = conversation.picture;
+    const { file, url, look } = conversation.picture;
+    const shown = async (): Promise<string | null> => {
+      const png = url && look.isOwn ? null : await look.png();
+      return png ? blobUrl(png) : url && dataUrl(file);
+    };
     const said = conversation.turns.filter((turn) => turn.finished);
     return {
       notice: NOTICE,
@@ -178,12 +187,12 @@ class Session {
         type: typeOf(file),
         bytes: file.size,
         sha256: await sha256(file),
-        data: withPicture ? await dataUrl(file) : null,
+        data: withPicture ? await shown() : null,
       },
       turns: said.map((turn) => ({
         question: turn.question,
         asked_at: turn.asked_at.toISOString(),
-        about: "",
+        about: turn.given.about,
         settings: turn.settings,
         answers: (turn.beside ? [turn, turn.beside] : [turn]).map((one) => one.said),
       })),
@@ -195,9 +204,9 @@ class Session {
     this.busy = controller;
     let asking = turn;
     try {
-      await this.#answer(conversation, turn, controller.signal);
+      await this.#answer(turn, controller.signal);
       this.#retries = 0;
-      if (turn.beside) await this.#answer(conversation, (asking = turn.beside), controller.signal);
+      if (turn.beside) await this.#answer((asking = turn.beside), controller.signal);
     } catch (error) {
       asking.status = controller.signal.aborted ? "stopped" : "failed";
       if (turn.empty) this.#withdraw(conversation, turn);
@@ -211,9 +220,9 @@ class Session {
     }
   }
 
-  async #answer({ picture }: Conversation, turn: Turn, signal: AbortSignal): Promise<void> {
+  async #answer(turn: Turn, signal: AbortSignal): Promise<void> {
     const start = performance.now();
-    const body = await this.#body(picture, turn);
+    const body = await this.#body(turn);
     await withKey(async () => {
       for await (const chunk of chat(body, signal)) {
         turn.take(chunk);
@@ -223,9 +232,9 @@ class Session {
     turn.status = "done";
   }
 
-  async #body(picture: Picture, turn: Turn): Promise<string> {
+  async #body(turn: Turn): Promise<string> {
     const body = JSON.stringify({
-      ...turn.request(await dataUrl(picture.file)),
+      ...turn.request(await givenUrl(turn)),
       stream: true,
       stream_options: { include_denoise: true, include_usage: true },
     });

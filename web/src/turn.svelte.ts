@@ -3,6 +3,7 @@
 import type { Chunk, Message, Question, Summary } from "./api";
 import { after, cellsAt, differences, endOf, nothing, type Denoise } from "./denoise";
 import type { Said } from "./export";
+import type { Given } from "./look.svelte";
 import type { Chosen } from "./settings";
 
 export type Status = "asking" | "done" | "stopped" | "failed";
@@ -49,6 +50,8 @@ export class Turn {
     readonly before: readonly Turn[],
     readonly asked: Asked,
     readonly settings: Chosen,
+    /** The picture that it is asked about. */
+    readonly given: Given,
   ) {
     this.plannedSteps = settings.steps;
     this.sampled = settings.temperature > 0;
