@@ -30,6 +30,7 @@ from pydantic_core import PydanticCustomError
 from medv_ray.errors import SettingsError
 from medv_ray.formats import DEFAULT
 from medv_ray.setting_errors import kinds_of, refused
+from medv_ray.windows import parse
 
 TOY = Path(__file__).with_name("assets") / "medv-tiny"
 """The checkpoint that comes with the package."""
@@ -225,12 +226,30 @@ class ImageSettings(Settings):
     frames: Literal["first", "refuse"] = "first"
     """Multi-page and animated files: take the first frame and say so in `warnings`, or
     quarantine."""
+    window: str = "file"
+    """How grey DICOM values become grey: `file` is the file's own first window, `number:2` its
+    second; `lung`, `brain` or another preset (CT alone), or `level/width` (40/400)."""
+    overlays: Literal["draw", "ignore"] = "draw"
+    """Overlay planes of DICOM files (groups 60xx), which may hold text."""
+    burned_in: Literal["refuse", "flag"] = "refuse"
+    """DICOM files that say that annotation is burned in: quarantine, or say so in `warnings`."""
+    maps: Literal["skip", "draw"] = "skip"
+    """DICOM segmentations and dose grids: quarantined as no pictures, or shown."""
     background: Annotated[int, Field(ge=0, le=255)] = 255
     """Grey on which transparent pixels are composited. 255 is white, as figures are printed."""
     decode_seconds: PositiveFloat = 10.0
     """Wall time after which the decoder's child process is killed."""
     decode_bytes: PositiveInt = 2 * 2**30
     """Address space of the decoder's child process."""
+
+    @field_validator("window")
+    @classmethod
+    def _is_a_window(cls, value: str) -> str:
+        try:
+            parse(value)
+        except ValueError as error:
+            raise PydanticCustomError("no_window", "{reason}", {"reason": str(error)}) from None
+        return value
 
 
 class ModelSettings(Settings):

@@ -14,24 +14,30 @@ import re
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medv_ray.data import dicom_objects as objects
+from medv_ray.data import dicom_overlay as overlay
 from medv_ray.data.causes import broken
-from medv_ray.data.depth import eight_bits
-from medv_ray.data.dicom_decoders import RLE, check_available, why
+from medv_ray.data.dicom_colour import by_palette, to_rgb
+from medv_ray.data.dicom_decoders import check_available, why
 from medv_ray.data.dicom_grey import Look, to_grey
-from medv_ray.data.pixels import stretch
+from medv_ray.data.dicom_pixels import Layout, PixelData, decoded, values_of
 from medv_ray.errors import DataError, MedvError
 from medv_ray.formats import HEAD_BYTES, dicom_start, format_of
+from medv_ray.windows import parse
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+
+    from medv_ray.settings import ImageSettings
 
 IMPLICIT, EXPLICIT, DEFLATED, BIG = (
     *("1.2.840.10008.1.2", "1.2.840.10008.1.2.1"),
@@ -43,6 +49,12 @@ _BURNED_IN = 0x00280301  # the last tag of the header part
 _PROGRAMS = (b"MZ", b"\x7fELF", b"\xcf\xfa\xed\xfe", b"#!")
 _HEADER_BYTES = 16 * 2**20  # the part before _BURNED_IN lies within the first kB of a real file
 _HEADER_READS = 2**17
+_WHOLE_READS = 2**20  # about 2 s
+_PIXELS = 0x7FE00010
+_COLOURS = (
+    *("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420"),
+    *("YBR_ICT", "YBR_RCT"),
+)
 _QUIET = threading.Lock()  # Python's list of warning filters belongs to all threads
 
 
@@ -62,109 +74,162 @@ class DicomFile:
 
     format = "DICOM"
 
-    def __init__(self, data: bytes, max_bytes: int) -> None:
-        self._data, self._max_bytes = data, max_bytes
+    def __init__(self, data: bytes, image: ImageSettings) -> None:
+        self._data, self._image = data, image
         self._goes_on = False  # the header was read up to an element behind its part
         with _own_words(len(data)):
             self._syntax, self._start = _file_meta(data)
             head = self._read(_BURNED_IN, _HEADER_BYTES)
-            if str(head.get("BurnedInAnnotation", "")).strip().upper() == "YES":
-                detail = "the DICOM header says that annotation is burned into the pixels."
-                raise DataError("E1212", detail)
-            if "Rows" not in head and "Columns" not in head:
-                # what a cut header lacks may have been there
-                if self._goes_on or "DirectoryRecordSequence" in head:
-                    raise DataError("E1202", "the DICOM object holds no picture (a report, say).")
-                raise DataError("E1203", "the DICOM header ends before it tells of a picture.")
+            self._words = _burned_in(head, image.burned_in)
+            _check_object(head, image.maps, self._goes_on)
             rows, columns = (_integer(head, name, 1, 65535) for name in ("Rows", "Columns"))
             self.size = (columns, rows)
             """Width and height."""
-            self.n_frames = _integer(head, "NumberOfFrames", 1, 2**31 - 1, default=1)
-            _check_pixel_module(head)
+            self.n_frames, words = _frames(head)
+            self._words += words
+            self._layout = _layout(head, self.n_frames)
 
-    def picture(self) -> tuple[Image.Image, list[str]]:
-        """Mode L or RGB, first frame, and words.
+    def picture(self, frame: int = 0) -> tuple[Image.Image, list[str]]:
+        """Mode L or RGB and words, of the frame with this number from 0; no other is decoded.
 
         Raises DataError E1203 (damaged), E1207 (pixels that are not what the header announces),
-        E1208 (values that are not finite), E1209 (unpacks beyond a limit), E1211 (no decoder).
+        E1208 (values that are not finite), E1209 (unpacks beyond a limit), E1210 (there is no such
+        frame), E1211 (no decoder).
         """
+        if not 0 <= frame < self.n_frames:
+            detail = f"frame {frame + 1} was asked for, the file holds {self.n_frames}."
+            raise DataError("E1210", detail)
         with _own_words(len(self._data)) as seen:
-            ds = self._read(None, self._max_bytes)
-            seen.append(ds)
-            self._check_pixels(ds)
+            ds, pixels = self._whole
+            pixels.check(self._layout)
             words = ["executable_preamble"] if self._data.startswith(_PROGRAMS) else []
             if not self._syntax:
                 words.append("transfer_syntax_assumed")
-            array = _pixel_array(ds)
-            if array.shape[:2] != self.size[::-1]:
+            coded, stored, colours = b"", None, self._layout.colours
+            if pixels.encapsulated:
+                coded = pixels.coded(self._layout, frame)
+                seen.append((pixels.syntax, coded))
+                values, colours = decoded(coded, pixels.syntax, self._layout)
+            else:
+                stored = pixels.native(self._layout, frame)
+                values = values_of(stored, self._layout)
+            if values.shape[:2] != self.size[::-1]:
                 raise DataError("E1207", "the decoded picture is of another size than announced.")
-            array, more = _to_bytes(array, ds)
-        return Image.fromarray(array), words + more
+            array, more = self._shown(ds, frame, values, colours)
+            more += self._overlays(ds, frame, array, stored, pixels.big)
+        return Image.fromarray(array), words + self._words + more
 
-    def _read(self, last: int | None, most: int) -> Dataset:
-        """Elements up to the tag `last`, or all. Deflated bytes are unpacked to `most` at most."""
-        from pydicom.dataset import FileMetaDataset
-        from pydicom.filereader import read_dataset
+    @cached_property
+    def _whole(self) -> tuple[Dataset, PixelData]:
+        """All elements before the pixels, and where these are.
+
+        Raises DataError E1203, E1207, E1209 or E1211, before anything is decoded.
+        """
         from pydicom.uid import UID
 
-        body = self._data[self._start : self._start + most]
-        if self._syntax == DEFLATED:
-            body = zlib.decompressobj(-zlib.MAX_WBITS).decompress(body, most)
-            if last is None and len(body) == most:
-                raise DataError("E1209", f"the deflated DICOM unpacks beyond {most} bytes.")
-        syntax = EXPLICIT if self._syntax == DEFLATED else self._syntax
-        if not syntax:
-            syntax = EXPLICIT if re.fullmatch(rb"[A-Z]{2}", body[4:6]) else IMPLICIT
+        syntax, body, start = self._body(self._image.max_bytes)
+        if not UID(syntax).is_private:
+            check_available(UID(syntax))
+        found: list[tuple[int, str | None, int]] = []
+        stream = _Counted(body, _WHOLE_READS, start)
 
-        def is_behind(tag: int, *_: object) -> bool:
-            self._goes_on |= last is not None and tag > last
-            return self._goes_on
+        def is_pixels(tag: int, kind: str | None, length: int) -> bool:
+            if tag == _PIXELS:
+                found.append((stream.tell(), kind, length))
+            return tag >= _PIXELS
 
-        ds = read_dataset(
-            io.BytesIO(body) if last is None else _Counted(body),
-            syntax == IMPLICIT,
-            syntax != BIG,
-            stop_when=is_behind if last is not None else None,
-        )
-        ds.file_meta = FileMetaDataset()
-        ds.file_meta.TransferSyntaxUID = UID(syntax)
-        return ds
-
-    def _check_pixels(self, ds: Dataset) -> None:
-        """Raises DataError E1203, E1207 or E1211, before anything is decoded."""
-        from pydicom.encaps import parse_fragments
-        from pydicom.pixels.utils import get_expected_length
-
-        if "PixelData" not in ds:
+        ds = _elements(stream, syntax, is_pixels)
+        if not found:
             kind = "E1211" if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds else "E1203"
             raise DataError(kind, "the DICOM object holds no PixelData.")
-        syntax = ds.file_meta.TransferSyntaxUID
-        check_available(syntax)
-        held = ds.PixelData
-        if not held:
-            raise DataError("E1203", "the DICOM object's PixelData is empty.")
-        if syntax.is_encapsulated:
-            count = parse_fragments(held)[0]
-            if count < self.n_frames:
-                detail = f"{self.n_frames} frames, there are {count} pieces of pixel data."
-                raise DataError("E1207", f"the header announces {detail}")
-            return
-        called_for = get_expected_length(ds)
-        # zeros behind the last row are padding, anything else are rows of a header that lies
-        if len(held) < called_for or any(held[called_for:]):
-            there = "more" if len(held) > called_for else f"{len(held)}"
-            detail = f"{called_for} bytes of pixels, there are {there}."
-            raise DataError("E1207", f"the header calls for {detail}")
+        at, kind, length = found[0]
+        tables = ds.get("ExtendedOffsetTable"), ds.get("ExtendedOffsetTableLengths")
+        return ds, PixelData(
+            body=body,
+            start=at,
+            length=length,
+            syntax=syntax,
+            encapsulated=UID(syntax).is_encapsulated,
+            big=syntax == BIG,
+            words=kind == "OW",
+            offsets=tables if all(tables) else None,
+        )
+
+    def _body(self, most: int) -> tuple[str, bytes, int]:
+        """Transfer syntax as it is to be read, bytes that hold the elements, where these begin."""
+        if self._syntax == DEFLATED:
+            body = zlib.decompressobj(-zlib.MAX_WBITS).decompress(self._data[self._start :], most)
+            if len(body) == most == self._image.max_bytes:
+                raise DataError("E1209", f"the deflated DICOM unpacks beyond {most} bytes.")
+            return EXPLICIT, body, 0
+        syntax = self._syntax
+        if not syntax:
+            kind = self._data[self._start + 4 : self._start + 6]
+            syntax = EXPLICIT if re.fullmatch(rb"[A-Z]{2}", kind) else IMPLICIT
+        return syntax, self._data, self._start
+
+    def _read(self, last: int, most: int) -> Dataset:
+        """Elements up to the tag `last`, which lie in the first `most` bytes."""
+        syntax, body, start = self._body(most)
+
+        def is_behind(tag: int, *_: object) -> bool:
+            self._goes_on |= tag > last
+            return self._goes_on
+
+        return _elements(_Counted(body, _HEADER_READS, start), syntax, is_behind)
+
+    def _shown(
+        self, ds: Dataset, frame: int, values: NDArray[Any], colours: str
+    ) -> tuple[NDArray[np.uint8], list[str]]:
+        """uint8[H, W] or uint8[H, W, 3] of stored values, and words."""
+        named = self._layout.colours
+        if named == "PALETTE COLOR":
+            return by_palette(values, ds)
+        if not named.startswith("MONOCHROME"):
+            array, words = to_rgb(values, colours, self._layout.stored)
+            return array, (["ycbcr"] if named.startswith("YBR") else []) + words
+        words = []
+        if "RedPaletteColorLookupTableDescriptor" in ds:
+            words.append("supplemental_palette_ignored")
+        array, more = to_grey(values, Look.of(ds, frame, parse(self._image.window)))
+        return array, more + words
+
+    def _overlays(
+        self,
+        ds: Dataset,
+        frame: int,
+        array: NDArray[np.uint8],
+        stored: NDArray[Any] | None,
+        big: bool,
+    ) -> list[str]:
+        """Words; overlays are drawn into `array`."""
+        if not overlay.present(ds):
+            return []
+        if self._image.overlays == "ignore" or array.ndim == 3:
+            return ["overlays_ignored"]
+        drawn, failed = overlay.draw(array, ds, frame, stored, big)
+        words = [f"overlays_drawn:{drawn}"] if drawn else []
+        return [*words, "overlays_ignored"] if failed else words
+
+
+def _elements(stream: _Counted, syntax: str, is_last: Callable[..., bool]) -> Dataset:
+    """Elements in front of the one of which `is_last` says so."""
+    from pydicom.filereader import read_dataset
+
+    return read_dataset(stream, syntax == IMPLICIT, syntax != BIG, stop_when=is_last)
 
 
 class _Counted(io.BytesIO):
-    """Ends a header of millions of tiny elements, which is also read outside the child process."""
+    """Ends a header of millions of tiny elements, some of which is read outside the child too."""
 
-    reads = 0
+    def __init__(self, body: bytes, most: int, start: int) -> None:
+        super().__init__(body)  # shares the bytes
+        self.seek(start)
+        self._left = most
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self.reads += 1
-        if self.reads > _HEADER_READS:
+        self._left -= 1
+        if self._left < 0:
             raise DataError("E1209", "the DICOM header has too many elements.")
         return super().read(size)
 
@@ -189,78 +254,86 @@ def _file_meta(data: bytes) -> tuple[str, int]:
     return syntax, offset
 
 
-def _check_pixel_module(head: Dataset) -> None:
+def _burned_in(head: Dataset, policy: str) -> list[str]:
+    """Words. Raises DataError E1212."""
+    said = str(head.get("BurnedInAnnotation") or "").strip("\0 ").upper()
+    if said == "YES" and policy == "refuse":
+        detail = "the DICOM header says that annotation is burned into the pixels."
+        raise DataError("E1212", detail)
+    if said == "YES":
+        return ["burned_in_annotation"]
+    return ["burned_in_unknown"] if said != "NO" and objects.may_show_text(head) else []
+
+
+def _check_object(head: Dataset, maps: str, goes_on: bool) -> None:
+    """Raises DataError E1202 for objects that are no picture, E1203 for a cut header.
+
+    `goes_on`: whether elements follow those of `head`.
+    """
+    kind = objects.kind_of(head)
+    has_size = "Rows" in head or "Columns" in head
+    if has_size and objects.is_map(head) and maps == "skip":
+        raise DataError("E1202", f"the DICOM object is {kind}; --set image.maps=draw shows it.")
+    if has_size:
+        return
+    if kind or "DirectoryRecordSequence" in head:
+        kind = kind or "a DICOMDIR, an index of files"
+        raise DataError("E1202", f"the DICOM object is {kind}; it holds no picture.")
+    if goes_on:  # what a cut header lacks may have been there
+        raise DataError("E1202", "the DICOM object holds no picture.")
+    raise DataError("E1203", "the DICOM header ends before it tells of a picture.")
+
+
+def _frames(head: Dataset) -> tuple[int, list[str]]:
+    """Their number, and a word where its text is a number with something behind (`1A`)."""
+    try:
+        raw = head.get_item("NumberOfFrames")
+        text = getattr(raw, "value", None)
+        text = text.decode("ascii") if isinstance(text, bytes) else ""
+        number = re.match(r" *(\d+)[^\d.eE]", text.rstrip("\0 ") + " ")
+        bare = re.fullmatch(r" *\+?-?\d+", text.rstrip("\0 "))
+    except Exception:  # damaged elements raise many types
+        number = bare = None
+    if number is not None and bare is None:
+        count = int(number[1])
+        if 1 <= count < 2**31:
+            return count, [f"number_of_frames_read_as:{count}"]
+    return _integer(head, "NumberOfFrames", 1, 2**31 - 1, default=1), []
+
+
+def _layout(head: Dataset, frames: int) -> Layout:
     """Raises DataError E1207 or E1211 for bits, samples and colours without a rule."""
     allocated = _integer(head, "BitsAllocated", 1, 64)
     stored = _integer(head, "BitsStored", 1, 64, default=allocated)
+    high = _integer(head, "HighBit", 0, 63, default=stored - 1)
     samples = _integer(head, "SamplesPerPixel", 1, 4, default=1)
-    _integer(head, "PixelRepresentation", 0, 1, default=0)
+    signed = _integer(head, "PixelRepresentation", 0, 1, default=0)
+    by_plane = _integer(head, "PlanarConfiguration", 0, 1, default=0)
+    columns = _integer(head, "Columns", 1, 65535)
     if stored > allocated:
         raise DataError("E1207", f"{stored} bits stored do not fit {allocated} bits allocated.")
-    colours = str(head.get("PhotometricInterpretation", ""))
+    colours = str(head.get("PhotometricInterpretation") or "").strip("\0 ").upper()
     if not colours:
         raise DataError("E1207", "the DICOM header has no PhotometricInterpretation.")
     grey = colours in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
-    known = grey or colours in ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-    if not known or allocated not in ((1, 8, 16, 32) if grey else (8, 16)):
+    if not (grey or colours in _COLOURS) or allocated not in ((1, 8, 16, 32) if grey else (8, 16)):
         raise DataError("E1211", f"no rule for these DICOM pixels ({allocated} bits allocated).")
     if samples != (1 if grey else 3):
         raise DataError("E1207", f"{samples} samples per pixel do not fit the colours named.")
-
-
-def _pixel_array(ds: Dataset) -> NDArray[Any]:
-    """[H, W] or [H, W, 3] of the first frame; YBR is RGB already, unused bits are gone."""
-    from pydicom.pixels.decoders.base import get_decoder
-
-    decoder = get_decoder(ds.file_meta.TransferSyntaxUID)
-    array, _ = decoder.as_array(ds, index=0)
-    if decoder.UID == RLE and _has_another_row(ds):
-        raise DataError("E1207", "the RLE data hold more rows than the header announces.")
-    return array
-
-
-def _has_another_row(ds: Dataset) -> bool:
-    """Decoders leave surplus RLE data out in silence; JPEG and JPEG 2000 know their size."""
-    from pydicom.pixels.decoders.base import get_decoder
-
-    ds.Rows += 1
-    try:
-        get_decoder(ds.file_meta.TransferSyntaxUID).as_array(ds, index=0)
-    except Exception:  # RuntimeError of pydicom, for whatever its plugins raised
-        return False
-    finally:
-        ds.Rows -= 1
-    return True
-
-
-def _to_bytes(array: NDArray[Any], ds: Dataset) -> tuple[NDArray[np.uint8], list[str]]:
-    """uint8[H, W] or uint8[H, W, 3] and words."""
-    from pydicom.pixels.processing import apply_color_lut
-
-    colours, words = str(ds.PhotometricInterpretation), []
-    # groups 6000, 6002 .. 60FE
-    if any(0x6000 <= tag >> 16 <= 0x60FF for tag in ds.keys()):  # noqa: SIM118
-        words.append("overlays_ignored")
-    if colours == "PALETTE COLOR":
-        if "RedPaletteColorLookupTableDescriptor" not in ds:
-            raise DataError("E1207", "the DICOM object names a palette that it does not hold.")
-        table = apply_color_lut(array, ds)[..., :3]
-        if table.dtype.itemsize > 1:
-            table, more = eight_bits(table, table)
-            words = more + words
-        return np.ascontiguousarray(table, np.uint8), ["palette", *words]
-    if not colours.startswith("MONOCHROME"):
-        bits = int(ds.get("BitsStored", ds.BitsAllocated))
-        if colours.startswith("YBR"):
-            words.append("ycbcr")
-        if bits > 8:
-            low, high = int(array.min()), int(array.max())
-            array, words = stretch(array, low, high), [*words, f"colour16_scaled:{low}..{high}"]
-        return np.ascontiguousarray(array, np.uint8), words
-    if "RedPaletteColorLookupTableDescriptor" in ds:
-        words.append("supplemental_palette_ignored")
-    grey, more = to_grey(array, Look.of(ds))
-    return grey, more + words
+    if colours.endswith("_422") and columns % 2:
+        raise DataError("E1207", "an odd number of columns does not fit colours of pixel pairs.")
+    return Layout(
+        rows=_integer(head, "Rows", 1, 65535),
+        columns=columns,
+        samples=samples,
+        allocated=allocated,
+        stored=stored,
+        high=high if stored - 1 <= high < allocated else stored - 1,
+        signed=signed == 1,
+        by_plane=by_plane == 1,
+        colours=colours,
+        frames=frames,
+    )
 
 
 def _integer(ds: Dataset, name: str, least: int, most: int, default: int | None = None) -> int:
@@ -276,10 +349,11 @@ def _integer(ds: Dataset, name: str, least: int, most: int, default: int | None 
 
 
 @contextmanager
-def _own_words(size: int) -> Iterator[list[Dataset]]:
+def _own_words(size: int) -> Iterator[list[tuple[str, bytes]]]:
     """Silence pydicom, and turn whatever it raises into an error with a text of ours.
 
-    The object that was read is to be put into the list, for the error to name its coding.
+    Transfer syntax and bytes of a frame are to be put into the list, for the error to name its
+    coding.
     """
     try:
         import pydicom  # noqa: F401
@@ -290,7 +364,7 @@ def _own_words(size: int) -> Iterator[list[Dataset]]:
         raise DataError("E1211", detail) from None
     except Exception:  # ImportError of a missing library, and what a mix of versions raises
         raise broken("pydicom is installed and does not load.") from None
-    seen: list[Dataset] = []
+    seen: list[tuple[str, bytes]] = []
     logging.getLogger("pydicom").disabled = True
     try:
         with _QUIET, warnings.catch_warnings():
@@ -300,4 +374,4 @@ def _own_words(size: int) -> Iterator[list[Dataset]]:
         raise
     # AttributeError, TypeError, KeyError, struct.error, RecursionError, zlib.error and more
     except Exception as error:
-        raise why(error, size, seen[0] if seen else None) from None
+        raise why(error, size, *(seen[0] if seen else ("", b""))) from None

@@ -14,12 +14,14 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from medv_ray.data import causes, jpeg
 from medv_ray.data.causes import broken
 from medv_ray.errors import DataError, MedvError
 
 if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
     from pydicom.uid import UID
 
 RLE = "1.2.840.10008.1.2.5"
@@ -39,8 +41,27 @@ _READERS = {
     **dict.fromkeys(("110", "111", "112"), ("JPEG XL", "imagecodecs reads its frames")),
     **dict.fromkeys(("201", "202", "203"), ("HTJ2K", _OPENJPEG)),
 }
+_TWELVE = "DCMTK's dcmdjpeg reads it"
 _PLUGINS = ("gdcm", "pylibjpeg", "openjpeg", "rle", "libjpeg", "jpeg_ls")
 """Modules of the packages that bring decoders; none is a must."""
+
+
+def twelve_bits(frame: bytes, samples: int) -> NDArray[np.uint16]:
+    """uint16[H, W] of a grey JPEG of 12 bits, which neither Pillow nor gdcm reads.
+
+    Raises DataError E1211 without imagecodecs or for colours, RunError E1513 where imagecodecs
+    does not load, and many types for damaged data.
+    """
+    if samples > 1:
+        raise DataError("E1211", f"a 12-bit JPEG of colours has no rule here; {_TWELVE}.")
+    if find_spec("imagecodecs") is None:
+        detail = f"a 12-bit JPEG, which is read with `pip install imagecodecs`; {_TWELVE} too."
+        raise DataError("E1211", f"the frames are {detail}")
+    try:
+        from imagecodecs import jpeg8_decode
+    except Exception:  # ImportError of a missing library, and what a mix of versions raises
+        raise broken("a DICOM decoder is installed and does not load: imagecodecs.") from None
+    return jpeg8_decode(frame)  # type: ignore[no-any-return]
 
 
 def check_available(syntax: UID) -> None:
@@ -72,40 +93,31 @@ def _broken_plugins() -> Iterator[str]:
                 yield name
 
 
-def why(error: Exception, size: int, ds: Dataset | None) -> MedvError:
-    """What is to be raised in place of an error of pydicom; `ds`: the object, once it was read.
+def why(error: Exception, size: int, syntax: str = "", frame: bytes = b"") -> MedvError:
+    """What is to be raised in place of an error of pydicom; transfer syntax and bytes of the
+    frame, once they were read.
 
     DataError E1203 (damaged), E1209, E1211 (not read here), RunError E1513.
     """
     if isinstance(error, MemoryError):
         detail = f"decoding {size} bytes (DICOM) takes more memory than allowed."
         return DataError("E1209", detail)
-    syntax = "" if ds is None else str(ds.file_meta.TransferSyntaxUID)
     if isinstance(error, ImportError) or not works(syntax):
         return broken("pydicom does not read a DICOM object that is sound.")
-    coding = None if ds is None else _coding(ds)
-    if coding is not None and not coding.plain:
-        reader = "DCMTK's dcmdjpeg" if coding.bits == 12 else "python-gdcm"
-        text = f"a {coding}, which is not read here; {reader} may read it"
+    coding = jpeg.read(frame).coding if frame.startswith(b"\xff\xd8") else None
+    if coding is not None and not coding.plain and not _reads(coding):
+        text = f"a {coding}, which is not read here; imagecodecs or {_TWELVE}"
         return DataError("E1211", f"the frames of {size} bytes (DICOM) are {text}.")
     if isinstance(error, NotImplementedError):
         return DataError("E1211", f"pydicom has no way to read the pixels of {size} bytes (DICOM).")
     return DataError("E1203", f"cannot decode {size} bytes (DICOM): damaged or cut short.")
 
 
-def _coding(ds: Dataset) -> jpeg.Coding | None:
-    """How the first frame of a JPEG object is coded, if it has one."""
-    from pydicom.encaps import generate_fragments
-
-    syntax = str(ds.file_meta.TransferSyntaxUID)
-    if not syntax.startswith(_FAMILY) or syntax.removeprefix(_FAMILY) not in _JPEGS:
-        return None
-    try:
-        fragments = list(generate_fragments(ds.PixelData))
-        # the first item is the table of offsets, which may be empty
-        return jpeg.read(next(one for one in fragments if one.startswith(b"\xff\xd8"))).coding
-    except Exception:  # damaged framing raises many types
-        return None
+def _reads(coding: jpeg.Coding) -> bool:
+    """Whether what is installed reads this way of coding, so that a frame is damaged."""
+    if coding.marker in (jpeg.SOF3, jpeg.JPEG_LS):
+        return find_spec("gdcm") is not None
+    return coding.bits == 12 and coding.marker in (jpeg.SOF0, jpeg.SOF1)
 
 
 @cache

@@ -6,27 +6,21 @@ level. H rows, W columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medv_ray.data.dicom_objects import is_ct
+from medv_ray.data.dicom_tables import Table
 from medv_ray.errors import DataError
+from medv_ray.windows import Window
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 _STRIP_ROWS = 256  # float64 copies stay small
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """A lookup table: `values[x - first]`, clamped at both ends."""
-
-    first: int
-    values: NDArray[np.float64]
-    bits: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,39 +41,55 @@ class Look:
     inverted: str = ""
     """The word for it."""
 
+    shown_by: str = "1"
+    """The word for the window: its number, `set` or a preset's name."""
+    words: tuple[str, ...] = ()
+    """For what was asked and not done."""
+
     @classmethod
-    def of(cls, ds: Dataset) -> Look:
-        """Raises DataError E1207 (values that no picture can be shown by) and E1211."""
-        rescale = _macro(ds, "PixelValueTransformationSequence")
-        shown = _macro(ds, "FrameVOILUTSequence")
-        slope = _number(rescale, "RescaleSlope", 1.0)
-        intercept = _number(rescale, "RescaleIntercept", 0.0)
-        function = str(shown.get("VOILUTFunction") or "LINEAR")
+    def of(cls, ds: Dataset, frame: int = 0, asked: Window | None = None) -> Look:
+        """For a frame, counted from 0. Raises DataError E1207 (values that no picture can be shown
+        by) and E1211.
+        """
+        asked = asked or Window()
+        rescale = _macro(ds, "PixelValueTransformationSequence", frame)
+        shown = _macro(ds, "FrameVOILUTSequence", frame)
+        slope = (*_numbers(rescale, "RescaleSlope"), 1.0)[0]
         if slope == 0:
             raise DataError("E1207", "the DICOM header's RescaleSlope is 0.")
+        look = cls(
+            slope=slope,
+            intercept=(*_numbers(rescale, "RescaleIntercept"), 0.0)[0],
+            modality=_table(ds, "ModalityLUTSequence", ds.get("PixelRepresentation") == 1),
+            padding=_padding(ds),
+            inverted=_inversion(ds),
+        )
+        if asked.centre_width is None:
+            return look._as_the_file_says(ds, shown, asked.number)
+        if asked.preset and not _in_hounsfield_units(ds, rescale):
+            word = f"window_not_applied:{asked.preset}"
+            return replace(look._as_the_file_says(ds, shown, 1), words=(word,))
+        return replace(look, window=asked.centre_width, shown_by=asked.preset or "set")
+
+    def _as_the_file_says(self, ds: Dataset, shown: Dataset, number: int) -> Look:
+        """With the VOI lookup table or window 1; a number above that asks for another window."""
+        function = str(shown.get("VOILUTFunction") or "LINEAR").strip()
         if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
             raise DataError("E1211", "the DICOM header's VOILUTFunction has no stated rule.")
-        window = None
-        # an empty one counts as none
-        if shown.get("WindowCenter") is not None and shown.get("WindowWidth") is not None:
-            window = _number(shown, "WindowCenter", 0), _number(shown, "WindowWidth", 0)
-            if window[1] <= 0 or (function == "LINEAR" and window[1] < 1):
-                detail = f"{window[1]:.10g}, which shows nothing."
-                raise DataError("E1207", f"the DICOM header's WindowWidth is {detail}")
-        inverted = ""
-        if ds.PhotometricInterpretation == "MONOCHROME1":
-            inverted = "monochrome1_inverted"
-        elif ds.get("PresentationLUTShape") == "INVERSE":
-            inverted = "presentation_inverted"
-        return cls(
-            slope=slope,
-            intercept=intercept,
-            modality=_table(ds, "ModalityLUTSequence"),
-            voi=_table(shown, "VOILUTSequence"),
-            window=window,
-            function=function,
-            padding=_padding(ds),
-            inverted=inverted,
+        centres, widths = _numbers(shown, "WindowCenter"), _numbers(shown, "WindowWidth")
+        count = min(len(centres), len(widths))  # an empty one counts as none
+        words: tuple[str, ...] = ()
+        if number > max(count, 1):
+            number, words = 1, (f"window_not_applied:number:{number}",)
+        negative = self.modality is None and (self.intercept < 0 or self.slope < 0)
+        signed = negative or (self.modality is None and ds.get("PixelRepresentation") == 1)
+        voi = _table(shown, "VOILUTSequence", signed) if number == 1 else None
+        window = (centres[number - 1], widths[number - 1]) if count and voi is None else None
+        if window is not None and (window[1] <= 0 or (function == "LINEAR" and window[1] < 1)):
+            detail = f"{window[1]:.10g}, which shows nothing."
+            raise DataError("E1207", f"the DICOM header's WindowWidth is {detail}")
+        return replace(
+            self, voi=voi, window=window, function=function, shown_by=str(number), words=words
         )
 
     def modality_values(self, stored: NDArray[Any]) -> NDArray[np.float64]:
@@ -111,12 +121,13 @@ def to_grey(stored: NDArray[Any], look: Look) -> tuple[NDArray[np.uint8], list[s
         else:
             shown = (strip - low) * (255 / (high - low) if high > low else 0)
         grey[top : top + _STRIP_ROWS] = np.rint(np.clip(shown, 0, 255))
-    words = ["modality_lut"] if look.modality is not None else []
+    words = [*look.words, *(["modality_lut"] if look.modality is not None else [])]
     if look.voi is not None:
         words.append("dicom_voi_lut:1")
     elif look.window is not None:
         kind = "" if look.function == "LINEAR" else ":" + look.function.lower()
-        words.append(f"dicom_window:1:{look.window[0]:.10g}:{look.window[1]:.10g}{kind}")
+        numbers = f"{look.window[0]:.10g}:{look.window[1]:.10g}{kind}"
+        words.append(f"dicom_window:{look.shown_by}:{numbers}")
     else:
         words.append(f"dicom_range:{low:.10g}..{high:.10g}")
     if look.inverted:
@@ -155,52 +166,64 @@ def _look_up(x: NDArray[Any], table: Table) -> NDArray[np.float64]:
     return table.values[index.astype(np.int64)]
 
 
-def _macro(ds: Dataset, name: str) -> Dataset:
-    """Where enhanced objects keep it: the first frame's groups, the shared ones, the top."""
-    for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        for group in list(ds.get(groups) or ())[:1]:
+def _macro(ds: Dataset, name: str, frame: int) -> Dataset:
+    """Where enhanced objects keep it: the frame's own groups, the shared ones, the top."""
+    for groups, place in (
+        ("PerFrameFunctionalGroupsSequence", frame),
+        ("SharedFunctionalGroupsSequence", 0),
+    ):
+        for group in list(ds.get(groups) or ())[place : place + 1]:
             for macro in list(group.get(name) or ())[:1]:
                 return macro  # type: ignore[no-any-return]
     return ds
 
 
-def _number(ds: Dataset, name: str, default: float) -> float:
-    """The first value. Raises DataError E1207 for one that is no finite number."""
+def _numbers(ds: Dataset, name: str) -> list[float]:
+    """All values. Raises DataError E1207 for one that is no finite number."""
     try:
         value = ds.get(name)
-        value = value if value is None or np.isscalar(value) or not len(value) else value[0]
-        number = default if value is None else float(value)
+        several = not (value is None or np.isscalar(value)) and hasattr(value, "__len__")
+        values = list(value) if several else [] if value in (None, "") else [value]
+        numbers = [float(one) for one in values]
     except Exception:  # conversion of a damaged element raises many types
-        number = float("nan")
-    if not np.isfinite(number):
+        numbers = [np.nan]
+    if not np.isfinite(numbers).all():
         raise DataError("E1207", f"the DICOM header's {name} is no finite number.")
-    return number
+    return numbers
 
 
-def _table(ds: Dataset, name: str) -> Table | None:
-    """The first table of a sequence. Raises DataError E1207 for one that is cut short."""
+def _table(ds: Dataset, name: str, signed: bool) -> Table | None:
+    """The first table of a sequence."""
     for item in list(ds.get(name) or ())[:1]:
-        entries, first, bits = (int(value) for value in item.LUTDescriptor)
-        entries, bits = entries % 2**16 or 2**16, bits or 16
-        raw = item.LUTData
-        if isinstance(raw, bytes):
-            order = "<" if item.original_encoding[1] is not False else ">"
-            size = 1 if len(raw) in (entries, entries + 1) and bits <= 8 else 2
-            raw = np.frombuffer(raw[: len(raw) // size * size], f"{order}u{size}")
-        values = np.atleast_1d(np.asarray(raw, np.float64))[:entries] % 2**16
-        if len(values) < entries or not 1 <= bits <= 16:
-            raise DataError("E1207", "a lookup table of the DICOM header is cut short.")
-        signed = ds.get("PixelRepresentation") == 1 or first < 0
-        return Table(first - 2**16 if signed and first >= 2**15 else first, values, bits)
+        return Table.of(item, "LUT{}", signed)
     return None
 
 
+def _inversion(ds: Dataset) -> str:
+    """The word for it; a presentation that is inverse says the same as MONOCHROME1."""
+    if ds.PhotometricInterpretation == "MONOCHROME1":
+        return "monochrome1_inverted"
+    return "presentation_inverted" if ds.get("PresentationLUTShape") == "INVERSE" else ""
+
+
+def _in_hounsfield_units(ds: Dataset, rescale: Dataset) -> bool:
+    """Whether modality values are of CT: PS3.3 C.8.2.1.1.2 has RescaleType only where they are
+    others.
+    """
+    kind = str(rescale.get("RescaleType") or "HU").strip().upper()
+    return is_ct(ds) and kind == "HU" and rescale.get("RescaleIntercept") is not None
+
+
 def _padding(ds: Dataset) -> tuple[int, int] | None:
+    """Lowest and highest stored value that stand for no measurement."""
     value = ds.get("PixelPaddingValue")
     if value is None:
         return None
     try:
-        ends = int(value), int(ds.get("PixelPaddingRangeLimit", value))
+        ends = [int(value), int(ds.get("PixelPaddingRangeLimit", value))]
+        signed, size = ds.get("PixelRepresentation") == 1, 2 ** int(ds.BitsAllocated)
     except (TypeError, ValueError):
         return None
+    # some writers put a negative number into an element that has no sign, and the reverse
+    ends = [end % size - (size if signed and end % size >= size // 2 else 0) for end in ends]
     return min(ends), max(ends)

@@ -140,7 +140,7 @@ def _open(data: bytes, image: ImageSettings) -> ImageFile.ImageFile | DicomFile:
     """Header read, no pixel decoded."""
     with _own_words(data, None):
         if is_dicom(data, image.formats):
-            return DicomFile(data, image.max_bytes)
+            return DicomFile(data, image)
         return open_header(data, image.formats)
 
 

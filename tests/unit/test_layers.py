@@ -20,6 +20,7 @@ ROWS = [
         "medv_ray.settings",
         "medv_ray.schema",
         "medv_ray.formats",
+        "medv_ray.windows",
         "medv_ray.tables",
     ],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
@@ -35,6 +36,7 @@ WITHIN = {
     ("medv_ray.settings", "medv_ray.errors"),
     ("medv_ray.settings", "medv_ray.formats"),
     ("medv_ray.settings", "medv_ray.setting_errors"),
+    ("medv_ray.settings", "medv_ray.windows"),
     ("medv_ray.tables", "medv_ray.errors"),
     ("jobs", "medv_ray.cli"),
 }
@@ -49,6 +51,7 @@ THIRD_PARTY = {
     "medv_ray.settings": {"pydantic", "pydantic_core"},
     "medv_ray.schema": {"pyarrow"},
     "medv_ray.formats": set(),
+    "medv_ray.windows": set(),
     "medv_ray.tables": set(),
     "medv_ray.data": {
         "numpy",

@@ -1,0 +1,75 @@
+"""Colour DICOM pixels to 8-bit RGB: palettes, YBR, more than 8 bits. PS3.3 C.7.6.3.1 and C.7.9.
+
+H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medv_ray.data.dicom_tables import Table
+from medv_ray.data.pixels import stretch
+from medv_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+_STRIP_ROWS = 256  # float copies stay small
+# PS3.3 C.7.6.3.1.2; of the partial ones black is 16, white 235
+_FULL = np.array(
+    [[1, 0, 1.402], [1, -0.114 * 1.772 / 0.587, -0.299 * 1.402 / 0.587], [1, 1.772, 0]]
+)
+_PARTIAL = np.array([[1.1644, 0, 1.5960], [1.1644, -0.3917, -0.8130], [1.1644, 2.0173, 0]])
+
+
+def by_palette(values: NDArray[Any], ds: Dataset) -> tuple[NDArray[np.uint8], list[str]]:
+    """uint8[H, W, 3] of stored values [H, W], and words.
+
+    Raises DataError E1207 for a palette that is absent or cut short.
+    """
+    tables = [
+        Table.of(ds, f"{colour}PaletteColorLookupTable{{}}", ds.get("PixelRepresentation") == 1)
+        for colour in ("Red", "Green", "Blue")
+    ]
+    if None in tables:
+        raise DataError("E1207", "the DICOM object names a palette that it does not hold.")
+    words = ["palette"]
+    found = [table for table in tables if table is not None]
+    # 8-bit colours in wide cells
+    narrow = max(int(table.values.max()) for table in found) < 256
+    if narrow and any(table.bits > 8 for table in found):
+        words.append("palette8")
+    result = np.empty((*values.shape, 3), np.uint8)
+    for channel, table in enumerate(found):
+        shift = 0 if narrow else table.bits - 8
+        bytes_of = (table.values.astype(np.int64) >> max(shift, 0)).astype(np.uint8)
+        for top in range(0, len(values), _STRIP_ROWS):
+            strip = values[top : top + _STRIP_ROWS].astype(np.int64)
+            index = np.clip(strip - table.first, 0, len(bytes_of) - 1)
+            result[top : top + _STRIP_ROWS, :, channel] = bytes_of[index]
+    return result, words
+
+
+def to_rgb(values: NDArray[Any], colours: str, bits: int) -> tuple[NDArray[np.uint8], list[str]]:
+    """uint8[H, W, 3] of stored values [H, W, 3] in `colours`, and words; `bits` of them stored."""
+    # the wavelet decoder has undone ICT and RCT
+    is_ybr = colours.startswith("YBR") and colours not in ("YBR_ICT", "YBR_RCT")
+    result = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), _STRIP_ROWS):
+        strip = values[top : top + _STRIP_ROWS]
+        if is_ybr:
+            strip = _from_ybr(strip, colours, bits)
+        result[top : top + _STRIP_ROWS] = strip if bits == 8 else stretch(strip, 0, 2**bits - 1)
+    words = [f"colour{16 if bits > 8 else 8}_scaled:0..{2**bits - 1}"] if bits != 8 else []
+    return result, words
+
+
+def _from_ybr(values: NDArray[Any], colours: str, bits: int) -> NDArray[Any]:
+    partial = "PARTIAL" in colours
+    middle = 2 ** (bits - 1)
+    offset = np.array([2.0 ** (bits - 4) if partial else 0, middle, middle])
+    rgb = (values - offset) @ (_PARTIAL if partial else _FULL).T
+    return np.rint(np.clip(rgb, 0, 2**bits - 1)).astype(values.dtype)

@@ -1,0 +1,98 @@
+"""What kind of object a DICOM file holds, where it is no picture of a patient, and which kinds may
+show text.
+
+By SOP class: DICOM PS3.4 annex B.5 and PS3.6 annex A. By modality where the class is absent or
+unknown: PS3.3 C.7.3.1.1.1.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_CLASSES = (  # the first that fits counts
+    (r"1\.2\.840\.10008\.1\.3\.10", "a DICOMDIR, an index of files"),
+    (r"88\.59", "a key object selection, a list of other objects"),
+    (r"88\..*", "a structured report"),
+    (r"9\..*", "a waveform (ECG, say)"),
+    (r"11\..*", "a presentation state, which tells how to show other objects"),
+    (r"66\.4|66\.7", "a segmentation, a mask and no picture"),
+    (r"66\.5", "a surface segmentation"),
+    (r"66\.6", "tractography results"),
+    (r"66\.[123]", "a registration of other objects"),
+    (r"66", "raw data of a scanner"),
+    (r"67", "a mapping to real-world values"),
+    (r"30", "a parametric map"),
+    (r"4\.2", "MR spectroscopy"),
+    (r"481\.2|481\.16", "a radiotherapy dose grid, which is no picture"),
+    (r"481\.3", "a radiotherapy structure set"),
+    (r"481\.(5|8)|481\.1[0-9]", "a radiotherapy plan"),
+    (r"481\.(4|6|7|9)", "a radiotherapy treatment record"),
+    (r"104\.1", "an encapsulated PDF"),
+    (r"104\.2", "an encapsulated CDA document"),
+    (r"104\..*", "an encapsulated 3D model"),
+    (r"38\.1|1\.2\.840\.10008\.5\.1\.4\.38\.1", "a hanging protocol"),
+    (r"1\.2\.840\.10008\.5\.1\.4\.39\.1", "a colour palette"),
+    (r"78\..*|79\.1|80\.1", "measurements of eyes"),
+    (r"131|200\..*|201\..*", "a protocol or display description"),
+)
+_MODALITIES = {
+    "SR": "a structured report",
+    "KO": "a key object selection, a list of other objects",
+    "PR": "a presentation state, which tells how to show other objects",
+    "SEG": "a segmentation, a mask and no picture",
+    "RTDOSE": "a radiotherapy dose grid, which is no picture",
+    "RTSTRUCT": "a radiotherapy structure set",
+    "RTPLAN": "a radiotherapy plan",
+    "RTRECORD": "a radiotherapy treatment record",
+    "REG": "a registration of other objects",
+    "DOC": "an encapsulated document",
+    **dict.fromkeys(("ECG", "HD", "EPS", "AU", "RESP"), "a waveform (ECG, say)"),
+}
+_MAPS = re.compile(r"66\.[47]|481\.2")
+_MAP_MODALITIES = ("SEG", "RTDOSE")
+_WITH_TEXT = ("US", "IVUS", "SC", "OT", "ES", "XC", "GM", "SM", "ECHO", "DOC", "HC", "BDUS")
+_CT = ("2", "2.1", "2.2")
+_CAPTURES = re.compile(r"7(\..*)?")
+
+
+def kind_of(head: Dataset) -> str:
+    """In words, what an object is that has no picture by its class; empty for pictures."""
+    known, uid = _class(head)
+    if known:
+        for pattern, words in _CLASSES:
+            if re.fullmatch(pattern, uid):
+                return words
+    return _MODALITIES.get(_modality(head), "") if not known else ""
+
+
+def is_map(head: Dataset) -> bool:
+    """Whether the pixels are labels or doses: a segmentation or a dose grid."""
+    known, uid = _class(head)
+    return bool(_MAPS.fullmatch(uid)) if known else _modality(head) in _MAP_MODALITIES
+
+
+def is_ct(head: Dataset) -> bool:
+    """CT by its class or its modality."""
+    return _class(head)[1] in _CT or _modality(head) == "CT"
+
+
+def may_show_text(head: Dataset) -> bool:
+    """Kinds of objects into whose pixels devices and people often write: ultrasound, captures."""
+    return _modality(head) in _WITH_TEXT or bool(_CAPTURES.fullmatch(_class(head)[1]))
+
+
+def _class(head: Dataset) -> tuple[bool, str]:
+    """Whether it is a class of the standard, and its number without what all begin with."""
+    uid = str(head.get("SOPClassUID") or "").strip("\0 ")
+    if uid.startswith(_STORAGE):
+        return True, uid.removeprefix(_STORAGE)
+    return uid.startswith("1.2.840.10008."), uid
+
+
+def _modality(head: Dataset) -> str:
+    return str(head.get("Modality") or "").strip("\0 ").upper()

@@ -1,0 +1,205 @@
+"""The stored values of one frame of a DICOM object; no other frame is decoded or copied.
+
+Uncompressed pixels: PS3.5 section 8 and annex D. H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medv_ray.data import jpeg
+from medv_ray.data.dicom_decoders import RLE, twelve_bits
+from medv_ray.errors import DataError
+
+_UNDEFINED = 0xFFFFFFFF
+_ITEM, _ITEMS_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a header says of its pixels; each number is checked already."""
+
+    rows: int
+    columns: int
+    samples: int
+    allocated: int
+    stored: int
+    high: int
+    """Position of the highest stored bit."""
+    signed: bool
+    by_plane: bool
+    colours: str
+    frames: int
+
+    @property
+    def frame_bits(self) -> int:
+        """Of one uncompressed frame."""
+        samples = 2 if self.colours.endswith("_422") else self.samples
+        return self.rows * self.columns * samples * self.allocated
+
+
+@dataclass(frozen=True)
+class PixelData:
+    """Where the value of an object's PixelData lies in its bytes."""
+
+    body: bytes
+    start: int
+    length: int
+    """_UNDEFINED for pieces (fragments)."""
+    syntax: str
+    encapsulated: bool
+    big: bool
+    words: bool
+    """Whether the bytes of a big-endian one are swapped in pairs (OW)."""
+    offsets: tuple[bytes, bytes] | None
+    """Extended offset table and lengths."""
+
+    def check(self, layout: Layout) -> None:
+        """Raises DataError E1203 or E1207 where it is not as long as the header calls for."""
+        held = min(self.length, len(self.body) - self.start)
+        if not held:
+            raise DataError("E1203", "the DICOM object's PixelData is empty.")
+        if self.encapsulated:
+            count = len(self._pieces())
+            if count < layout.frames:
+                detail = f"{layout.frames} frames, there are {count} pieces of pixel data."
+                raise DataError("E1207", f"the header announces {detail}")
+            return
+        if self.length == _UNDEFINED:
+            raise DataError("E1207", "the pixels are in pieces and said to be uncompressed.")
+        called_for = -(-layout.frame_bits * layout.frames // 8)
+        # zeros behind the last row are padding, anything else are rows of a header that lies;
+        # one byte makes the length even, and is the last but one where bytes are swapped
+        behind = self.start + called_for + (called_for % 2 if self.length == called_for + 1 else 0)
+        more = any(self.body[behind : self.start + held])
+        if held < called_for or more:
+            there = "more" if held > called_for else f"{held}"
+            detail = f"{called_for} bytes of pixels, there are {there}."
+            raise DataError("E1207", f"the header calls for {detail}")
+
+    def _pieces(self) -> list[bytes | memoryview]:
+        """The pieces (fragments) in their order, without the table of offsets in front.
+
+        Raises DataError E1203 where one is not whole.
+        """
+        view, at = memoryview(self.body), self.start
+        pieces = []
+        while view[at : at + 4] == _ITEM:
+            length = int.from_bytes(view[at + 4 : at + 8], "little")
+            at += 8 + length
+            pieces.append(view[at - length : at])
+        if at > len(view) or view[at : at + 4] not in (_ITEMS_END, b""):
+            raise DataError("E1203", "the DICOM object's pixel data end early, or are damaged.")
+        return pieces[1:]
+
+    def coded(self, layout: Layout, index: int) -> bytes:
+        """A compressed frame. Raises DataError E1203, and many types for damaged framing."""
+        from pydicom.encaps import get_frame
+
+        pieces = self._pieces()
+        if len(pieces) == layout.frames:  # one each, whatever a table of offsets says
+            return bytes(pieces[index])
+        if layout.frames == 1:
+            return b"".join(pieces)
+        stream = io.BytesIO(self.body)  # shares the bytes
+        stream.seek(self.start)
+        return get_frame(
+            stream, index, extended_offsets=self.offsets, number_of_frames=layout.frames
+        )
+
+    def native(self, layout: Layout, index: int) -> NDArray[Any]:
+        """Unsigned words of an uncompressed frame: [H, W], or [H, W, 3] if there are samples.
+
+        As they are stored: the bits that are no value are still in them.
+        """
+        bits = layout.frame_bits
+        first = bits * index
+        low, high = first // 8, -(-(first + bits) // 8)
+        if self.big and self.words and layout.allocated <= 8:
+            low, high = low - low % 2, high + high % 2
+        raw = np.frombuffer(self.body, np.uint8, high - low, self.start + low)
+        if self.big and self.words and layout.allocated <= 8:
+            raw = raw.view(np.uint16).byteswap().view(np.uint8)
+        skipped = first - 8 * low
+        if layout.allocated == 1:
+            flat = np.unpackbits(raw, bitorder="little")[skipped : skipped + bits]
+        else:
+            flat = raw[skipped // 8 :][: bits // 8]
+            order = ">" if self.big else "<"
+            flat = flat.view(np.dtype(f"{order}u{layout.allocated // 8}"))
+        if layout.colours.endswith("_422"):
+            pairs = flat.reshape(layout.rows, layout.columns // 2, 4)
+            words = np.empty((layout.rows, layout.columns // 2, 2, 3), flat.dtype)
+            words[..., 0] = pairs[..., :2]
+            words[..., 1:] = pairs[:, :, None, 2:]
+            return words.reshape(layout.rows, layout.columns, 3)
+        if layout.samples == 1:
+            return flat.reshape(layout.rows, layout.columns)
+        if layout.by_plane:
+            return flat.reshape(3, layout.rows, layout.columns).transpose(1, 2, 0)
+        return flat.reshape(layout.rows, layout.columns, 3)
+
+
+def values_of(words: NDArray[Any], layout: Layout) -> NDArray[Any]:
+    """Stored values of words: the bits up to the highest stored one, with their sign."""
+    bits = words.dtype.itemsize * 8
+    if layout.allocated == 1 or (layout.stored == bits and not layout.signed):
+        return words.astype(words.dtype.newbyteorder("="), copy=False)
+    kind = "i" if layout.signed else "u"
+    up = bits - 1 - layout.high
+    shifted = words.astype(words.dtype.newbyteorder("=")) << up
+    values: NDArray[Any] = shifted.view(f"{kind}{words.dtype.itemsize}") >> (bits - layout.stored)
+    return values
+
+
+def decoded(frame: bytes, syntax: str, layout: Layout) -> tuple[NDArray[Any], str]:
+    """Stored values [H, W] or [H, W, 3] of a compressed frame, and the colours they are in.
+
+    Raises DataError E1207, E1211, and many types for damaged data.
+    """
+    coding = jpeg.read(frame).coding if frame.startswith(b"\xff\xd8") else None
+    if coding is not None and coding.bits == 12 and coding.marker in (jpeg.SOF0, jpeg.SOF1):
+        return twelve_bits(frame, layout.samples), layout.colours
+    array, colours = _by_pydicom(frame, syntax, layout, layout.rows)
+    if syntax == RLE and _has_another_row(frame, layout):
+        raise DataError("E1207", "the RLE data hold more rows than the header announces.")
+    return array, colours
+
+
+def _by_pydicom(frame: bytes, syntax: str, layout: Layout, rows: int) -> tuple[NDArray[Any], str]:
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    options: dict[str, Any] = {
+        "rows": rows,
+        "columns": layout.columns,
+        "samples_per_pixel": layout.samples,
+        "bits_allocated": layout.allocated,
+        "bits_stored": layout.stored,
+        "pixel_representation": int(layout.signed),
+        "photometric_interpretation": layout.colours,
+        "number_of_frames": 1,
+        "pixel_keyword": "PixelData",
+    }
+    if layout.samples > 1:
+        options["planar_configuration"] = int(layout.by_plane)
+    # raw: colours are converted by strips later
+    array, found = get_decoder(UID(syntax)).as_array(
+        encapsulate([frame], has_bot=False), index=0, raw=True, **options
+    )
+    return array, str(found["photometric_interpretation"])
+
+
+def _has_another_row(frame: bytes, layout: Layout) -> bool:
+    """Decoders leave surplus RLE data out in silence; JPEG and JPEG 2000 know their size."""
+    try:
+        _by_pydicom(frame, RLE, layout, layout.rows + 1)
+    except Exception:  # RuntimeError of pydicom, for whatever its plugins raised
+        return False
+    return True
