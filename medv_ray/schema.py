@@ -23,6 +23,9 @@ ANSWER_SCHEMA = pa.schema(
         pa.field(
             "image_paths", pa.list_(pa.string())
         ),  # one a picture, inside the archive (tar: shard.tar/member); null where it has none
+        pa.field(
+            "frame", pa.int32()
+        ),  # which frame or page of that file, from 1; null where a file is one row
         pa.field("question", pa.string()),
         pa.field("status", pa.string(), nullable=False),
         pa.field(

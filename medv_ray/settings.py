@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -38,6 +40,12 @@ CALIBRATION = "calibration.json"
 """In a checkpoint folder, by `medv calibrate --store`; the folder's digest leaves it out."""
 S = TypeVar("S", bound="Settings")
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _frames_policy(value: str) -> str:
+    if not re.fullmatch(r"first|middle|all|refuse|every:[1-9][0-9]{0,8}", value):
+        raise ValueError("must be first, middle, all, every:N (every:10, say) or refuse")
+    return value
 
 
 class Settings(BaseModel):
@@ -223,9 +231,10 @@ class ImageSettings(Settings):
     """Shortest side in pixels."""
     max_aspect: PositiveFloat = 50.0
     """Longest side over shortest side."""
-    frames: Literal["first", "refuse"] = "first"
-    """Multi-page and animated files: take the first frame and say so in `warnings`, or
-    quarantine."""
+    frames: Annotated[str, AfterValidator(_frames_policy)] = "first"
+    """Files of several frames or pages: `first` or `middle` take one, which `warnings` tells;
+    `refuse` quarantines. `all`, and `every:N` (the first, and every Nth behind it) make each a row,
+    of the images of a folder that `medv score` asks one question about."""
     window: str = "file"
     """How grey DICOM values become grey: `file` is the file's own first window, `number:2` its
     second; `lung`, `brain` or another preset (CT alone), or `level/width` (40/400)."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from medv_ray.archive.left_out import LeftOut
 from medv_ray.errors import DataError
+from medv_ray.file_parts import FilePart, Picture
 
 CHUNK_BYTES = 128 * 2**20
 """Encoded images above this do not share a chunk, as far as sizes are known when it is cut."""
@@ -74,6 +75,22 @@ class Row:
     marks: int = 0
     """LLaVA's `<image>` at the ends of its question, taken out."""
     warnings: tuple[str, ...] = ()
+    part: FilePart | None = None
+    """Which part of its one picture's file the row is; None: the whole file."""
+    file_sha256: str = ""
+    """Of the file that the part is of."""
+
+    @property
+    def pictures(self) -> tuple[bytes | Picture, ...]:
+        """What is to be decoded, in the order of the prompt."""
+        if self.part is None:
+            return self.images
+        return tuple(Picture(data, self.file_sha256, self.part) for data in self.images)
+
+    @property
+    def frame(self) -> int | None:
+        """From 1; None where the row is of a whole file."""
+        return None if self.part is None or self.part.of == 1 else self.part.frame
 
     @property
     def image(self) -> bytes | None:

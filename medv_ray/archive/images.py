@@ -1,4 +1,4 @@
-"""A folder of images under one question: every image is a row.
+"""A folder of images under one question: every image is a row, or every part of it (a frame, say).
 
 The folder counts as one file. Rows are in order of names; images that were added to a run later
 come behind the earlier ones.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 from pyarrow import fs
@@ -21,29 +22,74 @@ from medv_ray.archive.prior import Image
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import TROUBLE, Stored, reason_of
 from medv_ray.errors import DataError
+from medv_ray.file_parts import FilePart, Splitter
 
 READERS = 8
+SPLITTERS = 16
 
 
 def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
     """The images as the archive's listing has them, cut into chunks."""
-    images = archive.images[:limit]
-    result = Draft(rows=len(images))
-    result.ids = iter([[image.name.replace("/", ":") for image in images]])
-    borders = [border for border in file.borders() if border <= len(images)]
-    begin, size = 0, 0
-    for row, image in enumerate([*images, None]):
+    spots = list(islice(spots_of(archive), limit))
+    result = Draft(rows=len(spots))
+    result.ids = iter([[row_id(*spot) for spot in spots]])
+    borders = [border for border in file.borders() if border <= len(spots)]
+    begin, size, last = 0, 0, ""
+    for row in range(len(spots) + 1):
         full = row - begin == archive.settings.chunk_rows or size > CHUNK_BYTES
-        if row > begin and (full or image is None or row in borders):
-            at = tuple(tuple(one) for one in images[begin:row])
-            result.cuts.append(Cut(range(begin, row), at=at))
-            begin, size = row, 0
-        size += image.size if image is not None else 0
-    ends = [*borders, len(images)]
+        if row > begin and (full or row == len(spots) or row in borders):
+            result.cuts.append(Cut(range(begin, row), at=tuple(spots[begin:row])))
+            begin, size, last = row, 0, ""
+        if row < len(spots) and spots[row][0] != last:  # parts of one file share its bytes
+            last = spots[row][0]
+            size += spots[row][1]
+    ends = [*borders, len(spots)]
     result.proofs = [
         Piece(end - start, 0, "") for start, end in zip([0, *ends], ends, strict=False)
     ]
     return result
+
+
+def spots_of(archive: Archive) -> Iterator[tuple[Any, ...]]:
+    """Where each row lies: name, size and time of its file, and the text of its part if it is one
+    of the file's parts."""
+    for image in archive.images:
+        for text in archive.parts.get(image.name, ()):
+            yield (*image, text)
+        if not archive.parts.get(image.name):
+            yield tuple(image)
+
+
+def row_id(name: str, size: int, mtime_ns: int, part: str | None = None) -> str:
+    """`study/a.dcm` -> `study:a.dcm`, and `study:a.dcm#frame=07` for a part."""
+    return name.replace("/", ":") + (FilePart.parse(part).suffix if part is not None else "")
+
+
+def split_up(
+    archive: Archive, images: list[Image], splitter: Splitter, known: dict[str, Image]
+) -> list[Image]:
+    """The images with the parts that rows are to be of; those that are `known` as they are keep
+    theirs, and are not opened.
+
+    Raises DataError E1110 where a store fails.
+    """
+    filesystem, root = place_of(archive.images_uri)
+
+    def one(image: Image) -> Image:
+        before = known.get(image.name)
+        if before is not None and image.is_same(before):
+            return image._replace(parts=before.parts)
+        try:
+            parts = splitter.parts(filesystem, f"{root}/{image.name}")
+        except (FileNotFoundError, PermissionError):
+            return image  # its row says so
+        except TROUBLE as error:
+            text = f"an image of the folder cannot be read ({reason_of(error)})."
+            raise DataError("E1110", text) from error
+        return image._replace(parts=tuple(part.text for part in parts) or None)
+
+    with ThreadPoolExecutor(SPLITTERS) as pool:
+        return list(pool.map(one, images))
 
 
 def listed(archive: Archive) -> list[Image]:
@@ -73,27 +119,47 @@ def content_digest(archive: Archive, image: Stored) -> str:
 
 
 def folder_digest(images: Iterable[Image]) -> str:
-    """The fingerprint of a folder of images: names, sizes and times, or names and contents."""
+    """The fingerprint of a folder of images: names, sizes and times, or names and contents; and
+    the parts that rows are of."""
     digest = hashlib.sha256()
-    for image in sorted(images):
-        digest.update(f"{image.name!a} {image.size} {image.sha256 or image.mtime_ns}\n".encode())
+    for image in sorted(images, key=lambda one: one.name):
+        parts = "".join(f" {part}" for part in image.parts or ())
+        state = image.sha256 or image.mtime_ns
+        digest.update(f"{image.name!a} {image.size} {state}{parts}\n".encode())
     return digest.hexdigest()
 
 
 def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
-    """The rows of a chunk. Raises DataError E1107 when one of its images is not as planned."""
+    """The rows of a chunk; the parts of one file share its bytes, which are read once.
+
+    Raises DataError E1107 when one of its images is not as planned.
+    """
     filesystem, root = place_of(archive.images_uri)
-    found = filesystem.get_file_info([f"{root}/{name}" for name, _, _ in chunk.at])
-    for info, (_, size, mtime_ns) in zip(found, chunk.at, strict=True):
+    files = {name: (size, mtime_ns) for name, size, mtime_ns, *_ in chunk.at}
+    found = filesystem.get_file_info([f"{root}/{name}" for name in files])
+    for info, (size, mtime_ns) in zip(found, files.values(), strict=True):
         if (info.type, info.size, info.mtime_ns or 0) != (fs.FileType.File, size, mtime_ns):
             raise DataError("E1107", "an image of the folder changed; its chunk is not scored.")
-    for number, (name, _, _) in zip(chunk.rows, chunk.at, strict=True):
-        cells: dict[str, Any] = {"id": name.replace("/", ":")}
+    last: Row | None = None
+    for number, spot in zip(chunk.rows, chunk.at, strict=True):
+        cells: dict[str, Any] = {"id": row_id(*spot)}
         row = make_row(archive, chunk, number, cells, has_id=True)
-        row.image_name = name
+        row.image_name = spot[0]
+        row.part = FilePart.parse(spot[3]) if len(spot) > 3 else None
         if row.error is None:
-            try:
-                row.image = read_image(archive, name)
-            except DataError as error:
-                row.refuse(error)
+            fill(archive, row, last)
+            last = row
         yield row
+
+
+def fill(archive: Archive, row: Row, last: Row | None) -> None:
+    """Give the row its file's bytes, those of the `last` row where that is of the same file."""
+    if last is not None and last.image_name == row.image_name:
+        row.images, row.file_sha256, row.error = last.images, last.file_sha256, last.error
+        return
+    try:
+        row.image = read_image(archive, str(row.image_name))
+    except DataError as error:
+        row.refuse(error)
+    if row.image is not None and row.part is not None:
+        row.file_sha256 = hashlib.sha256(row.image).hexdigest()

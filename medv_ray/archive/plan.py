@@ -19,7 +19,8 @@ from medv_ray.archive.pictures import NamedImages
 from medv_ray.archive.prior import Image, PlannedFile, Prior
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Stored
-from medv_ray.errors import DataError
+from medv_ray.errors import DataError, SettingsError
+from medv_ray.file_parts import Splitter
 
 
 class Unreadable(NamedTuple):
@@ -49,6 +50,8 @@ class Plan:
     inputs: tuple[Image, ...] = ()
     """The images that fingerprints cover: those of a folder, or those that rows name."""
     growth: Growth = Growth()
+    split: str | None = None
+    """By what files were cut into rows: `Splitter.key`."""
 
     @property
     def ignored(self) -> int:
@@ -88,15 +91,22 @@ class Plan:
         return [*self.growth.lost, *news, *found]
 
 
-def plan(archive: Archive, settings_digest: str, prior: Prior | None = None) -> Plan:
+def plan(
+    archive: Archive,
+    settings_digest: str,
+    prior: Prior | None = None,
+    splitter: Splitter | None = None,
+) -> Plan:
     """Fingerprint every file and cut its rows into chunks.
 
     What `prior` has planned keeps its place and its keys as far as it is unchanged, and what is new
-    comes behind it. A file that cannot be read is listed, and the rest is planned. Raises DataError
-    when no file can be read (its own code), or when the archive has no row (E1110).
+    comes behind it. A file that cannot be read is listed, and the rest is planned. With a
+    `splitter` a file of a folder of images may become several rows. Raises DataError when no file
+    can be read (its own code), or when the archive has no row (E1110); SettingsError E1001 for a
+    splitter where rows are those of a table or tar.
     """
     prior = prior or Prior()
-    archive, inputs, lost = arranged(archive, prior)
+    archive, inputs, lost = arranged(archive, prior, splitter)
     entries: list[Entry] = []
     names_count = IdNames(archive, prior)
     limit = archive.settings.limit
@@ -146,19 +156,33 @@ def plan(archive: Archive, settings_digest: str, prior: Prior | None = None) -> 
         left_out(archive, entries, named),
         tuple(inputs),
         growth(prior, entries, inputs, lost),
+        splitter and splitter.key,
     )
 
 
-def arranged(archive: Archive, prior: Prior) -> tuple[Archive, list[Image], list[str]]:
+def arranged(
+    archive: Archive, prior: Prior, splitter: Splitter | None
+) -> tuple[Archive, list[Image], list[str]]:
     """The archive in the order of an earlier plan, the images of a folder, and which were lost."""
     archive = prior.arrange(archive)
     if archive.kind != "images":
+        if splitter is not None:
+            sort = {"tar": "the members of tars", "table": "those of a table"}.get(archive.kind)
+            detail = f"here the rows are {sort or 'those of parquet files'}. first and middle work."
+            way = f"a folder of images (--question TEXT) become several rows; {detail}"
+            raise SettingsError("E1001", f"{splitter.key}: files of {way}")
         return archive, [], []
     found = images.listed(archive)
+    split = splitter and splitter.key
+    is_same_split = prior.kind == "images" and prior.split == split
+    if splitter is not None:
+        known = prior.images if is_same_split else {}
+        found = images.split_up(archive, found, splitter, known)
+        archive = replace(archive, parts={image.name: image.parts or () for image in found})
     if prior.kind != "images":
         return archive, found, []
     lost = prior.losses({image.name: image for image in found})
-    if lost:  # nothing keeps its row number
+    if lost or not is_same_split:  # nothing keeps its row number
         files = tuple(replace(file, pieces=()) for file in archive.files)
         return replace(archive, files=files), found, lost
     found = prior.in_order(found)

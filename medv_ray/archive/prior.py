@@ -29,6 +29,7 @@ COLUMNS = pa.schema(
         pa.field("size", pa.int64(), nullable=False),
         pa.field("mtime_ns", pa.int64(), nullable=False),
         pa.field("sha256", pa.string()),
+        pa.field("parts", pa.list_(pa.string())),
     ]
 )
 
@@ -58,6 +59,8 @@ class Image(NamedTuple):
     mtime_ns: int
     sha256: str | None = None
     """Of its content, under `fingerprint=full`; its time does not count then."""
+    parts: tuple[str, ...] | None = None
+    """Texts of the parts that its rows are of; None: one row, of the whole file."""
 
     def is_same(self, other: Image) -> bool:
         """Whether nothing says that the image changed."""
@@ -75,6 +78,8 @@ class Prior:
     images: dict[str, Image] = field(default_factory=dict)
     """In order of rows for a folder of images, else those that rows name by path."""
     generation: int = -1
+    split: str | None = None
+    """By what files were cut into rows: `Splitter.key`."""
 
     @classmethod
     def read(cls, out: str) -> Prior:
@@ -93,6 +98,7 @@ class Prior:
             {file.name: file for file in files},
             {image.name: image for image in images},
             max((p.generation for file in files for p in file.pieces), default=0),
+            found.get("split"),
         )
 
     def losses(self, now: Mapping[str, Image], is_whole: bool = True) -> list[str]:
@@ -156,5 +162,5 @@ def read_images(store: Store, entry: dict[str, str]) -> list[Image]:
         data = b""
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise RunError("E1506", f"{entry['file']} is missing or does not match run.json.")
-    columns = pq.read_table(pa.BufferReader(data)).to_pydict()
-    return [Image(*values) for values in zip(*columns.values(), strict=True)]
+    found = pq.read_table(pa.BufferReader(data)).to_pylist()
+    return [Image(**{**one, "parts": one.get("parts") and tuple(one["parts"])}) for one in found]

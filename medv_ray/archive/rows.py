@@ -51,6 +51,7 @@ def quarantine_record(row: Row, error: DataError) -> dict[str, Any]:
         "id": row.id,
         "row": row.row,
         "image_paths": image_paths(row),
+        "frame": row.frame,
         "question": row.question,
         "reference": row.reference,
         "answer_type": row.answer_type,

@@ -127,6 +127,7 @@ class Run:
             # as json reads it back, to compare
             "files": json.loads(json.dumps(self.plan.files)),
             "inputs": inputs,
+            "split": self.plan.split,
             "mixed_with": mixed,
             "grown": grown,
             "processors": [] if found is None else found["processors"],

@@ -57,9 +57,12 @@ class Archive:
     """By path in the filesystem, what rows may name. An actor's copy has none."""
     images: tuple[Stored, ...] = field(default=(), repr=False, compare=False)
     """Of a folder of images, the pictures in order of names. An actor's copy has none."""
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
+    """By name, the texts of the parts of those pictures that become rows by parts. An actor's copy
+    has none."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "beside": {}, "images": ()}
+        return {**self.__dict__, "beside": {}, "images": (), "parts": {}}
 
 
 @listing_errors()

@@ -79,7 +79,7 @@ def summarize(
 
 def write_quarantine(store: Store, ledger: Ledger) -> dict[str, int]:
     """Write the quarantined rows; their counts by reason word."""
-    columns = ["id", "file", "row", "image_paths", "code", "reason", "chunk"]
+    columns = ["id", "file", "row", "image_paths", "frame", "code", "reason", "chunk"]
     found = []
     for name, source_keys in ledger.held.items():
         commits = [ledger.commits[key] for key in source_keys]

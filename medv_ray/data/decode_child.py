@@ -4,9 +4,10 @@ Decoders of image formats are C code that reads untrusted bytes. The child holds
 only, no model and no secret; what it sends back is checked, and a picture that kills it costs one
 quarantined row.
 
-Protocol over two pipes, no pickle. Parent: a frame of JSON settings, then one frame per image
-(uint64 size, bytes). Child: one byte when ready, then per image a header (uint32 and uint64 sizes),
-JSON, and the tiles as raw uint8.
+Protocol over two pipes, no pickle. Parent: a message of JSON settings, then two per image (uint64
+size, bytes): which part of the file, as text, and the file, which is empty where it is the one that
+the part before was of. Child: one byte when ready, then per image a header (uint32 and uint64
+sizes), JSON, and the tiles as raw uint8.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -36,6 +37,7 @@ from medv_ray.data.causes import broken
 from medv_ray.data.encoded import open_header
 from medv_ray.data.images import Prepared, check_bytes, inspect, prepare
 from medv_ray.errors import CATALOGUE, DataError, MedvError, RunError, SettingsError
+from medv_ray.file_parts import FilePart, Picture
 
 if TYPE_CHECKING:
     from medv_ray.settings import ImageSettings
@@ -71,6 +73,8 @@ class Decoder:
         self._setup = json.dumps(setup).encode()
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
+        self._held = ""
+        """Digest of the file that the child has kept."""
 
     def __enter__(self) -> Decoder:
         return self
@@ -78,19 +82,25 @@ class Decoder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def prepare(self, data: bytes) -> Prepared:
-        """As `images.prepare`.
+    def prepare(self, picture: bytes | Picture) -> Prepared:
+        """As `images.prepare`. Parts of one file, asked for one after the other, send it once.
 
         Raises DataError E1112, E1201 .. E1213 (E1209 when the child passed a limit or died), and
         RunError E1513 when a child does not start, or none reads what is sound.
         """
+        if isinstance(picture, Picture):
+            found = self._prepare(picture.data, picture.part.text, picture.sha256)
+            return replace(found, sha256=picture.sha256, part=picture.part)
+        return self._prepare(picture)
+
+    def _prepare(self, data: bytes, part: str = "", sha256: str = "") -> Prepared:
         check_bytes(data, self._image)
         with self._lock:
-            how = self._try(data)
+            how = self._try(data, part, sha256)
             # perhaps killed from outside, or spoilt by an image before: not this image's fault
             if isinstance(how, (str, RunError)):
                 self._stop()
-                how = self._try(data)
+                how = self._try(data, part, sha256)
             if isinstance(how, RunError):
                 raise how
             if isinstance(how, str):
@@ -109,7 +119,7 @@ class Decoder:
             how = self._stop(leaving=not isinstance(error, TimeoutError))
             raise broken(f"an image decoder ended ({how}) on a picture of a few bytes.") from None
 
-    def _try(self, data: bytes) -> Prepared | RunError | str:
+    def _try(self, data: bytes, part: str, sha256: str) -> Prepared | RunError | str:
         """The reply, the child's word that it is broken, or how it ended.
 
         Raises DataError, SettingsError, and RunError when the child does not start.
@@ -120,7 +130,9 @@ class Decoder:
             self._process = self._start()
         seconds = self._image.decode_seconds
         try:
-            return self._understand(*self._exchange(self._process, data, seconds))
+            sent = b"" if part and self._held == sha256 else data
+            self._held = sha256
+            return self._understand(*self._exchange(self._process, sent, seconds, part))
         except (DataError, SettingsError):
             raise
         except RunError as error:
@@ -182,7 +194,7 @@ class Decoder:
 
     def _stop(self, leaving: bool = False) -> str:
         """Kill and reap the child, and say how it ended; `leaving`: it closed its pipes already."""
-        process, self._process = self._process, None
+        process, self._process, self._held = self._process, None, ""
         if process is None:
             return "not running"
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -198,11 +210,12 @@ class Decoder:
         return f"signal {-ended}" if ended < 0 else f"exit status {ended}"
 
     def _exchange(
-        self, process: subprocess.Popen[bytes], data: bytes, seconds: float
+        self, process: subprocess.Popen[bytes], data: bytes, seconds: float, part: str = ""
     ) -> tuple[Any, bytearray]:
         deadline = time.monotonic() + seconds
         stdin, stdout = _pipes(process)
-        _send(stdin, _SIZE.pack(len(data)), deadline)
+        head = _SIZE.pack(len(part)) + part.encode("ascii") + _SIZE.pack(len(data))
+        _send(stdin, head, deadline)
         _send(stdin, data, deadline)
         json_bytes, tile_bytes = _REPLY.unpack(_receive(stdout, _REPLY.size, deadline))
         if json_bytes > _REPLY_JSON_BYTES or tile_bytes > self._most_tiles * self._side**2 * 3:
@@ -270,7 +283,7 @@ def main() -> None:
     # short of memory, the kernel is to end this process and not the one with the model
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
-    setup = json.loads(_frame(requests))
+    setup = json.loads(_message(requests))
     image = cast("ImageSettings", SimpleNamespace(**setup["image"]))
     # the grid as lists, which serve as well
     tiles = None if setup["tiles"] is None else TileSettings(**setup["tiles"])
@@ -279,14 +292,21 @@ def main() -> None:
     limit(image.decode_bytes)
     replies.write(b"+")
     replies.flush()
+    held = b""
     while wait_for_request(requests, setup["parent"]):
-        data = _frame(requests)
+        text = _message(requests).decode("ascii")
+        part = FilePart.parse(text) if text else None
+        (size,) = _SIZE.unpack(_exactly(requests, _SIZE.size))
+        if size or part is None:
+            held = b""  # there may be no room for both
+        data = _exactly(requests, size) or held
         # Should the parent be gone by then, only this signal ends a decoder that hangs.
         signal.setitimer(signal.ITIMER_REAL, image.decode_seconds + 1)
-        header, payload = answer(data, image, tiles)
+        header, payload = answer(data, image, tiles, part)
+        held = data if part is not None else b""
         del data
-        text = json.dumps(header).encode()
-        replies.write(_REPLY.pack(len(text), payload.nbytes) + text)
+        said = json.dumps(header).encode()
+        replies.write(_REPLY.pack(len(said), payload.nbytes) + said)
         replies.write(payload)
         replies.flush()
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -315,11 +335,14 @@ def wait_for_request(requests: BinaryIO, parent: int) -> bool:
 
 
 def answer(
-    data: bytes, image: ImageSettings, tiles: TileSettings | None
+    data: bytes, image: ImageSettings, tiles: TileSettings | None, part: FilePart | None = None
 ) -> tuple[dict[str, Any], memoryview]:
-    """JSON header and tile bytes for one image."""
+    """JSON header and tile bytes for one image. Its digest is the parent's to give for a part."""
     try:
-        prepared = inspect(data, image) if tiles is None else prepare(data, image, tiles)
+        if tiles is None:
+            prepared = inspect(data, image, part)
+        else:
+            prepared = prepare(data, image, tiles, part)
     except MedvError as error:
         return {"code": error.code, "detail": error.detail}, memoryview(b"")
     header = {
@@ -330,12 +353,13 @@ def answer(
     return header, np.ascontiguousarray(prepared.tiles).reshape(-1).data
 
 
-def _frame(requests: BinaryIO) -> bytes:
+def _message(requests: BinaryIO) -> bytes:
     """Ends the child when the input ends."""
-    head = requests.read(_SIZE.size)
-    if len(head) < _SIZE.size:
-        raise SystemExit
-    (size,) = _SIZE.unpack(head)
+    (size,) = _SIZE.unpack(_exactly(requests, _SIZE.size))
+    return _exactly(requests, size)
+
+
+def _exactly(requests: BinaryIO, size: int) -> bytes:
     data = requests.read(size)
     if len(data) < size:
         raise SystemExit

@@ -23,6 +23,7 @@ from medv_ray.data.causes import judge
 from medv_ray.data.depth import is_deep, narrow_palette, read_deep
 from medv_ray.data.dicom import DicomFile, is_dicom
 from medv_ray.data.encoded import end_of_png, open_header, png_bytes
+from medv_ray.data.frames import choose
 from medv_ray.data.pixels import (
     check_tiff_strips,
     header_words,
@@ -33,6 +34,7 @@ from medv_ray.data.pixels import (
 )
 from medv_ray.data.tiles import cut
 from medv_ray.errors import DataError, MedvError
+from medv_ray.file_parts import FilePart
 
 if TYPE_CHECKING:
     from medv_ray.settings import ImageSettings
@@ -54,20 +56,28 @@ class Prepared:
     warnings: tuple[str, ...]
     """What was done to the picture beyond plain decoding; docs/images.md lists the words."""
     sha256: str
-    """Of the encoded bytes."""
+    """Of the encoded bytes: the whole file's, also for a part of it."""
+    part: FilePart | None = None
+    """Which part of the file it is, where one was asked for."""
 
 
-def prepare(data: bytes, image: ImageSettings, tiles: TileSettings) -> Prepared:
-    """Tiles of an encoded image.
+def prepare(
+    data: bytes, image: ImageSettings, tiles: TileSettings, part: FilePart | None = None
+) -> Prepared:
+    """Tiles of an encoded image, or of a part of it; without its digest then.
 
     Nothing is decoded before the header passed all limits. Raises DataError E1112, E1201 .. E1213
     and RunError E1513.
     """
     check_bytes(data, image)
-    picture, warnings = decode(data, image)
+    picture, warnings = decode(data, image, part)
     with _own_words(data, None):
         array = cut(picture, tiles)
-    return Prepared(array, picture.size, tuple(warnings), hashlib.sha256(data).hexdigest())
+    return Prepared(array, picture.size, tuple(warnings), _digest(data, part), part)
+
+
+def _digest(data: bytes, part: FilePart | None) -> str:
+    return hashlib.sha256(data).hexdigest() if part is None else ""
 
 
 def check_bytes(data: bytes, image: ImageSettings) -> None:
@@ -80,16 +90,14 @@ def check_bytes(data: bytes, image: ImageSettings) -> None:
         )
 
 
-def inspect(data: bytes, image: ImageSettings) -> Prepared:
+def inspect(data: bytes, image: ImageSettings, part: FilePart | None = None) -> Prepared:
     """What the header tells, without tiles: nothing is decoded.
 
     Raises DataError E1112, E1201 .. E1213 and RunError E1513.
     """
     check_bytes(data, image)
-    source = _open(data, image)
-    check_header(source.size, image)
+    source, _, warnings = _open(data, image, part)
     with _own_words(data, source.format):
-        warnings = frame_words(source, image)
         # a PNG may carry its orientation behind the pixels, and Pillow's size of a TIFF has it
         turned = (
             isinstance(source, Image.Image)
@@ -98,26 +106,26 @@ def inspect(data: bytes, image: ImageSettings) -> Prepared:
         )
     none = np.empty((0, 1, 1, 3), np.uint8)
     size_wh = source.size[::-1] if turned else source.size
-    return Prepared(none, size_wh, tuple(warnings), hashlib.sha256(data).hexdigest())
+    return Prepared(none, size_wh, tuple(warnings), _digest(data, part), part)
 
 
-def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:
+def decode(
+    data: bytes, image: ImageSettings, part: FilePart | None = None
+) -> tuple[Image.Image, list[str]]:
     """Upright RGB picture and warnings. Raises DataError E1202 .. E1213 and RunError
     E1513.
     """
-    source = _open(data, image)
-    check_header(source.size, image)
+    source, index, warnings = _open(data, image, part)
     with _own_words(data, source.format):
-        warnings = frame_words(source, image)
         if isinstance(source, DicomFile):
-            picture, words = source.picture()
+            picture, words = source.picture(index)
             return picture.convert("RGB"), warnings + words
         announced, transposed = source.size, tiff_orientation(source)
         check_tiff_strips(source)
         warnings += header_words(source)
         shown: Image.Image = source
         if is_deep(source):
-            shown, words = read_deep(source, lambda: open_header(data, image.formats))
+            shown, words = read_deep(source, lambda: _at(open_header(data, image.formats), index))
             warnings += words
         source.load()
         if source.size != announced:
@@ -136,12 +144,33 @@ def decode(data: bytes, image: ImageSettings) -> tuple[Image.Image, list[str]]:
         return upright(rgb, turn or 1), warnings
 
 
-def _open(data: bytes, image: ImageSettings) -> ImageFile.ImageFile | DicomFile:
-    """Header read, no pixel decoded."""
+def _open(
+    data: bytes, image: ImageSettings, part: FilePart | None
+) -> tuple[ImageFile.ImageFile | DicomFile, int, list[str]]:
+    """The file at the frame that is wanted, its number from 0, and words. The header passed all
+    limits, and no pixel of the frame is decoded."""
     with _own_words(data, None):
         if is_dicom(data, image.formats):
-            return DicomFile(data, image)
-        return open_header(data, image.formats)
+            source: ImageFile.ImageFile | DicomFile = DicomFile(data, image)
+        else:
+            source = open_header(data, image.formats)
+    if source.format != "TIFF":  # whose pages have sizes of their own
+        check_header(source.size, image)
+    with _own_words(data, source.format):
+        # of a TIFF, Pillow would look at every page as if to decode it
+        count = 1 if source.format == "TIFF" else getattr(source, "n_frames", 1)
+        index, words = choose(source.format, count, data, image.frames, part)
+        if isinstance(source, Image.Image):
+            _at(source, index)
+    check_header(source.size, image)
+    return source, index, words
+
+
+def _at(source: ImageFile.ImageFile, index: int) -> ImageFile.ImageFile:
+    """The file at a frame."""
+    if index:
+        source.seek(index)
+    return source
 
 
 def check_header(size: tuple[int, int], image: ImageSettings) -> None:
@@ -156,14 +185,6 @@ def check_header(size: tuple[int, int], image: ImageSettings) -> None:
         code, rule = "E1206", f"largest ratio of the sides allowed is {image.max_aspect:g}"
     if code:
         raise DataError(code, f"the header announces {_by(size)} pixels; the {rule}.")
-
-
-def frame_words(source: Image.Image | DicomFile, image: ImageSettings) -> list[str]:
-    """Raises DataError E1210 for several frames under the policy `refuse`."""
-    frames = getattr(source, "n_frames", 1)
-    if frames > 1 and image.frames == "refuse":
-        raise DataError("E1210", f"the file holds {frames} frames.")
-    return [f"first_of_frames:{frames}"] if frames > 1 else []
 
 
 def tail_words(data: bytes, source: Image.Image) -> list[str]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from medv_ray.canvases import TileSettings
 from medv_ray.data.decode_child import Decoder
+from medv_ray.file_parts import Picture
 from medv_ray.settings import ImageSettings
 
 
@@ -26,7 +27,7 @@ class Thumbnails:
     def __exit__(self, *_: object) -> None:
         self._decoder.close()
 
-    def make(self, data: bytes) -> str:
+    def make(self, data: bytes | Picture) -> str:
         """Raises DataError E1112, E1201 .. E1212."""
         prepared = self._decoder.prepare(data)
         return data_uri(without_padding(prepared.tiles[0], prepared.size_wh))

@@ -13,6 +13,7 @@ from medv_ray.data.decode_child import Decoder
 from medv_ray.data.images import Prepared
 from medv_ray.engine.request import Counters
 from medv_ray.errors import DataError
+from medv_ray.file_parts import FilePart, Picture
 from medv_ray.model.config import no_vision
 from medv_ray.model.medv import Medv
 from medv_ray.settings import ImageSettings
@@ -29,8 +30,12 @@ class Features:
     """Of the upright picture, in pixels."""
 
 
+Key = tuple[str, FilePart | None, bool]
+"""Digest of the encoded bytes, the part of them, and whether it is one of a group."""
+
+
 class ImageStore:
-    """Features by digest of the encoded bytes; the least recently used go beyond `cache_bytes`.
+    """Features by what they are of; the least recently used go beyond `cache_bytes`.
 
     Failures are kept too, so that a broken image with many questions is decoded once.
     """
@@ -41,7 +46,7 @@ class ImageStore:
         self._model = model
         self._cache_bytes = cache_bytes
         self._used_bytes = 0
-        self._kept: OrderedDict[tuple[str, bool], Features | DataError] = OrderedDict()
+        self._kept: OrderedDict[Key, Features | DataError] = OrderedDict()
         self._counters = counters
         self.tiles = model.config.tiling(image.aspect) if model.config.vision is not None else None
         """How a picture is cut that stands alone; None where the model sees none."""
@@ -56,20 +61,19 @@ class ImageStore:
             }
         )
 
-    def decode(self, data: bytes, several: bool) -> bytes | Prepared:
+    def decode(self, data: bytes | Picture, several: bool) -> bytes | Picture | Prepared:
         """An image ready for the vision tower, or `data` again where its features are kept.
 
         Any thread may call it. Raises DataError E12xx, CheckpointError E1410.
         """
-        if (hashlib.sha256(data).hexdigest(), several) in self._kept:
+        if key_of(data, several) in self._kept:
             return data
         self._counters.decodes += 1
         return self._decoder(several).prepare(data)
 
-    def get(self, data: bytes | Prepared, several: bool) -> Features:
+    def get(self, data: bytes | Picture | Prepared, several: bool) -> Features:
         """Features of an image; `several`: it is one of a group. Raises DataError E12xx."""
-        sha256 = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.sha256
-        key = (sha256, several)
+        key = key_of(data, several)
         found = self._kept.get(key)
         if found is None:
             found = self._make(data, several)
@@ -81,9 +85,9 @@ class ImageStore:
             raise found
         return found
 
-    def _make(self, data: bytes | Prepared, several: bool) -> Features | DataError:
+    def _make(self, data: bytes | Picture | Prepared, several: bool) -> Features | DataError:
         prepared = data
-        if isinstance(prepared, bytes):
+        if not isinstance(prepared, Prepared):
             try:
                 self._counters.decodes += 1
                 prepared = self._decoder(several).prepare(prepared)
@@ -99,7 +103,7 @@ class ImageStore:
             raise no_vision()
         return self._decoders[several]
 
-    def _keep(self, key: tuple[str, bool], made: Features | DataError) -> None:
+    def _keep(self, key: Key, made: Features | DataError) -> None:
         self._kept[key] = made
         self._used_bytes += _size(made)
         while self._used_bytes > self._cache_bytes:
@@ -110,6 +114,13 @@ class ImageStore:
         """End the decoder's child processes."""
         for decoder in self._decoders.values():
             decoder.close()
+
+
+def key_of(data: bytes | Picture | Prepared, several: bool) -> Key:
+    """What an image's features are kept under."""
+    if isinstance(data, bytes):
+        return (hashlib.sha256(data).hexdigest(), None, several)
+    return (data.sha256, data.part, several)
 
 
 def _size(made: Features | DataError) -> int:

@@ -11,6 +11,7 @@ from medv_ray.data.images import Prepared
 from medv_ray.data.prompts import Turn
 from medv_ray.diffusion.spec import Canvas
 from medv_ray.engine.choices import Choice
+from medv_ray.file_parts import Picture
 from medv_ray.settings import SamplerSettings
 
 
@@ -19,8 +20,9 @@ class Request:
     """One question about any number of images."""
 
     question: str
-    images: tuple[bytes | Prepared, ...] = ()
-    """Encoded files, or what `Engine.decode` has made of them, in the order of the prompt."""
+    images: tuple[bytes | Picture | Prepared, ...] = ()
+    """Encoded files, parts of such, or what `Engine.decode` has made of them, in the order of the
+    prompt."""
     history: tuple[Turn, ...] = ()
     """Earlier turns, user first; the images belong to the first of them."""
     seed: int = 0

@@ -228,7 +228,7 @@ def _pictures(
             try:
                 rows = read_rows(plan.archive, chunk)
                 row = next(row for row in rows if row.row == card.row)
-                for image in row.images:
+                for image in row.pictures:
                     yield thumbnails.make(image)
             except (DataError, RunError):
                 return  # damaged pictures are among those that are shown

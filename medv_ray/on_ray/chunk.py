@@ -15,6 +15,7 @@ from medv_ray.archive.store import Store
 from medv_ray.data.prompts import Role, Turn
 from medv_ray.engine import Answer, Request, row_seed
 from medv_ray.errors import DataError
+from medv_ray.file_parts import Picture
 from medv_ray.on_ray.predictor import Failed, ReloadingPredictor, RowPredictor
 from medv_ray.settings import AnswerSettings
 
@@ -122,7 +123,7 @@ class ChunkScorer:
 
     def _digest(self, row: Row) -> bytes:
         """Of the pictures; new ones are counted, so that `tower_runs` can be held against it."""
-        digests = [hashlib.sha256(image).digest()[:12] for image in row.images]
+        digests = [digest_of(picture) for picture in row.pictures]
         for digest in digests:
             if digest not in self._pictures:
                 if len(self._pictures) == MOST_PICTURES:
@@ -155,6 +156,7 @@ class ChunkScorer:
         return {
             "id": row.id,
             "row": row.row,
+            "frame": row.frame,
             "question": row.question,
             "reference": row.reference,
             "answer_type": row.answer_type,
@@ -191,12 +193,19 @@ def request_of(row: Row, seed: int = 0) -> Request:
     history = tuple(Turn(cast(Role, role), text) for role, text in row.history)
     return Request(
         row.question or "",
-        row.images,
+        row.pictures,
         history,
         seed=seed,
         system=row.system,
         choices=row.choices,
     )
+
+
+def digest_of(picture: bytes | Picture) -> bytes:
+    """12 bytes, other ones for other parts of one file."""
+    if isinstance(picture, bytes):
+        return hashlib.sha256(picture).digest()[:12]
+    return hashlib.sha256(f"{picture.sha256} {picture.part.text}".encode()).digest()[:12]
 
 
 def reasons_of(records: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
@@ -20,7 +19,8 @@ from medv_ray.archive.survey import Survey, survey
 from medv_ray.canvases import TileSettings
 from medv_ray.data.decode_child import Decoder
 from medv_ray.errors import DataError
-from medv_ray.on_ray.chunk import request_of
+from medv_ray.file_parts import Picture
+from medv_ray.on_ray.chunk import digest_of, request_of
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.predictor import PREDICTOR, RowPredictor, find
 from medv_ray.on_ray.score import Resume, planned, tell, tell_growth
@@ -154,12 +154,12 @@ def _read(plan: Plan, chunk: Chunk, found: Look) -> list[Row]:
 
 def _pictures_code(row: Row, decoder: Decoder, found: Look) -> str | None:
     """What is wrong with the first bad picture of a row."""
-    codes = [_picture_code(image, decoder, found) for image in row.images]
+    codes = [_picture_code(image, decoder, found) for image in row.pictures]
     return next((code for code in codes if code is not None), None)
 
 
-def _picture_code(image: bytes, decoder: Decoder, found: Look) -> str | None:
-    digest = hashlib.sha256(image).digest()[:12]
+def _picture_code(image: bytes | Picture, decoder: Decoder, found: Look) -> str | None:
+    digest = digest_of(image)
     if digest not in found.pictures:
         try:
             decoder.prepare(image)

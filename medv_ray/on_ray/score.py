@@ -18,6 +18,7 @@ from medv_ray.archive.rows import Part
 from medv_ray.archive.run import Run
 from medv_ray.archive.sources import open_archive
 from medv_ray.archive.summary import Summary
+from medv_ray.data.frames import splitter
 from medv_ray.errors import DataError, RunError
 from medv_ray.on_ray.cluster import cluster_address, running_ray
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, model_digests
@@ -94,7 +95,8 @@ def planned(settings: ScoreSettings, resume: Resume | None = None) -> tuple[Plan
     identity = settings.identity(*model_digests(settings.model))
     prior = Prior() if resume.new_run else Prior.read(settings.out)
     archive = open_archive(settings.archive, prior.images)
-    return make_plan(archive, identity_digest(identity), prior), identity
+    split = splitter(settings.image.frames)
+    return make_plan(archive, identity_digest(identity), prior, split), identity
 
 
 def score(

@@ -20,6 +20,7 @@ ROWS = [
         "medv_ray.settings",
         "medv_ray.schema",
         "medv_ray.formats",
+        "medv_ray.file_parts",
         "medv_ray.windows",
         "medv_ray.tables",
     ],
@@ -51,6 +52,7 @@ THIRD_PARTY = {
     "medv_ray.settings": {"pydantic", "pydantic_core"},
     "medv_ray.schema": {"pyarrow"},
     "medv_ray.formats": set(),
+    "medv_ray.file_parts": set(),
     "medv_ray.windows": set(),
     "medv_ray.tables": set(),
     "medv_ray.data": {

@@ -1,0 +1,221 @@
+"""How many frames or pages a file holds, by its headers alone, and which of them is the picture.
+
+Whoever plans an archive asks this of every file, outside the child process: so it is plain Python
+on a file that is read where it is needed, it unpacks no more than `_HEADER_BYTES`, and it makes
+lists no longer than `MOST_FRAMES`. Pages of a TIFF that are marked as reduced copies or masks of
+others are no frames. JPEG files hold one picture; the further ones of an MPO are no frames of it.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+from medv_ray.data.dicom_walk import dicom_frames
+from medv_ray.errors import DataError, SettingsError
+from medv_ray.file_parts import FilePart
+from medv_ray.formats import HEAD_BYTES, format_of
+
+MOST_FRAMES = 2**17
+"""A file that announces more is one row, which is refused: headers lie."""
+_NEW_SUBFILE, _OLD_SUBFILE = 254, 255
+_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
+_BUFFER = 2**16
+
+
+class Frames(NamedTuple):
+    """The frames of a file."""
+
+    places: Sequence[int]
+    """Of each, the number under which a decoder finds it, from 0."""
+    words: tuple[str, ...] = ()
+    """What is in the file beside them."""
+
+
+class FrameSplitter:
+    """`image.frames` of `all` or `every:N`: one row a frame. See `file_parts.Splitter`."""
+
+    def __init__(self, policy: str) -> None:
+        self.key = f"image.frames={policy}"
+        self._step = int(policy.partition(":")[2] or 1)
+
+    def parts(self, filesystem: Any, path: str) -> tuple[FilePart, ...]:
+        """The frames that are rows; of a file whose header cannot be read one."""
+        with filesystem.open_input_file(path) as opened:
+            count = count_frames(io.BufferedReader(opened, _BUFFER), opened.size())
+        return tuple(FilePart(frame, count) for frame in range(1, count + 1, self._step))
+
+
+def splitter(policy: str) -> FrameSplitter | None:
+    """By `image.frames`; None where a file is one row."""
+    return FrameSplitter(policy) if policy == "all" or policy.startswith("every:") else None
+
+
+def count_frames(file: BinaryIO, size: int) -> int:
+    """How many frames a picture file holds; 1 for one that cannot be read."""
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    try:
+        found = _count(format_of(head), file, head, size)
+    except (ValueError, struct.error, EOFError):
+        return 1
+    return found if 1 <= found <= MOST_FRAMES else 1
+
+
+def _count(kind: str | None, file: BinaryIO, head: bytes, size: int) -> int:
+    if kind == "DICOM":
+        return dicom_frames(file, head, size)
+    if kind == "TIFF":
+        return len(tiff_frames(file).places)
+    if kind == "GIF":
+        return _gif_frames(file)
+    if kind == "WEBP":
+        return _webp_frames(file)
+    return _png_frames(file) if kind == "PNG" else 1
+
+
+def choose(
+    kind: str | None, num_frames: int, data: bytes, policy: str, part: FilePart | None
+) -> tuple[int, list[str]]:
+    """Under which number a decoder finds the frame to show, from 0, and words.
+
+    `num_frames` is what the decoder counts. Raises DataError E1210 for several frames under the
+    policy `refuse`, E1207 for a file of other frames than were planned, SettingsError E1001 for a
+    policy of several rows where there can be one only.
+    """
+    frames = Frames(range(num_frames))
+    if kind == "TIFF":
+        frames = tiff_frames(io.BytesIO(data))
+    elif kind not in ("DICOM", "GIF", "WEBP", "PNG"):
+        frames = Frames(range(1))
+        if num_frames > 1 and policy != "refuse":
+            frames = Frames(range(1), (f"first_of_frames:{num_frames}",))
+    count, words = len(frames.places), list(frames.words)
+    several = num_frames if kind not in ("TIFF", "DICOM", "GIF", "WEBP", "PNG") else count
+    if policy == "refuse" and several > 1:
+        raise DataError("E1210", f"the file holds {several} frames.")
+    if part is not None:
+        if part.of != count or not 1 <= part.frame <= count:
+            raise DataError("E1207", f"the file holds {count} frames, {part.of} were planned.")
+        index = part.frame - 1
+    elif splitter(policy) is not None:
+        detail = "makes rows of the images of a folder; here a picture is one: first or middle."
+        raise SettingsError("E1001", f"image.frames={policy} {detail}")
+    else:
+        index = count // 2 if policy == "middle" else 0
+    if count > 1:
+        is_first = part is None and policy != "middle"
+        words.append(f"first_of_frames:{count}" if is_first else f"frame:{index + 1}/{count}")
+    return frames.places[index], words
+
+
+def tiff_frames(file: BinaryIO) -> Frames:
+    """The pages of a TIFF that are pictures of their own.
+
+    Raises ValueError for no TIFF, struct.error and EOFError for one whose first page is not there.
+    """
+    kinds, is_broken = _tiff_pages(file)
+    if not kinds:
+        raise EOFError
+    real = [index for index, kind in enumerate(kinds) if not kind & (_REDUCED | _MASK)] or [0]
+    words = []
+    if real[0]:
+        words.append("thumbnail_page_skipped" if kinds[0] & _REDUCED else "mask_page_skipped")
+    others = len(kinds) - len(real) - bool(real[0])
+    if others:
+        words.append(f"pages_left_out:{others}")
+    return Frames(real, (*words, *(["page_list_broken"] if is_broken else [])))
+
+
+def _tiff_pages(file: BinaryIO) -> tuple[list[int], bool]:
+    """NewSubfileType of each page in the order of the list, and whether the list breaks off."""
+    head = file.read(16)
+    order = {b"II": "<", b"MM": ">"}[head[:2]] if head[:2] in (b"II", b"MM") else ""
+    if not order:
+        raise ValueError
+    is_big = 43 in head[2:4]
+    count_of, entry, link = ("Q", 20, "Q") if is_big else ("H", 12, "L")
+    [offset] = struct.unpack(order + link, head[8:16] if is_big else head[4:8])
+    kinds: list[int] = []
+    seen: set[int] = set()
+    while offset and offset not in seen:
+        seen.add(offset)
+        file.seek(offset)
+        size = struct.calcsize(order + count_of)
+        data = file.read(size)
+        count = struct.unpack(order + count_of, data)[0] if len(data) == size else 2**16
+        size = count * entry + struct.calcsize(order + link)
+        data = file.read(size) if 0 < count < 2**16 else b""
+        if len(data) < size or len(kinds) == MOST_FRAMES:
+            return kinds, True
+        kinds.append(_subfile(data, count, entry, order))
+        [offset] = struct.unpack_from(order + link, data, count * entry)
+    return kinds, False
+
+
+def _subfile(data: bytes, count: int, entry: int, order: str) -> int:
+    """NewSubfileType among a page's tags, or what the older SubfileType says; else 0."""
+    found = {}
+    for start in range(0, count * entry, entry):
+        tag, kind = struct.unpack_from(order + "HH", data, start)
+        if tag > _OLD_SUBFILE:
+            break  # they are in order
+        if tag in (_NEW_SUBFILE, _OLD_SUBFILE):
+            value = order + ("H" if kind == 3 else "L")
+            [found[tag]] = struct.unpack_from(
+                value, data, start + entry - (8 if entry == 20 else 4)
+            )
+    old = _REDUCED if found.get(_OLD_SUBFILE) == 2 else 0
+    return int(found.get(_NEW_SUBFILE, old))
+
+
+def _gif_frames(file: BinaryIO) -> int:
+    """Counts image descriptors, as Pillow does; a cut file has those that it has."""
+    file.seek(10)
+    flags = file.read(3)[0]
+    if flags & 128:
+        file.seek(3 << (flags & 7) + 1, io.SEEK_CUR)
+    count = 0
+    while (mark := file.read(1)) not in (b"", b";"):
+        if mark == b",":
+            count += 1
+            flags = (file.read(9) or b"\0")[-1]
+            file.seek((3 << (flags & 7) + 1 if flags & 128 else 0) + 1, io.SEEK_CUR)
+        elif mark == b"!":
+            file.seek(1, io.SEEK_CUR)
+        else:
+            continue
+        while (size := file.read(1)) not in (b"", b"\0"):
+            file.seek(size[0], io.SEEK_CUR)
+    return count
+
+
+def _webp_frames(file: BinaryIO) -> int:
+    file.seek(12)
+    count, is_animated = 0, False
+    while len(head := file.read(8)) == 8:
+        name, size = head[:4], int.from_bytes(head[4:], "little")
+        if name == b"VP8X":
+            is_animated = bool(file.read(1)[0] & 2)
+            file.seek(-1, io.SEEK_CUR)
+        elif not is_animated:
+            return 1
+        count += name == b"ANMF"
+        file.seek(size + size % 2, io.SEEK_CUR)
+    return count
+
+
+def _png_frames(file: BinaryIO) -> int:
+    """By the animation's header; a picture outside the animation counts as well."""
+    file.seek(8)
+    count, has_control = 0, False
+    while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
+        size = int.from_bytes(head[:4], "big")
+        if head[4:] == b"acTL":
+            count = int.from_bytes(file.read(4), "big")
+            size -= 4
+        has_control |= head[4:] == b"fcTL"
+        file.seek(size + 4, io.SEEK_CUR)
+    return count + (not has_control) if count else 1
