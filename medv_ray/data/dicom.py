@@ -30,6 +30,7 @@ from medv_ray.data.dicom_colour import by_palette, to_rgb
 from medv_ray.data.dicom_decoders import check_available, why
 from medv_ray.data.dicom_grey import Look, to_grey
 from medv_ray.data.dicom_pixels import Layout, PixelData, decoded, values_of
+from medv_ray.data.grey_values import GreyValues
 from medv_ray.errors import DataError, MedvError
 from medv_ray.formats import HEAD_BYTES, dicom_start, format_of
 from medv_ray.windows import parse
@@ -105,19 +106,36 @@ class DicomFile:
             words = ["executable_preamble"] if self._data.startswith(_PROGRAMS) else []
             if not self._syntax:
                 words.append("transfer_syntax_assumed")
-            coded, stored, colours = b"", None, self._layout.colours
-            if pixels.encapsulated:
-                coded = pixels.coded(self._layout, frame)
-                seen.append((pixels.syntax, coded))
-                values, colours = decoded(coded, pixels.syntax, self._layout)
-            else:
-                stored = pixels.native(self._layout, frame)
-                values = values_of(stored, self._layout)
-            if values.shape[:2] != self.size[::-1]:
-                raise DataError("E1207", "the decoded picture is of another size than announced.")
+            values, stored, colours = self._stored(pixels, frame, seen)
             array, more = self._shown(ds, frame, values, colours)
             more += self._overlays(ds, frame, array, stored, pixels.big)
         return Image.fromarray(array), words + self._words + more
+
+    def grey_values(self, frame: int = 0) -> GreyValues | None:
+        """Values of a grey frame before its window; None for colours. Raises as `picture`."""
+        if not self._layout.colours.startswith("MONOCHROME"):
+            return None
+        with _own_words(len(self._data)) as seen:
+            ds, pixels = self._whole
+            stored = self._stored(pixels, frame, seen)[0]
+            look = Look.of(ds, frame, parse(self._image.window))
+            return look.grey_values(stored, ds, frame)
+
+    def _stored(
+        self, pixels: PixelData, frame: int, seen: list[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any] | None, str]:
+        """Stored values of a frame, its words where they are not compressed, and its colours."""
+        stored, colours = None, self._layout.colours
+        if pixels.encapsulated:
+            coded = pixels.coded(self._layout, frame)
+            seen.append((pixels.syntax, coded))
+            values, colours = decoded(coded, pixels.syntax, self._layout)
+        else:
+            stored = pixels.native(self._layout, frame)
+            values = values_of(stored, self._layout)
+        if values.shape[:2] != self.size[::-1]:
+            raise DataError("E1207", "the decoded picture is of another size than announced.")
+        return values, stored, colours
 
     @cached_property
     def _whole(self) -> tuple[Dataset, PixelData]:

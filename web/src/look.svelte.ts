@@ -27,6 +27,8 @@ export class Look {
   source = $state.raw<HTMLCanvasElement | null>(null);
 
   #values = $state.raw<Values | null>(null);
+  /** As the endpoint renders it. */
+  #plain: HTMLCanvasElement | null = null;
   #own = 0;
   #kept = new Map<number, Reading>();
   #asked = 0;
@@ -41,9 +43,9 @@ export class Look {
     return this.#values;
   }
 
-  /** The frame that the endpoint takes by itself. */
+  /** What is shown is what the endpoint makes of the file by itself. */
   get isOwn(): boolean {
-    return this.window === null && (this.frame === this.#own || this.#own === 0);
+    return this.window === null && (this.reading?.frame ?? this.#own) === this.#own;
   }
 
   /** The window in force, as numbers; the endpoint's own where none was chosen. */
@@ -77,37 +79,22 @@ export class Look {
 
   show(window: Window | null): void {
     this.window = window;
-    void this.#paint();
+    this.source = window && this.#values ? canvasOf(windowed(this.#values, window)) : this.#plain;
   }
 
+  /** Everything of a frame at once: a question must not be asked about half of a change. */
   async #take(reading: Reading): Promise<void> {
+    const number = this.#asked;
     const { values } = reading;
     const numbers = values && new Uint16Array(await inflated(values.data));
+    const plain = await painted(reading.picture);
+    if (number !== this.#asked) return;
     this.reading = reading;
     this.frame = reading.frame;
     this.#values = values && numbers && { ...values, numbers };
+    this.#plain = plain;
     this.loading = false;
-    await this.#paint();
-  }
-
-  async #paint(): Promise<void> {
-    const { reading, window } = this;
-    if (!reading) return;
-    const canvas = document.createElement("canvas");
-    if (window && this.#values) {
-      canvas.width = this.#values.columns;
-      canvas.height = this.#values.rows;
-      canvas.getContext("2d")?.putImageData(windowed(this.#values, window), 0, 0);
-    } else {
-      const image = new Image();
-      image.src = reading.picture;
-      await image.decode();
-      if (reading !== this.reading || window !== this.window) return;
-      canvas.width = image.naturalWidth;
-      canvas.height = image.naturalHeight;
-      canvas.getContext("2d")?.drawImage(image, 0, 0);
-    }
-    this.source = canvas;
+    this.show(this.window);
   }
 
   /** What is shown, as a file that any program opens. Null while nothing is. */
@@ -115,7 +102,7 @@ export class Look {
     const { source } = this;
     return (
       source &&
-      new Promise((resolve, reject) =>
+      new Promise<Blob>((resolve, reject) =>
         source.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("The picture cannot be written."))), "image/png"),
       )
     );
@@ -131,10 +118,29 @@ export class Look {
     if (this.isOwn) return "";
     const { reading, window, values } = this;
     const parts = [];
-    if (reading && reading.frames > 1) parts.push(`frame ${this.frame} of ${reading.frames}`);
+    if (reading && reading.frames > 1) parts.push(`frame ${reading.frame} of ${reading.frames}`);
     if (window) parts.push(`window ${window.level}/${window.width}${values?.unit ? ` ${values.unit}` : ""}`);
     return parts.join(", ");
   }
+}
+
+function canvasOf(pixels: ImageData): HTMLCanvasElement {
+  const canvas = document.createElement("canvas");
+  canvas.width = pixels.width;
+  canvas.height = pixels.height;
+  canvas.getContext("2d")?.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+async function painted(address: string): Promise<HTMLCanvasElement> {
+  const image = new Image();
+  image.src = address;
+  await image.decode();
+  const canvas = document.createElement("canvas");
+  canvas.width = image.naturalWidth;
+  canvas.height = image.naturalHeight;
+  canvas.getContext("2d")?.drawImage(image, 0, 0);
+  return canvas;
 }
 
 /** Bytes of a base64 text that holds a zlib stream. */

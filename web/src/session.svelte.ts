@@ -54,6 +54,7 @@ class Session {
       this.models = await withKey(models);
       const [first] = this.models;
       if (first) this.use(first);
+      if (first && this.conversation) void this.conversation.picture.look.load(first.id);
       this.problem = first ? null : { code: "", message: "The endpoint lists no model.", again: true };
     } catch (error) {
       this.problem = problemOf(error);
@@ -80,7 +81,7 @@ class Session {
     if (message !== null) return;
     const picture = await pictureOf(file);
     this.open(new Conversation(picture));
-    if (this.model) await picture.look.load(this.model.id);
+    if (this.model) void picture.look.load(this.model.id);
   }
 
   /** Another conversation in the place of this one, which stays in the history if it says anything. */
@@ -173,7 +174,7 @@ class Session {
     if (!conversation) throw new Error("There is no dialogue yet.");
     const { file, url, look } = conversation.picture;
     const shown = async (): Promise<string | null> => {
-      const png = url && look.isOwn ? null : await look.png();
+      const png = url && look.isOwn && !look.values ? null : await look.png();
       return png ? blobUrl(png) : url && dataUrl(file);
     };
     const said = conversation.turns.filter((turn) => turn.finished);
