@@ -118,7 +118,7 @@ def test_frames_are_seen_and_asked_about(page: Any) -> None:
     png = given(press(page))[1]
     assert np.asarray(Image.open(io.BytesIO(png)))[0, 0].tolist()[:3] == [180, 0, 0]
     page.get_by_text("What the model is given").click()
-    tile = page.get_by_alt_text("The whole picture as the vision tower sees it")
+    tile = page.get_by_alt_text("The whole, as the vision tower sees it")
     expect(tile).to_be_visible()
     expect(page.get_by_text("The picture as it is shown here: frame 3 of 3.")).to_be_visible()
 
@@ -126,7 +126,7 @@ def test_frames_are_seen_and_asked_about(page: Any) -> None:
 def test_what_the_model_is_given_is_shown(page: Any) -> None:
     add_tile(page)
     page.get_by_text("What the model is given").click()
-    tile = page.get_by_alt_text("The whole picture as the vision tower sees it")
+    tile = page.get_by_alt_text("The whole, as the vision tower sees it")
     expect(tile).to_be_visible()
     assert tile.evaluate("e => e.naturalWidth") == 56
     expect(page.get_by_text("128 × 128 pixels become 1 tile of 56 × 56")).to_be_visible()
