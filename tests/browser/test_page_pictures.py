@@ -128,8 +128,8 @@ def test_what_the_model_is_given_is_shown(page: Any) -> None:
     page.get_by_text("What the model is given").click()
     tile = page.get_by_alt_text("The whole, as the vision tower sees it")
     expect(tile).to_be_visible()
-    assert tile.evaluate("e => e.naturalWidth") == 56
-    expect(page.get_by_text("128 × 128 pixels become 1 tile of 56 × 56")).to_be_visible()
+    assert tile.evaluate("e => e.naturalWidth") == 32
+    expect(page.get_by_text("128 × 128 pixels become 1 tile of 32 × 32")).to_be_visible()
 
 
 def test_a_file_that_is_refused_says_so_before_it_is_asked_about(page: Any) -> None:
