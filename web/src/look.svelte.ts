@@ -128,7 +128,7 @@ function canvasOf(pixels: ImageData): HTMLCanvasElement {
   const canvas = document.createElement("canvas");
   canvas.width = pixels.width;
   canvas.height = pixels.height;
-  canvas.getContext("2d")?.putImageData(pixels, 0, 0);
+  canvas.getContext("2d", { alpha: false })?.putImageData(pixels, 0, 0);
   return canvas;
 }
 
@@ -139,7 +139,7 @@ async function painted(address: string): Promise<HTMLCanvasElement> {
   const canvas = document.createElement("canvas");
   canvas.width = image.naturalWidth;
   canvas.height = image.naturalHeight;
-  canvas.getContext("2d")?.drawImage(image, 0, 0);
+  canvas.getContext("2d", { alpha: false })?.drawImage(image, 0, 0);
   return canvas;
 }
 
