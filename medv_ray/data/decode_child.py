@@ -26,6 +26,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -49,6 +50,7 @@ _PIPE_BYTES = 2**20  # one tile of 384 x 384 fits, so that most replies are one 
 _START_SECONDS = 60.0
 _ORPHAN_CHECK_SECONDS = 5.0
 _FEW_BYTES = b"GIF89a" + bytes(32)
+Work = Callable[..., tuple[dict[str, Any], memoryview]]
 _KINDS: dict[str, type[MedvError]] = {"E1001": SettingsError, "E1513": RunError}
 
 
@@ -59,16 +61,20 @@ class Decoder:
     Safe to call from several threads; images are prepared one at a time.
     """
 
+    purpose = "prepare"
+    """What the child does; `viewing.Viewer` has another."""
+
     def __init__(self, image: ImageSettings, tiles: TileSettings | None) -> None:
         self._image = image
         self._side = side = 1 if tiles is None else tiles.tile
         grid = () if tiles is None else tiles.grid
         cells = [width * height // side**2 for width, height in grid]
-        self._most_tiles = 1 + max(cells, default=0)
+        self._most_bytes = (1 + max(cells, default=0)) * side**2 * 3
         setup = {
             "image": image.model_dump(mode="json"),
             "tiles": None if tiles is None else asdict(tiles),
             "parent": os.getpid(),
+            "purpose": self.purpose,
         }
         self._setup = json.dumps(setup).encode()
         self._process: subprocess.Popen[bytes] | None = None
@@ -223,7 +229,7 @@ class Decoder:
         _send(stdin, head, deadline)
         _send(stdin, data, deadline)
         json_bytes, tile_bytes = _REPLY.unpack(_receive(stdout, _REPLY.size, deadline))
-        if json_bytes > _REPLY_JSON_BYTES or tile_bytes > self._most_tiles * self._side**2 * 3:
+        if json_bytes > _REPLY_JSON_BYTES or tile_bytes > self._most_bytes:
             raise ValueError("a reply larger than any good one")
         header = json.loads(_receive(stdout, json_bytes, deadline))
         return header, _receive(stdout, tile_bytes, deadline)
@@ -302,6 +308,11 @@ def main() -> None:
         from medv_ray.data.slide_shelf import Shelf  # it loads OpenSlide, which few need
 
         slides = Shelf(setup)
+    work: Work | None = None
+    if setup["purpose"] == "view":
+        from medv_ray.data import viewing  # which builds on this module
+
+        work = viewing.view
     with contextlib.suppress(MedvError):
         open_header(b"\0", image.formats)  # loads the plugins while files may still be opened
     limit(image.decode_bytes)
@@ -320,7 +331,7 @@ def main() -> None:
         if slides is not None:
             header, payload = slides.answer(data)
         else:
-            header, payload = answer(data, image, tiles, part)
+            header, payload = answer(data, image, tiles, part, work)
         held = data if part is not None else b""
         del data
         said = json.dumps(header).encode()
@@ -353,10 +364,16 @@ def wait_for_request(requests: BinaryIO, parent: int) -> bool:
 
 
 def answer(
-    data: bytes, image: ImageSettings, tiles: TileSettings | None, part: FilePart | None = None
+    data: bytes,
+    image: ImageSettings,
+    tiles: TileSettings | None,
+    part: FilePart | None = None,
+    work: Work | None = None,
 ) -> tuple[dict[str, Any], memoryview]:
     """JSON header and tile bytes for one image. Its digest is the parent's to give for a part."""
     try:
+        if work is not None:
+            return work(data, image, tiles, part)
         if tiles is None:
             prepared = inspect(data, image, part)
         else:

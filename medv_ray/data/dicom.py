@@ -37,6 +37,7 @@ from medv_ray.data.dicom_header import (
     layout_of,
 )
 from medv_ray.data.dicom_pixels import PixelData, decoded, values_of
+from medv_ray.data.grey_values import GreyValues
 from medv_ray.errors import DataError, MedvError
 from medv_ray.formats import HEAD_BYTES, format_of
 from medv_ray.windows import parse
@@ -107,24 +108,40 @@ class DicomFile:
             words = ["executable_preamble"] if self._data.startswith(_PROGRAMS) else []
             if not self._syntax:
                 words.append("transfer_syntax_assumed")
-            stored: NDArray[Any] | None = None
-            colours = self._layout.colours
-            if colours in ("YBR_ICT", "YBR_RCT") and pixels.syntax not in _WAVELETS:
-                raise DataError("E1207", "the pixels are not coded as their colours say.")
-            if pixels.encapsulated:
-                coded = pixels.coded(self._layout, frame)
-                seen.append((pixels.syntax, coded))
-                values, colours = decoded(coded, pixels.syntax, self._layout)
-            else:
-                stored = pixels.native(self._layout, frame)
-                values = values_of(stored, self._layout)
+            values, stored, colours = self._stored(pixels, frame, seen)
             if colours != self._layout.colours and pixels.syntax not in _WAVELETS:
                 words.append("colours_by_jpeg_markers")
-            if values.shape[:2] != self.size[::-1]:
-                raise DataError("E1207", "the decoded picture is of another size than announced.")
             array, more = self._shown(ds, frame, values, colours, pixels.syntax)
             more += self._overlays(ds, frame, array, stored, pixels.big)
         return Image.fromarray(array), words + self._words + more
+
+    def grey_values(self, frame: int = 0) -> GreyValues | None:
+        """Values of a grey frame before its window; None for colours. Raises as `picture`."""
+        if not self._layout.colours.startswith("MONOCHROME"):
+            return None
+        with _own_words(len(self._data)) as seen:
+            ds, pixels = self._whole
+            stored = self._stored(pixels, frame, seen)[0]
+            look = Look.of(ds, frame, parse(self._image.window))
+            return look.grey_values(stored, ds, frame)
+
+    def _stored(
+        self, pixels: PixelData, frame: int, seen: list[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any] | None, str]:
+        """Stored values of a frame, its words where they are not compressed, and its colours."""
+        stored, colours = None, self._layout.colours
+        if colours in ("YBR_ICT", "YBR_RCT") and pixels.syntax not in _WAVELETS:
+            raise DataError("E1207", "the pixels are not coded as their colours say.")
+        if pixels.encapsulated:
+            coded = pixels.coded(self._layout, frame)
+            seen.append((pixels.syntax, coded))
+            values, colours = decoded(coded, pixels.syntax, self._layout)
+        else:
+            stored = pixels.native(self._layout, frame)
+            values = values_of(stored, self._layout)
+        if values.shape[:2] != self.size[::-1]:
+            raise DataError("E1207", "the decoded picture is of another size than announced.")
+        return values, stored, colours
 
     @cached_property
     def _whole(self) -> tuple[Dataset, PixelData]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from medv_ray.data.dicom_objects import is_ct
 from medv_ray.data.dicom_tables import Table
+from medv_ray.data.grey_values import GreyValues
 from medv_ray.errors import DataError
 from medv_ray.windows import Window
 
@@ -100,6 +101,17 @@ class Look:
         if not np.isfinite(values).all():
             raise DataError("E1208", "the DICOM header's rescaling gives infinite values.")
         return values
+
+    def grey_values(self, stored: NDArray[Any], ds: Dataset, frame: int = 0) -> GreyValues:
+        """Of stored integers [H, W]. Raises DataError E1208."""
+        rescale = _macro(ds, "PixelValueTransformationSequence", frame)
+        return GreyValues.of(
+            self.modality_values(stored),
+            window=self.window,
+            inverted=bool(self.inverted),
+            unit="HU" if _in_hounsfield_units(ds, rescale) else "",
+            shown=_range(stored, self),
+        )
 
 
 def to_grey(stored: NDArray[Any], look: Look) -> tuple[NDArray[np.uint8], list[str]]:

@@ -98,7 +98,7 @@ def inspect(data: bytes, image: ImageSettings, part: FilePart | None = None) -> 
     Raises DataError E1112, E1201 .. E1213 and RunError E1513.
     """
     check_bytes(data, image)
-    source, _, warnings = _open(data, image, part)
+    source, _, warnings = open_at(data, image, part)
     with _own_words(data, source.format):
         # a PNG may carry its orientation behind the pixels, and Pillow's size of a TIFF has it
         turned = (
@@ -117,7 +117,7 @@ def decode(
     """Upright RGB picture and warnings. Raises DataError E1202 .. E1213 and RunError
     E1513.
     """
-    source, index, warnings = _open(data, image, part)
+    source, index, warnings = open_at(data, image, part)
     with _own_words(data, source.format):
         if isinstance(source, DicomFile):
             picture, words = source.picture(index)
@@ -146,7 +146,7 @@ def decode(
         return upright(rgb, turn or 1), warnings
 
 
-def _open(
+def open_at(
     data: bytes, image: ImageSettings, part: FilePart | None
 ) -> tuple[ImageFile.ImageFile | DicomFile, int, list[str]]:
     """The file at the frame that is wanted, its number from 0, and words. The header passed all

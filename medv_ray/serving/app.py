@@ -8,12 +8,12 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -32,15 +32,17 @@ from medv_ray.serving.guard import App, Guard, Message, Policy, Receive, Scope, 
 from medv_ray.serving.meters import Meters
 from medv_ray.serving.openapi import ANSWER, EVENT, Api
 from medv_ray.serving.permits import Permits
+from medv_ray.serving.pictures import PICTURE, picture_body
 from medv_ray.serving.protocol import (
     BadRequest,
     ChatRequest,
     InspectRequest,
+    PictureRequest,
     parse,
 )
 from medv_ray.serving.replies import OURS, body_of, error_object, headers_of, is_plain, status_of
 from medv_ray.serving.service import Service, model_object, models_list
-from medv_ray.serving.translate import request_of, sampler_of
+from medv_ray.serving.translate import request_of, sampler_of, viewed
 from medv_ray.settings import SamplerSettings
 
 log = logging.getLogger(__name__)
@@ -53,11 +55,13 @@ CHAT_ANSWERS = {
     "application/json": {"schema": ANSWER},
     "text/event-stream": {"itemSchema": EVENT},
 }
+PICTURE_ANSWERS = {"application/json": {"schema": PICTURE}}
+T = TypeVar("T")
 LEFT = 499
 """Status that is counted for a client that has left."""
 ROUTES = (
-    "/", "/v1/models", "/v1/chat/completions", "/v1/inspect", "/health", "/ping", "/version",
-    "/metrics",
+    "/", "/v1/models", "/v1/chat/completions", "/v1/inspect", "/v1/picture", "/health", "/ping",
+    "/version", "/metrics",
 )  # fmt: skip
 """Paths that are counted by name."""
 
@@ -127,6 +131,7 @@ class Routes:
         self.app.serve("GET", "/v1/models/{name:path}", self.one_model)
         self.app.serve("POST", "/v1/chat/completions", self.chat, ChatRequest, CHAT_ANSWERS)
         self.app.serve("POST", "/v1/inspect", self.inspect, InspectRequest)
+        self.app.serve("POST", "/v1/picture", self.picture, PictureRequest, PICTURE_ANSWERS)
         self.app.serve("GET", "/health", self.health)
         self.app.serve("GET", "/ping", self.health)
         self.app.serve("GET", "/version", self.version)
@@ -232,44 +237,64 @@ class Routes:
         about = {"request": f"inspect-{identity(request)[0]}", "model": asked.model}
 
         async def answer() -> Response:
-            outcome, pictures = "left", list[str]()
-            try:
-                with self._permits.taken(owner):
-                    dialogue = dialogue_of(asked.messages, self._limits)
-                    one = await self._read(asked.model, dialogue, sampler, self._settings.seed)
-                    pictures = digests(one) if self._audit is not None else []
-                    found = await self.service.inspect(
-                        asked.model, one, asked.tokens, asked.position
-                    )
-                outcome = "answered"
-            except Exception as error:
-                outcome = error.code if isinstance(error, MedvError) else "E1509"
-                raise
-            finally:
-                about["outcome"] = outcome
-                self._note(owner, started_s, **about, image_sha256=pictures)
+            with (
+                self._noting(owner, started_s, about) as pictures,
+                self._permits.taken(owner),
+            ):
+                dialogue = dialogue_of(asked.messages, self._limits)
+                one = await self._read(asked.model, dialogue, sampler, self._settings.seed)
+                pictures += digests(one) if self._audit is not None else []
+                found = await self.service.inspect(asked.model, one, asked.tokens, asked.position)
             return self._json(inspection_body(found, asked.position, texts))
 
         return await unless_left(request, answer()) or Response(status_code=LEFT)
+
+    async def picture(self, request: Request) -> Response:
+        """A picture as it is read, its values before the window, and the model's tiles of it."""
+        started_s = time.monotonic()
+        asked = parse(PictureRequest, await json_body(request))
+        self.service.model(asked.model)
+        owner = str(request.scope["state"]["key"])
+        about = {"request": f"picture-{identity(request)[0]}", "model": asked.model}
+        view = partial(self.service.view, asked.model)
+
+        def read() -> tuple[str, dict[str, Any]]:
+            found = viewed(asked, self._settings.image, self._fetch, view)
+            return found.sha256, picture_body(found, self.service.tiles(asked.model))
+
+        async def answer() -> Response:
+            with (
+                self._noting(owner, started_s, about) as pictures,
+                self._permits.taken(owner),
+            ):
+                digest, body = await in_thread(read)
+                pictures.append(digest)
+            return self._json(body)
+
+        return await unless_left(request, answer()) or Response(status_code=LEFT)
+
+    @contextmanager
+    def _noting(self, owner: str, started_s: float, about: dict[str, str]) -> Iterator[list[str]]:
+        """Note what it ends with; digests of pictures are to be put into the list."""
+        outcome, pictures = "left", list[str]()
+        try:
+            yield pictures
+            outcome = "answered"
+        except Exception as error:
+            outcome = error.code if isinstance(error, MedvError) else "E1509"
+            raise
+        finally:
+            self._note(owner, started_s, **about, outcome=outcome, image_sha256=pictures)
 
     async def _read(
         self, model: str, dialogue: Dialogue, sampler: SamplerSettings, seed: int
     ) -> Asked:
         """Raises BadRequest."""
         decode = partial(self.service.decode, model)
-        # in a thread: base64 and pictures of a large body take time that others would wait for
-        reading = asyncio.ensure_future(
-            asyncio.to_thread(
-                request_of,
-                *(dialogue, sampler, seed, self._settings.image, self._fetch, decode),
-            )
+        image = self._settings.image
+        return await in_thread(
+            partial(request_of, dialogue, sampler, seed, image, self._fetch, decode)
         )
-        try:
-            return await asyncio.shield(reading)
-        except asyncio.CancelledError:
-            # the thread goes on without its client: what it holds stays counted until it ends
-            await asyncio.gather(reading, return_exceptions=True)
-            raise
 
     def _json(self, value: dict[str, Any]) -> JSONResponse:
         return JSONResponse(value, headers=HEADERS)
@@ -309,6 +334,18 @@ class Routes:
 
     async def _defect(self, request: Request, error: Exception) -> Response:
         return self._error("E1509", f"{type(error).__name__}: a defect of the endpoint.")
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """What some work gives. Base64 and pictures of a large body take time that others would wait
+    for."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        # the thread goes on without its client: what it holds stays counted until it ends
+        await asyncio.gather(working, return_exceptions=True)
+        raise
 
 
 def digests(asked: Asked) -> list[str]:

@@ -176,6 +176,15 @@ class InspectRequest(Prompted):
         return self
 
 
+class PictureRequest(Wire):
+    """The body of /v1/picture."""
+
+    model: str
+    image_url: ImageUrl
+    frame: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """From 1. None: the one that a question would be about."""
+
+
 class BadRequest(DataError):
     """A request that is refused; `param` names the field."""
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+from medv_ray.canvases import TileSettings
 from medv_ray.data.images import Prepared
+from medv_ray.data.viewing import Viewed, Viewer
 from medv_ray.engine.engine import Engine
 from medv_ray.engine.inspection import Inspection
 from medv_ray.engine.predictor import load_model
@@ -18,6 +21,7 @@ from medv_ray.engine.request import Answer, Request, View
 from medv_ray.engine.running import default_budget
 from medv_ray.errors import MedvError, RunError, SettingsError
 from medv_ray.model import lora, weights
+from medv_ray.model.config import no_vision
 from medv_ray.serving.completions import Texts
 from medv_ray.serving.meters import Meters
 from medv_ray.serving.options import ServeSettings
@@ -44,6 +48,8 @@ class Service:
         """When the folder of each model or adapter was written, in seconds since 1970."""
         self.scheduler = Scheduler(engines, on_failure)
         self._engines = dict(engines)  # for what any thread may call
+        self._viewers: dict[TileSettings, Viewer] = {}
+        self._opening = threading.Lock()
 
     @classmethod
     def load(
@@ -66,6 +72,20 @@ class Service:
     def decode(self, model: str, data: bytes, several: bool) -> bytes | Prepared:
         """See `Engine.decode`."""
         return self._engines[model].decode(data, several)
+
+    def tiles(self, model: str) -> TileSettings:
+        """How the model's pictures are cut. Raises CheckpointError E1410 where it sees none."""
+        tiles = self._engines[model].tiles
+        if tiles is None:
+            raise no_vision()
+        return tiles
+
+    def view(self, model: str, data: bytes, frame: int | None) -> Viewed:
+        """See `Viewer.view`. Any thread may call it."""
+        tiles = self.tiles(model)
+        with self._opening:
+            viewer = self._viewers.setdefault(tiles, Viewer(self.settings.image, tiles))
+        return viewer.view(data, frame)
 
     async def inspect(
         self, model: str, request: Request, ids: Sequence[int | None], position: int
@@ -146,8 +166,10 @@ class Service:
         return None
 
     def close(self) -> None:
-        """End the scheduler's thread."""
+        """End the scheduler's thread, and processes."""
         self.scheduler.close()
+        for viewer in self._viewers.values():
+            viewer.close()
 
 
 def load_engines(settings: ServeSettings) -> dict[str, Engine]:

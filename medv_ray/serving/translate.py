@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from medv_ray.data.images import Prepared, inspect
 from medv_ray.data.prompts import check_storable
+from medv_ray.data.viewing import Viewed
 from medv_ray.engine.request import Request
 from medv_ray.errors import DataError, MedvError, SettingsError
 from medv_ray.serving.dialogue import Dialogue
@@ -17,6 +18,7 @@ from medv_ray.serving.options import LimitSettings
 from medv_ray.serving.protocol import (
     BadRequest,
     ChatRequest,
+    PictureRequest,
     Prompted,
     shown,
 )
@@ -126,6 +128,18 @@ def request_of(
         sampler=sampler,
         system=dialogue.system,
     )
+
+
+def viewed(
+    asked: PictureRequest,
+    image: ImageSettings,
+    fetch: Fetch,
+    view: Callable[[bytes, int | None], Viewed],
+) -> Viewed:
+    """A picture that somebody wants to see. Raises BadRequest E1701, E1704, E12xx."""
+    data = _picture(asked.image_url.url, "image_url.url", image, fetch)
+    with _naming("image_url.url"):
+        return view(data, asked.frame)
 
 
 def _picture(url: str, field: str, image: ImageSettings, fetch: Fetch) -> bytes:

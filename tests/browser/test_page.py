@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -76,6 +77,11 @@ def test_scrubbing_shows_what_was_committed_by_then(page: Any) -> None:
     expect(bar).to_have_attribute("aria-valuetext", re.compile(f"after step 1 of {last}"))
     for name in tokens(page).evaluate_all("all => all.map((e) => e.ariaLabel)"):
         assert name.endswith("step 1")
+    told = page.get_by_test_id("step")
+    expect(told).to_contain_text(re.compile("Step 1 wrote"))
+    expect(told).to_contain_text("Text by then:")
+    bar.fill(str(last))
+    expect(told).to_contain_text("Text by then: " + page.get_by_test_id("answer").inner_text())
 
     page.get_by_role("button", name="Play").click()
     expect(bar).to_have_value(str(last))
@@ -107,6 +113,18 @@ def test_pointing_shows_alternatives_and_heat_map(page: Any) -> None:
     page.get_by_label("Attention heat map").uncheck()
     tokens(page).first.hover()
     expect(heat).not_to_have_class(re.compile("drawn"))
+
+
+def test_a_new_question_takes_the_old_map_away(page: Any) -> None:
+    add_tile(page)
+    ask(page)
+    tokens(page).first.click()
+    heat = page.get_by_test_id("heat").first
+    expect(heat).to_have_class(re.compile("drawn"))
+    expect(page.get_by_text(f"in the answer to “{QUESTION}”")).to_be_visible()
+    ask(page, "Where is the vessel located?")
+    expect(heat).not_to_have_class(re.compile("drawn"))
+    expect(page.get_by_text(f"in the answer to “{QUESTION}”")).to_have_count(0)
 
 
 def painted(canvas: Any) -> int:
@@ -288,10 +306,67 @@ def test_history_reopens_and_clears(page: Any) -> None:
     assert page.evaluate("localStorage.length") == 0
 
 
+def test_two_presets_stand_side_by_side(page: Any) -> None:
+    presets = ["exact", "fast"]
+    add_tile(page)
+    asked: list[Any] = []
+    page.on("request", lambda r: asked.append(r.post_data_json) if "chat" in r.url else None)
+    page.get_by_label("exact and fast side by side").check()
+    ask(page)
+    expect(page.get_by_text(re.compile("fast took \\d+ forward passes, exact"))).to_be_visible()
+    for preset in presets:
+        expect(page.get_by_role("heading", name=preset, exact=True)).to_be_visible()
+    expect(page.get_by_test_id("answer")).to_have_count(2)
+    assert [body.get("diffusion", {}).get("preset", "exact") for body in asked] == presets
+    assert asked[0]["messages"] == asked[1]["messages"]
+
+
+def test_an_export_holds_the_dialogue_and_names_no_file(page: Any, tmp_path: Path) -> None:
+    tile = tmp_path / "Jane Doe 1961.jpg"
+    tile.write_bytes(TILE.read_bytes())
+    add_tile(page, tile)
+    question = '<b>Is</b> *it* & "so"?'
+    answer = ask(page, question)
+    page.get_by_text("Export the dialogue").click()
+
+    def export(name: str) -> str:
+        with page.expect_download() as caught:
+            page.get_by_role("button", name=name, exact=True).click()
+        return Path(caught.value.path()).read_text()
+
+    picture = "data:image/jpeg;base64," + base64.b64encode(TILE.read_bytes()).decode()
+    for name in ("HTML", "Markdown", "JSON"):
+        text = export(name)
+        assert picture in text
+        assert "Jane" not in text
+        assert "Research use only" in text
+    told = json.loads(text)
+    assert told["turns"][0]["question"] == question
+    assert told["turns"][0]["answers"][0]["text"].strip() == answer
+    assert told["picture"]["sha256"] == hashlib.sha256(TILE.read_bytes()).hexdigest()
+    page.get_by_label("with the picture").uncheck()
+    html = export("HTML")
+    assert "data:image" not in html
+    assert "&lt;b&gt;Is&lt;/b&gt; *it* &amp; &quot;so&quot;?" in html
+    assert not re.search("<script|<link|src=|href=", html)
+
+
+def test_the_question_is_in_the_first_screen_of_a_phone(page: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 700})
+    expect(field(page)).to_be_in_viewport(ratio=1)
+    add_tile(page)
+    expect(field(page)).to_be_in_viewport(ratio=1)
+    ask(page)
+    expect(field(page)).to_be_in_viewport(ratio=1)
+
+
 def test_it_says_what_it_is_not(page: Any) -> None:
     expect(page.get_by_role("contentinfo")).to_contain_text(
         "Research use only. Not a medical device. Confidence is not calibrated."
     )
+    add_tile(page)
+    ask(page)
+    expect(page.get_by_text("not calibrated · research use only")).to_be_visible()
 
 
 def test_theme_follows_the_system_until_it_is_chosen(page: Any) -> None:

@@ -125,6 +125,29 @@ def test_an_error_in_the_stream_keeps_what_was_there(page: Any) -> None:
     expect(page.get_by_role("article")).to_have_count(1)
 
 
+def test_an_empty_answer_is_explained_with_ways_on(page: Any) -> None:
+    add_tile(page)
+    ended = {"position": 0, "token": "<|eot_id|>", "token_id": 5, "confidence": 0.71}
+    summary = {"confidence": 0.0, "forward_passes": 4, "seed": 0, "warnings": []}
+    lines = [
+        {"choices": [], "denoise": {"index": 0, "step": 0, "length": 4, "committed": [ended]}},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "medv": summary}]},
+    ]
+    body = "".join(f"data: {json.dumps(line)}\n\n" for line in lines) + "data: [DONE]\n\n"
+    page.route(CHAT, lambda route: route.fulfill(body=body), times=1)
+    assert ask(page) == "(no answer)"
+    expect(page.get_by_text("ended its turn at the first position, with 71 %")).to_be_visible()
+    with page.expect_request(INSPECT) as caught:
+        page.get_by_role("button", name="See what else could stand first").click()
+    assert json.loads(caught.value.post_data)["position"] == 0
+    page.get_by_role("button", name="Reword the question").click()
+    expect(field(page)).to_have_value(QUESTION)
+    again = page.get_by_role("button", name=re.compile("Ask again with temperature"))
+    request = sent(page, again.click)
+    assert request["temperature"] > 0
+    assert request["seed"] > 0
+
+
 def test_stop_ends_the_request(page: Any) -> None:
     add_tile(page)
     page.route(CHAT, lambda route: None, times=1)  # never answered
@@ -139,7 +162,8 @@ def test_stop_ends_the_request(page: Any) -> None:
 def test_files_that_cannot_be_shown_or_sent(page: Any) -> None:
     files = page.get_by_label("Image file")
     files.set_input_files({"name": "scan.dcm", "mimeType": "", "buffer": b"\0" * 128 + b"DICM"})
-    expect(page.get_by_text("This browser cannot show scan.dcm (132 bytes)")).to_be_visible()
+    nobody = "Neither this browser nor the endpoint shows scan.dcm (132 bytes)"
+    expect(page.get_by_text(nobody)).to_be_visible()
     field(page).fill(QUESTION)
     page.route(CHAT, lambda route: route.abort(), times=1)
     request = sent(page, lambda: page.keyboard.press("Enter"))

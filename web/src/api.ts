@@ -79,6 +79,35 @@ export interface Inspection {
   attention: Attention[];
 }
 
+/** A picture as the endpoint reads it. */
+export interface Reading {
+  width: number;
+  height: number;
+  /** From 1. */
+  frame: number;
+  frames: number;
+  warnings: string[];
+  /** How many times smaller than the file's the sides of what follows are. */
+  reduced: number;
+  /** As it is decoded: a data: address of a PNG. */
+  picture: string;
+  values: {
+    columns: number;
+    rows: number;
+    /** base64 of a zlib stream of little-endian 16-bit numbers, row by row. */
+    data: string;
+    low: number;
+    step: number;
+    inverted: boolean;
+    unit: string;
+    /** Level and width; null where the file's own look is no window. */
+    window: [number, number];
+    presets: Record<string, [number, number]>;
+  } | null;
+  /** The whole in one tile, then the grid's, row by row. */
+  tiles: { side: number; columns: number; rows: number; pictures: string[] };
+}
+
 /** The endpoint said no. `retryAfter` is in seconds, null when it gave none. */
 export class ApiError extends Error {
   constructor(
@@ -145,6 +174,8 @@ async function json<T>(path: string, init?: RequestInit): Promise<T> {
   }
 }
 
+export const version = async (): Promise<string> => (await json<{ version: string }>("version")).version;
+
 export const models = async (): Promise<Model[]> => (await json<{ data: Model[] }>("v1/models")).data;
 
 /** What stands at `position` of a state of the answer to `question`; `tokens` as in the API. */
@@ -155,6 +186,12 @@ export function inspect(
 ): Promise<Inspection> {
   const body = JSON.stringify({ model, messages, diffusion, ...state });
   return json("v1/inspect", { method: "POST", body, signal });
+}
+
+/** `frame`: from 1; 0 leaves it to the endpoint. */
+export function read(model: string, url: string, frame: number): Promise<Reading> {
+  const body = JSON.stringify({ model, image_url: { url }, ...(frame > 0 && { frame }) });
+  return json("v1/picture", { method: "POST", body });
 }
 
 /** Chunks until `[DONE]`. Throws NetworkError when the stream ends before it. */

@@ -69,3 +69,33 @@ export function percent(share: number): string {
   if (value > 99 && value < 100) return Math.min(99.9, value).toFixed(1);
   return value.toFixed(value > 0 && value < 1 ? 1 : 0);
 }
+
+/** The left part of the answer as it reads after some steps; a mask is shown as ▢. */
+export const textAt = (cells: readonly (Commit | null)[], end: number): string =>
+  cells
+    .slice(0, end)
+    .map((cell) => cell?.token ?? MASK)
+    .join("")
+    .trim();
+
+const MASK = " ▢";
+
+/** What one step wrote before `end`: neighbours that it committed together are one entry. */
+export function wordsOf(cells: readonly (Commit | null)[], step: number, end: number): string[] {
+  const runs: string[] = [];
+  let before = false;
+  for (const cell of cells.slice(0, end)) {
+    const now = cell?.step === step;
+    if (now) runs.push((before ? (runs.pop() ?? "") : "") + cell.token);
+    before = now;
+  }
+  return runs.map((run) => run.trim()).filter((run) => run !== "");
+}
+
+/** Positions before either end at which two answers hold different tokens. */
+export function differences(one: Denoise, other: Denoise, ends: [number, number]): Set<number> {
+  const [a, b] = [cellsAt(one, one.steps), cellsAt(other, other.steps)];
+  const found = new Set<number>();
+  for (let i = 0; i < Math.max(...ends); i++) if (a[i]?.token_id !== b[i]?.token_id) found.add(i);
+  return found;
+}

@@ -2,7 +2,7 @@
 
 import { inspect, type Inspection } from "./api";
 import { idsBefore, type Commit } from "./denoise";
-import { dataUrl, type Picture } from "./picture";
+import { givenUrl, type Picture } from "./picture";
 import type { Turn } from "./turn.svelte";
 
 export interface Target {
@@ -63,11 +63,11 @@ class Inspector {
       this.#timer = setTimeout(() => void this.#fetch(target), REST_MS);
   }
 
-  async #fetch({ turn, commit, picture }: Target): Promise<void> {
+  async #fetch({ turn, commit }: Target): Promise<void> {
     const controller = new AbortController();
     this.#controller = controller;
     try {
-      const question = turn.request(await dataUrl(picture.file));
+      const question = turn.request(await givenUrl(turn));
       const state = { tokens: idsBefore(turn.denoise, commit), position: commit.position };
       const inspection = await inspect(question, state, controller.signal);
       this.#known.set(commit, inspection);

@@ -1,13 +1,21 @@
 // A file that the user gave: what the browser can show of it, and how it travels.
 
+import { Look } from "./look.svelte";
+import type { Turn } from "./turn.svelte";
+
 export interface Picture {
+  look: Look;
   file: File;
   name: string;
   /** Object address for <img>; null when the browser cannot show the format (DICOM, TIFF). */
   url: string | null;
-  /** Width / height as shown; 1 when unknown. */
+  /** Width / height of what the browser shows; 1 when unknown. */
   aspect: number;
 }
+
+/** Width / height of what is shown. */
+export const aspectOf = ({ look, aspect }: Picture): number =>
+  look.reading ? look.reading.width / look.reading.height : aspect;
 
 /** By ending, as in medv_ray/formats.py, which tests/unit/test_page_tables.py compares. A browser that
  *  does not know a type leaves it empty; the endpoint looks at the bytes anyway. */
@@ -29,12 +37,13 @@ export async function pictureOf(file: File): Promise<Picture> {
   const image = new Image();
   image.src = url;
   const name = file.name || "pasted image";
+  const look = new Look(file, () => dataUrl(file));
   try {
     await image.decode();
-    return { file, name, url, aspect: image.naturalWidth / image.naturalHeight || 1 };
+    return { look, file, name, url, aspect: image.naturalWidth / image.naturalHeight || 1 };
   } catch {
     URL.revokeObjectURL(url);
-    return { file, name, url: null, aspect: 1 };
+    return { look, file, name, url: null, aspect: 1 };
   }
 }
 
@@ -48,15 +57,18 @@ export function typeOf(file: File): string {
 }
 
 /** The file as a data: address, base64. Rejects when it can no longer be read (moved, deleted). */
-export function dataUrl(file: File): Promise<string> {
+export const dataUrl = (file: File): Promise<string> => blobUrl(file, typeOf(file), file.name);
+
+/** Bytes as a data: address. */
+export function blobUrl(blob: Blob, type = blob.type, name = "The picture"): Promise<string> {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
-    reader.onerror = () => reject(new Error(`${file.name} can no longer be read. Add it again.`));
+    reader.onerror = () => reject(new Error(`${name} can no longer be read. Add it again.`));
     reader.onload = () => {
       const [, encoded = ""] = String(reader.result).split(",");
-      resolve(`data:${typeOf(file)};base64,${encoded}`);
+      resolve(`data:${type};base64,${encoded}`);
     };
-    reader.readAsDataURL(file);
+    reader.readAsDataURL(blob);
   });
 }
 
@@ -72,4 +84,10 @@ export function tooLarge(file: File, max_body_bytes: number): string | null {
 export function bytes(count: number): string {
   if (count < 1000) return `${count} bytes`;
   return count < 1e6 ? `${(count / 1e3).toFixed(0)} kB` : `${(count / 1e6).toFixed(1)} MB`;
+}
+
+/** What a turn was asked about, as the request has it. */
+export async function givenUrl({ given }: Turn): Promise<string> {
+  const file = await given.file;
+  return file instanceof File ? dataUrl(file) : blobUrl(file);
 }

@@ -1,16 +1,19 @@
 // What happens on this page, from the first picture to "Clear all". In memory only: the images are
 // patients' data, and nothing of them may outlive the tab.
 
-import { ApiError, chat, models, NetworkError, type Model } from "./api";
+import { address, ApiError, chat, models, NetworkError, version, type Model } from "./api";
 import { Countdown } from "./countdown.svelte";
 import { curl, IMAGE } from "./curl";
+import { NOTICE, sha256, type Exported } from "./export";
 import { inspector } from "./inspector.svelte";
 import { withKey } from "./key.svelte";
-import { dataUrl, forget, pictureOf, tooLarge, typeOf, type Picture } from "./picture";
+import { blobUrl, dataUrl, forget, givenUrl, pictureOf, tooLarge, typeOf, type Picture } from "./picture";
 import { differing, withChange, type Chosen } from "./settings";
 import { Turn } from "./turn.svelte";
 
 const AUTOMATIC_RETRIES = 3;
+/** The reference's tokens, and the preset whose difference from them one wants to see. */
+const COMPARED = ["exact", "fast"] as const;
 
 export class Conversation {
   turns = $state<Turn[]>([]);
@@ -37,6 +40,8 @@ class Session {
   /** Newest first. */
   history = $state<Conversation[]>([]);
   draft = $state("");
+  /** Each question is asked with two presets. */
+  compared = $state(false);
   problem = $state.raw<Problem | null>(null);
   /** Why the last file was not taken. */
   refused = $state("");
@@ -49,6 +54,7 @@ class Session {
       this.models = await withKey(models);
       const [first] = this.models;
       if (first) this.use(first);
+      if (first && this.conversation) void this.conversation.picture.look.load(first.id);
       this.problem = first ? null : { code: "", message: "The endpoint lists no model.", again: true };
     } catch (error) {
       this.problem = problemOf(error);
@@ -72,7 +78,10 @@ class Session {
     const most = this.model?.medv.limits.max_body_bytes;
     const message = file.size === 0 ? `${file.name} is empty.` : most ? tooLarge(file, most) : null;
     this.refused = message ?? "";
-    if (message === null) this.open(new Conversation(await pictureOf(file)));
+    if (message !== null) return;
+    const picture = await pictureOf(file);
+    this.open(new Conversation(picture));
+    if (this.model) void picture.look.load(this.model.id);
   }
 
   /** Another conversation in the place of this one, which stays in the history if it says anything. */
@@ -99,12 +108,24 @@ class Session {
     this.draft = "";
   }
 
+  /** Whether this endpoint has the two presets. */
+  get comparable(): boolean {
+    return COMPARED.every((preset) => this.model?.medv.presets.includes(preset));
+  }
+
   /** What the draft would be asked with. Null while there is no picture or no model. */
   next(question: string): Turn | null {
-    const { conversation, model, chosen } = this;
-    if (!conversation || !model || !chosen) return null;
+    const { conversation, model } = this;
+    if (!conversation || !model || !this.chosen) return null;
+    const both = this.compared && this.comparable;
+    const turn = this.#turn(question, conversation, model, both ? { ...this.chosen, preset: COMPARED[0] } : this.chosen);
+    if (both) turn.beside = this.#turn(question, conversation, model, { ...this.chosen, preset: COMPARED[1] });
+    return turn;
+  }
+
+  #turn(question: string, conversation: Conversation, model: Model, chosen: Chosen): Turn {
     const asked = { model: model.id, ...differing(chosen, model.medv.sampler) };
-    return new Turn(question, conversation.answered, asked, chosen);
+    return new Turn(question, conversation.answered, asked, chosen, conversation.picture.look.given());
   }
 
   /** The draft. `automatic`: by the clock, after the endpoint asked for patience. */
@@ -124,6 +145,8 @@ class Session {
     this.problem = null;
     this.draft = "";
     const last = conversation.turns.at(-1);
+    // The map of an earlier answer's token would look like one of this answer.
+    inspector.clear();
     if (last?.status === "failed" && last.question === question) conversation.turns.pop();
     conversation.turns.push(turn);
     if (!this.history.includes(conversation)) this.history.unshift(conversation);
@@ -140,36 +163,79 @@ class Session {
     const picture = this.conversation?.picture;
     // with nothing written it is what was asked last, as it was asked
     const turn = this.draft.trim() ? this.next(this.draft.trim()) : this.conversation?.turns.at(-1);
-    return turn && picture ? curl(turn.request(IMAGE), typeOf(picture.file), picture.name) : null;
+    if (!turn || !picture) return null;
+    const [type, name] = turn.given.about ? ["image/png", "shown.png"] : [typeOf(picture.file), picture.name];
+    return curl(turn.request(IMAGE), type, name);
+  }
+
+  /** This dialogue, for a file. Rejects when the picture can no longer be read. */
+  async exported(withPicture: boolean): Promise<Exported> {
+    const { conversation } = this;
+    if (!conversation) throw new Error("There is no dialogue yet.");
+    const { file, url, look } = conversation.picture;
+    const shown = async (): Promise<string | null> => {
+      const png = url && look.isOwn && !look.values ? null : await look.png();
+      return png ? blobUrl(png) : url && dataUrl(file);
+    };
+    const said = conversation.turns.filter((turn) => turn.finished);
+    return {
+      notice: NOTICE,
+      exported_at: new Date().toISOString(),
+      endpoint: address("v1"),
+      model: said.at(-1)?.asked.model ?? "",
+      medv_ray: await version().catch(() => "unknown"),
+      picture: {
+        type: typeOf(file),
+        bytes: file.size,
+        sha256: await sha256(file),
+        data: withPicture ? await shown() : null,
+      },
+      turns: said.map((turn) => ({
+        question: turn.question,
+        asked_at: turn.asked_at.toISOString(),
+        about: turn.given.about,
+        settings: turn.settings,
+        answers: (turn.beside ? [turn, turn.beside] : [turn]).map((one) => one.said),
+      })),
+    };
   }
 
   async #run(conversation: Conversation, turn: Turn): Promise<void> {
     const controller = new AbortController();
     this.busy = controller;
-    const start = performance.now();
+    let asking = turn;
     try {
-      const body = await this.#body(conversation.picture, turn);
-      await withKey(async () => {
-        for await (const chunk of chat(body, controller.signal)) {
-          turn.take(chunk);
-          turn.seconds = (performance.now() - start) / 1000;
-        }
-      });
-      turn.status = "done";
+      await this.#answer(turn, controller.signal);
       this.#retries = 0;
+      if (turn.beside) await this.#answer((asking = turn.beside), controller.signal);
     } catch (error) {
-      turn.status = controller.signal.aborted ? "stopped" : "failed";
+      asking.status = controller.signal.aborted ? "stopped" : "failed";
       if (turn.empty) this.#withdraw(conversation, turn);
-      if (turn.status === "failed") this.#fail(error, turn);
+      if (asking.status === "failed" && asking === turn) this.#fail(error, turn);
+      // The first answer is there: asking for both again is the user's choice.
+      else if (asking.status === "failed") this.problem = { ...problemOf(error), again: false };
     } finally {
+      if (turn.beside?.status === "asking") turn.beside = null;
       if (this.busy === controller) this.busy = null;
       inspector.finished(turn);
     }
   }
 
-  async #body(picture: Picture, turn: Turn): Promise<string> {
+  async #answer(turn: Turn, signal: AbortSignal): Promise<void> {
+    const start = performance.now();
+    const body = await this.#body(turn);
+    await withKey(async () => {
+      for await (const chunk of chat(body, signal)) {
+        turn.take(chunk);
+        turn.seconds = (performance.now() - start) / 1000;
+      }
+    });
+    turn.status = "done";
+  }
+
+  async #body(turn: Turn): Promise<string> {
     const body = JSON.stringify({
-      ...turn.request(await dataUrl(picture.file)),
+      ...turn.request(await givenUrl(turn)),
       stream: true,
       stream_options: { include_denoise: true, include_usage: true },
     });

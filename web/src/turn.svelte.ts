@@ -1,7 +1,9 @@
 // One question and what becomes of it.
 
 import type { Chunk, Message, Question, Summary } from "./api";
-import { after, cellsAt, endOf, nothing, type Denoise } from "./denoise";
+import { after, cellsAt, differences, endOf, nothing, type Denoise } from "./denoise";
+import type { Said } from "./export";
+import type { Given } from "./look.svelte";
 import type { Chosen } from "./settings";
 
 export type Status = "asking" | "done" | "stopped" | "failed";
@@ -31,16 +33,29 @@ export class Turn {
   readonly plannedSteps: number;
   /** With a temperature: another seed gives another answer. */
   readonly sampled: boolean;
+  /** The preset it is asked with. */
+  readonly preset: string;
+  /** The same question with another preset, to be compared. */
+  beside = $state<Turn | null>(null);
+  readonly differences = $derived.by(() => {
+    const { beside } = this;
+    const both = beside?.status === "done" && this.status === "done";
+    return both ? differences(this.denoise, beside.denoise, [this.end, beside.end]) : null;
+  });
+  readonly asked_at = new Date();
 
   constructor(
     readonly question: string,
     /** Earlier turns of the dialogue, as the request had them. */
     readonly before: readonly Turn[],
     readonly asked: Asked,
-    settings: Chosen,
+    readonly settings: Chosen,
+    /** The picture that it is asked about. */
+    readonly given: Given,
   ) {
     this.plannedSteps = settings.steps;
     this.sampled = settings.temperature > 0;
+    this.preset = settings.preset;
   }
 
   take(chunk: Chunk): void {
@@ -48,6 +63,12 @@ export class Turn {
     const choice = chunk.choices?.find(({ index }) => index === 0);
     this.text += choice?.delta?.content ?? "";
     this.summary = choice?.medv ?? chunk.medv ?? this.summary;
+  }
+
+  get said(): Said {
+    const { preset, text, status, seconds, summary } = this;
+    const { confidence = null, forward_passes = null, seed = null, warnings = [] } = summary ?? {};
+    return { preset, text, status, confidence, forward_passes, seed, seconds, warnings };
   }
 
   get empty(): boolean {
