@@ -39,7 +39,7 @@ Text = str | None
 
 
 def score_command(
-    archive: Annotated[Text, Option(help="File, folder, 's3://...' or pattern of rows.")] = None,
+    archive: Annotated[Text, Option(help="File, folder, pattern, 's3://...' or PACS.")] = None,
     model: options.Model = None,
     out: Annotated[Text, Option(help="Run folder, local or s3://, gs://.")] = None,
     questions: Annotated[
@@ -53,6 +53,7 @@ def score_command(
     answer_column: Annotated[Text, Option(help="Column of known answers, copied.")] = None,
     choices_column: Annotated[Text, Option(help="Column of allowed answers, scored.")] = None,
     encoding: Annotated[Text, Option(help="Of text tables: latin-1, say; default UTF-8.")] = None,
+    token_file: Annotated[Text, Option(help="Of a PACS: file of its token.")] = None,
     max_cell_bytes: Annotated[
         int | None, Option(help="Longest question or answer of a table.")
     ] = None,
@@ -92,6 +93,7 @@ def score_command(
                 "question_column": question_column, "answer_column": answer_column,
                 "choices_column": choices_column, "limit": limit,
                 "encoding": encoding, "max_cell_bytes": max_cell_bytes,
+                "token_file": token_file,
             },
             "model": {"path": model},
             "pool": {

@@ -93,7 +93,7 @@ def planned(settings: ScoreSettings, resume: Resume | None = None) -> tuple[Plan
     resume = resume or Resume()
     identity = settings.identity(*model_digests(settings.model))
     prior = Prior() if resume.new_run else Prior.read(settings.out)
-    archive = open_archive(settings.archive, prior.images)
+    archive = open_archive(settings.archive, prior.images, prior.salt)
     return make_plan(archive, identity_digest(identity), prior), identity
 
 
@@ -141,7 +141,7 @@ def score(
 def tell(plan: Plan) -> None:
     """Say on stderr, before anything is scored, what is left out."""
     left_out = plan.left_out
-    if left_out.maybe_rows(plan.archive.kind in ("images", "tar")) > plan.rows:
+    if left_out.maybe_rows(plan.archive.kind in ("images", "tar", "dicomweb")) > plan.rows:
         sys.stderr.write(f"MOST OF THIS ARCHIVE IS LEFT OUT: {plan.rows} rows are scored.\n")
     if left_out.total:
         sys.stderr.write(f"left out: {left_out}\n")

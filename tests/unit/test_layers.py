@@ -21,6 +21,7 @@ ROWS = [
         "medv_ray.schema",
         "medv_ray.formats",
         "medv_ray.tables",
+        "medv_ray.dicomweb",
     ],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
     ["medv_ray.engine", "medv_ray.training", "medv_ray.client"],
@@ -36,6 +37,7 @@ WITHIN = {
     ("medv_ray.settings", "medv_ray.formats"),
     ("medv_ray.settings", "medv_ray.setting_errors"),
     ("medv_ray.tables", "medv_ray.errors"),
+    ("medv_ray.dicomweb", "medv_ray.errors"),
     ("jobs", "medv_ray.cli"),
 }
 THIRD_PARTY = {
@@ -50,6 +52,7 @@ THIRD_PARTY = {
     "medv_ray.schema": {"pyarrow"},
     "medv_ray.formats": set(),
     "medv_ray.tables": set(),
+    "medv_ray.dicomweb": {"httpx2"},
     "medv_ray.data": {
         "numpy",
         "PIL",
