@@ -28,7 +28,7 @@ def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
     """The instances as the PACS lists them, cut into chunks."""
     result = images.draft(archive, file, limit)
     result.cuts = [
-        cut._replace(at=tuple((name, *archive.instances[name][:3]) for name, *_ in cut.at))
+        cut._replace(at=tuple((s[0], *archive.instances[s[0]][:3], *s[3:]) for s in cut.at))
         for cut in result.cuts
     ]
     return result
@@ -55,7 +55,7 @@ def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
     client = client_of(parse(archive.settings.archive).base, archive.settings.token_file)
     limit = archive.settings.max_image_bytes
     with ThreadPoolExecutor(READERS) as pool:
-        fetched = list(pool.map(lambda at: fetch(client, Instance(*at[1:]), limit), chunk.at))
+        fetched = list(pool.map(lambda at: fetch(client, Instance(*at[1:4]), limit), chunk.at))
     for number, (name, *_), got in zip(chunk.rows, chunk.at, fetched, strict=True):
         row = make_row(archive, chunk, number, {"id": name}, has_id=True)
         row.image_name = name

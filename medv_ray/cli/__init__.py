@@ -12,6 +12,7 @@ from medv_ray.cli import options
 from medv_ray.cli.calibrating import calibrate_command, consistency_command
 from medv_ray.cli.evaluating import compare_command, eval_command, judge_command
 from medv_ray.cli.exporting import export_answers_command, lmms_tasks_command
+from medv_ray.cli.pacs import export_sr_command, store_command
 from medv_ray.cli.reporting import report_command
 from medv_ray.cli.rows import rows_command
 from medv_ray.cli.serving import bench_app, chat_command, serve_command
@@ -180,6 +181,8 @@ app.command("rows")(told_cleanly(rows_command))
 app.command("eval")(told_cleanly(eval_command))
 app.command("compare")(told_cleanly(compare_command))
 app.command("export-answers")(told_cleanly(export_answers_command))
+app.command("export-sr")(told_cleanly(export_sr_command))
+app.command("store")(told_cleanly(store_command))
 app.command("lmms-tasks")(told_cleanly(lmms_tasks_command))
 app.command("judge")(told_cleanly(judge_command))
 app.command("calibrate")(told_cleanly(calibrate_command))

@@ -74,7 +74,7 @@ THIRD_PARTY = {
     "medv_ray.serving": {
         *("fastapi", "starlette", "pydantic", "prometheus_client", "httpx2", "torch"),
     },
-    "medv_ray.evaluation": {"numpy", "jinja2", "httpx2", "matplotlib"},
+    "medv_ray.evaluation": {"numpy", "jinja2", "httpx2", "matplotlib", "pydicom", "highdicom"},
     "medv_ray.on_ray": {"ray", "starlette", "numpy", "pyarrow", "rich", "torch", "pydantic"},
     "medv_ray.cli": {"typer", "rich", "yaml", "pyarrow"},
     # an extra: nothing of ours imports this room (it stands in the last row), lmms-eval does
