@@ -80,12 +80,13 @@ def described(run: str, model: str | None, name: str | None, licence: str | None
     from medv_ray.archive.store import Store
     from medv_ray.errors import RunError
     from medv_ray.evaluation.sr_export import Model
-    from medv_ray.model import weights
-    from medv_ray.model.importing import licence_of
     from medv_ray.settings import model_folder
 
     if model is None:
         return Model(name or "LLaDA-MedV checkpoint", licence or "not stated")
+    from medv_ray.model import weights  # which loads torch
+    from medv_ray.model.importing import licence_of
+
     folder = Path(model_folder(model))
     manifest = read_manifest(Store(run)) or {}
     scored = manifest.get("identity", {}).get("model", {}).get("sha256")

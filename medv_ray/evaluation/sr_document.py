@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -73,6 +75,7 @@ class About:
         return f"2.25.{int(hashlib.sha256(text.encode()).hexdigest()[:32], 16)}"
 
 
+@silent()
 def document(row: Mapping[str, Any], about: About, source: Dataset | None = None) -> Dataset:
     """The report of a row with an answer.
 
@@ -193,6 +196,14 @@ def placeholder(about: About) -> Dataset:
     one.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
     one.Rows = one.Columns = 1
     return one
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Without the warnings of pydicom and highdicom, which repeat values: a patient's name, say."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def header_of(found: Dataset) -> Dataset | None:

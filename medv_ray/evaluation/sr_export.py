@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
@@ -28,11 +29,12 @@ from medv_ray.dicomweb.address import parse
 from medv_ray.dicomweb.client import Client, Trouble
 from medv_ray.dicomweb.search import Instance
 from medv_ray.errors import DataError, RunError, SettingsError
-from medv_ray.evaluation.sr_document import HEADER, About, document, header_of
+from medv_ray.evaluation.sr_document import HEADER, About, document, header_of, silent
 from medv_ray.evaluation.stored_calibration import StoredCalibration
 from medv_ray.settings import identity_digest
 
 LIST = "reports.jsonl"
+HEADER_TAGS = {f"{tag_for_keyword(keyword):08X}" for keyword in HEADER}
 COLUMNS = ("id", "file", "row", "question", "answer", "confidence", "image_sha256")
 Key = tuple[int, int]
 
@@ -189,7 +191,9 @@ def _told(client: Client, one: Instance) -> Dataset | None:
                 return None
             raise
     try:
-        return header_of(Dataset.from_json(found[0]))
+        told = {tag: value for tag, value in found[0].items() if tag in HEADER_TAGS}
+        with silent():
+            return header_of(Dataset.from_json(told))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise DataError("E1107", "the PACS: its metadata of an instance is none.") from error
 
@@ -216,10 +220,11 @@ def headers_in_files(out: str, plan: Plan) -> Iterator[tuple[Key, Dataset | None
 def header_in(data: bytes) -> Dataset | None:
     """Of a file's bytes; None where they are no DICOM object."""
     try:
-        found = pydicom.dcmread(
-            io.BytesIO(data), stop_before_pixels=True, specific_tags=list(HEADER)
-        )
-        found.decode()
-        return header_of(found)
+        with silent():
+            found = pydicom.dcmread(
+                io.BytesIO(data), stop_before_pixels=True, specific_tags=list(HEADER)
+            )
+            found.decode()
+            return header_of(found)
     except (InvalidDicomError, ValueError, AttributeError, LookupError, OSError, TypeError):
         return None
