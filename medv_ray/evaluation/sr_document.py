@@ -75,6 +75,14 @@ class About:
         return f"2.25.{int(hashlib.sha256(text.encode()).hexdigest()[:32], 16)}"
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """Without the warnings of pydicom and highdicom, which repeat values: a patient's name, say."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 @silent()
 def document(row: Mapping[str, Any], about: About, source: Dataset | None = None) -> Dataset:
     """The report of a row with an answer.
@@ -86,13 +94,13 @@ def document(row: Mapping[str, Any], about: About, source: Dataset | None = None
             row's id a digest.
     """
     origin = placeholder(about) if source is None else source
-    place = f"{row['file']}.{row['row']}"
+    seen = place(row, source)
     report = ComprehensiveSR(
         evidence=[origin],
         content=content(row, about, source)[0],
         series_instance_uid=about.uid("series", origin.StudyInstanceUID),
         series_number=SERIES_NUMBER,
-        sop_instance_uid=about.uid("report", place, row["answer"], row["confidence"]),
+        sop_instance_uid=about.uid("report", *seen, row["answer"], row["confidence"]),
         instance_number=int(row["row"]) + 1,
         manufacturer="medv_ray",
         is_complete=True,
@@ -127,11 +135,11 @@ def content(row: Mapping[str, Any], about: About, source: Dataset | None) -> Mea
         f"confidence-{word.replace(' ', '-')}"[:16], SCHEME, f"Mean token confidence, {word}"
     )
     confidence = Measurement(name=name, value=float(row["confidence"]), unit=codes.UCUM.NoUnits)
-    place = f"{row['file']}.{row['row']}"
+    seen = place(row, source)
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
-            uid=about.uid("row", place),
-            identifier=row["id"] if source is not None else about.uid("id", place)[-16:],
+            uid=about.uid("row", *seen),
+            identifier=row["id"] if source is not None else about.uid("id", *seen)[-16:],
         ),
         algorithm_id=algorithm,
         measurements=[confidence],
@@ -167,6 +175,11 @@ def content(row: Mapping[str, Any], about: About, source: Dataset | None) -> Mea
     return report
 
 
+def place(row: Mapping[str, Any], source: Dataset | None) -> tuple[int, int, bool]:
+    """What tells a report from others of its run; one without names from the one with them, too."""
+    return row["file"], row["row"], source is not None
+
+
 def identity(about: About) -> dict[str, str]:
     """Digests of what answered, and how."""
     return {
@@ -196,14 +209,6 @@ def placeholder(about: About) -> Dataset:
     one.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
     one.Rows = one.Columns = 1
     return one
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Without the warnings of pydicom and highdicom, which repeat values: a patient's name, say."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def header_of(found: Dataset) -> Dataset | None:
