@@ -132,7 +132,9 @@ def content(row: Mapping[str, Any], about: About, source: Dataset | None) -> Mea
     calibrated = about.calibration is not None
     word = "calibrated" if calibrated else "not calibrated"
     name = CodedConcept(
-        f"confidence-{word.replace(' ', '-')}"[:16], SCHEME, f"Mean token confidence, {word}"
+        "confidence-cal" if calibrated else "confidence-raw",
+        SCHEME,
+        f"Mean token confidence, {word}",
     )
     confidence = Measurement(name=name, value=float(row["confidence"]), unit=codes.UCUM.NoUnits)
     seen = place(row, source)
