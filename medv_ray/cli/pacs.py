@@ -59,12 +59,13 @@ def export_sr_command(
     about = sr_export.about_run(run, described(run, model, model_name, licence), stored)
     headers = None
     if archive is not None:
+        prior = Prior.read(run)
+        by_image = prior.kind in ("images", "dicomweb")
         given = {
             "archive": archive, "questions": questions, "images": images, "token_file": token_file,
-            "question": question or ("?" if questions is None else None),
+            "question": question or ("?" if by_image else None),  # reports have the run's own
         }  # fmt: skip
         settings = build(ArchiveSettings, given)
-        prior = Prior.read(run)
         if prior.kind == "dicomweb":
             headers = sr_export.headers_in_pacs(run, settings)
         else:

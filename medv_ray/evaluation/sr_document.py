@@ -219,9 +219,8 @@ def header_of(found: Dataset) -> Dataset | None:
         return None
     one = Dataset()
     for keyword in HEADER:
-        element = found.get_item(keyword) and found[keyword]
-        if element:
-            one.add(element)
+        if keyword in found:
+            one.add(found[keyword])
         elif keyword.startswith(("Patient", "Study", "Accession", "Referring")):
             setattr(one, keyword, "")
     return one

@@ -110,6 +110,7 @@ def export(
             else:
                 setattr(made, status, getattr(made, status) + 1)
     key = about.uid("reports", headers is not None)
+    pairs: Iterable[tuple[Key, Dataset | None]]
     pairs = [(place, None) for place in rows] if headers is None else headers
     with writing(LIST, 0):
         listed = listing(folder, key)
@@ -179,7 +180,8 @@ def headers_in_pacs(out: str, settings: ArchiveSettings) -> Iterator[tuple[Key, 
     client = client_of(parse(settings.archive).base, settings.token_file)
     for table in rows_of(out, Choice(status="answered")):
         for row in table.select(["file", "row", "image_paths"]).to_pylist():
-            yield (row["file"], row["row"]), _told(client, instances[row["image_paths"][0]])
+            one = instances.get((row["image_paths"] or [""])[0] or "")
+            yield (row["file"], row["row"]), None if one is None else _told(client, one)
 
 
 def _told(client: Client, one: Instance) -> Dataset | None:
