@@ -1,6 +1,6 @@
 """A DICOMweb server for tests, after PS3.18: QIDO-RS, WADO-RS and STOW-RS of instances.
 
-A stand-in for Orthanc, with which `benchmarks/orthanc_round_trip.py` does the same. It keeps
+A stand-in for Orthanc, with which `tests/chaos/orthanc_round_trip.py` does the same. It keeps
 objects in memory, has the limits that real servers have, and does wrong what a test asks for.
 """
 
