@@ -119,6 +119,8 @@ def document(row: Mapping[str, Any], about: About, source: Dataset | None = None
     for part in ("Content", "InstanceCreation", "Series"):
         setattr(report, f"{part}Date", moment.strftime("%Y%m%d"))
         setattr(report, f"{part}Time", moment.strftime("%H%M%S"))
+    for equipment in report.get("ContributingEquipmentSequence", []):  # highdicom itself
+        equipment.ContributionDateTime = moment.strftime("%Y%m%d%H%M%S")
     return report
 
 

@@ -24,8 +24,13 @@ REPORT = "1.2.840.10008.5.1.4.1.1.88.33"
 def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
     """A server with 7 instances in two series."""
 
+    made: dict[tuple[str, str | None], Client] = {}
+
     def client(base: str, token_file: str | None) -> Client:
-        return Client(base, pacs_listing.token_of(token_file), tries=2, sleep=lambda wait_s: None)
+        if (base, token_file) not in made:
+            token = pacs_listing.token_of(token_file)
+            made[base, token_file] = Client(base, token, tries=2, sleep=lambda wait_s: None)
+        return made[base, token_file]
 
     with serving(Pacs()) as server:
         monkeypatch.setattr("medv_ray.archive.pacs_listing.client_of", client)
@@ -33,6 +38,8 @@ def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
         for number in range(7):
             server.add(picture(number + 1, series=1 + number // 4))
         yield server
+        for one in made.values():
+            one.close()
 
 
 def planned(make: Make, pacs: Pacs, out: Path | None = None, **more):

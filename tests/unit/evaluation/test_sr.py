@@ -12,6 +12,7 @@ import pydicom
 import pytest
 
 from medv_ray.archive import pacs_listing
+from medv_ray.archive.left_out import LeftOut
 from medv_ray.dicomweb.client import Client
 from medv_ray.errors import DataError, RunError, SettingsError
 from medv_ray.evaluation import sr_export, sr_store
@@ -96,8 +97,13 @@ def test_calibrated_confidence_is_called_so() -> None:
 
 @pytest.fixture
 def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
+    made: dict[tuple[str, str | None], Client] = {}
+
     def client(base: str, token_file: str | None) -> Client:
-        return Client(base, pacs_listing.token_of(token_file), tries=2, sleep=lambda wait_s: None)
+        if (base, token_file) not in made:
+            token = pacs_listing.token_of(token_file)
+            made[base, token_file] = Client(base, token, tries=2, sleep=lambda wait_s: None)
+        return made[base, token_file]
 
     with serving(Pacs()) as server:
         for module in ("archive.pacs_listing", "archive.pacs", "evaluation.sr_export",
@@ -106,6 +112,8 @@ def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
         for number in range(5):
             server.add(picture(number + 1))
         yield server
+        for one in made.values():
+            one.close()
 
 
 class Scored(Make):
@@ -168,10 +176,12 @@ def test_round_trip_each_report_is_made_and_stored_once(tmp_path: Path, pacs: Pa
     assert len(pacs.datasets) == 9
     uid = pacs.stored[0]
     path = f"studies/2.25.1/series/{pacs.datasets[uid].SeriesInstanceUID}/instances/{uid}"
-    back = hd.sr.srread(io.BytesIO(Client(pacs.url).instance(path, 10**6)))
+    reader = Client(pacs.url)
+    back = hd.sr.srread(io.BytesIO(reader.instance(path, 10**6)))
+    reader.close()
     assert back.PatientID == "CANARY-MRN-1"
-    planned = Scored.plan(Scored.__new__(Scored), archive=to, question="what?")
-    assert planned.rows == 5, "reports are no rows"
+    rows = pacs_listing.listed(archive, LeftOut()).images
+    assert len(rows) == 5, "reports are no rows"
 
     plain = sr_export.export(run, tmp_path / "plain", about)
     assert plain.written == 4
