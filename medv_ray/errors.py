@@ -70,9 +70,9 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1107": Entry(
         "shard_changed",
-        "A shard vanished or changed after the job planned it.",
-        "Keep inputs unchanged while a job runs; put the shard back and run the same command "
-        "again.",
+        "A shard vanished or changed after the job planned it, or a PACS does not answer.",
+        "Keep inputs unchanged while a job runs; put the shard back, or wait for the PACS, and run "
+        "the same command again.",
     ),
     "E1108": Entry(
         "bad_image_path",
@@ -88,9 +88,9 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1110": Entry(
         "empty_archive",
-        "The archive holds no row.",
-        "Check the path; rows are in parquet, tar, csv, jsonl, json or image files. The message "
-        "says what was left out, and why.",
+        "The archive holds no row, or cannot be listed.",
+        "Check the path, or a PACS's query; rows are in parquet, tar, csv, jsonl, json or image "
+        "files. The message says what was left out, and why.",
     ),
     "E1111": Entry(
         "image_missing",
@@ -170,6 +170,13 @@ CATALOGUE: dict[str, Entry] = {
         "not_comparable",
         "Two results come from other recipes: another split, prompt, sampler or metric.",
         "Compare results of one digest; the message names what differs.",
+    ),
+    "E1125": Entry(
+        "pacs_refuses",
+        "The PACS wants a token, or another one; its certificate is not trusted; or it sends to "
+        "another server, where a token is never sent.",
+        "--token-file names a file with the token, or with `Basic user:password`; SSL_CERT_FILE "
+        "one with your own authority's certificates. Then the same command goes on.",
     ),
     # images
     "E1201": Entry("empty_image", "The image has no bytes.", "Export the image again."),

@@ -19,10 +19,13 @@ def write_atomic(path: PathLike, data: bytes) -> None:
     put_in_place(hidden, path)
 
 
-def write_durably(path: PathLike, data: bytes) -> None:
-    """Write a file and force its bytes to disk; leave nothing on failure. Raises OSError."""
+def write_durably(path: PathLike, data: bytes, mode: int = 0o666) -> None:
+    """Write a file and force its bytes to disk; leave nothing on failure. Raises OSError.
+
+    `mode`: of a new file, less what the umask takes.
+    """
     try:
-        with open(path, "wb") as file:
+        with open(path, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
-from medv_ray.archive import images, parquet, tables, tars
+from medv_ray.archive import images, pacs, parquet, tables, tars
 from medv_ray.archive.chunks import Chunk, Draft, Piece, SourceFile
 from medv_ray.archive.ids import row_numbers
 from medv_ray.archive.manifest import UNREADABLE
@@ -19,6 +19,7 @@ from medv_ray.errors import DataError
 
 DRAFT = {
     "parquet": parquet.draft, "table": tables.draft, "tar": tars.draft, "images": images.draft,
+    "dicomweb": pacs.draft,
 }  # fmt: skip
 
 

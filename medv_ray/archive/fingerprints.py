@@ -19,7 +19,7 @@ WORKERS = 8
 
 def digests(archive: Archive, inputs: list[Image]) -> Iterator[tuple[SourceFile, str | DataError]]:
     """Every file with its fingerprint, computed a few files ahead."""
-    if archive.kind == "images":
+    if archive.by_image:
         yield archive.files[0], images.folder_digest(inputs)
         return
     with ThreadPoolExecutor(WORKERS) as pool:

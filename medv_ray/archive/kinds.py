@@ -24,7 +24,7 @@ from medv_ray.errors import DataError, SettingsError
 from medv_ray.formats import ENDINGS, ending
 from medv_ray.tables.records import ENDINGS as TABLE_ENDINGS
 
-Kind = Literal["parquet", "table", "tar", "images"]
+Kind = Literal["parquet", "table", "tar", "images", "dicomweb"]
 KnownImage = tuple[str, int, int, str | None]
 """Name, size, time and perhaps a digest."""
 PARQUET_ENDINGS = (".parquet", ".pq")

@@ -6,7 +6,7 @@ import posixpath
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from medv_ray.archive import images, pictures
+from medv_ray.archive import images, pacs, pictures
 from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.entries import Entry, draft_file, make_chunks
 from medv_ray.archive.fingerprints import digests
@@ -71,7 +71,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What must be equal for a resume: input settings, and every file's digest by name."""
         settings = self.archive.settings.model_dump(mode="json")
-        for field_name in ("archive", "questions", "images"):
+        for field_name in ("archive", "questions", "images", "token_file"):
             del settings[field_name]
         if settings["choices_column"] is None:  # as before there were any
             del settings["choices_column"]
@@ -96,7 +96,7 @@ class Plan:
         found = identity_changes(before, now)
         if self.growth.is_known:  # the images are named, not the folder or all of them together
             folder = f"input file {self.files[0].name!r} changed"
-            whole = folder if self.archive.kind == "images" else IMAGES
+            whole = folder if self.archive.by_image else IMAGES
             found = [change for change in found if change != whole]
         return [*self.growth.lost, *news, *found]
 
@@ -147,7 +147,7 @@ def plan(
     duplicates = names_count.census.duplicates()
     chunks = make_chunks(settings_digest, entries, duplicates)
     named = pictures.look_up(archive, set().union(*(entry.draft.images for entry in entries)))
-    if archive.kind != "images":
+    if not archive.by_image:
         inputs = [Image(*file) for file in named.files]
         kept = {entry.file.name for entry in entries if entry.pieces and entry.file.pieces}
         is_whole = kept.issuperset(name for name, file in prior.files.items() if file.pieces)
@@ -175,21 +175,24 @@ def arranged(
 ) -> tuple[Archive, list[Image], list[str]]:
     """The archive in the order of an earlier plan, the images of a folder, and which were lost."""
     archive = prior.arrange(archive)
-    if archive.kind != "images":
-        if splitter is not None:
-            sort = {"tar": "the members of tars", "table": "those of a table"}.get(archive.kind)
-            detail = f"here the rows are {sort or 'those of parquet files'}. first and middle work."
-            way = f"a folder of images (--question TEXT) become several rows; {detail}"
-            raise SettingsError("E1001", f"{splitter.key}: files of {way}")
+    if archive.kind != "images" and splitter is not None:
+        sort = {
+            "tar": "the members of tars",
+            "table": "those of a table",
+            "dicomweb": "the instances of a PACS",
+        }.get(archive.kind, "those of parquet files")
+        way = f"a folder of images (--question TEXT) become several rows; here the rows are {sort}"
+        raise SettingsError("E1001", f"{splitter.key}: files of {way}. first and middle work.")
+    if not archive.by_image:
         return archive, [], []
-    found = images.listed(archive)
+    found = images.listed(archive) if archive.kind == "images" else pacs.listed(archive)
     split = None if splitter is None else splitter.key
-    is_same_split = prior.kind == "images" and prior.split == split
+    is_same_split = prior.kind == archive.kind and prior.split == split
     if splitter is not None:
         known = prior.images if is_same_split else {}
         found = images.split_up(archive, found, splitter, known)
         archive = replace(archive, parts={image.name: image.parts or () for image in found})
-    if prior.kind != "images":
+    if prior.kind != archive.kind:
         return archive, found, []
     lost = prior.losses({image.name: image for image in found})
     if lost or not is_same_split:  # nothing keeps its row number

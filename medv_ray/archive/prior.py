@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medv_ray.archive import pacs_listing
 from medv_ray.archive.chunks import Piece
 from medv_ray.archive.ids import source_files
 from medv_ray.archive.manifest import UNREADABLE, read_manifest
@@ -93,6 +94,8 @@ class Prior:
     generation: int = -1
     split: str | None = None
     """By what files were cut into rows: `Splitter.key`."""
+    salt: str = ""
+    """Of the names that instances of a PACS have in the run."""
 
     @classmethod
     def read(cls, out: str) -> Prior:
@@ -106,12 +109,14 @@ class Prior:
             return cls()
         files = [PlannedFile.from_json(value) for value in found["files"]]
         images = read_images(store, found["inputs"]) if found["inputs"] else []
+        salt = pacs_listing.read_salt(store) if found["kind"] == "dicomweb" else ""
         return cls(
             found["kind"],
             {file.name: file for file in files},
             {image.name: image for image in images},
             max((p.generation for file in files for p in file.pieces), default=0),
             found.get("split"),
+            salt,
         )
 
     @property
@@ -139,7 +144,7 @@ class Prior:
         ]
         new = [file for file in archive.files if file.name not in known]
         listed = [Stored(file.name, file.size, file.mtime_ns) for file in new]
-        if archive.kind == "images":
+        if archive.by_image:
             files = (*kept, *new)
         else:
             files = (*kept, *source_files(listed, {file.stem for file in kept}))

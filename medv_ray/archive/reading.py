@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medv_ray.archive import cursor, images, tables, tars
+from medv_ray.archive import cursor, images, pacs, tables, tars
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.sources import Archive, check_unchanged
 from medv_ray.archive.store import TROUBLE, reason_of
@@ -12,7 +12,7 @@ from medv_ray.errors import DataError
 
 READ = {
     "parquet": cursor.iter_rows, "table": tables.iter_rows, "tar": tars.iter_rows,
-    "images": images.iter_rows,
+    "images": images.iter_rows, "dicomweb": pacs.iter_rows,
 }  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def iter_rows(archive: Archive, chunk: Chunk) -> Iterator[Row]:
     """
     file = archive.files[chunk.file]
     try:
-        if archive.kind != "images":
+        if not archive.by_image:
             check_unchanged(archive, file)
         yield from READ[archive.kind](archive, chunk)
     except TROUBLE as error:

@@ -11,7 +11,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from medv_ray.archive import manifest as manifests
-from medv_ray.archive import rows
+from medv_ray.archive import pacs_listing, rows
 from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.compact import compact, small_parts
 from medv_ray.archive.folder import (
@@ -25,6 +25,7 @@ from medv_ray.archive.ledger import FOLDER as LEDGER_FOLDER
 from medv_ray.archive.ledger import Ledger
 from medv_ray.archive.lock import NAME as LOCK
 from medv_ray.archive.lock import Lock
+from medv_ray.archive.pacs_listing import FOLDER as PRIVATE
 from medv_ray.archive.plan import Plan
 from medv_ray.archive.prior import FOLDER as INPUTS
 from medv_ray.archive.prior import PlannedFile, images_file
@@ -155,7 +156,7 @@ class Run:
     def _refuse_changes(
         self, before: dict[str, Any], now: dict[str, Any], allow_added: bool, retry: bool
     ) -> None:
-        if retry and self.plan.archive.kind != "images":
+        if retry and not self.plan.archive.by_image:
             before = {**before, "images": now["images"]}
             growth = self.plan.growth._replace(lost=(), new_images=())
             self.plan = replace(self.plan, growth=growth)
@@ -181,13 +182,15 @@ class Run:
         name, data, sha256 = images_file(self.plan.inputs)
         entry = {"file": name, "sha256": sha256}
         if found is None or found["inputs"] != entry:
+            if self.plan.archive.kind == "dicomweb":
+                pacs_listing.keep(self.store, self.plan.archive.salt, self.plan.archive.instances)
             self.store.write(name, data)
         return entry
 
     def _wipe(self) -> None:
         """A kill at any point leaves a run without rows, or none: the ledger goes first, run.json
         last but for the list of images, which it names."""
-        order = {LEDGER: 0, LEDGER_FOLDER: 0, manifests.FILE: 2, INPUTS: 3}
+        order = {LEDGER: 0, LEDGER_FOLDER: 0, manifests.FILE: 2, INPUTS: 3, PRIVATE: 3}
         top_of = {file.name: file.name.partition("/")[0] for file in self.store.listing()}
         for name, top in sorted(top_of.items(), key=lambda one: order.get(one[1], 1)):
             if top != LOCK and top.removesuffix(".tmp") in OWN:

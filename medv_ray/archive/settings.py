@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from medv_ray.dicomweb.address import is_dicomweb
 from medv_ray.settings import Settings
 from medv_ray.tables.columns import Asked
 from medv_ray.tables.encoding import known_encoding
@@ -17,7 +18,8 @@ class ArchiveSettings(Settings):
     """Where the rows lie, which columns they have, and how they are cut into chunks."""
 
     archive: str
-    """File, folder, or pattern with `*`; local, or an `s3://` or `gs://` URI."""
+    """File, folder, or pattern with `*`; local, or an `s3://` or `gs://` URI. Or a PACS:
+    `dicomweb+https://host/dicom-web?Modality=CT`."""
     questions: str | None = None
     """A csv, tsv, jsonl, json or parquet file of questions; `archive` is then the folder of its
     images."""
@@ -50,6 +52,9 @@ class ArchiveSettings(Settings):
     max_cell_bytes: PositiveInt = CELL_BYTES
     """Longer questions and answers are quarantined; characters of a cell of text. Cells of
     other columns may have 2^26 at least."""
+    token_file: str | None = None
+    """Of a PACS: a file that holds its token, or `Basic user:password`, on each machine of a job.
+    Default: the one that MEDV_DICOMWEB_TOKEN_FILE names."""
     max_image_bytes: PositiveInt = 256 * 2**20
     """Larger encoded images are quarantined, before they are read where the format allows it."""
 
@@ -61,6 +66,11 @@ class ArchiveSettings(Settings):
             raise ValueError("give questions or question, not both")
         if self.encoding is not None:
             known_encoding(self.encoding)
+        if is_dicomweb(self.archive):
+            if self.question is None:
+                raise ValueError("a PACS needs `question`, asked of every image")
+            if self.images is not None or self.fingerprint == "full":
+                raise ValueError("a PACS has no `images`, and no `fingerprint=full`")
         return self
 
     @property

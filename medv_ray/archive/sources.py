@@ -13,6 +13,7 @@ from typing import Any
 
 from pyarrow import fs
 
+from medv_ray.archive import pacs_listing
 from medv_ray.archive.chunks import SourceFile
 from medv_ray.archive.ids import clean_stem, source_files
 from medv_ray.archive.kinds import (
@@ -36,6 +37,8 @@ from medv_ray.archive.listing import (
 )
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.store import Stored, absolute, resolve
+from medv_ray.dicomweb.address import is_dicomweb
+from medv_ray.dicomweb.search import Instance
 from medv_ray.errors import DataError
 from medv_ray.slide_parts import SlideFiles
 from medv_ray.tables.records import ENDINGS as TABLE_ENDINGS
@@ -63,23 +66,36 @@ class Archive:
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
     """By name, the texts of the parts of those pictures that become rows by parts. An actor's copy
     has none."""
+    instances: Mapping[str, Instance] = field(default_factory=dict, repr=False, compare=False)
+    """Of a PACS, what the names of `images` stand for. An actor's copy has none."""
+    salt: str = field(default="", repr=False, compare=False)
+    """With which these names were made."""
+
+    @property
+    def by_image(self) -> bool:
+        """Whether every picture of a list is a row, and the list is the only file."""
+        return self.kind in ("images", "dicomweb")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "beside": {}, "images": (), "parts": {}}
+        unsent = {"beside": {}, "images": (), "parts": {}, "instances": {}, "salt": ""}
+        return {**self.__dict__, **unsent}
 
 
 @listing_errors()
 def open_archive(
-    settings: ArchiveSettings, known: Mapping[str, KnownImage] | None = None
+    settings: ArchiveSettings, known: Mapping[str, KnownImage] | None = None, salt: str = ""
 ) -> Archive:
     """List the archive and tell its kind; no row is read.
 
     Images that are `known` by name, size and time from an earlier plan are not looked into again.
+    `salt`: of the names that an earlier plan gave to instances of a PACS.
 
     Raises DataError E1110 when nothing is there or it cannot be listed, SettingsError E1001 when
     its kind is not clear.
     """
     left_out = LeftOut()
+    if is_dicomweb(settings.archive):
+        return asked_of_pacs(settings, left_out, salt)
     if settings.questions is not None:
         images = absolute(settings.images or settings.archive)
         filesystem, path = resolve(images)
@@ -128,6 +144,18 @@ def asked_by_table(settings: ArchiveSettings, images: str, left_out: LeftOut) ->
         if path not in counted:
             beside.setdefault(path, one)
     return Archive(settings, kind, uri, source_files(sorts[kind]), images, left_out, beside)
+
+
+def asked_of_pacs(settings: ArchiveSettings, left_out: LeftOut, salt: str) -> Archive:
+    """The archive of the instances that a PACS lists."""
+    listed = pacs_listing.listed(settings, left_out, salt)
+    name = pacs_listing.NAME
+    whole = SourceFile(name, name, sum(one.size for one in listed.images), 0, name)
+    uri = settings.archive
+    return Archive(
+        settings, "dicomweb", uri, (whole,), uri, left_out,
+        images=listed.images, instances=listed.instances, salt=listed.salt,
+    )  # fmt: skip
 
 
 def by_path(root: str, files: Iterable[Beside]) -> dict[str, Beside]:

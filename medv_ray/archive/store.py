@@ -174,22 +174,25 @@ class Store:
                     raise
         raise AssertionError("unreachable")
 
-    def write(self, name: str, data: bytes) -> None:
-        """Put the file in place as a whole. Raises RunError E1503 when the disk is full."""
+    def write(self, name: str, data: bytes, mode: int = 0o666) -> None:
+        """Put the file in place as a whole, on a disk with these rights at most.
+
+        Raises RunError E1503 when the disk is full.
+        """
         if not self.local:
             stream = self.filesystem.open_output_stream
             with writing(name, len(data)), stream(self.path(name)) as file:
                 file.write(data)
             return
-        self.write_hidden(name + ".tmp", data)
+        self.write_hidden(name + ".tmp", data, mode)
         self.reveal(name + ".tmp", name)
 
-    def write_hidden(self, name: str, data: bytes) -> None:
+    def write_hidden(self, name: str, data: bytes, mode: int = 0o666) -> None:
         """Write and fsync a local file that no reader looks at; leave nothing on failure."""
         path = self.path(name)
         with writing(path, len(data)):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            files.write_durably(path, data)
+            files.write_durably(path, data, mode)
 
     def reveal(self, hidden: str, name: str) -> None:
         """Rename a local file to its visible name and make the rename durable."""

@@ -12,6 +12,7 @@ from medv_ray.cli import options
 from medv_ray.cli.calibrating import calibrate_command, consistency_command
 from medv_ray.cli.evaluating import compare_command, eval_command, judge_command
 from medv_ray.cli.exporting import export_answers_command, lmms_tasks_command
+from medv_ray.cli.pacs import export_sr_command, store_command
 from medv_ray.cli.reporting import report_command
 from medv_ray.cli.rows import rows_command
 from medv_ray.cli.serving import bench_app, chat_command, serve_command
@@ -39,7 +40,7 @@ Text = str | None
 
 
 def score_command(
-    archive: Annotated[Text, Option(help="File, folder, 's3://...' or pattern of rows.")] = None,
+    archive: Annotated[Text, Option(help="File, folder, pattern, 's3://...' or PACS.")] = None,
     model: options.Model = None,
     out: Annotated[Text, Option(help="Run folder, local or s3://, gs://.")] = None,
     questions: Annotated[
@@ -53,6 +54,7 @@ def score_command(
     answer_column: Annotated[Text, Option(help="Column of known answers, copied.")] = None,
     choices_column: Annotated[Text, Option(help="Column of allowed answers, scored.")] = None,
     encoding: Annotated[Text, Option(help="Of text tables: latin-1, say; default UTF-8.")] = None,
+    token_file: Annotated[Text, Option(help="Of a PACS: file of its token.")] = None,
     max_cell_bytes: Annotated[
         int | None, Option(help="Longest question or answer of a table.")
     ] = None,
@@ -96,6 +98,7 @@ def score_command(
                 "question_column": question_column, "answer_column": answer_column,
                 "choices_column": choices_column, "limit": limit,
                 "encoding": encoding, "max_cell_bytes": max_cell_bytes,
+                "token_file": token_file,
             },
             "model": {"path": model},
             "image": {"frames": frames, "window": window},
@@ -184,6 +187,8 @@ app.command("rows")(told_cleanly(rows_command))
 app.command("eval")(told_cleanly(eval_command))
 app.command("compare")(told_cleanly(compare_command))
 app.command("export-answers")(told_cleanly(export_answers_command))
+app.command("export-sr")(told_cleanly(export_sr_command))
+app.command("store")(told_cleanly(store_command))
 app.command("lmms-tasks")(told_cleanly(lmms_tasks_command))
 app.command("judge")(told_cleanly(judge_command))
 app.command("calibrate")(told_cleanly(calibrate_command))

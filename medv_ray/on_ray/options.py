@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 from medv_ray import __version__
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.store import is_local
+from medv_ray.dicomweb.token import VARIABLE as TOKEN_FILE
 from medv_ray.errors import SettingsError
 from medv_ray.serving.options import ServeSettings
 from medv_ray.settings import (
@@ -89,7 +90,10 @@ class ScoreSettings(AnswerSettings):
         images = self.archive.images
         if images is not None and is_local(images):
             images = os.path.abspath(images)
-        archive = self.archive.model_copy(update={"images": images})
+        token_file = self.archive.token_file or os.environ.get(TOKEN_FILE) or None
+        token_file = token_file and os.path.abspath(token_file)
+        update = {"images": images, "token_file": token_file}
+        archive = self.archive.model_copy(update=update)
         out = os.path.abspath(self.out) if "://" not in self.out else self.out
         model = self.model
         if not on_cluster:  # there, a relative folder is one of the job's own on every node

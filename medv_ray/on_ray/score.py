@@ -99,7 +99,7 @@ def planned(settings: ScoreSettings, resume: Resume | None = None) -> tuple[Plan
     resume = resume or Resume()
     identity = settings.identity(*model_digests(settings.model))
     prior = Prior() if resume.new_run else Prior.read(settings.out)
-    archive = open_archive(settings.archive, prior.images)
+    archive = open_archive(settings.archive, prior.images, prior.salt)
     reader = reader_of(settings.image, settings.slides)
     is_on_disk = is_local(archive.images_uri)
     split = splitter_of(reader, settings.slides, splitter(settings.image.frames), is_on_disk)
@@ -153,7 +153,7 @@ def tell(plan: Plan) -> None:
     """Say on stderr, before anything is scored, what is left out, and which files are several
     rows."""
     left_out = plan.left_out
-    if left_out.maybe_rows(plan.archive.kind in ("images", "tar")) > plan.rows:
+    if left_out.maybe_rows(plan.archive.kind in ("images", "tar", "dicomweb")) > plan.rows:
         sys.stderr.write(f"MOST OF THIS ARCHIVE IS LEFT OUT: {plan.rows} rows are scored.\n")
     if left_out.total:
         sys.stderr.write(f"left out: {left_out}\n")

@@ -25,6 +25,7 @@ ROWS = [
         "medv_ray.dicom_walk",
         "medv_ray.windows",
         "medv_ray.tables",
+        "medv_ray.dicomweb",
     ],
     ["medv_ray.data", "medv_ray.model", "medv_ray.diffusion", "medv_ray.archive"],
     ["medv_ray.engine", "medv_ray.training", "medv_ray.client"],
@@ -42,6 +43,7 @@ WITHIN = {
     ("medv_ray.settings", "medv_ray.setting_errors"),
     ("medv_ray.settings", "medv_ray.windows"),
     ("medv_ray.tables", "medv_ray.errors"),
+    ("medv_ray.dicomweb", "medv_ray.errors"),
     ("jobs", "medv_ray.cli"),
 }
 THIRD_PARTY = {
@@ -60,6 +62,7 @@ THIRD_PARTY = {
     "medv_ray.dicom_walk": set(),
     "medv_ray.windows": set(),
     "medv_ray.tables": set(),
+    "medv_ray.dicomweb": {"httpx2"},
     "medv_ray.data": {
         "numpy",
         "PIL",
@@ -83,7 +86,7 @@ THIRD_PARTY = {
     "medv_ray.serving": {
         *("fastapi", "starlette", "pydantic", "prometheus_client", "httpx2", "torch"),
     },
-    "medv_ray.evaluation": {"numpy", "jinja2", "httpx2", "matplotlib"},
+    "medv_ray.evaluation": {"numpy", "jinja2", "httpx2", "matplotlib", "pydicom", "highdicom"},
     "medv_ray.on_ray": {"ray", "starlette", "numpy", "pyarrow", "rich", "torch", "pydantic"},
     "medv_ray.cli": {"typer", "rich", "yaml", "pyarrow"},
     # an extra: nothing of ours imports this room (it stands in the last row), lmms-eval does

@@ -1,0 +1,49 @@
+"""multipart/related as PS3.18 8.6 uses it: objects of one answer, or of one request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from email.message import Message
+
+OVERHEAD = 2**16
+"""Bytes that boundaries and headers around one object may take."""
+
+
+class Incomplete(ValueError):
+    """The body ends before its end mark."""
+
+
+def media_type(header: str) -> tuple[str, dict[str, str]]:
+    """A Content-Type's type and parameters, names in small letters."""
+    message = Message()
+    message["content-type"] = header
+    values = message.get_params(failobj=[(header, "")])
+    return message.get_content_type(), {name.lower(): value for name, value in values[1:]}
+
+
+def first_part(body: bytes, boundary: str) -> tuple[str, bytes]:
+    """Content-Type and bytes of the first part.
+
+    Raises Incomplete where no boundary follows it, ValueError where there is none.
+    """
+    mark = b"--" + boundary.encode("ascii", errors="replace")
+    begin = 0 if body.startswith(mark) else body.find(b"\r\n" + mark) + 2
+    if begin == 1:  # not found
+        if len(body) < OVERHEAD:
+            raise Incomplete
+        raise ValueError
+    head_end = body.find(b"\r\n\r\n", begin)
+    end = body.find(b"\r\n" + mark, head_end + 2)
+    if head_end < 0 or end < 0:
+        raise Incomplete
+    head = body[begin + len(mark) : head_end].decode("latin-1")
+    found = re.search(r"(?im)^content-type:\s*([^\r\n]+)", head)
+    return media_type(found.group(1))[0] if found else "", body[head_end + 4 : end]
+
+
+def related(objects: Iterable[bytes], boundary: str) -> bytes:
+    """The body of a request that stores objects."""
+    mark = b"--" + boundary.encode()
+    parts = [mark + b"\r\nContent-Type: application/dicom\r\n\r\n" + one for one in objects]
+    return b"\r\n".join([*parts, mark + b"--\r\n"])
