@@ -155,10 +155,9 @@ def overlapping(data: bytes) -> bytes:
     """Two tensors in one place."""
     (size,) = struct.unpack("<Q", data[:8])
     listed = json.loads(data[8 : 8 + size])
-    first, second = [name for name in listed if name != "__metadata__"][:2]
+    second = [name for name in listed if name != "__metadata__"][1]
     start, end = listed[second]["data_offsets"]
     listed[second]["data_offsets"] = [max(0, start - 8), max(0, end - 8)]
-    del first
     text = json.dumps(listed).encode()
     return struct.pack("<Q", len(text)) + text + data[8 + size :]
 

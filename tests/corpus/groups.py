@@ -198,7 +198,7 @@ GROUPS = (
     ),
     Group(
         "Requests",
-        "To an endpoint with API keys, over HTTP where the connection matters.",
+        "To the endpoint; where it matters with API keys, shorter limits, or a host to fetch from.",
         {"endpoint": lambda bench, send: send(bench)},
         tuple(requests.kinds()),
     ),

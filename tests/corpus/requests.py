@@ -182,7 +182,7 @@ def kinds() -> Iterator[Kind]:
         return Kind(99, name, want, made, note=note)
 
     def numbers(name: str, *fields: str) -> Kind:
-        cases = {field.replace("\"", "")[:24]: of(with_field(field)) for field in fields}
+        cases = {field.replace('"', "")[:24]: of(with_field(field)) for field in fields}
         return Kind(99, name, "E1701 E1001 E1002", cases)
 
     yield one(

@@ -103,8 +103,12 @@ def columns(**table: Any) -> Callable[[Path], Archive]:
 
 
 def flip(data: bytes) -> bytes:
-    """A bit of the question column's pages; of those of a compressed file, of the first."""
-    place = max(data.find(QUESTION.encode()), 60) + 3
+    """A bit near the end of the last page of the questions, or of a dataset's ids."""
+    group = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    column = next((one for one in columns if one.path_in_schema == "question"), columns[0])
+    start = column.dictionary_page_offset or column.data_page_offset
+    place = start + column.total_compressed_size - 3
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
@@ -146,24 +150,28 @@ def many_rows(folder: Path) -> Archive:
     return Archive({"archive": str(folder), "limit": 4})
 
 
-def tar(folder: Path, *members: tuple[str, bytes | None, dict[str, Any]], cut: int = 0) -> Archive:
-    """Two sound samples, then these; without data, as large as their header says."""
+def tar(folder: Path, *members: tuple[str, bytes, dict[str, Any]], cut: bool = False) -> Archive:
+    """Two sound samples, then these; `cut`: the file ends in the middle of the last."""
     good = [(f"{SOUND}-{n}", kind) for n in range(2) for kind in ("png", "txt")]
-    whole: list[tuple[str, bytes | None, dict[str, Any]]] = [
+    whole: list[tuple[str, bytes, dict[str, Any]]] = [
         (f"{name}.{kind}", sound() if kind == "png" else QUESTION.encode(), {})
         for name, kind in good
     ]
     with tarfile.open(folder / "a.tar", "w") as file:
         for name, data, fields in [*whole, *members]:
             info = tarfile.TarInfo(name)
-            info.size = len(data or b"")
+            info.size = len(data)
             for field, value in fields.items():
                 setattr(info, field, value)
-            file.addfile(info, io.BytesIO(data or b""))
+            file.addfile(info, io.BytesIO(data))
     if cut:
-        path = folder / "a.tar"
-        path.write_bytes(path.read_bytes()[:-cut])
+        os.truncate(folder / "a.tar", info.size // 2 + last_member(folder).offset_data)
     return Archive({"archive": str(folder)})
+
+
+def last_member(folder: Path) -> tarfile.TarInfo:
+    with tarfile.open(folder / "a.tar") as file:
+        return file.getmembers()[-1]
 
 
 def unsafe(name: str, **fields: Any) -> Callable[[Path], Archive]:
@@ -177,9 +185,8 @@ def huge_member(folder: Path) -> Archive:
     info.size = 3 * 10**9
     question = tarfile.TarInfo("bad.txt")
     question.size = len(QUESTION)
+    last = last_member(folder)
     with (folder / "a.tar").open("r+b") as file:
-        with tarfile.open(folder / "a.tar") as known:
-            last = known.getmembers()[-1]
         file.seek(last.offset_data + -(-last.size // 512) * 512)
         file.write(info.tobuf(tarfile.GNU_FORMAT))
         file.seek(-(-info.size // 512) * 512, os.SEEK_CUR)
@@ -420,7 +427,7 @@ def kinds() -> Iterator[Kind]:
         72,
         "tar cut in its last member",
         "E1105",
-        lambda folder: tar(folder, ("bad.png", sound(), {}), cut=10_240 - 512),
+        lambda folder: tar(folder, ("bad.png", sound(), {}), cut=True),
     )
     yield Kind(
         73,

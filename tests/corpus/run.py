@@ -62,8 +62,10 @@ def _try(bench: Bench, way: Callable[[Any, Any], Outcome], given: Any) -> tuple[
         with measuring() as measure:
             try:
                 outcome = way(bench, given)
-            except AssertionError as error:  # of the bench: rows are missing, say
+            except AssertionError as error:  # rows are missing, say
                 outcome = Outcome(f"E1509: {error}")
+            except Exception as error:  # the others are to be tried too
+                outcome = Outcome(f"E1509: {type(error).__name__} came out of it")
         if measure.seconds < MOST_S or turn:
             break
     return outcome, measure

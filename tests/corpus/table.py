@@ -46,12 +46,16 @@ def rows(group: Group, results: Results) -> list[str]:
     """A line for each kind that was tried."""
     tried = {(name, number, kind) for name, number, kind, *_ in results.outcomes}
     return [
-        f"| {kind.number} | {kind.name} | "
-        + " | ".join(cell(results, group, kind, path) for path in PATHS)
-        + " |"
+        start(kind) + " | ".join(cell(results, group, kind, path) for path in PATHS) + " |"
         for kind in group.kinds
         if (group.name, kind.number, kind.name) in tried
     ]
+
+
+def start(kind: Kind) -> str:
+    """What its line begins with."""
+    name = kind.name.replace("|", "\\|")
+    return f"| {kind.number} | {name} | "
 
 
 def cell(results: Results, group: Group, kind: Kind, path: str) -> str:
