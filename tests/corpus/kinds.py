@@ -24,11 +24,6 @@ class Outcome:
     """All that was said to a user or a log."""
 
     @property
-    def good(self) -> bool:
-        """Whether the input was used, all of it."""
-        return all(part.startswith(GOOD) for part in self.parts)
-
-    @property
     def parts(self) -> list[str]:
         """Of several rows or files."""
         return self.text.split("; ")
@@ -77,22 +72,19 @@ class Group:
 
 
 def fits(outcome: Outcome, want: str) -> bool:
-    """Whether an outcome is one of those that are right."""
-    return any(_fits(outcome, way.split()) for way in want.split("|"))
+    """Whether an outcome, each part of it, is one of those that are right."""
+    ways = [way.split() for way in want.split("|")]
+    return all(any(_fits(part, way, outcome) for way in ways) for part in outcome.parts)
 
 
-def _fits(outcome: Outcome, way: list[str]) -> bool:
+def _fits(part: str, way: list[str], outcome: Outcome) -> bool:
     if way == ["left"]:
-        return outcome.text.startswith("left out")
+        return part.startswith("left out")
+    good = part.startswith(GOOD)
     if way[0] != "ok":
-        return all(
-            not part.startswith(GOOD) and set(CODE.findall(part) or [""]) <= set(way)
-            for part in outcome.parts
-        )
-    if not outcome.good:
-        return False
+        return not good and set(CODE.findall(part) or [""]) <= set(way)
     if way == ["ok"]:
-        return not outcome.words
+        return good and not part.split()[1:]
     # the other paths tell no words
-    told = outcome.text.startswith("answered") and way != ["ok", "*"]
-    return not told or set(way[1:]) <= outcome.words
+    told = part.startswith("answered") and way != ["ok", "*"]
+    return good and (not told or set(way[1:]) <= outcome.words)

@@ -39,7 +39,15 @@ def kinds() -> Iterator[Kind]:
             made = {"": next(iter(made.values()))}
         return Kind(number, name, want, made, note=note)
 
-    yield some(75, "empty, white space", "E1301", empty="", blank=" \t\u2003\u3000")
+    yield Kind(
+        75,
+        "empty, white space",
+        "E1301",
+        {"empty": of(""), "blank": of(" \t\u2003\u3000")},
+        {"train": "ok"},
+        "`train` takes captions, which have no question; `import` asks for one where a kind of "
+        "dataset has them.",
+    )
     yield some(76, "100 kB", "E1302 E1303 E1701 E1118", one="why " * 25_000)
     yield some(77, "emoji and joiners alone", "ok", one="👩\u200d⚕️👨\u200d👩\u200d👧🫀")
     yield some(

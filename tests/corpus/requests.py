@@ -20,11 +20,10 @@ from medv_ray.serving.app import make_app
 from medv_ray.serving.auth import Keys
 from medv_ray.serving.guard import App, Message
 from medv_ray.serving.options import FetchSettings
-from tests.corpus.bench import Bench, hearing, replied
+from tests.corpus.bench import Bench, hearing, replied, sent
 from tests.corpus.kinds import Kind, Outcome
 from tests.corpus.sound import QUESTION, sound
 from tests.unit.serving.client import KEY, Connection, body_of, encoded, message
-from tests.unit.serving.client import ask as request
 from tests.unit.serving.conftest import KEYS, NO_KEYS, settings_of
 
 Send = Callable[[Bench], Outcome]
@@ -49,7 +48,7 @@ def of(body: Any, keys: Keys = NO_KEYS, **named: Any) -> Callable[[Path], Send]:
     def send(bench: Bench) -> Outcome:
         given = body() if callable(body) else body
         with app_of(bench, keys) as app, hearing() as heard:
-            return replied(request(app, given, **named), heard)
+            return replied(sent(app, given, **named), heard)
 
     return lambda folder: send
 
@@ -114,9 +113,9 @@ def vanishing(bench: Bench) -> Outcome:
         connection = Connection(encoded(asked(stream=True)))
         send = connection.send
 
-        async def sending(sent: Message) -> None:
-            await send(sent)
-            if sent["type"] == "http.response.body":
+        async def sending(event: Message) -> None:
+            await send(event)
+            if event["type"] == "http.response.body":
                 connection.left.set()
 
         connection.send = sending  # type: ignore[method-assign]
@@ -125,7 +124,7 @@ def vanishing(bench: Bench) -> Outcome:
             await asyncio.sleep(0.005)
 
     with app_of(bench) as app, hearing() as heard:
-        asyncio.run(asyncio.wait_for(run(app), 30))
+        asyncio.run(asyncio.wait_for(run(app), 300))
     return Outcome("cancelled", heard.all)
 
 
@@ -136,10 +135,10 @@ def slow_reader(bench: Bench) -> Outcome:
         connection, goes_on = Connection(encoded(asked(stream=True))), asyncio.Event()
         send = connection.send
 
-        async def stalled(sent: Message) -> None:
-            if sent["type"] == "http.response.body":
+        async def stalled(event: Message) -> None:
+            if event["type"] == "http.response.body":
                 await goes_on.wait()
-            await send(sent)
+            await send(event)
 
         connection.send = stalled  # type: ignore[method-assign]
         task = asyncio.ensure_future(connection.run(app))
@@ -151,7 +150,7 @@ def slow_reader(bench: Bench) -> Outcome:
         return await task
 
     with app_of(bench) as app, hearing() as heard:
-        reply = asyncio.run(asyncio.wait_for(run(app), 30))
+        reply = asyncio.run(asyncio.wait_for(run(app), 300))
     assert reply.events[-1]["choices"][0]["finish_reason"]
     return Outcome("answered", heard.all)
 
@@ -169,7 +168,7 @@ def fetched(address: str, status: int = 200) -> Callable[[Path], Send]:
             mock.patch.object(socket, "getaddrinfo", return_value=found),
             mock.patch.object(httpx2, "Client", client),
         ):
-            return replied(request(app, with_url(f"https://{HOST}/a.png")), heard)
+            return replied(sent(app, with_url(f"https://{HOST}/a.png")), heard)
 
     return lambda folder: send
 
