@@ -248,10 +248,14 @@ def without_mask(held: dict[str, Any]) -> None:
 
 
 def mask_as_word(held: dict[str, Any]) -> None:
-    """The mask has the id of a word."""
-    for one in held["added_tokens"]:
-        if one["content"] == MASK:
-            one["id"] = 40
+    """A word like others, and no special token."""
+    without_mask(held)
+    held["model"]["vocab"][MASK] = len(held["model"]["vocab"])
+
+
+def mask_with_a_word(held: dict[str, Any]) -> None:
+    """A special token that has the id of a word."""
+    held["model"]["vocab"][MASK] = 40
 
 
 def kinds() -> Iterator[Kind]:
@@ -334,8 +338,9 @@ def kinds() -> Iterator[Kind]:
     )
     yield several(
         98,
-        "tokenizer without the mask, with a word's id for it",
+        "tokenizer without the mask, with the mask as a word, with a word's id for it",
         "E1408",
         without=tokenizer(without_mask),
         word=tokenizer(mask_as_word),
+        shared=tokenizer(mask_with_a_word),
     )

@@ -75,9 +75,14 @@ def flipped() -> bytes:
     return bytes(data)
 
 
-def zeroed_tail() -> bytes:
-    data = _jpeg()
+def zeroed_tail(data: bytes) -> bytes:
     return data[: len(data) // 2] + bytes(len(data) - len(data) // 2 - 2) + data[-2:]
+
+
+def noise() -> bytes:
+    """Its zeros are codes enough to fill the picture."""
+    array = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
+    return encode(Image.fromarray(array), "JPEG", quality=100)
 
 
 def turned(kind: str, turn: int) -> bytes:
@@ -150,8 +155,14 @@ def kinds() -> Iterator[Kind]:
         flipped,
         "Flipped bits that still decode are not noticed: JPEG has no checksum (docs/images.md).",
     )
-    yield one(
-        13, "JPEG whose second half is zeros", "E1203 | ok suspect_flat_tail", "a.jpg", zeroed_tail
+    yield Kind(
+        13,
+        "JPEG whose second half is zeros",
+        "E1203 | ok suspect_flat_tail",
+        {
+            "tissue": of("a.jpg", lambda: zeroed_tail(_jpeg())),
+            "noise": of("a.jpg", lambda: zeroed_tail(noise())),
+        },
     )
     yield one(
         14,

@@ -48,7 +48,15 @@ def kinds() -> Iterator[Kind]:
         "`train` takes captions, which have no question; `import` asks for one where a kind of "
         "dataset has them.",
     )
-    yield some(76, "100 kB", "E1302 E1303 E1701 E1118", one="why " * 25_000)
+    later = "`import` does not know the model: `train` says it before the first step, of all rows."
+    yield Kind(
+        76,
+        "100 kB",
+        "E1302 E1303 E1701 E1118",
+        {"": of("why " * 25_000)},
+        {"import": "ok"},
+        later,
+    )
     yield some(77, "emoji and joiners alone", "ok", one="👩\u200d⚕️👨\u200d👩\u200d👧🫀")
     yield some(
         78,
@@ -68,13 +76,22 @@ def kinds() -> Iterator[Kind]:
         dict.fromkeys(("score", "train", "import"), "E1307 E1109"),
         inside,
     )
+    mask = "<|mdm_mask|>"
     yield some(
         81,
-        "`<|mdm_mask|>` once, 64 times",
+        f"`{mask}` once, 20 times",
         "ok",
         "Text like any other: no special token.",
-        once="What <|mdm_mask|>?",
-        **{"64 times": "<|mdm_mask|>" * 64},
+        once=f"What {mask}?",
+        **{"20 times": mask * 20},
+    )
+    yield Kind(
+        81,
+        f"`{mask}` 64 times",
+        "E1303 E1118",
+        {"": of(mask * 64)},
+        {"import": "ok"},
+        "Text of 768 letters, each a token of the toy's, which takes fewer.",
     )
     yield some(
         82,
@@ -99,10 +116,11 @@ def kinds() -> Iterator[Kind]:
         note="Tables for spreadsheets and reports escape it: docs/archive.md, section 3.",
     )
     yield Kind(87, "words inside the picture", "ok", {"": with_words})
-    yield some(
+    yield Kind(
         88,
         "longer than the model takes",
         "E1303 E1118",
-        one="what " * 2000,
-        note="Nothing is cut. `train` says so before the first step, for all rows together.",
+        {"": of("what " * 2000)},
+        {"import": "ok"},
+        later,
     )

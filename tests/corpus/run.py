@@ -52,7 +52,10 @@ def run(
                     name = f"{kind.number} {kind.name}{case and f' ({case})'}, {path}"
                     outcome, measure = _try(bench, way, given)
                     results.outcomes[group.name, kind.number, kind.name, case, path] = outcome
+                    before = len(results.faults)
                     _judge(results, bench, kind, path, name, outcome, measure)
+                    for fault in results.faults[before:]:
+                        say(f"FAULT {fault}")
                     say(f"{name}: {outcome.text}  [{measure.seconds:.2f} s]")
     return results
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 
 from tests.corpus.kinds import PATHS, Group, Kind
@@ -20,6 +21,16 @@ def replaced(text: str, groups: Sequence[Group], results: Results) -> str:
     tables = "\n".join(table(group, results) for group in groups)
     figures = f"{date.today()}, {results.summary}.\n"
     return f"{before}{BEGIN}\n\n{tables}\n{figures}\n{END}{after}"
+
+
+def updated(text: str, groups: Sequence[Group], results: Results) -> str:
+    """The file with the lines of these results in place of those of the same kinds."""
+    lines = text.split("\n")
+    for group in groups:
+        for kind in group.kinds:
+            for new in rows(replace(group, kinds=(kind,)), results):
+                lines = [new if line.startswith(start(kind)) else line for line in lines]
+    return "\n".join(lines)
 
 
 def same(text: str, groups: Sequence[Group], results: Results) -> bool:
