@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-fast test-ray test-slow test-long test-kills lint format clean chaos
+.PHONY: demo test test-fast test-ray test-slow test-long test-kills lint format clean chaos corpus
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medv_ray needs Python 3.11 or newer; this is %d.%d. Use: make PYTHON=..." % sys.version_info[:2])'
@@ -38,6 +38,9 @@ chaos: $(VENV)/.installed  ## the kill runs in full: scoring (20 of the driver, 
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_train
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.serve_runs
+
+corpus: $(VENV)/.installed  ## every kind of bad input through every path; writes the table of docs/reliability.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.corpus --write docs/reliability.md
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

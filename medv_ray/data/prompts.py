@@ -80,7 +80,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
 
     Every added token is treated as special afterwards, so that none of them can be typed.
     Raises CheckpointError E1401 (no tokenizer.json) or E1408 (unreadable, or a special token is
-    missing).
+    missing or has the id of a word).
     """
     from transformers import AddedToken, PreTrainedTokenizerFast
 
@@ -113,7 +113,10 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         )
     # Lengths are checked where image tokens are known; the library would only print a warning.
     tokenizer.model_max_length = int(1e30)
-    SpecialIds.of(tokenizer)
+    special = set(SpecialIds.of(tokenizer))
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    if any(i in special and word not in added for word, i in tokenizer.get_vocab().items()):
+        raise CheckpointError("E1408", "a special token of the tokenizer has the id of a word.")
     return tokenizer
 
 

@@ -251,6 +251,14 @@ def test_a_mask_that_is_a_plain_word_is_refused(folder: Path, tmp_path: Path) ->
         load_tokenizer(tmp_path)
 
 
+def test_a_mask_with_the_id_of_a_word_is_refused(folder: Path, tmp_path: Path) -> None:
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["model"]["vocab"]["<|mdm_mask|>"] = min(data["model"]["vocab"].values())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match=r"E1408: .*id of a word"):
+        load_tokenizer(tmp_path)
+
+
 def test_broken_tokenizer_folders(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_tokenizer(tmp_path)
