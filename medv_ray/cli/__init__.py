@@ -9,6 +9,7 @@ import typer
 
 from medv_ray import __version__
 from medv_ray.cli import options
+from medv_ray.cli.auditing import audit_app
 from medv_ray.cli.calibrating import calibrate_command, consistency_command
 from medv_ray.cli.evaluating import compare_command, eval_command, judge_command
 from medv_ray.cli.exporting import export_answers_command, lmms_tasks_command
@@ -191,6 +192,7 @@ app.command("chat")(told_cleanly(chat_command))
 app.add_typer(bench_app, name="bench")
 app.add_typer(plan_app, name="plan")
 app.add_typer(data_app, name="data")
+app.add_typer(audit_app, name="audit")
 
 
 @app.command("demo")

@@ -210,7 +210,11 @@ class Routes:
 
     def _note_chat(self, said: Completion, owner: str, started_s: float) -> None:
         prompts = sorted({answer.prompt_sha256 for answer in said.answers.values()})
-        about = {"request": said.id, "model": said.request.model, "outcome": said.outcome}
+        about = {
+            "request_sha256": digest_of(said.id),
+            "model": said.request.model,
+            "outcome": said.outcome,
+        }
         self._note(owner, started_s, **about, prompt_sha256=prompts, image_sha256=said.image_sha256)
 
     def _note(self, owner: str, started_s: float, **fields: Any) -> None:
@@ -229,7 +233,8 @@ class Routes:
         texts = self.service.model(asked.model)
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
         owner = str(request.scope["state"]["key"])
-        about = {"request": f"inspect-{identity(request)[0]}", "model": asked.model}
+        request_id = f"inspect-{identity(request)[0]}"
+        about = {"request_sha256": digest_of(request_id), "model": asked.model}
 
         async def answer() -> Response:
             outcome, pictures = "left", list[str]()
@@ -309,6 +314,11 @@ class Routes:
 
     async def _defect(self, request: Request, error: Exception) -> Response:
         return self._error("E1509", f"{type(error).__name__}: a defect of the endpoint.")
+
+
+def digest_of(request_id: str) -> str:
+    """sha256 of an id that its client may have chosen: it may name a patient."""
+    return hashlib.sha256(request_id.encode()).hexdigest()
 
 
 def digests(asked: Asked) -> list[str]:

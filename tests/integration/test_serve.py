@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -162,7 +163,8 @@ def test_audit_holds_digests_only(http: httpx2.Client, audit: Path) -> None:
     row = tiles()[0]
     http.post(CHAT, json=body_of(row), headers={"x-request-id": "audited"})
     text = "".join(file.read_text() for file in audit.parent.iterdir())
-    line = next(json.loads(one) for one in text.splitlines() if "audited" in one)
+    digest = hashlib.sha256(b"chatcmpl-audited").hexdigest()
+    line = next(json.loads(one) for one in text.splitlines() if digest in one)
     assert line["outcome"] == "answered"
     assert len(line["prompt_sha256"][0]) == len(line["image_sha256"][0]) == 64
     assert row.question not in text
