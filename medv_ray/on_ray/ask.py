@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from medv_ray.engine import Answer, Predictor, Request, View
-from medv_ray.errors import DataError, SettingsError
+from medv_ray.errors import DataError, SettingsError, named
 from medv_ray.on_ray.options import checkpoint_defaults
 from medv_ray.settings import AnswerSettings, ModelSettings, build, model_folder, override
 
@@ -47,7 +47,9 @@ def read_image(image: Path) -> bytes:
         return image.read_bytes()
     except OSError as error:
         kind = type(error).__name__
-        raise SettingsError("E1001", f"IMAGE: {image.name} cannot be read ({kind}).") from None
+        raise SettingsError(
+            "E1001", f"{named('IMAGE', image.name)} cannot be read ({kind})."
+        ) from None
 
 
 def _answer(predictor: Predictor, request: Request) -> Answer:
