@@ -19,10 +19,10 @@ def write_atomic(path: PathLike, data: bytes) -> None:
     put_in_place(hidden, path)
 
 
-def write_durably(path: PathLike, data: bytes) -> None:
+def write_durably(path: PathLike, data: bytes, mode: int = 0o666) -> None:
     """Write a file and force its bytes to disk; leave nothing on failure. Raises OSError."""
     try:
-        with open(path, "wb") as file:
+        with open(path, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

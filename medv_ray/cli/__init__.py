@@ -58,6 +58,13 @@ def score_command(
         int | None, Option(help="Longest question or answer of a table.")
     ] = None,
     limit: Annotated[int | None, Option(help="Only the first rows.")] = None,
+    pseudonymise: Annotated[
+        bool, Option("--pseudonymise", help="Salted digests in place of ids and picture names.")
+    ] = False,
+    salt_file: Annotated[Text, Option(help="Of --pseudonymise; default: the run's own.")] = None,
+    mapping: Annotated[
+        bool, Option("--mapping", help="Of --pseudonymise: keep the way back in private/.")
+    ] = False,
     config: options.Config = None,
     assignments: options.Sets = None,
     min_actors: Annotated[int | None, Option(help="Actors at the start.")] = None,
@@ -98,6 +105,10 @@ def score_command(
             "pool": {
                 "min_actors": min_actors, "max_actors": max_actors, "num_gpus": num_gpus,
                 "cpus_per_actor": cpus_per_actor,
+            },
+            "privacy": {
+                "ids": "digest" if pseudonymise else None, "salt_file": salt_file,
+                "mapping": mapping or None,
             },
         },
         assignments or [],
@@ -163,7 +174,7 @@ def summary_of(outcome: Outcome, settings: ScoreSettings) -> dict[str, Any]:
     return line | {
         "new_rows": session.rows,
         "added_rows": outcome.added_rows,
-        "left_out": {"files": outcome.left_out.total, "groups": outcome.left_out.listed()},
+        "left_out": {"files": outcome.left_out.total, "groups": outcome.left_out.printed()},
         "seconds": round(session.seconds, 2),
         "start_s": round(session.start_s, 2),
         "rows_per_s": round(session.rate, 2) if session.rows else None,
