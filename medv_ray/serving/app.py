@@ -38,7 +38,15 @@ from medv_ray.serving.protocol import (
     InspectRequest,
     parse,
 )
-from medv_ray.serving.replies import OURS, body_of, error_object, headers_of, is_plain, status_of
+from medv_ray.serving.replies import (
+    OURS,
+    REQUEST_ID,
+    body_of,
+    error_object,
+    headers_of,
+    is_plain,
+    status_of,
+)
 from medv_ray.serving.service import Service, model_object, models_list
 from medv_ray.serving.translate import request_of, sampler_of
 from medv_ray.settings import SamplerSettings
@@ -359,7 +367,7 @@ async def json_body(request: Request) -> bytes:
 
 def identity(request: Request) -> tuple[str, int]:
     """Id and time of a request, as the front gave them; a second try has the same."""
-    given = request.headers.get("x-request-id", "")
+    given = request.headers.get(REQUEST_ID) or request.headers.get("x-request-id", "")
     created = request.headers.get("x-medv-created", "")
     return (
         given if is_plain(given) else uuid.uuid4().hex,
