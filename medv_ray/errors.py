@@ -10,6 +10,7 @@ Longer than a module should be: it is one list, which is looked up by code.
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass
 
 
@@ -549,6 +550,22 @@ CATALOGUE: dict[str, Entry] = {
         "/openapi.json lists methods by path.",
     ),
 }
+
+
+SHOW_NAMES = "MEDV_NAMES"
+"""Set in the environment, names of pictures are printed. They may name patients, and what a command
+prints is kept in logs."""
+
+
+def shows_names() -> bool:
+    """Whether names of pictures and of other files beside them may be printed."""
+    return bool(os.environ.get(SHOW_NAMES))
+
+
+def named(kind: str, name: str) -> str:
+    """`image 'a.png'`, or `an image` where names are not shown."""
+    article = "an" if kind[0] in "aeiou" else "a"
+    return f"{kind} {name!r}" if shows_names() else f"{article} {kind}"
 
 
 class MedvError(Exception):

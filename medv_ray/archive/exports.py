@@ -128,7 +128,7 @@ def _new(path: str) -> Iterator[Any]:
     filesystem, target = resolve(path)
     local = "://" not in path
     hidden = f"{target}.tmp" if local else target
-    name = posixpath.basename(target)
+    name = "the export"  # its own name is the user's, and may be a patient's
     try:
         with writing(name, 0), filesystem.open_output_stream(hidden) as file:
             yield file

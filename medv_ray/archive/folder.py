@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 
-from medv_ray.archive import ledger, lock, manifest, pacs_listing, prior, rows
+from medv_ray.archive import ledger, lock, manifest, prior, pseudonyms, rows
 from medv_ray.archive.listing import would_list
 from medv_ray.archive.plan import Plan
 from medv_ray.archive.store import Store, is_local
@@ -14,7 +14,7 @@ from medv_ray.errors import RunError
 EVENTS, METRICS, QUARANTINE = "events.jsonl", "metrics.json", "quarantine/quarantine.parquet"
 OWN = (
     manifest.FILE, ledger.FILE, ledger.FOLDER, rows.FOLDER, lock.NAME, EVENTS, METRICS,
-    "quarantine", "report.html", "events", prior.FOLDER, pacs_listing.FOLDER,
+    "quarantine", "report.html", "events", prior.FOLDER, pseudonyms.FOLDER,
 )  # fmt: skip
 
 

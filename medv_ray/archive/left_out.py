@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from medv_ray.archive.store import TROUBLE, Stored, escaped, reason_of
+from medv_ray.errors import shows_names
 from medv_ray.formats import ENDINGS, HEAD_BYTES, ending, format_of
 from medv_ray.tables.records import ENDINGS as TABLE_ENDINGS
 
@@ -58,12 +59,25 @@ class LeftOut:
         """
         return sum(count for key, (count, _) in self.groups.items() if _maybe_row(*key, pictures))
 
-    def listed(self) -> list[dict[str, Any]]:
-        """As metrics.json has it, the largest group first."""
+    def listed(self, names: Callable[[str], str] = str) -> list[dict[str, Any]]:
+        """As metrics.json has it, the largest group first; `names` says what stands for a name."""
         return [
-            {"ending": end, "reason": reason, "files": count, "examples": list(names)}
-            for (end, reason), (count, names) in self._ordered()
+            {
+                "ending": end,
+                "reason": reason,
+                "files": count,
+                "examples": list(map(names, examples)),
+            }
+            for (end, reason), (count, examples) in self._ordered()
         ]
+
+    def printed(self) -> list[dict[str, Any]]:
+        """As it is printed: names only where they are shown."""
+        listed = self.listed()
+        if not shows_names():
+            for group in listed:
+                del group["examples"]
+        return listed
 
     def __str__(self) -> str:
         """`12 files (8 .txt not an image, 3 empty, 1 .zip not an image)`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from typing import Any
 
 from medv_ray.archive.store import Store
@@ -89,6 +90,8 @@ def short(value: str | None) -> str:
 def refuse(changes: list[str], hint: str = "") -> None:
     """Raise RunError E1502 naming what changed; return when nothing did."""
     if changes:
+        counted = Counter(changes)  # without their names, changes of images are alike
+        changes = [c if n == 1 else f"{c} ({n} times)" for c, n in counted.items()]
         more = f", and {len(changes) - 4} more" if len(changes) > 4 else ""
         text = f"changed since the run began: {'; '.join(changes[:4])}{more}."
         raise RunError("E1502", f"{text}{hint}")

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medv_ray.archive.left_out import LeftOut
+from medv_ray.archive.pseudonyms import FOLDER
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.store import Store, Stored
 from medv_ray.dicomweb.address import parse
@@ -28,7 +29,6 @@ from medv_ray.errors import DataError, MedvError, RunError
 
 NAME = "dicomweb"
 """Of the one file that such an archive has in run.json: the address may hold identifiers."""
-FOLDER = "private"
 FILE = f"{FOLDER}/instances.parquet"
 DIGITS = 24
 """Of a name, hexadecimal: two of 10^9 instances meet with probability 1e-11."""

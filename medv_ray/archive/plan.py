@@ -19,7 +19,7 @@ from medv_ray.archive.pictures import NamedImages
 from medv_ray.archive.prior import Image, PlannedFile, Prior
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Stored
-from medv_ray.errors import DataError, SettingsError
+from medv_ray.errors import DataError, SettingsError, named
 from medv_ray.file_parts import Splitter
 
 
@@ -86,7 +86,11 @@ class Plan:
         With `allow_added` what was only added is no change: files, images, rows behind the others.
         """
         before = {**before, "files": dict(before.get("files", {}))}
-        news = [] if allow_added else [f"image {name!r} added" for name in self.growth.new_images]
+        news = (
+            []
+            if allow_added
+            else [f"{named('image', name)} added" for name in self.growth.new_images]
+        )
         if allow_added:
             files = now["files"]
             before["files"].update({name: files[name] for name in self.growth.longer})

@@ -21,7 +21,7 @@ from medv_ray.archive.ids import source_files
 from medv_ray.archive.manifest import UNREADABLE, read_manifest
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store, Stored
-from medv_ray.errors import RunError
+from medv_ray.errors import RunError, named
 from medv_ray.file_parts import FilePart
 
 FOLDER = "inputs"
@@ -127,7 +127,7 @@ class Prior:
     def losses(self, now: Mapping[str, Image], is_whole: bool = True) -> list[str]:
         """In words, which images changed or, if `now` is the whole input, are gone."""
         return [
-            f"image {name!r} {'changed' if name in now else 'removed'}"
+            f"{named('image', name)} {'changed' if name in now else 'removed'}"
             for name, image in self.images.items()
             if (is_whole if name not in now else not image.is_same(now[name]))
         ]

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from medv_ray.archive.exports import keys_of, normal_keys
 from medv_ray.archive.manifest import read_manifest
+from medv_ray.archive.pseudonyms import Pseudonyms
 from medv_ray.archive.rows import read_run
 from medv_ray.archive.store import Store
 from medv_ray.errors import CATALOGUE, RunError, SettingsError
@@ -132,9 +133,15 @@ def _sorted(tables: Iterator[pa.Table], choice: Choice) -> Iterator[pa.Table]:
 class Join:
     """Columns of the user's table beside the rows that were made of it."""
 
-    def __init__(self, table: pa.Table, on: str, file: int | None = None) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        on: str,
+        file: int | None = None,
+        pseudonyms: Pseudonyms | None = None,
+    ) -> None:
         """`on`: the column that holds the ids, or `row`: by row number, and then `file` is the
-        number of the input file that the table is.
+        number of the input file that the table is. `pseudonyms`: those that the rows have.
 
         Raises SettingsError E1001 for a column that is not there or has a value twice.
         """
@@ -151,6 +158,9 @@ class Join:
             if twice:
                 detail = f"{twice} rows have a value of another row; `--on row` joins by order."
                 raise SettingsError("E1001", f"--on {on[:30]!r}: {detail}")
+            if pseudonyms is not None:
+                texts = [None if k is None else pseudonyms.of_id(k) for k in self._keys.to_pylist()]
+                self._keys = pa.array(texts, pa.string())
             table = table.drop_columns([on])
         names = [TABLE + n if n in ANSWER_SCHEMA.names else n for n in table.column_names]
         self._table = table.rename_columns(names)
@@ -171,13 +181,15 @@ class Join:
         return rows
 
 
-def joined(out: str, path: str, table: pa.Table, on: str) -> Join:
-    """The join of a run with the table that lies at `path`.
+def joined(
+    out: str, path: str, table: pa.Table, on: str, pseudonyms: Pseudonyms | None = None
+) -> Join:
+    """The join of a run with the table that lies at `path`; `pseudonyms` as in `Join`.
 
     Raises SettingsError E1001 for `--on row` with a table that is no input file of the run.
     """
     if on != ROW or ROW in table.column_names:
-        return Join(table, on)
+        return Join(table, on, None, pseudonyms)
     whole = "/" + path.replace("\\", "/")
     fits = [number for number, name in enumerate(input_files(out)) if whole.endswith("/" + name)]
     if len(fits) != 1:

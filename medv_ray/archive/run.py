@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Self
 from uuid import uuid4
@@ -25,10 +25,12 @@ from medv_ray.archive.ledger import FOLDER as LEDGER_FOLDER
 from medv_ray.archive.ledger import Ledger
 from medv_ray.archive.lock import NAME as LOCK
 from medv_ray.archive.lock import Lock
-from medv_ray.archive.pacs_listing import FOLDER as PRIVATE
+from medv_ray.archive.mapping import merge_mapping
 from medv_ray.archive.plan import Plan
 from medv_ray.archive.prior import FOLDER as INPUTS
 from medv_ray.archive.prior import PlannedFile, images_file
+from medv_ray.archive.pseudonyms import FOLDER as PRIVATE
+from medv_ray.archive.pseudonyms import Pseudonyms
 from medv_ray.archive.rows import Part
 from medv_ray.archive.store import Store, writing
 from medv_ray.archive.summary import Summary, not_scored, summarize, write_metrics
@@ -50,6 +52,7 @@ class Run:
         self.skipped: dict[str, tuple[str, int]] = {}
         self._source_keys = {chunk.source_key for chunk in plan.chunks}
         self._events: list[str] = []
+        self.pseudonyms: Pseudonyms | None = None
         self._retry_until = 0  # number of the last commit that may be superseded
 
     @classmethod
@@ -64,6 +67,8 @@ class Run:
         allow_added: bool = False,
         take_over: bool = False,
         retry_quarantined: bool = False,
+        pseudonyms: Pseudonyms | None = None,
+        keep: Callable[[], object] = lambda: None,
     ) -> Run:
         """Take the folder, and continue the run in it or begin one.
 
@@ -71,6 +76,7 @@ class Run:
         `retry_quarantined` opens chunks with quarantined rows again (their answered rows are
         answered again too), and accepts that images which rows name by path have changed.
         `allow_added` accepts new files and new rows behind the ones that the run has.
+        `keep` is called before anything is written: it stores the salt of the `pseudonyms`.
         Raises RunError: E1501 in use, E1502 another run's (the fields are named), E1506 damaged,
         E1507 no run folder or inside the input.
         """
@@ -79,10 +85,12 @@ class Run:
         check_is_run_folder(store)
         store.make()
         run = cls(store, plan, Lock(store))
+        run.pseudonyms = pseudonyms
         run.lock.acquire(take_over)
         try:
             if new_run:
                 run._wipe()
+            keep()
             run._begin({**identity, **plan.identity()}, allow_mixed, allow_added, retry_quarantined)
         except BaseException:
             run.lock.release()
@@ -252,7 +260,7 @@ class Run:
         self.ledger.append({"op": "commit", **record})
         self.skipped.pop(part.source_key, None)
         if len(small_parts(self.ledger)) >= MERGE_AFTER:
-            compact(self.store, self.ledger)
+            self._compact()
         return True
 
     def note_processor(self, name: str) -> None:
@@ -265,7 +273,7 @@ class Run:
         """Note that a chunk could not be read: it stays open, and the job ends with exit code 1."""
         name = self.plan.files[chunk.file].name
         self.skipped[chunk.source_key] = (name, len(chunk.rows))
-        self.event("skip", code=error.code, file=name, rows=len(chunk.rows))
+        self.event("skip", code=error.code, file=self._named(name), rows=len(chunk.rows))
 
     def finish(self, kinds: Mapping[str, str] | None = None) -> Summary:
         """Account for every row, compact, write quarantine and metrics. `kinds` maps ids to kinds
@@ -275,13 +283,22 @@ class Run:
         """
         self.lock.check()
         rest = not_scored(self.plan, self.ledger, self.skipped)
-        compact(self.store, self.ledger)
+        self._compact()
         self._sweep()
         summary = summarize(self.store, self.plan, self.ledger, rest, kinds)
         files = sorted({name for name, _ in self.skipped.values()})
-        write_metrics(self.store, self.plan, summary, files)
+        write_metrics(self.store, self.plan, summary, files, self._named)
         self.event("finish", rows=summary.rows, quarantined=summary.quarantined)
         return summary
+
+    def _named(self, file: str) -> str:
+        """What stands for the name of an input file in metrics.json and events.jsonl."""
+        return file if self.pseudonyms is None else self.pseudonyms.of_file(file)
+
+    def _compact(self) -> None:
+        compact(self.store, self.ledger)
+        if self.pseudonyms is not None and self.pseudonyms.mapping:
+            merge_mapping(self.store, self.ledger.commits.keys())
 
     def event(self, event: str, **fields: Any) -> None:
         """Note something in events.jsonl: counts, codes and file names, never row content."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -97,8 +97,14 @@ def write_quarantine(store: Store, ledger: Ledger) -> dict[str, int]:
     return dict(sorted(Counter(whole.column("reason").to_pylist()).items()))
 
 
-def write_metrics(store: Store, plan: Plan, summary: Summary, files_not_scored: list[str]) -> None:
-    """Write metrics.json."""
+def write_metrics(
+    store: Store,
+    plan: Plan,
+    summary: Summary,
+    files_not_scored: list[str],
+    names: Callable[[str], str] = str,
+) -> None:
+    """Write metrics.json; `names` says what stands for the name of a file."""
     left_out = plan.left_out
     metrics = {
         "rows": summary.rows,
@@ -107,10 +113,10 @@ def write_metrics(store: Store, plan: Plan, summary: Summary, files_not_scored: 
         "quarantined": summary.quarantined,
         "not_scored": summary.not_scored,
         "reasons": summary.reasons,
-        "files_not_scored": files_not_scored,
-        "unreadable_files": [{"name": u.name, "code": u.code} for u in plan.unreadable],
+        "files_not_scored": list(map(names, files_not_scored)),
+        "unreadable_files": [{"name": names(u.name), "code": u.code} for u in plan.unreadable],
         "accuracy": listed(summary.accuracy),
-        "left_out": {"files": left_out.total, "groups": left_out.listed()},
+        "left_out": {"files": left_out.total, "groups": left_out.listed(names)},
         "several_rows": plan.several_rows,
     }
     slides = slide_counts(plan.inputs)

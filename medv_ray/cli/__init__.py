@@ -9,6 +9,7 @@ import typer
 
 from medv_ray import __version__
 from medv_ray.cli import options
+from medv_ray.cli.auditing import audit_app
 from medv_ray.cli.calibrating import calibrate_command, consistency_command
 from medv_ray.cli.evaluating import compare_command, eval_command, judge_command
 from medv_ray.cli.exporting import export_answers_command, lmms_tasks_command
@@ -63,6 +64,13 @@ def score_command(
         Text, Option(help="Of a file of several: first, middle, all, every:N or refuse.")
     ] = None,
     window: options.Window = None,
+    pseudonymise: Annotated[
+        bool, Option("--pseudonymise", help="Salted digests in place of ids and picture names.")
+    ] = False,
+    salt_file: Annotated[Text, Option(help="Of --pseudonymise; default: the run's own.")] = None,
+    mapping: Annotated[
+        bool, Option("--mapping", help="Of --pseudonymise: keep the way back in private/.")
+    ] = False,
     config: options.Config = None,
     assignments: options.Sets = None,
     min_actors: Annotated[int | None, Option(help="Actors at the start.")] = None,
@@ -105,6 +113,10 @@ def score_command(
             "pool": {
                 "min_actors": min_actors, "max_actors": max_actors, "num_gpus": num_gpus,
                 "cpus_per_actor": cpus_per_actor,
+            },
+            "privacy": {
+                "ids": "digest" if pseudonymise else None, "salt_file": salt_file,
+                "mapping": mapping or None,
             },
         },
         assignments or [],
@@ -170,7 +182,7 @@ def summary_of(outcome: Outcome, settings: ScoreSettings) -> dict[str, Any]:
     return line | {
         "new_rows": session.rows,
         "added_rows": outcome.added_rows,
-        "left_out": {"files": outcome.left_out.total, "groups": outcome.left_out.listed()},
+        "left_out": {"files": outcome.left_out.total, "groups": outcome.left_out.printed()},
         "several_rows": outcome.several_rows,
         "seconds": round(session.seconds, 2),
         "start_s": round(session.start_s, 2),
@@ -202,6 +214,7 @@ app.command("chat")(told_cleanly(chat_command))
 app.add_typer(bench_app, name="bench")
 app.add_typer(plan_app, name="plan")
 app.add_typer(data_app, name="data")
+app.add_typer(audit_app, name="audit")
 
 
 @app.command("demo")

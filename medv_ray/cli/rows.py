@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,9 +39,16 @@ def rows_command(
     by_slide: Annotated[
         bool, Option("--by-slide", help="A line for each picture file: its tiles, or frames.")
     ] = False,
+    mapping: Annotated[
+        Text, Option(help="Folder RUN/private/mapping: ids and picture names are put back.")
+    ] = None,
+    salt_file: Annotated[
+        Text, Option(help="Of the run's pseudonyms, for --join. Default: RUN/private/salt.")
+    ] = None,
 ) -> None:
     """Show, choose and export the rows of a run, each with its picture's path."""
-    from medv_ray.archive import exports, results
+    from medv_ray.archive import exports, pseudonyms, results
+    from medv_ray.archive.mapping import read_mapping, restore
     from medv_ray.archive.store import absolute
 
     writers = {
@@ -65,17 +73,24 @@ def rows_command(
     choice.check()
     beside = None
     if join is not None:
-        beside = results.joined(run, join, exports.read_table(join, on, encoding), on)
+        salted = None if mapping is not None else pseudonyms.of_run(run, salt_file)
+        beside = results.joined(run, join, exports.read_table(join, on, encoding), on, salted)
+    way_back = None if mapping is None else read_mapping(mapping)
+
+    def chosen() -> Iterator[pa.Table]:
+        for table in results.rows_of(run, choice):
+            if way_back is not None:
+                table = restore(table, way_back)
+            yield table if beside is None else beside.add(table)
+
     for flag, (path, write) in files.items():
-        tables = results.rows_of(run, choice)
         partners = 0 if beside is None else beside.partners
-        count = write(path, tables if beside is None else map(beside.add, tables))
+        count = write(path, chosen())
         if beside is not None:
             tell_partners(beside.partners - partners, count)
         typer.echo(f"{count} rows written ({flag}).", err=True)
     if not files:
-        tables = results.rows_of(run, choice)
-        shown = list(tables if beside is None else map(beside.add, tables))
+        shown = list(chosen())
         show(shown, most)
         if beside is not None:
             tell_partners(beside.partners, sum(table.num_rows for table in shown))

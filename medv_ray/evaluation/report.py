@@ -80,6 +80,7 @@ def report(out: str, plan: Plan | None = None, stored: StoredCalibration | None 
     names = input_files(out)
     manifest = read_manifest(Store(out)) or {}
     stored, unused = fitting(stored, manifest)
+    shown = [] if "privacy" in (manifest.get("identity") or {}) else names
     found = count(rows_of(out, Choice()))
     groups = groups_of(found)
     if plan is not None:
@@ -98,8 +99,8 @@ def report(out: str, plan: Plan | None = None, stored: StoredCalibration | None 
         groups=groups,
         has_plan=plan is not None,
         settings=settings_of(manifest),
-        files=names[:20],
-        more_files=max(0, len(names) - 20),
+        files=shown[:20],
+        more_files=max(0, len(shown) - 20),
     )
 
 

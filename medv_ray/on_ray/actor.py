@@ -9,13 +9,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
 
 from medv_ray.archive.chunks import Chunk, Row
+from medv_ray.archive.pseudonyms import Pseudonyms
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
 from medv_ray.errors import DataError, MedvError, RunError
@@ -27,18 +27,29 @@ from medv_ray.on_ray.supervisor import Orders
 PR_SET_PDEATHSIG = 1
 
 
-@dataclass(frozen=True, repr=False)
 class Work:
-    """What an actor is made of. Its repr holds nothing: Ray Data writes it into its own logs."""
+    """What an actor is made of. No dataclass, and its repr holds nothing: Ray Data takes the fields
+    of dataclasses, and the repr of the rest, into what it logs and exports of its operators."""
 
-    settings: ScoreSettings
-    archive: Archive
-    supervisor: Any
-    factory: str = PREDICTOR
-    """`module:function` from ScoreSettings to a predictor; tests put their own here."""
-    digests: tuple[str, str | None] | None = None
-    """Of model and adapter, which the run is named after: the folders of every node must have them.
-    None: not compared."""
+    def __init__(
+        self,
+        settings: ScoreSettings,
+        archive: Archive,
+        supervisor: Any,
+        factory: str = PREDICTOR,
+        digests: tuple[str, str | None] | None = None,
+        pseudonyms: Pseudonyms | None = None,
+    ) -> None:
+        """`factory`: `module:function` from ScoreSettings to a predictor; tests put their own here.
+        `digests`: of model and adapter, which the run is named after; the folders of every node
+        must have them. None: not compared. `pseudonyms`: what rows are written under; None: their
+        own ids."""
+        self.settings = settings
+        self.archive = archive
+        self.supervisor = supervisor
+        self.factory = factory
+        self.digests = digests
+        self.pseudonyms = pseudonyms
 
 
 class Stopped(Exception):
@@ -91,7 +102,12 @@ class ScoreChunk:
         self._processor = processor(settings.device)
         make = find(work.factory)
         scorer = self._answering.submit(
-            ChunkScorer, work.archive, store, settings.answer, lambda: make(settings)
+            ChunkScorer,
+            work.archive,
+            store,
+            settings.answer,
+            lambda: make(settings),
+            work.pseudonyms,
         ).result()
         self._supervisor.ready.remote(self._me)
         return scorer

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from medv_ray.data.slide_child import reader_of
 from medv_ray.engine import Answer, Predictor, Request, View
-from medv_ray.errors import DataError, SettingsError
+from medv_ray.errors import DataError, SettingsError, named
 from medv_ray.on_ray.options import checkpoint_defaults
 from medv_ray.settings import (
     AnswerSettings,
@@ -69,7 +69,9 @@ def read_image(image: Path) -> bytes:
         return image.read_bytes()  # a TIFF that OpenSlide does not know
     except OSError as error:
         kind = type(error).__name__
-        raise SettingsError("E1001", f"IMAGE: {image.name} cannot be read ({kind}).") from None
+        raise SettingsError(
+            "E1001", f"{named('IMAGE', image.name)} cannot be read ({kind})."
+        ) from None
 
 
 def _answer(predictor: Predictor, request: Request) -> Answer:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from medv_ray.archive.chunks import Chunk, Row
+from medv_ray.archive.mapping import write_chunk
+from medv_ray.archive.pseudonyms import Pseudonyms
 from medv_ray.archive.reading import read_rows
 from medv_ray.archive.rows import Part, image_paths, quarantine_record, tile_record, write_part
 from medv_ray.archive.sources import Archive
@@ -37,10 +39,12 @@ class ChunkScorer:
         store: Store,
         answer: AnswerSettings,
         make: Callable[[], RowPredictor],
+        pseudonyms: Pseudonyms | None = None,
     ) -> None:
         self._archive = archive
         self._store = store
         self._settings = answer
+        self._pseudonyms = pseudonyms
         self._predictor = ReloadingPredictor(make)
         self._new_pictures = 0
         self._pictures: set[bytes] = set()
@@ -83,6 +87,10 @@ class ChunkScorer:
 
     def write(self, chunk: Chunk, records: Sequence[dict[str, Any]]) -> Part:
         """Write the part, durable but not committed. Raises RunError E1503, E1510, E1511."""
+        if self._pseudonyms is not None:
+            if self._pseudonyms.mapping:
+                write_chunk(self._store, chunk.source_key, records, self._pseudonyms)
+            records = [self._pseudonyms.hide(record) for record in records]
         return write_part(self._store, chunk, records)
 
     def take_counters(self) -> dict[str, int]:

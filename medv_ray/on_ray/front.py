@@ -19,7 +19,15 @@ from starlette.middleware import Middleware
 from medv_ray.serving.auth import Keys
 from medv_ray.serving.guard import BODY, App, Guard, Message, Policy, Receive, Scope, Send
 from medv_ray.serving.options import LimitSettings
-from medv_ray.serving.replies import OURS, body_of, error_object, headers_of, is_plain, status_of
+from medv_ray.serving.replies import (
+    OURS,
+    REQUEST_ID,
+    body_of,
+    error_object,
+    headers_of,
+    is_plain,
+    status_of,
+)
 
 log = logging.getLogger(__name__)
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
@@ -33,6 +41,7 @@ LAST_WORDS_S = 5.0
 INLINE_BYTES = 2**20
 """Bodies up to this size go to the replica with the request; it asks the proxy for larger ones,
 which takes Serve two milliseconds more."""
+OURS_ID = REQUEST_ID.encode()
 SERVES_OWN = (
     b"serve_multiplexed_model_id", b"x_session_id", b"x_request_timeout_seconds",
     b"x_request_disconnect_disabled",
@@ -76,9 +85,11 @@ class Front:
             for name, value in scope["headers"]
             if name.lower().replace(b"-", b"_") not in SERVES_OWN
         }
+        # a client's own may name a patient, and Serve writes the one that it knows into its logs
+        own, serves = given.get(b"x-request-id", b""), uuid.uuid4().hex.encode()
         # of another kind, each replica would make up its own
-        if not is_plain(given.get(b"x-request-id", b"").decode("latin-1")):
-            given[b"x-request-id"] = uuid.uuid4().hex.encode()
+        given[OURS_ID] = own if is_plain(own.decode("latin-1")) else serves
+        given[b"x-request-id"] = serves
         given[b"x-medv-created"] = str(int(time.time())).encode()
         body = (await receive()).get("body", b"")
         if len(body) <= INLINE_BYTES:

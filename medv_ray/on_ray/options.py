@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from medv_ray import __version__
+from medv_ray.archive.pseudonyms import PrivacySettings, Pseudonyms
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.store import is_local
 from medv_ray.dicomweb.token import VARIABLE as TOKEN_FILE
@@ -63,6 +64,7 @@ class ScoreSettings(AnswerSettings):
     slides: SlideSettings = SlideSettings()
     engine: EngineSettings = EngineSettings()
     pool: PoolSettings = PoolSettings()
+    privacy: PrivacySettings = PrivacySettings()
 
     @property
     def answer(self) -> AnswerSettings:
@@ -95,14 +97,23 @@ class ScoreSettings(AnswerSettings):
         update = {"images": images, "token_file": token_file}
         archive = self.archive.model_copy(update=update)
         out = os.path.abspath(self.out) if "://" not in self.out else self.out
+        salt = self.privacy.salt_file
+        salt_file = salt if salt is None else os.path.abspath(salt)
+        privacy = self.privacy.model_copy(update={"salt_file": salt_file})
         model = self.model
         if not on_cluster:  # there, a relative folder is one of the job's own on every node
             adapter = model.adapter and os.path.abspath(model.adapter)
             path = os.path.abspath(model.path)
             model = model.model_copy(update={"path": path, "adapter": adapter})
-        return self.model_copy(update={"out": out, "archive": archive, "model": model})
+        changed = {"out": out, "archive": archive, "model": model, "privacy": privacy}
+        return self.model_copy(update=changed)
 
-    def identity(self, model_sha256: str, adapter_sha256: str | None = None) -> dict[str, Any]:
+    def identity(
+        self,
+        model_sha256: str,
+        adapter_sha256: str | None = None,
+        pseudonyms: Pseudonyms | None = None,
+    ) -> dict[str, Any]:
         """What must be equal for a resume, beside the input: answers depend on it.
 
         The kind of CPU or GPU is not in it: a cluster has several, and the driver's need not be
@@ -110,7 +121,9 @@ class ScoreSettings(AnswerSettings):
         """
         # a run without an adapter is named as it was before there were any
         adapter = {} if adapter_sha256 is None else {"adapter_sha256": adapter_sha256}
+        privacy = {} if pseudonyms is None else {"privacy": pseudonyms.identity}
         return {
+            **privacy,
             "settings": {
                 **self.answer.model_dump(mode="json"),
                 "slides": self.slides.model_dump(mode="json", exclude={"seconds"}),

@@ -14,12 +14,13 @@ import torch
 
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.plan import Plan
+from medv_ray.archive.pseudonyms import find as find_pseudonyms
 from medv_ray.archive.reading import read_rows
 from medv_ray.archive.slides import slide_counts
 from medv_ray.archive.survey import Survey, survey
 from medv_ray.canvases import TileSettings
 from medv_ray.data.decode_child import Decoder
-from medv_ray.errors import DataError
+from medv_ray.errors import DataError, shows_names
 from medv_ray.file_parts import Picture
 from medv_ray.on_ray.chunk import digest_of, request_of
 from medv_ray.on_ray.options import ScoreSettings
@@ -63,7 +64,8 @@ def preview(
     """Counts, problems and a probe's speed. Raises what the job would raise."""
     settings = settings.located(on_cluster=False)
     resume = resume or Resume()
-    plan, identity = planned(settings, resume)
+    pseudonyms = find_pseudonyms(settings.privacy, settings.out, resume.new_run)
+    plan, identity = planned(settings, resume, pseudonyms)
     tell(plan)
     known = survey(plan, settings.out, identity, resume.allow_added)
     if not known.changes:
@@ -76,14 +78,16 @@ def preview(
         "rows": known.rows,
         "files": known.files,
         "chunks": known.chunks,
-        "left_out": {"files": known.left_out.total, "groups": known.left_out.listed()},
+        "left_out": {"files": known.left_out.total, "groups": known.left_out.printed()},
         "several_rows": plan.several_rows,
         "unreadable_files": [{"name": u.name, "code": u.code} for u in known.unreadable],
         **({} if slides is None else {"slides": slides._asdict()}),
         "duplicate_ids": known.duplicates,
         "images_named": known.named_images,
         "images_missing": known.missing_images,
-        "images_missing_examples": [without_root(name) for name in known.missing_examples],
+        "images_missing_examples": [
+            without_root(name) for name in known.missing_examples if shows_names()
+        ],
         "resume_skips_rows": known.done_rows,
         "rows_added": known.added_rows,
         "changed_since_run_began": list(known.changes),

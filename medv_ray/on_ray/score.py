@@ -14,6 +14,8 @@ from medv_ray.archive.left_out import LeftOut
 from medv_ray.archive.plan import Plan
 from medv_ray.archive.plan import plan as make_plan
 from medv_ray.archive.prior import Prior
+from medv_ray.archive.pseudonyms import Pseudonyms, keep_salt
+from medv_ray.archive.pseudonyms import find as find_pseudonyms
 from medv_ray.archive.rows import Part
 from medv_ray.archive.run import Run
 from medv_ray.archive.slides import slide_counts
@@ -94,10 +96,14 @@ class Outcome:
         return 1 if self.summary is None else self.summary.exit_code
 
 
-def planned(settings: ScoreSettings, resume: Resume | None = None) -> tuple[Plan, dict[str, Any]]:
+def planned(
+    settings: ScoreSettings,
+    resume: Resume | None = None,
+    pseudonyms: Pseudonyms | None = None,
+) -> tuple[Plan, dict[str, Any]]:
     """The plan of the archive and the identity of the run, without opening the run folder."""
     resume = resume or Resume()
-    identity = settings.identity(*model_digests(settings.model))
+    identity = settings.identity(*model_digests(settings.model), pseudonyms)
     prior = Prior() if resume.new_run else Prior.read(settings.out)
     archive = open_archive(settings.archive, prior.images, prior.salt)
     reader = reader_of(settings.image, settings.slides)
@@ -121,7 +127,8 @@ def score(
     """
     resume = resume or Resume()
     settings = settings.located(on_cluster=bool(cluster_address(address)))
-    plan, identity = planned(settings, resume)
+    pseudonyms = find_pseudonyms(settings.privacy, settings.out, resume.new_run)
+    plan, identity = planned(settings, resume, pseudonyms)
     tell(plan)
     session = Session()
     with Run.open(
@@ -133,6 +140,8 @@ def score(
         allow_added=resume.allow_added,
         take_over=resume.take_over,
         retry_quarantined=resume.retry_quarantined,
+        pseudonyms=pseudonyms,
+        keep=lambda: pseudonyms and keep_salt(settings.privacy, settings.out, pseudonyms),
     ) as run:
         tell_growth(plan)
         if run.todo():
@@ -254,7 +263,14 @@ def _pass(
     began = time.time()
     model = run.manifest["identity"]["model"]
     digests = (model["sha256"], model.get("adapter_sha256"))
-    work = Work(settings, run.plan.archive, stream.supervisor, factory or PREDICTOR, digests)
+    work = Work(
+        settings,
+        run.plan.archive,
+        stream.supervisor,
+        factory or PREDICTOR,
+        digests,
+        run.pseudonyms,
+    )
     try:
         for chunk, result in stream.run(work):
             _take(run, session, progress, chunk, result)

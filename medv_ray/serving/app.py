@@ -40,7 +40,15 @@ from medv_ray.serving.protocol import (
     PictureRequest,
     parse,
 )
-from medv_ray.serving.replies import OURS, body_of, error_object, headers_of, is_plain, status_of
+from medv_ray.serving.replies import (
+    OURS,
+    REQUEST_ID,
+    body_of,
+    error_object,
+    headers_of,
+    is_plain,
+    status_of,
+)
 from medv_ray.serving.service import Service, model_object, models_list
 from medv_ray.serving.translate import request_of, sampler_of, viewed
 from medv_ray.settings import SamplerSettings
@@ -215,7 +223,11 @@ class Routes:
 
     def _note_chat(self, said: Completion, owner: str, started_s: float) -> None:
         prompts = sorted({answer.prompt_sha256 for answer in said.answers.values()})
-        about = {"request": said.id, "model": said.request.model, "outcome": said.outcome}
+        about = {
+            "request_sha256": digest_of(said.id),
+            "model": said.request.model,
+            "outcome": said.outcome,
+        }
         self._note(owner, started_s, **about, prompt_sha256=prompts, image_sha256=said.image_sha256)
 
     def _note(self, owner: str, started_s: float, **fields: Any) -> None:
@@ -234,7 +246,8 @@ class Routes:
         texts = self.service.model(asked.model)
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
         owner = str(request.scope["state"]["key"])
-        about = {"request": f"inspect-{identity(request)[0]}", "model": asked.model}
+        request_id = f"inspect-{identity(request)[0]}"
+        about = {"request_sha256": digest_of(request_id), "model": asked.model}
 
         async def answer() -> Response:
             with (
@@ -348,6 +361,11 @@ async def in_thread(work: Callable[[], T]) -> T:
         raise
 
 
+def digest_of(request_id: str) -> str:
+    """sha256 of an id that its client may have chosen: it may name a patient."""
+    return hashlib.sha256(request_id.encode()).hexdigest()
+
+
 def digests(asked: Asked) -> list[str]:
     """sha256 of the pictures as they came."""
     return [
@@ -386,7 +404,7 @@ async def json_body(request: Request) -> bytes:
 
 def identity(request: Request) -> tuple[str, int]:
     """Id and time of a request, as the front gave them; a second try has the same."""
-    given = request.headers.get("x-request-id", "")
+    given = request.headers.get(REQUEST_ID) or request.headers.get("x-request-id", "")
     created = request.headers.get("x-medv-created", "")
     return (
         given if is_plain(given) else uuid.uuid4().hex,

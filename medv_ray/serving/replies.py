@@ -28,6 +28,8 @@ STATUS = {
 """HTTP status by code; 400 for those that are not named."""
 OURS = b"x-medv"
 """Header of every answer of a replica, bad news included: what comes without is Serve's own."""
+REQUEST_ID = "x-medv-request-id"
+"""Header in which the front hands on the id that a client gave its request. Serve gets another."""
 TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error",
     429: "rate_limit_error", 500: "server_error", 503: "server_error",

@@ -28,14 +28,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     import ray
+    from ray._private import worker
+
+    from tests.canary import search
 
     os.environ["MEDV_CHAOS"] = str(os.getpid())  # a mark, by which a test finds what it may kill
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
         logging_level="error", object_store_memory=200 * 2**20,
     )  # fmt: skip
+    logs = Path(worker._global_node.get_session_dir_path()) / "logs"
     yield
     ray.shutdown()
+    assert search.in_folder(logs) == [], "a test's canary is in the logs of Ray's session"
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -17,10 +18,17 @@ from ray import serve
 from medv_ray.engine import Predictor, Request
 from medv_ray.on_ray.options import serve_settings
 from medv_ray.on_ray.serve import build
+from tests.canary import search
+from tests.canary.planting import WORD
+from tests.canary.test_endpoint import HEADERS, PATH, asked, refused
 from tests.chaos.serve_runs import LOCAL_JSON, LONG, MARK, Clients, Endpoint, Seen, free_port, raw
-from tests.unit.serving.client import body_of, tiles
+from tests.unit.serving.client import body_of, encoded, tiles
 
 CHAT = "/v1/chat/completions"
+CANARIES = {
+    **{name: text for name, text in HEADERS.items() if name != "authorization"},
+    "content-type": "application/json",
+}
 
 
 @pytest.fixture(scope="module")
@@ -159,11 +167,26 @@ def test_metrics_go_through_ray(http: httpx2.Client) -> None:
     assert "ray_medv_denoise_seconds_bucket{" in found
 
 
+def test_requests_of_canaries(http: httpx2.Client, audit: Path) -> None:
+    """The logs of Serve are searched when the session ends, with Ray's own (conftest.py)."""
+    for number, body in enumerate((asked(), asked(stream=True), *refused().values())):
+        content = encoded(body)
+        reply = http.post(PATH, content=content, headers=CANARIES)
+        assert (reply.status_code == 200) == (number < 2), reply.text
+        assert reply.status_code < 500
+        if reply.status_code != 200:
+            assert search.in_text(reply.text, repr(reply.headers)) == []
+    for path in ("/metrics", "/openapi.json", f"/{WORD}"):
+        assert search.in_text(http.get(path).text) == []
+    assert search.in_folder(audit.parent) == []
+
+
 def test_audit_holds_digests_only(http: httpx2.Client, audit: Path) -> None:
     row = tiles()[0]
     http.post(CHAT, json=body_of(row), headers={"x-request-id": "audited"})
     text = "".join(file.read_text() for file in audit.parent.iterdir())
-    line = next(json.loads(one) for one in text.splitlines() if "audited" in one)
+    digest = hashlib.sha256(b"chatcmpl-audited").hexdigest()
+    line = next(json.loads(one) for one in text.splitlines() if digest in one)
     assert line["outcome"] == "answered"
     assert len(line["prompt_sha256"][0]) == len(line["image_sha256"][0]) == 64
     assert row.question not in text

@@ -194,7 +194,9 @@ def test_doctor_finds_no_fault() -> None:
     assert str(Path.home()) not in result.output
 
 
-def test_the_last_line_has_the_accuracy_and_what_was_left_out(tmp_path: Path) -> None:
+def test_the_last_line_has_the_accuracy_and_what_was_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = score_settings(None, {**BASE, "out": str(tmp_path / "run")}, [])
     left_out = LeftOut()
     left_out.add("a.txt", "not an image")
@@ -203,12 +205,12 @@ def test_the_last_line_has_the_accuracy_and_what_was_left_out(tmp_path: Path) ->
         line = summary_of(Outcome(summary, Session(), 4, 4, (), left_out, 2), settings)
         assert line["accuracy"] == shown
         assert line["added_rows"] == 2
-        assert line["left_out"] == {
-            "files": 1,
-            "groups": [
-                {"ending": ".txt", "reason": "not an image", "files": 1, "examples": ["a.txt"]}
-            ],
-        }
+        group = {"ending": ".txt", "reason": "not an image", "files": 1}
+        assert line["left_out"] == {"files": 1, "groups": [group]}
+        with monkeypatch.context() as patch:
+            patch.setenv("MEDV_NAMES", "1")
+            line = summary_of(Outcome(summary, Session(), 4, 4, (), left_out, 2), settings)
+        assert line["left_out"]["groups"] == [{**group, "examples": ["a.txt"]}]
 
 
 @pytest.mark.parametrize(

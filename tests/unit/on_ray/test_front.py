@@ -275,7 +275,10 @@ def test_a_client_cannot_tell_serve_what_to_do() -> None:
 def test_a_plain_request_id_is_kept(given: str) -> None:
     front, serve = fronted(LOST, STREAM)
     ask(front, b"q", headers={"x-request-id": given})
-    assert [serve.headers(i)["x-request-id"] for i in (0, 1)] == [given, given]
+    seen = [serve.headers(i) for i in (0, 1)]
+    assert [headers["x-medv-request-id"] for headers in seen] == [given, given]
+    # Serve logs the one that it knows
+    assert all(len(headers["x-request-id"]) == 32 for headers in seen)
 
 
 @pytest.mark.parametrize("given", ["", "a b", "a" * 65, "\xff\xfe", "x\ny", "é"])
@@ -283,9 +286,15 @@ def test_an_odd_request_id_is_replaced_once_for_both_attempts(given: str) -> Non
     """Each replica would make up its own, and their bytes would differ."""
     front, serve = fronted(LOST, STREAM)
     ask(front, b"q", headers={"x-request-id": given})
-    first, second = (serve.headers(i)["x-request-id"] for i in (0, 1))
+    first, second = (serve.headers(i)["x-medv-request-id"] for i in (0, 1))
     assert first == second
     assert len(first) == 32
+
+
+def test_a_client_cannot_hand_on_an_id_past_the_front() -> None:
+    front, serve = fronted(STREAM)
+    ask(front, b"q", headers={"x-request-id": "mine", "x-medv-request-id": "other"})
+    assert serve.headers(0)["x-medv-request-id"] == "mine"
 
 
 def test_the_guard_stands_in_front() -> None:
