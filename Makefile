@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ZERO := tests/integration/test_zero.py
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-fast test-ray test-kills lint format clean chaos
+.PHONY: demo test test-fast test-ray test-kills test-tutorials lint format clean chaos site
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medv_ray needs Python 3.11 or newer; this is %d.%d. Use: make PYTHON=..." % sys.version_info[:2])'
@@ -25,10 +25,16 @@ test-fast: $(VENV)/.installed  ## no Ray and no whole job; then ZeRO-3 against t
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ZERO)
 
 test-ray: $(VENV)/.installed  ## with Ray, object stores, whole jobs and child processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "integration and not chaos" --ignore $(ZERO)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "integration and not chaos" --ignore $(ZERO) --ignore tests/tutorials
 
 test-kills: $(VENV)/.installed  ## jobs whose Ray is killed, SIGTERM, Ctrl-C
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m chaos
+
+test-tutorials: $(VENV)/.installed  ## the documentation's tutorials, line by line, and the site; half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/tutorials
+
+site: $(VENV)/.installed  ## docs/ as a folder of pages
+	$(BIN)/mkdocs build --strict
 
 chaos: $(VENV)/.installed  ## the kill runs in full: scoring (20 of the driver, 10 of actors, 5,000 rows), training (20)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_runs
@@ -45,4 +51,4 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build medv_ray.egg-info demo-run finetune-demo .mypy_cache .ruff_cache
+	rm -rf $(VENV) build site medv_ray.egg-info demo-run finetune-demo .mypy_cache .ruff_cache
