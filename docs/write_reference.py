@@ -277,8 +277,8 @@ def settings_page() -> str:
         "`--set a.b=c` sets any of these, several times; `--config FILE` takes a YAML file of the "
         "same names; flags are short names of a few. A checkpoint's own recommendations come "
         "first, then the file, flags and `--set`, the later over the earlier. A name that does "
-        "not exist is an error (E1001), and so is a value out of its range. Values are JSON where they parse "
-        "as JSON: `null` is none, `[...]` a list.\n",
+        "not exist is an error (E1001), and so is a value out of its range. Values are JSON where "
+        "they parse as JSON: `null` is none, `[...]` a list.\n",
         "| command | its settings |",
         "|---|---|",
     ]

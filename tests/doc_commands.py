@@ -99,6 +99,7 @@ def typed(page: str, block: Block) -> Iterator[Command]:
 
 def programs(line: str) -> Iterator[tuple[str, ...]]:
     """What a line runs: parts between pipes and the like, without redirections and variables."""
+    line = re.sub(r"(?<=\s)\d?>&\d|(?<=\s)\d(?=>)", "", line)
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True
     part: list[str] = []
