@@ -18,7 +18,7 @@ RUN_BY = {
     "medv calibrate": "tests/integration/test_calibrate.py",
     "medv chat": "tests/unit/on_ray/test_chat.py",
     "medv compare": "tests/tutorials/test_tutorials.py",
-    "medv consistency": "tests/integration/test_calibrate.py",
+    "medv consistency": "tests/unit/evaluation/test_calibrating.py",
     "medv doctor": "tests/unit/on_ray/test_cli.py",
     "medv eval": "tests/tutorials/test_tutorials.py",
     "medv explain": "tests/unit/on_ray/test_cli.py",
