@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-fast test-ray test-slow test-long test-kills lint format clean chaos corpus
+.PHONY: demo test test-fast test-ray test-slow test-long test-kills test-tutorials lint format clean chaos corpus site
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medv_ray needs Python 3.11 or newer; this is %d.%d. Use: make PYTHON=..." % sys.version_info[:2])'
@@ -29,10 +29,16 @@ test-slow: $(VENV)/.installed  ## the rest: many workers, long jobs, ZeRO-3 agai
 	$(MAKE) --jobs 2 --output-sync=target --keep-going test-long test-kills
 
 test-long: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not chaos"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not chaos" --ignore tests/tutorials
 
 test-kills: $(VENV)/.installed  ## jobs whose Ray is killed, SIGTERM, Ctrl-C
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m chaos
+
+test-tutorials: $(VENV)/.installed  ## the documentation's tutorials, line by line, and the site; half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/tutorials
+
+site: $(VENV)/.installed  ## docs/ as a folder of pages
+	$(BIN)/mkdocs build --strict
 
 chaos: $(VENV)/.installed  ## the kill runs in full: scoring (20 of the driver, 10 of actors, 5,000 rows), training (20)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_runs
@@ -52,4 +58,4 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build medv_ray.egg-info demo-run finetune-demo .mypy_cache .ruff_cache
+	rm -rf $(VENV) build site medv_ray.egg-info demo-run finetune-demo .mypy_cache .ruff_cache

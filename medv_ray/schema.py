@@ -33,13 +33,13 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("tile_mpp", pa.float32()),  # micrometres a pixel of what the model was given
         pa.field("tile_magnification", pa.float32()),  # power of an objective that shows so much
         pa.field("tile_tissue", pa.float32()),  # share that shows tissue; null: not looked for
-        pa.field("question", pa.string()),
-        pa.field("status", pa.string(), nullable=False),
+        pa.field("question", pa.string()),  # the row's own, without `prompt.question_suffix`
+        pa.field("status", pa.string(), nullable=False),  # answered | abstained | quarantined
         pa.field(
             "reason", pa.string()
         ),  # null when answered; empty_answer, low_confidence; else of the error catalogue
         pa.field("code", pa.string()),  # E.... when quarantined
-        pa.field("answer", pa.string()),
+        pa.field("answer", pa.string()),  # decoded text, up to the stop; null when quarantined
         pa.field(
             "reference", pa.string()
         ),  # the archive's own answer column, copied where there is one
@@ -48,13 +48,13 @@ ANSWER_SCHEMA = pa.schema(
             "confidence", pa.float32()
         ),  # mean over the answer's tokens, of the commit confidence
         pa.field("finish", pa.string()),  # stop | length | cancelled
-        pa.field("token_ids", pa.list_(pa.int32())),
-        pa.field("token_confidence", pa.list_(pa.float32())),
+        pa.field("token_ids", pa.list_(pa.int32())),  # of the answer, up to its end
+        pa.field("token_confidence", pa.list_(pa.float32())),  # of each, when it was committed
         pa.field(
             "token_step", pa.list_(pa.int32())
         ),  # the step at which each token was committed, from 0
-        pa.field("forward_passes", pa.int32()),
-        pa.field("seconds", pa.float32()),
+        pa.field("forward_passes", pa.int32()),  # of the language tower, for this answer
+        pa.field("seconds", pa.float32()),  # from the first look at the request to its end
         pa.field(
             "warnings", pa.list_(pa.string())
         ),  # how the picture was converted; empty for plain RGB
@@ -67,7 +67,7 @@ ANSWER_SCHEMA = pa.schema(
             "choice_probabilities", pa.list_(pa.float64())
         ),  # of each among them, in their order
         pa.field("choice", pa.string()),  # the likeliest; of equal ones the first
-        pa.field("chunk", pa.string(), nullable=False),
+        pa.field("chunk", pa.string(), nullable=False),  # of the ledger line that committed it
     ]
 )
 """Columns of `rows/*.parquet`, in order. A file of an older version lacks the younger ones: it is

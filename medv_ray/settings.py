@@ -348,9 +348,11 @@ class LoraSettings(Settings):
     """Low-rank adapters on the language tower, in place of its own weights."""
 
     rank: PositiveInt = 16
+    """Columns of the first matrix, rows of the second."""
     alpha: PositiveFloat = 32.0
     """The product of both matrices is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of an adapter's inputs that a training step leaves out."""
     targets: Annotated[
         tuple[
             Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],

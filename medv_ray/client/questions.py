@@ -28,6 +28,7 @@ class LoadSettings(Settings):
     """What is sent, how fast, and for how long."""
 
     url: str = "http://127.0.0.1:8000"
+    """The endpoint."""
     model: str | None = None
     """None: the first that /v1/models lists."""
     clients: PositiveInt | None = None
@@ -39,6 +40,7 @@ class LoadSettings(Settings):
     requests: PositiveInt | None = None
     """Requests at most."""
     stream: bool = True
+    """Whether answers come as streams."""
     max_tokens: PositiveInt | None = None
     """None: the endpoint's own."""
     limit_s: PositiveFloat = 2.0

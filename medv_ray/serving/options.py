@@ -36,13 +36,16 @@ class LimitSettings(Settings):
     body_seconds: PositiveFloat = 30.0
     """Time for a whole body to arrive; a slower sender is refused (408)."""
     max_messages: Annotated[PositiveInt, Field(le=MAX_MESSAGES)] = 64
+    """Of a request, a dialogue's earlier turns included."""
     max_text_bytes: PositiveInt = 64 * 2**10
     """Of all messages together, before they are made into tokens; each of the user's is held to
     `prompt.max_question_bytes` as well."""
     max_images: PositiveInt = 4
+    """Pictures of a request."""
     max_gen_length: PositiveInt = 512
     """L, response positions of a request."""
     max_steps: PositiveInt = 512
+    """Z, denoising steps of a request."""
     max_n: PositiveInt = 8
     """Answers to one request."""
     per_key: PositiveInt = 8
@@ -67,7 +70,9 @@ class FetchSettings(Settings):
     """Host names that https images may come from. Each is resolved once, must be a public
     address, and no redirect is followed."""
     max_bytes: PositiveInt = 10 * 2**20
+    """Of a fetched picture; a longer one is refused."""
     seconds: PositiveFloat = 10.0
+    """For name, connection and picture together."""
 
 
 class ScalingSettings(Settings):
@@ -76,13 +81,16 @@ class ScalingSettings(Settings):
     min_replicas: NonNegativeInt = 1
     """0 gives the last replica back when nobody asks; the next request then waits for one."""
     max_replicas: PositiveInt = 1
+    """Replicas at most."""
     target_ongoing: PositiveFloat | None = None
     """Requests a replica should hold; more start another one. None: half of `limits.ongoing`."""
     downscale_seconds: NonNegativeFloat = 600.0
+    """How long a replica must be spare before it is given back."""
     surge_percent: Annotated[int, Field(ge=0, le=100)] = 0
     """Replicas that a changed deployment may start beside the old ones, in percent of those; they
     need room. 0: the old ones end first, and requests wait (`limits.queue`) while models load."""
     num_gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs of each replica; a fraction puts several replicas on one GPU."""
     cpus_per_replica: Annotated[float, Field(ge=0)] = 1
     """CPU cores and torch threads of each replica."""
 

@@ -32,11 +32,13 @@ class WorkerSettings(Settings):
     """How many workers, and what each takes of the cluster."""
 
     num_workers: PositiveInt = 1
+    """Processes that train together."""
     min_workers: PositiveInt | None = None
     """Elastic: go on with as few as this when nodes are lost. None: not elastic."""
     num_gpus: Annotated[int, Field(ge=0, le=1)] = 0
     """GPUs of a worker: 1, or 0 on CPUs."""
     cpus_per_worker: PositiveInt = 1
+    """CPU cores of each worker."""
     max_failures: NonNegativeInt = 3
     """Deaths of workers after which the job ends; it goes on from the last checkpoint."""
 
@@ -56,6 +58,7 @@ class ValidationSettings(Settings):
     every: PositiveInt | None = None
     """Updates between two validations; the end of the stage has one too. None: there is none."""
     split: str = "validation"
+    """Of the prepared dataset."""
     rows: PositiveInt = 200
     """Rows of the split, spread evenly over it, the same each time; at most all."""
     batch_size: PositiveInt = 8
@@ -98,6 +101,7 @@ class TrainSettings(Settings):
     data: str
     """Prepared dataset (`jobs/prepare_vqa.py`)."""
     split: str = "train"
+    """Of the prepared dataset."""
     out: str
     """Run folder, on storage that all workers see."""
     stage: StageSettings
@@ -119,3 +123,4 @@ class TrainSettings(Settings):
     """Rows that a thread of each worker reads, decodes and takes through a frozen vision tower
     before they are needed; 0: in the step's own time."""
     watch: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where events go besides events.jsonl."""

@@ -52,7 +52,9 @@ class HardwareSettings(Settings):
     """What the stage runs on."""
 
     gpus: PositiveInt = 4
+    """How many, all of one kind."""
     gpu: GpuName = "a100-80gb"
+    """Their kind."""
     utilisation: Annotated[float, Field(gt=0, le=1)] = 0.45
     """Share of the peak that is reached, recomputation counted as work."""
 

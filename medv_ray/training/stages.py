@@ -38,26 +38,36 @@ class StageSettings(Settings):
     lr: PositiveFloat
     """Peak learning rate of what has none of its own."""
     projector_lr: PositiveFloat | None = None
+    """Peak learning rate of the projector. None: lr."""
     vision_lr: PositiveFloat | None = None
+    """Peak learning rate of the vision tower. None: lr."""
     batch_size: PositiveInt
     """Rows of a step, over all workers."""
     micro_batch_size: PositiveInt = 1
     """Rows that a worker computes at a time; batch_size is a multiple of it times the workers."""
     epochs: PositiveFloat = 1.0
+    """How often each row is seen."""
     max_steps: PositiveInt | None = None
     """Ends the stage before its epochs do; the schedule then ends there too."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, as the papers; or plain gradient descent."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """AdamW's decay of the first and the second moment."""
     eps: PositiveFloat = 1e-8
+    """AdamW's."""
     weight_decay: NonNegativeFloat = 0.0
     """Of matrices; biases, norms and image_newline have none."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """Of the learning rate behind the warm-up."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
     """Share of the steps in which the learning rate rises in a line."""
     clip: NonNegativeFloat = 1.0
     """Largest gradient norm; 0 does not clip."""
     template: Template = "llada"
+    """Form of a conversation. `llada`: a chat with roles; `plain`: image and caption; `pairs`: bare
+    question and answer."""
     system: Literal["general", "medical", "none"] = "general"
+    """System sentence; see PromptSettings."""
     aspect: Literal["checkpoint", "square", "pad", "anyres_max"] = "checkpoint"
     """How a picture becomes tiles; see ImageSettings."""
     merge: Literal["checkpoint", "flat", "spatial_unpad"] = "checkpoint"
@@ -70,6 +80,7 @@ class StageSettings(Settings):
     the rows of the dataset take in turn one that holds their answer. LLaDA pads answers so; LLaDA-V
     does not."""
     fill_token: Literal["end_of_text", "end_of_turn"] = "end_of_text"
+    """What `answer_fill` fills with."""
     padding: Literal["hidden", "end_of_text"] = "hidden"
     """What makes the rows of a micro-batch equally long. `hidden`: nothing that is seen or learnt.
     `end_of_text`: the references' end-of-text tokens, which are targets of every template, so that

@@ -31,6 +31,7 @@ class PrepareSettings(Settings):
     """What is read, and how strictly."""
 
     kind: KindName
+    """Which release, or form of a table; docs/data.md lists their files."""
     source: str
     """Folder of the unpacked release, or the one file."""
     out: str
@@ -50,10 +51,13 @@ class PrepareSettings(Settings):
     id_column: str | None = None
     """None, or `none`: ids are split and row number."""
     image_column: str = "image"
+    """Of a table: paths, bytes or base64."""
     question_column: str = "question"
+    """Of a table."""
     answer_column: str = "answer"
+    """Of a table."""
     answer_type_column: str | None = None
-    """Columns of a table of one's own."""
+    """Of a table: open or closed."""
     choices_column: str | None = None
     """Allowed answers, the right one among them: a list of two or more, or empty."""
     group_columns: tuple[str, ...] = ()
