@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from medv_ray.archive.left_out import (
     EMPTY,
@@ -25,8 +25,8 @@ from medv_ray.formats import ENDINGS, ending
 from medv_ray.tables.records import ENDINGS as TABLE_ENDINGS
 
 Kind = Literal["parquet", "table", "tar", "images", "dicomweb"]
-KnownImage = tuple[str, int, int, str | None]
-"""Name, size, time and perhaps a digest."""
+KnownImage = tuple[Any, ...]
+"""Name, size and time, and what else was planned of it."""
 PARQUET_ENDINGS = (".parquet", ".pq")
 
 

@@ -64,8 +64,8 @@ def rows_command(
             raise SettingsError("E1001", f"{flag}: neither over the table nor into the run folder.")
     most = 20 if limit is None and not files else limit
     if by_slide:
-        chosen = (status, reason, below, sort, join)
-        if any(one is not None for one in chosen):
+        others = (status, reason, below, sort, join, mapping)
+        if any(one is not None for one in others):
             raise SettingsError("E1001", "--by-slide counts all rows: it takes --limit and files.")
         show_slides(run, files, most)
         return

@@ -95,9 +95,10 @@ class Decoder:
         RunError E1513 when a child does not start, or none reads what is sound.
         """
         if isinstance(picture, Picture):
-            found = self._prepare(picture.data, picture.part.text, picture.sha256)
+            found: Prepared = self._prepare(picture.data, picture.part.text, picture.sha256)
             return replace(found, sha256=picture.sha256, part=picture.part)
-        return self._prepare(picture)
+        whole: Prepared = self._prepare(picture)
+        return whole
 
     def _prepare(self, data: bytes, part: str = "", sha256: str = "") -> Any:
         check_bytes(data, self._image)

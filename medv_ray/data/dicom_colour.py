@@ -89,4 +89,5 @@ def _from_ybr(values: NDArray[Any], colours: str, bits: int, from_jpeg: bool) ->
         # dcmtk cuts off fractions and puts the middle at 127.5; this much towards its tables keeps
         # a result within one level of theirs, and about one of the formula
         rgb += _TOWARDS_DCMTK[colours]
-    return np.rint(np.clip(rgb, 0, 2**bits - 1)).astype(values.dtype)
+    shown: NDArray[Any] = np.rint(np.clip(rgb, 0, 2**bits - 1)).astype(values.dtype)
+    return shown

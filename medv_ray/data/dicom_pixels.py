@@ -90,7 +90,7 @@ class PixelData:
         Raises DataError E1203 where one is not whole.
         """
         view, at = memoryview(self.body), self.start
-        pieces = []
+        pieces: list[bytes | memoryview] = []
         while view[at : at + 4] == _ITEM:
             length = int.from_bytes(view[at + 4 : at + 8], "little")
             at += 8 + length

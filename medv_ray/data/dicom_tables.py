@@ -47,7 +47,7 @@ class Table:
                 short = isinstance(raw, bytes) and len(raw) in (entries, entries + 1)
                 values = _numbers(raw, 1 if short and entries > 1 else 2, big)[:entries]
         except (TypeError, ValueError, IndexError):
-            values = np.empty(0)
+            values = np.empty(0, np.int64)
             entries = bits = first = 0
         if not 1 <= entries <= len(values) or not 1 <= bits <= 16:
             raise DataError("E1207", "a lookup table of the DICOM header is cut short.")
@@ -75,6 +75,7 @@ def _unrolled(raw: NDArray[np.int64], entries: int, bits: int) -> NDArray[np.int
     """
     pieces: list[NDArray[np.int64]] = []
     starts: list[int] = []  # of each segment
+    held = at = 0
 
     def run(at: int) -> int:
         """One segment; where the next begins."""
@@ -96,7 +97,6 @@ def _unrolled(raw: NDArray[np.int64], entries: int, bits: int) -> NDArray[np.int
             held += len(piece)
         return after
 
-    held = at = 0
     while at + 1 < len(raw) and held < entries:
         starts.append(at)
         if raw[at] != 2:

@@ -93,12 +93,15 @@ def _search(client: Client, address: Address, page: int) -> Found:
 
 
 def _instance(entry: dict[str, Any]) -> Instance | None:
-    texts = [_text(entry, tag) for tag in list(TAGS.values())[:4]]
-    if not all(UID.fullmatch(text) for text in texts[:3]):
+    study, series, uid, kind = (_text(entry, tag) for tag in list(TAGS.values())[:4])
+    if not all(UID.fullmatch(text) for text in (study, series, uid)):
         return None
     numbers = [_text(entry, tag) for tag in list(TAGS.values())[4:]]
     # as int() would take 10^9 digits and more
-    return Instance(*texts, *(int(n) if n.isdecimal() and len(n) < 10 else 0 for n in numbers))
+    number, rows, columns, frames = (
+        int(n) if n.isdecimal() and len(n) < 10 else 0 for n in numbers
+    )
+    return Instance(study, series, uid, kind, number, rows, columns, frames)
 
 
 def _text(entry: dict[str, Any], tag: str) -> str:

@@ -95,7 +95,7 @@ def document(row: Mapping[str, Any], about: About, source: Dataset | None = None
     """
     origin = placeholder(about) if source is None else source
     seen = place(row, source)
-    report = ComprehensiveSR(
+    report: Dataset = ComprehensiveSR(
         evidence=[origin],
         content=content(row, about, source)[0],
         series_instance_uid=about.uid("series", origin.StudyInstanceUID),

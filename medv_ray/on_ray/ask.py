@@ -68,9 +68,9 @@ def read_image(image: Path) -> bytes:
                     raise
         return image.read_bytes()  # a TIFF that OpenSlide does not know
     except OSError as error:
-        kind = type(error).__name__
+        why = type(error).__name__
         raise SettingsError(
-            "E1001", f"{named('IMAGE', image.name)} cannot be read ({kind})."
+            "E1001", f"{named('IMAGE', image.name)} cannot be read ({why})."
         ) from None
 
 

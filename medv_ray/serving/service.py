@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from medv_ray.canvases import TileSettings
 from medv_ray.data.images import Prepared
@@ -71,7 +71,8 @@ class Service:
 
     def decode(self, model: str, data: bytes, several: bool) -> bytes | Prepared:
         """See `Engine.decode`."""
-        return self._engines[model].decode(data, several)
+        found = self._engines[model].decode(data, several)
+        return data if found is data else cast("Prepared", found)
 
     def tiles(self, model: str) -> TileSettings:
         """How the model's pictures are cut. Raises CheckpointError E1410 where it sees none."""
