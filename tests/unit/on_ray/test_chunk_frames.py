@@ -24,7 +24,7 @@ def test_each_frame_is_a_picture_of_its_own(tmp_path: Path, capsys) -> None:
             "out": str(tmp_path / "run"),
             "archive": {"archive": str(archive), "question": "what colour?"},
             "model": {"path": str(TOY)},
-            "image": {"frames": "all"},
+            "image": {"frames": "all", "decode_seconds": 120},  # on a busy machine, too
             "sampler": {"gen_length": 4, "block_length": 4, "steps": 1},
         }
     )
@@ -54,5 +54,4 @@ def test_each_frame_is_a_picture_of_its_own(tmp_path: Path, capsys) -> None:
     assert rows[4]["warnings"][:2] == ["thumbnail_page_skipped", "frame:1/2"]
     assert rows[6]["warnings"] == []
     assert len({row["image_sha256"] for row in rows}) == 3  # of the files
-    answered = sum(row["status"] == "answered" for row in rows)  # the others have no card
-    assert report(settings.out, made).count("data:image/jpeg") == answered > 0
+    assert report(settings.out, made).count("data:image/jpeg") == 7
