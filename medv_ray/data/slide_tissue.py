@@ -38,7 +38,8 @@ def tissue_of(picture: Image.Image) -> NDArray[np.bool_]:
 
 
 def otsu(values: NDArray[np.int16]) -> int:
-    """The value v of 0..255 for which `<= v` and `> v` differ most; 0 where all are equal.
+    """The value v of 0..255 for which those of int16[...] `<= v` and `> v` differ most; 0 where all
+    are equal.
 
     Source: Otsu, A Threshold Selection Method from Gray-Level Histograms (1979).
     """
