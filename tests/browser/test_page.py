@@ -313,7 +313,7 @@ def test_two_presets_stand_side_by_side(page: Any) -> None:
     page.on("request", lambda r: asked.append(r.post_data_json) if "chat" in r.url else None)
     page.get_by_label("exact and fast side by side").check()
     ask(page)
-    expect(page.get_by_text(re.compile("fast took \\d+ forward passes, exact"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"forward passes: fast \d+, exact \d+"))).to_be_visible()
     for preset in presets:
         expect(page.get_by_role("heading", name=preset, exact=True)).to_be_visible()
     expect(page.get_by_test_id("answer")).to_have_count(2)
