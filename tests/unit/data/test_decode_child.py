@@ -300,7 +300,9 @@ def test_an_orphan_that_hangs_ends_itself() -> None:
     wide = TileSettings("square", 1024)  # a reply larger than the pipe, which nobody reads
     with Decoder(ImageSettings(decode_seconds=0.2), wide) as decoder:
         process = decoder._process = decoder._start()
-        os.write(decode_child._pipes(process)[0], decode_child._SIZE.pack(len(GOOD)) + GOOD)
+        whole_file = decode_child._SIZE.pack(0)
+        data = decode_child._SIZE.pack(len(GOOD)) + GOOD
+        os.write(decode_child._pipes(process)[0], whole_file + data)
         wait_until(lambda: process.poll() is not None)
         assert process.returncode == -signal.SIGALRM
 
