@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from tests.corpus.sound import CANARY
 
 MOST_S = 5.0
@@ -32,6 +34,7 @@ class Measure:
 @contextlib.contextmanager
 def measuring() -> Iterator[Measure]:
     measure, began_s = Measure(), time.monotonic()
+    pa.default_memory_pool().release_unused()  # what an earlier input held
     for process in _processes():  # the peak of each is what it holds now
         with contextlib.suppress(OSError):
             Path(f"/proc/{process}/clear_refs").write_text("5")

@@ -293,7 +293,8 @@ def kinds() -> Iterator[Kind]:
             "numbers as questions": columns(question=[1]),
             "lists of lists": columns(image=pa.array([[[1]]])),
         },
-        {"import": "E1109 E1110 E1301"},
+        {"import": "E1109 E1110 E1301 | ok"},
+        "`import` writes numbers as text, in questions as in answers.",
     )
     yield Kind(
         62,
@@ -363,7 +364,7 @@ def kinds() -> Iterator[Kind]:
     yield Kind(
         69,
         "the same where it is asked for",
-        "E1109 E1301 | ok *",
+        "E1109 E1301 E1303 | ok *",
         {
             "NaN": jsonl('{"id":"b","image":"a.png","question":NaN,"answer":"x"}'),
             "1e400": jsonl('{"id":"b","image":"a.png","question":1e400,"answer":"x"}'),

@@ -17,6 +17,8 @@ from medv_ray.tables.columns import Asked
 from medv_ray.tables.records import ENDINGS, Reading, open_table
 
 BATCH_ROWS = 64
+BOMB_BYTES, BOMB_RATIO = 64 * 2**20, 1000
+"""A larger row group that unpacks to over so many times its file is not read, as in archives."""
 PARQUET = (".parquet", ".pq")
 READABLE = (*ENDINGS, *PARQUET)
 
@@ -34,10 +36,15 @@ def text_records(path: Path, reading: Reading, asked: Asked) -> Iterator[Read]:
 
 
 def parquet_records(path: Path) -> Iterator[Read]:
-    """Rows of a parquet file by number, BATCH_ROWS in memory. Raises DataError E1105."""
+    """Rows of a parquet file by number, BATCH_ROWS in memory. Raises DataError E1105, E1112."""
     number = 0
     try:
         opened = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+        groups = range(opened.metadata.num_row_groups)
+        largest = max((opened.metadata.row_group(n).total_byte_size for n in groups), default=0)
+        if largest > max(BOMB_BYTES, BOMB_RATIO * path.stat().st_size):
+            said = f"a row group of {path.name} unpacks to {largest} bytes"
+            raise DataError("E1112", f"{said}, over {BOMB_RATIO} times the file.")
         for batch in opened.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
             for row in batch.to_pylist():
                 yield Read(number, row)

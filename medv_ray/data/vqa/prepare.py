@@ -75,8 +75,8 @@ KINDS: dict[str, Kind] = {
 def prepare(settings: PrepareSettings) -> dict[str, Any]:
     """Write the dataset and return the content of its dataset.json.
 
-    Raises DataError E1101, E1105, E1115, E1116 for a source that cannot be read, E1110 for a split
-    of which no row is left, SettingsError E1001 for an unknown split, and RunError as
+    Raises DataError E1101, E1105, E1112, E1115, E1116 for a source that cannot be read, E1110 for a
+    split of which no row is left, SettingsError E1001 for an unknown split, and RunError as
     `write_dataset`. Bad rows raise nothing: they are counted.
     """
     kind = KINDS[settings.kind]
