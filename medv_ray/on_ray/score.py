@@ -121,6 +121,11 @@ def score(
     plan, identity = planned(settings, resume, pseudonyms)
     tell(plan)
     session = Session()
+
+    def keep() -> None:
+        if pseudonyms is not None:
+            keep_salt(settings.privacy, settings.out, pseudonyms)
+
     with Run.open(
         settings.out,
         plan,
@@ -131,7 +136,7 @@ def score(
         take_over=resume.take_over,
         retry_quarantined=resume.retry_quarantined,
         pseudonyms=pseudonyms,
-        keep=lambda: pseudonyms and keep_salt(settings.privacy, settings.out, pseudonyms),
+        keep=keep,
     ) as run:
         tell_growth(plan)
         if run.todo():
