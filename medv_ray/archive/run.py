@@ -68,7 +68,7 @@ class Run:
         take_over: bool = False,
         retry_quarantined: bool = False,
         pseudonyms: Pseudonyms | None = None,
-        keep: Callable[[], object] = lambda: None,
+        keep: Callable[[], None] = lambda: None,
     ) -> Run:
         """Take the folder, and continue the run in it or begin one.
 

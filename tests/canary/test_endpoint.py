@@ -58,8 +58,8 @@ def refused() -> dict[str, Any]:
     return {
         "no JSON": f'{{"messages": "{WORD}',
         "not UTF-8": b'{"messages": "\xff' + WORD.encode(),
-        "unknown field": asked(**{f"x{WORD}": WORD}),
-        "unknown setting": asked(diffusion={f"x{WORD}": WORD}),
+        "unknown field": asked(patient=WORD),  # who asks is told its name, not its value
+        "unknown setting": asked(diffusion={"patient": WORD}),
         "wrong type": asked(temperature=WORD),
         "wrong number": asked(seed=-int(NUMBER)),
         "unknown model": asked(model=WORD),

@@ -17,6 +17,12 @@ from medv_ray.errors import RunError
 IDENTITY = {"settings": {"steps": 64}, "model": "m"}
 
 
+@pytest.fixture(autouse=True)
+def _names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are named; that they are not by default, tests/canary holds."""
+    monkeypatch.setenv("MEDV_NAMES", "1")
+
+
 class Kind:
     """An archive of `rows` rows that can be made to grow by one."""
 
