@@ -17,6 +17,7 @@ from medv_ray.data.dicom_decoders import RLE, twelve_bits
 from medv_ray.errors import DataError
 
 _UNDEFINED = 0xFFFFFFFF
+_BY_PILLOW = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 _ITEM, _ITEMS_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
 
@@ -164,7 +165,13 @@ def decoded(frame: bytes, syntax: str, layout: Layout) -> tuple[NDArray[Any], st
 
     Raises DataError E1207, E1211, and many types for damaged data.
     """
-    coding = jpeg.read(frame).coding if frame.startswith(b"\xff\xd8") else None
+    markers = jpeg.read(frame) if frame.startswith(b"\xff\xd8") else jpeg.Markers(None, (), None)
+    coding = markers.coding
+    if coding is not None and coding.marker != jpeg.JPEG_LS:
+        if coding.marker not in (jpeg.SOF0, jpeg.SOF1, jpeg.SOF2, jpeg.SOF3):
+            raise DataError("E1211", f"the frames are a {coding}; imagecodecs may read it.")
+        if markers.end is None or jpeg.uncoded(markers):  # some decoders fill in grey
+            raise DataError("E1203", "the DICOM object's JPEG ends before its picture does.")
     if coding is not None and coding.bits == 12 and coding.marker in (jpeg.SOF0, jpeg.SOF1):
         grey = twelve_bits(frame, layout.samples)
         return (grey << 4).view(np.int16) >> 4 if layout.signed else grey, layout.colours
@@ -192,9 +199,11 @@ def _by_pydicom(frame: bytes, syntax: str, layout: Layout, rows: int) -> tuple[N
     }
     if layout.samples > 1:
         options["planar_configuration"] = int(layout.by_plane)
+    # gdcm makes something of JPEG data that Pillow refuses
+    plugin = "pillow" if syntax in _BY_PILLOW else ""
     # raw: colours are converted by strips later
     array, found = get_decoder(UID(syntax)).as_array(
-        encapsulate([frame], has_bot=False), index=0, raw=True, **options
+        encapsulate([frame], has_bot=False), index=0, raw=True, decoding_plugin=plugin, **options
     )
     return array, str(found["photometric_interpretation"])
 
