@@ -38,7 +38,7 @@ class SlideReader(Decoder):
     def __init__(self, image: ImageSettings, slides: SlideSettings) -> None:
         self._given = (image, slides)
         super().__init__(image.model_copy(update={"decode_seconds": slides.seconds}), None)
-        self._side = _LONGEST + 1  # a PNG of noise is longer than its pixels
+        self._most_bytes = (_LONGEST + 1) ** 2 * 3  # a PNG of noise is longer than its pixels
         setup = json.loads(self._setup)
         setup["slides"] = slides.model_dump(mode="json")
         self._setup = json.dumps(setup).encode()

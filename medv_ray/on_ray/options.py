@@ -124,10 +124,8 @@ class ScoreSettings(AnswerSettings):
         privacy = {} if pseudonyms is None else {"privacy": pseudonyms.identity}
         return {
             **privacy,
-            "settings": {
-                **self.answer.model_dump(mode="json"),
-                "slides": self.slides.model_dump(mode="json", exclude={"seconds"}),
-            },
+            "settings": self.answer.model_dump(mode="json"),
+            "slides": self.slides.model_dump(mode="json", exclude={"seconds"}),
             "model": {
                 **adapter,
                 "sha256": model_sha256,

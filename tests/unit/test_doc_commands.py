@@ -10,10 +10,12 @@ from tests.doc_commands import ROOT, Command, commands_of, fault, programs, span
 
 PAGES = doc_commands.pages()
 RUN_BY = {
+    "make corpus": ".ci/run",
     "make demo": ".ci/run",
     "make chaos": ".ci/run",
     "medv ask": "tests/unit/on_ray/test_cli.py",
     "medv attention": "tests/unit/on_ray/test_look.py",
+    "medv audit": "tests/unit/serving/test_audit.py",
     "medv bench serve": "tests/unit/client/test_load.py",
     "medv calibrate": "tests/unit/evaluation/test_calibrating.py",
     "medv chat": "tests/unit/on_ray/test_chat.py",
@@ -48,8 +50,10 @@ NOT_RUN = {
     "medv consistency": "tests/unit/evaluation/test_calibrating.py runs its parts alone",
     "make test": "the tests themselves",
     "make test-fast": "the tests themselves",
-    "make test-kills": "the tests themselves",
+    "make test-slow": "the tests themselves",
     "make test-tutorials": "the tests themselves",
+    "medv export-sr": "tests/unit/evaluation/test_sr.py runs its parts; tests/chaos/orthanc_round_trip.py it",
+    "medv store": "tests/unit/evaluation/test_sr.py runs its parts; tests/chaos/orthanc_round_trip.py it",
     "pip install": "registries are not asked in tests",
     "pytest": "the tests themselves",
     "python benchmarks/bench_engine.py": "measures for minutes",

@@ -35,7 +35,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, step):
     store = Store(str(tmp_path))
     store.write("a.txt", b"old")
 
-    def crash(*_):
+    def crash(*_, **__):
         raise KeyboardInterrupt
 
     if step == "write":

@@ -5,6 +5,7 @@ import io
 import re
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -165,12 +166,16 @@ def test_a_package_that_does_not_load(
 
 
 def test_a_dicom_plugin_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pydicom = pytest.importorskip("pydicom")
-    lossless = pydicom.uid.UID("1.2.840.10008.1.2.4.70")
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    lossless = UID("1.2.840.10008.1.2.4.70")
+    monkeypatch.setattr(get_decoder(lossless), "_available", {})  # as where gdcm is not there
     with pytest.raises(DataError, match="python-gdcm") as message:
         dicom_decoders.check_available(lossless)
     assert message.value.code == "E1211"
     package(tmp_path, "gdcm")
+    monkeypatch.delitem(sys.modules, "gdcm", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(RunError, match="does not load: gdcm") as caught:
         dicom_decoders.check_available(lossless)

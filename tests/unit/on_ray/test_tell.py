@@ -11,6 +11,7 @@ import pytest
 
 from medv_ray.archive.growth import Growth
 from medv_ray.archive.plan import plan
+from medv_ray.archive.pseudonyms import PrivacySettings
 from medv_ray.archive.run import Run
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.sources import open_archive
@@ -144,7 +145,7 @@ def test_growth_is_said_once_the_run_takes_it(tmp_path, capsys, monkeypatch, tak
     (tmp_path / "a.png").write_text("x")
     made = plan(open_archive(ArchiveSettings(archive=str(tmp_path), question="q?")), "settings")
     made = replace(made, growth=Growth(is_known=True, rows=1))
-    settings = SimpleNamespace(located=lambda **_: settings, out="out")
+    settings = SimpleNamespace(located=lambda **_: settings, out="out", privacy=PrivacySettings())
     monkeypatch.setattr(score, "planned", lambda *_: (made, {}))
 
     def opened(*_, **__):
