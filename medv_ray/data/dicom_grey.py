@@ -103,7 +103,7 @@ class Look:
         return values
 
     def grey_values(self, stored: NDArray[Any], ds: Dataset, frame: int = 0) -> GreyValues:
-        """Of stored integers [H, W]. Raises DataError E1208."""
+        """Of stored integers int[H, W]. Raises DataError E1208."""
         rescale = _macro(ds, "PixelValueTransformationSequence", frame)
         return GreyValues.of(
             self.modality_values(stored),

@@ -29,8 +29,8 @@ def present(ds: Dataset) -> bool:
 def draw(
     grey: NDArray[np.uint8], ds: Dataset, frame: int, words: NDArray[Any] | None, big: bool
 ) -> tuple[int, int]:
-    """Set the pixels of `grey` [H, W] to 255 where an overlay is; how many planes were drawn and
-    how many were not.
+    """Set the pixels of `grey` uint8[H, W] to 255 where an overlay is; how many planes were drawn
+    and how many were not.
 
     `frame` counts from 0. `words`: unsigned[H, W], the pixels as stored, for planes that lie in
     their unused bits; None where they are not at hand.

@@ -116,7 +116,7 @@ class PixelData:
         )
 
     def native(self, layout: Layout, index: int) -> NDArray[Any]:
-        """Unsigned words of an uncompressed frame: [H, W], or [H, W, 3] if there are samples.
+        """Unsigned words of an uncompressed frame: uint[H, W], or uint[H, W, 3].
 
         As they are stored: the bits that are no value are still in them.
         """
@@ -149,7 +149,7 @@ class PixelData:
 
 
 def values_of(words: NDArray[Any], layout: Layout) -> NDArray[Any]:
-    """Stored values of words: the bits up to the highest stored one, with their sign."""
+    """Stored values int[H, W] of words uint[H, W]: bits up to the highest stored one, and sign."""
     bits = words.dtype.itemsize * 8
     if layout.allocated == 1 or (layout.stored == bits and not layout.signed):
         return words.astype(words.dtype.newbyteorder("="), copy=False)
@@ -161,7 +161,7 @@ def values_of(words: NDArray[Any], layout: Layout) -> NDArray[Any]:
 
 
 def decoded(frame: bytes, syntax: str, layout: Layout) -> tuple[NDArray[Any], str]:
-    """Stored values [H, W] or [H, W, 3] of a compressed frame, and the colours they are in.
+    """Stored values, int[H, W] or int[H, W, 3], of a compressed frame, and the colours they are in.
 
     Raises DataError E1207, E1211, and many types for damaged data.
     """

@@ -47,7 +47,7 @@ class GreyValues:
         unit: str = "",
         shown: tuple[float, float] | None = None,
     ) -> Self:
-        """Of finite values [H, W]; `shown`: what is black and white where there is no window."""
+        """Of finite values float64[H, W]; `shown`: black and white where there is no window."""
         low, high = float(values.min()), float(values.max())
         is_whole = high - low <= _MOST and bool((values == np.rint(values)).all())
         step = 1.0 if is_whole else (high - low) / _MOST
@@ -75,7 +75,7 @@ class GreyValues:
 
     @classmethod
     def told(cls, numbers: NDArray[np.uint16], facts: dict[str, Any]) -> Self:
-        """From `facts`. Raises ValueError, TypeError, KeyError for those of no sense."""
+        """From uint16[H, W] and `facts`. Raises ValueError, TypeError, KeyError for odd ones."""
         low, step = float(facts["low"]), float(facts["step"])
         level, width = map(float, facts["window"])
         if not all(map(math.isfinite, (low, step, level, width))):

@@ -161,5 +161,5 @@ def png_uri(pixels: NDArray[np.uint8]) -> str:
 
 
 def packed(numbers: NDArray[np.uint16]) -> str:
-    """base64 of a zlib stream of little-endian numbers, row by row."""
+    """base64 of a zlib stream of uint16[H, W], little-endian, row by row."""
     return base64.b64encode(zlib.compress(numbers.astype("<u2").tobytes(), 1)).decode()
