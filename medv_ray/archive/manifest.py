@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 from medv_ray.archive.store import Store
-from medv_ray.errors import RunError
+from medv_ray.errors import SHOW_NAMES, RunError, shows_names
 
 FILE = "run.json"
 VERSION = 2
@@ -94,4 +94,6 @@ def refuse(changes: list[str], hint: str = "") -> None:
         changes = [c if n == 1 else f"{c} ({n} times)" for c, n in counted.items()]
         more = f", and {len(changes) - 4} more" if len(changes) > 4 else ""
         text = f"changed since the run began: {'; '.join(changes[:4])}{more}."
+        if not shows_names() and any(change.startswith("an image ") for change in changes):
+            text += f" {SHOW_NAMES}=1 says which."
         raise RunError("E1502", f"{text}{hint}")
