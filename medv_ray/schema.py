@@ -29,7 +29,7 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("tile_x", pa.int64()),  # of a slide's tile, on the slide's finest level: left edge
         pa.field("tile_y", pa.int64()),  # upper edge; all tile_* are null where a row is no tile
         pa.field("tile_width", pa.int32()),  # pixels of the finest level
-        pa.field("tile_height", pa.int32()),
+        pa.field("tile_height", pa.int32()),  # as tile_width
         pa.field("tile_mpp", pa.float32()),  # micrometres a pixel of what the model was given
         pa.field("tile_magnification", pa.float32()),  # power of an objective that shows so much
         pa.field("tile_tissue", pa.float32()),  # share that shows tissue; null: not looked for

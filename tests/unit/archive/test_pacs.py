@@ -12,7 +12,7 @@ from medv_ray.archive import pacs_listing
 from medv_ray.archive.results import Choice, rows_of
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.dicomweb.client import Client
-from medv_ray.errors import DataError, RunError, SettingsError
+from medv_ray.errors import SHOW_NAMES, DataError, RunError, SettingsError
 from medv_ray.settings import build
 from tests.dicomweb_server import Pacs, Reply, picture, serving
 from tests.unit.archive.conftest import Make
@@ -94,7 +94,10 @@ def test_names_of_two_runs_have_nothing_in_common(make: Make, pacs: Pacs) -> Non
     assert len(names[0] | names[1]) == 14
 
 
-def test_a_list_that_grew_or_shrank(make: Make, pacs: Pacs, tmp_path: Path) -> None:
+def test_a_list_that_grew_or_shrank(
+    make: Make, pacs: Pacs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SHOW_NAMES, "1")
     out = tmp_path / "run"
     make.job(planned(make, pacs, out), out)
     before = ids(out)

@@ -16,7 +16,7 @@ from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.sources import open_archive
 from medv_ray.archive.survey import survey
 from medv_ray.data.frames import FrameSplitter, splitter
-from medv_ray.errors import RunError, SettingsError
+from medv_ray.errors import SHOW_NAMES, RunError, SettingsError
 from tests.frame_files import dicom, greys, page, tiff
 
 FIRST = ["c.png", "scan.tif", "study:a.dcm"]
@@ -125,7 +125,8 @@ def test_killed_and_resumed(folder: Folder) -> None:
     assert folder.column("answer") == [f"answer to {name}" for name in ALL]
 
 
-def test_grown(folder: Folder) -> None:
+def test_grown(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SHOW_NAMES, "1")
     first = folder.plan()
     folder.job(first, stop_after=2)
     folder.make.text("b.tif", tiff([page(1), page(2)]))  # in the middle, by name
@@ -140,7 +141,10 @@ def test_grown(folder: Folder) -> None:
     assert folder.job(folder.plan(split=Closed("all"))).rows == 10
 
 
-def test_a_file_with_another_page_is_a_change(folder: Folder) -> None:
+def test_a_file_with_another_page_is_a_change(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SHOW_NAMES, "1")
     folder.job(folder.plan())
     folder.make.text("scan.tif", tiff([page(grey) for grey in (10, 20, 30, 40)]))
     with pytest.raises(RunError, match=r"image 'scan\.tif' changed"):

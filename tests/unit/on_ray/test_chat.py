@@ -12,7 +12,7 @@ from medv_ray.cli import app
 from medv_ray.data import synthetic
 from medv_ray.data.prompts import Turn
 from medv_ray.engine import View
-from medv_ray.errors import MedvError
+from medv_ray.errors import SHOW_NAMES, MedvError
 from medv_ray.on_ray.chat import Local, Remote, Said
 from tests.unit.client.scripted import Reply, Scripted, Server, running, toy_endpoint
 
@@ -42,7 +42,10 @@ def chat(image: Path, lines: list[str], *arguments: str) -> Result:
 
 
 @pytest.mark.parametrize("where", ["here", "endpoint"])
-def test_a_dialogue(where: str, url: str, tiles: list[tuple[Path, str]]) -> None:
+def test_a_dialogue(
+    where: str, url: str, tiles: list[tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SHOW_NAMES, "1")
     (one, first), (other, second) = tiles
     lines = [
         ASKED, "", "What colour are they?", "/image nowhere.png", "/new", ASKED,
