@@ -25,10 +25,9 @@ test-fast: $(VENV)/.installed  ## no Ray and no whole job
 test-ray: $(VENV)/.installed  ## with Ray, object stores, whole jobs and child processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "integration and not chaos and not slow"
 
-test-slow: $(VENV)/.installed  ## the rest: many workers, long jobs, ZeRO-3 against the formulas, kills
-	$(MAKE) --jobs 2 --output-sync=target --keep-going test-long test-kills
+test-slow: test-long test-kills  ## the rest, one after the other: kills want to know when
 
-test-long: $(VENV)/.installed
+test-long: $(VENV)/.installed  ## many workers, long jobs, ZeRO-3 against the formulas
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not chaos" --ignore tests/tutorials
 
 test-kills: $(VENV)/.installed  ## jobs whose Ray is killed, SIGTERM, Ctrl-C
