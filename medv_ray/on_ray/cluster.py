@@ -102,6 +102,7 @@ def running_ray(address: str | None = None) -> Iterator[Cluster]:
 
 
 def _start_local() -> None:
+    """Raises RunError E1512 where Ray's servers do not come up in time."""
     import ray
 
     # Ray's processes look into the working directory first: a clone of this repository that lies
@@ -111,14 +112,19 @@ def _start_local() -> None:
         before = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = home + (os.pathsep + before if before else "")
     cores = len(os.sched_getaffinity(0))
-    ray.init(
-        address="local",
-        num_cpus=cores if cores < (os.cpu_count() or 1) else None,  # None: Ray reads the cgroup
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cores if cores < (os.cpu_count() or 1) else None,  # None: Ray reads the cgroup
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+    except Exception as error:  # no kind of its own: its text holds paths
+        kind = type(error).__name__
+        text = f"Ray did not start on this machine ({kind}), as when other work holds its cores."
+        raise RunError("E1512", text) from error
 
 
 def _shutdown() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from medv_ray.errors import RunError
 from medv_ray.on_ray.cluster import _start_local, end_workers
 
 NAMED = """
@@ -51,3 +52,15 @@ def test_a_clone_in_the_working_directory_hides_no_package(monkeypatch: pytest.M
     sys.path.append(home)
     _start_local()
     assert started[1] == "before"
+
+
+def test_a_ray_that_does_not_start_is_told_without_its_paths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def timed_out(**_: object) -> None:
+        raise Exception("The current node timed out during startup; see /tmp/ray/session_1/logs")
+
+    monkeypatch.setattr(ray, "init", timed_out)
+    with pytest.raises(RunError, match=r"E1512: Ray did not start .*\(Exception\)") as caught:
+        _start_local()
+    assert "/tmp" not in str(caught.value)
