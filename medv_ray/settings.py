@@ -1,7 +1,7 @@
 """Settings of a run: frozen, typed, checked before anything heavy is loaded.
 
 One schema serves flags, `--set a.b=c`, YAML and the manifest. `extra="forbid"` makes a misspelt
-name an error.
+name an error. Longer than a module should be, as it is that one schema.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ Protocol over two pipes, no pickle. Parent: a message of JSON settings, then two
 size, bytes): which part of the file, as text, and the file, which is empty where it is the one that
 the part before was of. Child: one byte when ready, then per image a header (uint32 and uint64
 sizes), JSON, and the tiles as raw uint8.
+
+Longer than a module should be: both ends of the protocol stand side by side.
 """
 
 from __future__ import annotations

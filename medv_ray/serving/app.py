@@ -1,4 +1,4 @@
-"""The routes of an endpoint."""
+"""The routes of an endpoint. Longer than a module should be: they are one list with one state."""
 
 from __future__ import annotations
 
