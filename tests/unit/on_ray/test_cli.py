@@ -232,3 +232,15 @@ def test_a_port_that_answers_beyond_the_machine(
             pytest.skip("no IPv6 here")
         listener.listen()
         assert _open_to_others(listener.getsockname()[1]) is is_open
+
+
+def test_eval_as_json_prints_one_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluated(*_: object) -> dict[str, int]:
+        print('{"progress": 0.5}')
+        return {"rows": 3}
+
+    monkeypatch.setattr("medv_ray.on_ray.evaluate.evaluate", evaluated)
+    words = ["eval", "--suite", "synthetic", "--model", "toy", "--out", "x", "--json"]
+    result = runner.invoke(app, words)
+    assert json.loads(result.stdout) == {"rows": 3}
+    assert "progress" in result.stderr

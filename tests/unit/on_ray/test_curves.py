@@ -84,3 +84,15 @@ def test_a_run_without_a_step_and_one_without_matplotlib(
     assert not draw(tmp_path, "chat")
     assert not (tmp_path / "curves.svg").exists()
     assert "pip install" in curves.no_matplotlib()
+
+
+@pytest.mark.parametrize(("first", "log"), [(9.0, False), (11.0, True)])
+def test_an_axis_is_logarithmic_where_the_first_losses_would_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: float, log: bool
+) -> None:
+    write(tmp_path, step(1, first), step(2, 2.0))
+    shown: list[plots.Panel] = []
+    chart = plots.chart
+    monkeypatch.setattr(plots, "chart", lambda t, p: (shown.extend(p), chart(t, p))[1])
+    assert draw(tmp_path, "chat")
+    assert [panel.log_y for panel in shown] == [log]
