@@ -31,13 +31,13 @@ from medv_ray.data.dicom_grey import Look, to_grey
 from medv_ray.data.dicom_header import (
     burned_in,
     check_object,
-    file_meta,
     frames_of,
     integer,
     layout_of,
 )
 from medv_ray.data.dicom_pixels import PixelData, decoded, values_of
 from medv_ray.data.grey_values import GreyValues
+from medv_ray.dicom_walk import file_meta
 from medv_ray.errors import DataError, MedvError
 from medv_ray.formats import HEAD_BYTES, format_of
 from medv_ray.windows import parse
@@ -81,7 +81,8 @@ class DicomFile:
         self._data, self._image = data, image
         self._goes_on = False  # the header was read up to an element behind its part
         with _own_words(len(data)):
-            self._syntax, self._start = file_meta(data)
+            # not left to pydicom, which inflates without a limit
+            self._syntax, self._start = file_meta(io.BytesIO(data), data[:HEAD_BYTES])
             head = self._read(_BURNED_IN, _HEADER_BYTES)
             self._words = burned_in(head, image.burned_in)
             check_object(head, image.maps, self._goes_on)
