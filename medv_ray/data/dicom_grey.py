@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medv_ray.data.dicom_objects import is_ct
 from medv_ray.data.dicom_tables import Table
 from medv_ray.data.grey_values import GreyValues
+from medv_ray.dicom_objects import is_ct
 from medv_ray.errors import DataError
 from medv_ray.windows import Window
 

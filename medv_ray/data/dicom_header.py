@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from medv_ray.data import dicom_objects as objects
+from medv_ray import dicom_objects as objects
 from medv_ray.data.dicom_pixels import Layout
 from medv_ray.errors import DataError
 

@@ -23,6 +23,7 @@ ROWS = [
         "medv_ray.slide_parts",
         "medv_ray.file_parts",
         "medv_ray.dicom_walk",
+        "medv_ray.dicom_objects",
         "medv_ray.windows",
         "medv_ray.tables",
         "medv_ray.dicomweb",
@@ -60,6 +61,7 @@ THIRD_PARTY = {
     "medv_ray.slide_parts": set(),
     "medv_ray.file_parts": set(),
     "medv_ray.dicom_walk": set(),
+    "medv_ray.dicom_objects": {"pydicom"},  # the type of a header
     "medv_ray.windows": set(),
     "medv_ray.tables": set(),
     "medv_ray.dicomweb": {"httpx2"},

@@ -333,6 +333,10 @@ KINDS = {
     "1.2.840.10008.5.1.4.1.1.11.1": "presentation state",
     "1.2.840.10008.5.1.4.1.1.481.3": "structure set",
     "1.2.840.10008.5.1.4.1.1.481.5": "plan",
+    "1.2.840.10008.5.1.4.1.1.481.13": "plan",
+    "1.2.840.10008.5.1.4.1.1.481.16": "treatment record",
+    "1.2.840.10008.5.1.4.1.1.481.25": "plan",
+    "1.2.840.10008.5.1.4.1.1.91.1": "annotations",
     "1.2.840.10008.5.1.4.1.1.104.1": "PDF",
     "1.2.840.10008.1.3.10": "DICOMDIR",
 }
@@ -357,7 +361,8 @@ def test_masks_and_doses_are_no_pictures_unless_asked_for() -> None:
             seen(ds)
         assert caught.value.code == "E1202"
         assert np.array_equal(seen(ds, maps="draw")[0], scaled(GREYS[0]))
-    assert seen(dataset(GREYS[0], SOPClassUID="1.2.840.10008.5.1.4.1.1.481.1"))[0].any()
+    for number in (1, 23):  # portal images of radiotherapy
+        assert seen(dataset(GREYS[0], SOPClassUID=f"1.2.840.10008.5.1.4.1.1.481.{number}"))[0].any()
 
 
 def test_burned_in_annotation() -> None:
