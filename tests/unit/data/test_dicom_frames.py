@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 
 from medv_ray.data import dicom_decoders
 from medv_ray.data.dicom import DicomFile
 from medv_ray.errors import DataError
 from medv_ray.settings import ImageSettings
-from tests.unit.data.dicom_files import (
+from tests.dicom_files import (
     BIG,
     CAPTURE,
     CT,
@@ -96,6 +97,45 @@ def test_only_the_frame_asked_for_is_decoded() -> None:
     assert code_of(data, 1) == "E1203"
     # cut within the last frame: the file is damaged, whichever frame is asked for
     assert code_of(data[:-40]) == "E1203"
+
+
+def test_frames_in_several_pieces_are_told_apart() -> None:
+    """By the table of offsets, else by where a JPEG ends; else they are refused."""
+    smooth = np.add.outer(np.arange(20) * 5, np.arange(24) * 3).astype(np.uint8)
+    frames = [np.roll(smooth, 7 * number, axis=1) for number in range(3)]
+    jpegs = [picture(frame, "JPEG", quality=98) for frame in frames]
+    compressed = dataset(np.stack(frames))
+    compressed.compress(RLE)
+    rle = list(generate_frames(compressed.PixelData, number_of_frames=3))
+    for pieces, syntax, has_table, readable in (
+        (jpegs, JPEG, True, True),
+        (jpegs, JPEG, False, True),
+        (rle, RLE, True, True),
+        (rle, RLE, False, False),
+    ):
+        ds = dataset(smooth, syntax=syntax, NumberOfFrames=3)
+        ds.PixelData = encapsulate(pieces, fragments_per_frame=2, has_bot=has_table)
+        ds["PixelData"].is_undefined_length = True
+        for number, frame in enumerate(frames):
+            if readable:
+                assert np.abs(seen(ds, number)[0] - scaled(frame)).max() <= 4, (syntax, number)
+            else:
+                assert code_of(ds, number) in ("E1203", "E1207")
+
+
+def test_padding_is_a_range_of_stored_values() -> None:
+    values = SIGNED.copy()
+    values[:2], values[2] = -2000, -1995
+    lowest = int(values[3:].min())
+    for first, last in ((-2000, -1990), (-1990, -2000)):
+        ds = dataset(values, PixelPaddingValue=first, PixelPaddingRangeLimit=last)
+        assert seen(ds)[1] == [f"dicom_range:{lowest}..3000"]
+    alone = dataset(values, PixelPaddingValue=-2000)
+    assert seen(alone)[1] == ["dicom_range:-1995..3000"]
+    without_sign = dataset(values, RescaleSlope="2", RescaleIntercept="0")
+    without_sign.add_new(0x00280120, "US", 2**16 - 2000)
+    without_sign.add_new(0x00280121, "US", 2**16 - 1990)
+    assert seen(without_sign)[1] == [f"dicom_range:{2 * lowest}..6000"]
 
 
 def test_values_lie_where_the_high_bit_says() -> None:
@@ -210,6 +250,10 @@ def test_overlays() -> None:
     ds[0x60000100].value, ds[0x60000102].value = 16, 13
     low = seen(dataset(np.maximum(SIGNED, 0).astype(np.uint16), **WINDOW))[0]
     assert np.array_equal(seen(ds)[0], np.where(plane, 255, low))
+    big = add_overlay(dataset(SIGNED, syntax=BIG, **WINDOW), plane)
+    for element in (big[0x60003000], big["PixelData"]):
+        element.value = swapped(element.value)
+    assert np.array_equal(seen(big)[0], want)
 
 
 def test_overlays_of_frames() -> None:
@@ -298,6 +342,17 @@ def test_ybr_of_pixel_pairs() -> None:
     assert np.abs(seen(dataset(whole, "YBR_FULL"))[0] - want).max() <= 1.05
     odd = dataset(whole[:, :11], "YBR_FULL_422")
     assert code_of(odd) == "E1207"
+
+
+def test_ybr_with_room_at_both_ends() -> None:
+    """Black, white, red, green and blue of ITU-R BT.601."""
+    coded = [(16, 128, 128), (235, 128, 128), (81, 90, 240), (145, 54, 34), (41, 240, 110)]
+    want = [(0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    ds = dataset(np.zeros((5, 8, 3), np.uint8), "YBR_PARTIAL_422")
+    ds.PixelData = b"".join(bytes([y, y, blue, red]) * 4 for y, blue, red in coded)
+    got, words = seen(ds, min_side=1)
+    assert np.abs(got - np.array(want)[:, None]).max() <= 2
+    assert words == ["ycbcr"]
 
 
 def test_colours_of_a_jpeg_that_contradicts_its_header() -> None:
