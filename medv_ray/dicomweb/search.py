@@ -14,9 +14,6 @@ TAGS = {
     "study": "0020000D", "series": "0020000E", "uid": "00080018", "sop_class": "00080016",
     "number": "00200013", "rows": "00280010", "columns": "00280011", "frames": "00280008",
 }  # fmt: skip
-TOLD = ("Modality", "StudyDate", "PatientID", "AccessionNumber", "StudyInstanceUID",
-        "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")  # fmt: skip
-"""Filters whose attribute comes back, so that a server that ignores one is found out."""
 
 
 class Instance(NamedTuple):
@@ -116,11 +113,13 @@ def _order(one: Instance) -> tuple[str, str, int, str]:
 
 
 def _check(entries: list[dict[str, Any]], address: Address) -> None:
-    """Servers may ignore a filter (PS3.18 8.3.4): other patients' pictures would be scored."""
+    """Servers may ignore a filter (PS3.18 8.3.4): other patients' pictures would be scored.
+
+    What a server does not tell of an instance, as the modalities of its study, is not known here.
+    """
     ignored: Counter[str] = Counter()
-    for name in TOLD:
-        wanted = address.filters.get(name)
-        if wanted is None or "*" in wanted or "?" in wanted:
+    for name, wanted in address.filters.items():
+        if name == "ModalitiesInStudy" or "*" in wanted or "?" in wanted:
             continue
         for entry in entries:
             told = _text(entry, FILTERS[name].tag)
