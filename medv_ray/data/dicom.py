@@ -167,7 +167,6 @@ class DicomFile:
             code = "E1211" if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds else "E1203"
             raise DataError(code, "the DICOM object holds no PixelData.")
         at, kind, length = found[0]
-        offsets, lengths = (ds.get(f"ExtendedOffsetTable{of}") for of in ("", "Lengths"))
         return ds, PixelData(
             body=body,
             start=at,
@@ -176,7 +175,6 @@ class DicomFile:
             encapsulated=UID(syntax).is_encapsulated,
             big=syntax == BIG,
             words=kind == "OW",
-            offsets=(offsets, lengths) if offsets and lengths else None,
         )
 
     def _body(self, most: int) -> tuple[str, bytes, int]:

@@ -59,8 +59,6 @@ class PixelData:
     big: bool
     words: bool
     """Whether the bytes of a big-endian one are swapped in pairs (OW)."""
-    offsets: tuple[bytes, bytes] | None
-    """Extended offset table and lengths."""
 
     def check(self, layout: Layout) -> None:
         """Raises DataError E1203 or E1207 where it is not as long as the header calls for."""
@@ -105,15 +103,14 @@ class PixelData:
         from pydicom.encaps import get_frame
 
         pieces = self._pieces()
-        if len(pieces) == layout.frames:  # one each, whatever a table of offsets says
+        # one each, whatever a table of offsets says; with an extended one they always are
+        if len(pieces) == layout.frames:
             return bytes(pieces[index])
         if layout.frames == 1:
             return b"".join(pieces)
         stream = io.BytesIO(self.body)  # shares the bytes
         stream.seek(self.start)
-        return get_frame(
-            stream, index, extended_offsets=self.offsets, number_of_frames=layout.frames
-        )
+        return get_frame(stream, index, number_of_frames=layout.frames)
 
     def native(self, layout: Layout, index: int) -> NDArray[Any]:
         """Unsigned words of an uncompressed frame: uint[H, W], or uint[H, W, 3].
@@ -155,8 +152,10 @@ def values_of(words: NDArray[Any], layout: Layout) -> NDArray[Any]:
         return words.astype(words.dtype.newbyteorder("="), copy=False)
     kind = "i" if layout.signed else "u"
     up = bits - 1 - layout.high
-    shifted = words.astype(words.dtype.newbyteorder("=")) << up
-    values: NDArray[Any] = shifted.view(f"{kind}{words.dtype.itemsize}") >> (bits - layout.stored)
+    shifted = words.astype(words.dtype.newbyteorder("="))
+    shifted <<= up
+    values: NDArray[Any] = shifted.view(f"{kind}{words.dtype.itemsize}")
+    values >>= bits - layout.stored
     return values
 
 
@@ -175,10 +174,9 @@ def decoded(frame: bytes, syntax: str, layout: Layout) -> tuple[NDArray[Any], st
     if coding is not None and coding.bits == 12 and coding.marker in (jpeg.SOF0, jpeg.SOF1):
         grey = twelve_bits(frame, layout.samples)
         return (grey << 4).view(np.int16) >> 4 if layout.signed else grey, layout.colours
-    array, colours = _by_pydicom(frame, syntax, layout, layout.rows)
     if syntax == RLE and _has_another_row(frame, layout):
         raise DataError("E1207", "the RLE data hold more rows than the header announces.")
-    return array, colours
+    return _by_pydicom(frame, syntax, layout, layout.rows)
 
 
 def _by_pydicom(frame: bytes, syntax: str, layout: Layout, rows: int) -> tuple[NDArray[Any], str]:
