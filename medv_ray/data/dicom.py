@@ -257,7 +257,7 @@ class _Counted(io.BytesIO):
 
 
 @contextmanager
-def _own_words(size: int) -> Iterator[list[tuple[str, bytes]]]:
+def _own_words(size: int) -> Iterator[list[tuple[str, bytes | memoryview]]]:
     """Silence pydicom, and turn whatever it raises into an error with a text of ours.
 
     Transfer syntax and bytes of a frame are to be put into the list, for the error to name its
@@ -272,7 +272,7 @@ def _own_words(size: int) -> Iterator[list[tuple[str, bytes]]]:
         raise DataError("E1211", detail) from None
     except Exception:  # ImportError of a missing library, and what a mix of versions raises
         raise broken("pydicom is installed and does not load.") from None
-    seen: list[tuple[str, bytes]] = []
+    seen: list[tuple[str, bytes | memoryview]] = []
     logging.getLogger("pydicom").disabled = True
     try:
         with _QUIET, warnings.catch_warnings():

@@ -19,6 +19,7 @@ from tests.dicom_files import (
     EXTENDED,
     IMPLICIT,
     JPEG,
+    JPEG_2000,
     RLE,
     add_overlay,
     dataset,
@@ -121,6 +122,16 @@ def test_frames_in_several_pieces_are_told_apart() -> None:
                 assert np.abs(seen(ds, number)[0] - scaled(frame)).max() <= 4, (syntax, number)
             else:
                 assert code_of(ds, number) in ("E1203", "E1207")
+
+
+def test_a_piece_of_odd_length_is_read() -> None:
+    """Which the standard does not allow, and some writers make."""
+    frame = picture(GREYS[0], "JPEG2000", no_jp2=True)
+    frame += bytes(1 - len(frame) % 2)
+    data, even = encapsulated(GREYS[0], JPEG_2000, [frame]), struct.pack("<L", len(frame) + 1)
+    before, behind = data.split(even + frame + b"\0")
+    data = before + struct.pack("<L", len(frame)) + frame + behind
+    assert np.array_equal(seen(data)[0], scaled(GREYS[0]))
 
 
 def test_padding_is_a_range_of_stored_values() -> None:
