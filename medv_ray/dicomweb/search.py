@@ -122,18 +122,18 @@ def _check(entries: list[dict[str, Any]], address: Address) -> None:
         if name == "ModalitiesInStudy" or "*" in wanted or "?" in wanted:
             continue
         for entry in entries:
-            told = _text(entry, FILTERS[name].tag)
-            ignored[name] += bool(told) and not _matches(name, wanted, told)
+            value = _text(entry, FILTERS[name].tag)
+            ignored[name] += bool(value) and not _matches(name, wanted, value)
     for name, count in ignored.items():
         if count:
             raise Trouble("odd", f"it lists {count} instances of another {name} than asked for")
 
 
-def _matches(name: str, wanted: str, told: str) -> bool:
+def _matches(name: str, wanted: str, value: str) -> bool:
     if name == "StudyDate":
         first, dash, last = wanted.partition("-")
-        day = told.replace("-", "").replace(".", "")[:8]
+        day = value.replace("-", "").replace(".", "")[:8]
         return first <= day <= (last or ("9" * 8 if dash else first))
     if name.endswith("UID"):
-        return told in wanted.split(",")
-    return told.casefold() in [one.strip().casefold() for one in wanted.split("\\")]
+        return value in wanted.split(",")
+    return value.casefold() in [one.strip().casefold() for one in wanted.split("\\")]
