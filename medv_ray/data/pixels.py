@@ -89,7 +89,7 @@ def stretch(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
 
 
 def strips(values: NDArray[Any]) -> list[slice]:
-    """All rows, some at a time, so that float64 copies stay small."""
+    """The rows of any[H, ...], some at a time, so that float64 copies stay small."""
     return [slice(top, top + STRIP_ROWS) for top in range(0, len(values), STRIP_ROWS)]
 
 
