@@ -208,10 +208,10 @@ def _by_pydicom(
     # gdcm makes something of JPEG data that Pillow refuses
     plugin = "pillow" if syntax in _BY_PILLOW else ""
     # pydicom pads what is odd, and cannot pad a view
-    held = encapsulate([bytes(frame) if len(frame) % 2 else frame], has_bot=False)
+    pieces: list[Any] = [bytes(frame) if len(frame) % 2 else frame]
     # raw: colours are converted by strips later
     array, found = get_decoder(UID(syntax)).as_array(
-        held, index=0, raw=True, decoding_plugin=plugin, **options
+        encapsulate(pieces, has_bot=False), index=0, raw=True, decoding_plugin=plugin, **options
     )
     return array, str(found["photometric_interpretation"])
 
