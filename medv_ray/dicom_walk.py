@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from medv_ray.formats import dicom_start
+from medv_ray.formats import HEAD_BYTES, dicom_start
 
 _FRAMES, _LAST = 0x00280008, 0x00280100
 _SIZES = {0x00280002: "samples", 0x00280010: "rows", 0x00280011: "columns", _LAST: "bits"}
@@ -41,10 +41,7 @@ class Element(NamedTuple):
 def dicom_frames(file: BinaryIO, head: bytes, size: int) -> int:
     """NumberOfFrames; 1 without it. Raises ValueError for a number that is none or that the file
     has no room for."""
-    start = dicom_start(head)
-    if start is None:
-        raise ValueError
-    syntax, start = _file_meta(file, start)
+    syntax, start = file_meta(file, head)
     file.seek(start)
     order = ">" if syntax == _BIG else "<"
     if syntax == _DEFLATED:
@@ -83,45 +80,55 @@ def _number(text: bytes) -> int:
 def referenced_files(data: bytes) -> list[tuple[str, ...]]:
     """The paths that the index of a DICOM folder (DICOMDIR) names, in its order, as their parts.
 
-    Raises ValueError for what is no index.
+    Raises ValueError for what is no index, and for one that is cut short.
     """
     file = io.BytesIO(data)
-    start = dicom_start(data[:256])
-    if start is None:
-        raise ValueError
-    file.seek(_file_meta(file, start)[1])
+    file.seek(file_meta(file, data[:HEAD_BYTES])[1])
     found: list[tuple[str, ...]] = []
-    in_use, is_index = True, False
+    in_use, is_index, unended = True, False, 0
     for _ in range(_INDEX_STEPS):
         element = _element(file, True, "<")  # explicit, little-endian: PS3.10 8.6
         if element is None:
+            if is_index and not unended:
+                return found
+            break
+        if element.length != _UNDEFINED and file.tell() + element.length > len(data):
             break
         if element.tag >> 16 == 0xFFFE or element.kind == b"SQ":  # what is inside comes next
+            unended += element.length == _UNDEFINED
+            unended -= element.tag in (_ITEM_END, _SEQUENCE_END)
             in_use |= element.tag == _ITEM
             is_index |= element.tag == _RECORDS
             continue
         if element.length == _UNDEFINED:
-            raise ValueError
+            break
         value = file.read(element.length)
         if element.tag == _IN_USE:
             in_use = value != b"\0\0"
         elif element.tag == _FILE_ID and in_use:
             found.append(tuple(part.strip(" \0") for part in value.decode("latin-1").split("\\")))
-    if not is_index:
+    raise ValueError
+
+
+def file_meta(file: BinaryIO, head: bytes) -> tuple[str, int]:
+    """Transfer syntax, empty where there is none, and where the data set begins.
+
+    Always explicit, little-endian. Raises ValueError for a head that is none of DICOM's.
+    """
+    start = dicom_start(head)
+    if start is None:
         raise ValueError
-    return found
-
-
-def _file_meta(file: BinaryIO, start: int) -> tuple[str, int]:
-    """Transfer syntax, empty where there is none, and where the data set begins."""
     file.seek(start)
     syntax, end = "", start
-    while (element := _element(file, True, "<")) is not None and element.tag >> 16 == 2:
+    for _ in range(_STEPS):
+        element = _element(file, True, "<")
+        if element is None or element.tag >> 16 != 2:
+            return syntax, end
         if element.tag & 0xFFFF == 0x10:
             syntax = file.read(min(element.length, 64)).rstrip(b"\0 ").decode("ascii")
             file.seek(-min(element.length, 64), io.SEEK_CUR)
         end = file.seek(element.length, io.SEEK_CUR)
-    return syntax, end
+    raise ValueError
 
 
 def _top(file: BinaryIO, is_explicit: bool, order: str, steps: Iterator[int]) -> Iterator[Element]:

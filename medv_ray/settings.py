@@ -247,7 +247,8 @@ class ImageSettings(Settings):
     background: Annotated[int, Field(ge=0, le=255)] = 255
     """Grey on which transparent pixels are composited. 255 is white, as figures are printed."""
     decode_seconds: PositiveFloat = 10.0
-    """Wall time after which the decoder's child process is killed."""
+    """CPU time of one picture, or time in which nothing moves, after which the decoder's child
+    process is killed; ten times as long on the clock where it hardly gets a core."""
     decode_bytes: PositiveInt = 2 * 2**30
     """Address space of the decoder's child process."""
 

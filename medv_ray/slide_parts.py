@@ -1,7 +1,7 @@
 """Which part of a slide a row shows, and what tells a slide from a picture by its bytes.
 
 A slide is a scan under a microscope: too large to decode whole, so that it is read in parts, at a
-resolution that is asked for. Standard library only. Source of the tags: TIFF 6.0, and the formats
+resolution that is asked for. Source of the tags: TIFF 6.0, and the formats
 that openslide.org describes.
 """
 
@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from itertools import islice
 from typing import BinaryIO, Literal, NamedTuple, Protocol, Self
+
+from medv_ray.tiff_walk import pages
 
 _WIDTH, _HEIGHT, _DESCRIPTION, _TILE_WIDTH, _XML, _HAMAMATSU = 256, 257, 270, 322, 700, 65420
 _WHOLE_SLIDE = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.77\.1\.6(?![.\d])")
 """DICOM's VL Whole Slide Microscopy Image Storage: the class stands at the file's beginning."""
 _LABEL = re.compile(rb"\x08\0\x08\0.{4,8}(?:[A-Z_ ]+\\){2}(?:LABEL|OVERVIEW)", re.DOTALL)
 """ImageType, in either form of value representation."""
-_MOST_PAGES, _MOST_ENTRIES, _MOST_TEXT = 64, 4096, 4096
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}
+_TAGS = (_WIDTH, _HEIGHT, _DESCRIPTION, _TILE_WIDTH, _XML, _HAMAMATSU)
+_MOST_PAGES, _STEPS = 64, 2**15
 _ASPECT = 0.05
 
 
@@ -85,8 +87,8 @@ def slide_kind(file: BinaryIO, name: str = "") -> SlideKind | None:
     if head[128:132] == b"DICM":
         return "dicom" if _WHOLE_SLIDE.search(head) else None
     try:
-        return _tiff_kind(file, head)
-    except (struct.error, ValueError, OverflowError):
+        return _tiff_kind(file)
+    except (struct.error, ValueError):
         return None  # a damaged directory is the decoder's to judge
 
 
@@ -95,9 +97,9 @@ def shows_label(head: bytes) -> bool:
     return bool(_WHOLE_SLIDE.search(head[:512]) and _LABEL.search(head))
 
 
-def _tiff_kind(file: BinaryIO, head: bytes) -> SlideKind | None:
+def _tiff_kind(file: BinaryIO) -> SlideKind | None:
     first: dict[int, bytes | int] | None = None
-    for page in _pages(file, head):
+    for page in islice(pages(file, _TAGS, _STEPS), _MOST_PAGES):
         if first is None:
             first = page
             said = b"".join(
@@ -123,55 +125,6 @@ def _is_smaller(page: dict[int, bytes | int], first: dict[int, bytes | int]) -> 
     # of small levels the rounding of a side shows
     slack = _ASPECT + 1 / width + 1 / height
     return width < full_width and abs(aspect - 1) < slack
-
-
-def _pages(file: BinaryIO, head: bytes) -> Iterator[dict[int, bytes | int]]:
-    """The directories of a TIFF: numbers of one value, and texts. Raises struct.error."""
-    order = {b"II": "<", b"MM": ">"}.get(head[:2])
-    if order is None:
-        return
-    (version,) = struct.unpack(f"{order}H", head[2:4])
-    if version == 42:
-        count, entry, inline = "H", "HHI4s", 4
-        (at,) = struct.unpack(f"{order}I", head[4:8])
-    elif version == 43:
-        count, entry, inline = "Q", "HHQ8s", 8
-        (at,) = struct.unpack(f"{order}Q", head[8:16])
-    else:
-        return
-    offset = f"{order}{'I' if inline == 4 else 'Q'}"
-    seen: set[int] = set()
-    while at and at not in seen and len(seen) < _MOST_PAGES:
-        seen.add(at)
-        file.seek(at)
-        (entries,) = struct.unpack(f"{order}{count}", file.read(struct.calcsize(f"{order}{count}")))
-        if entries > _MOST_ENTRIES:
-            return
-        size = struct.calcsize(f"{order}{entry}")
-        block = file.read(entries * size)
-        (at,) = struct.unpack(offset, file.read(inline))
-        yield {
-            tag: value
-            for tag, kind, length, raw in struct.iter_unpack(f"{order}{entry}", block)
-            if (value := _value(file, order, offset, kind, length, raw)) is not None
-        }
-
-
-def _value(
-    file: BinaryIO, order: str, offset: str, kind: int, length: int, raw: bytes
-) -> bytes | int | None:
-    if length == 1 and kind in _SIZES:
-        size = _SIZES[kind]
-        return int.from_bytes(raw[:size], "little" if order == "<" else "big")
-    if kind not in (1, 2, 7):
-        return 0  # it is there
-    if length <= len(raw):
-        return raw[:length]
-    here = file.tell()
-    file.seek(struct.unpack(offset, raw)[0])
-    text = file.read(min(length, _MOST_TEXT))
-    file.seek(here)
-    return text
 
 
 class SlideFiles(Protocol):

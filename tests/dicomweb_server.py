@@ -11,15 +11,22 @@ import io
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pydicom
+import pytest
 from pydicom.dataset import Dataset
+
+from medv_ray.archive import pacs_listing
+from medv_ray.dicomweb.client import Client
+from tests.dicom_files import CAPTURE, dicom
 
 KEYWORDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 BOUNDARY = "part-of-0.5"
@@ -204,30 +211,36 @@ def picture(
     number: int, study: int = 1, series: int = 1, modality: str = "CT", **more: Any
 ) -> bytes:
     """A 16 x 16 secondary capture of a patient who is none."""
-    one = Dataset()
-    one.file_meta = pydicom.dataset.FileMetaDataset()
-    one.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    one.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
-    one.StudyInstanceUID = f"2.25.{study}"
-    one.SeriesInstanceUID = f"2.25.{study}.{series}"
-    one.SOPInstanceUID = f"2.25.{study}.{series}.{number}"
-    one.PatientName, one.PatientID = f"CANARY^NAME{study}", f"CANARY-MRN-{study}"
-    one.PatientBirthDate, one.PatientSex = "19000101", "O"
-    one.StudyDate, one.StudyTime, one.StudyID = f"202401{study:02d}", "120000", str(study)
-    one.AccessionNumber, one.ReferringPhysicianName = f"CANARY-ACC-{study}", "CANARY^DOCTOR"
-    one.Modality, one.InstanceNumber, one.SeriesNumber = modality, number, series
-    one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
-    one.Rows = one.Columns = 16
-    one.BitsAllocated = one.BitsStored = 8
-    one.HighBit, one.PixelRepresentation = 7, 0
-    one.PixelData = bytes((number + k) % 256 for k in range(256))
-    for keyword, value in more.items():
-        if value is None:
-            delattr(one, keyword)
-        else:
-            setattr(one, keyword, value)
-    one.file_meta.MediaStorageSOPClassUID = one.SOPClassUID
-    one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID
-    buffer = io.BytesIO()
-    pydicom.dcmwrite(buffer, one, enforce_file_format=True)
-    return buffer.getvalue()
+    pixels = ((number + np.arange(256)) % 256).astype(np.uint8).reshape(16, 16)
+    said = {
+        "SOPClassUID": CAPTURE,
+        "StudyInstanceUID": f"2.25.{study}",
+        "SeriesInstanceUID": f"2.25.{study}.{series}",
+        "SOPInstanceUID": f"2.25.{study}.{series}.{number}",
+        "PatientName": f"CANARY^NAME{study}",
+        "PatientID": f"CANARY-MRN-{study}",
+        "PatientBirthDate": "19000101",
+        "PatientSex": "O",
+        "StudyDate": f"202401{study:02d}",
+        "StudyTime": "120000",
+        "StudyID": str(study),
+        "AccessionNumber": f"CANARY-ACC-{study}",
+        "ReferringPhysicianName": "CANARY^DOCTOR",
+        "Modality": modality,
+        "InstanceNumber": number,
+        "SeriesNumber": series,
+    }
+    return dicom(pixels, **said | more)
+
+
+@contextmanager
+def holding(pictures: Iterable[bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
+    """A server with pictures; an archive's clients try twice and wait for nothing."""
+    quick = partial(Client, tries=2, sleep=lambda wait_s: None)
+    monkeypatch.setattr(pacs_listing, "Client", quick)
+    pacs_listing.client_of.cache_clear()
+    with serving(Pacs()) as pacs:
+        for one in pictures:
+            pacs.add(one)
+        yield pacs
+    pacs_listing.client_of.cache_clear()

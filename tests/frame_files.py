@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from tests.dicom_files import EXPLICIT, IMPLICIT, dataset, encode
 
 SIDE = 24
+CAPTURES = "1.2.840.10008.5.1.4.1.1.7.2"
 
 
 def page(grey: int, **tags: int) -> Image.Image:
@@ -37,20 +38,6 @@ def greys(kind: str, values: Sequence[int], **options: object) -> bytes:
 def dicom(values: Sequence[int], implicit: bool = False, **elements: object) -> bytes:
     """Uncompressed frames of one grey each, shown as they are stored."""
     frames = np.stack([np.full((SIDE, SIDE), value, np.uint8) for value in values])
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7.2"
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = "1.2.3"
-    syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-    ds.file_meta.TransferSyntaxUID = syntax
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.NumberOfFrames, ds.Rows, ds.Columns = str(len(values)), SIDE, SIDE
-    ds.BitsAllocated = ds.BitsStored = 8
-    ds.HighBit, ds.PixelRepresentation = 7, 0
-    ds.WindowCenter, ds.WindowWidth = "128", "256"
-    ds.PixelData = frames.tobytes()
-    for name, value in elements.items():
-        setattr(ds, name, value)
-    buffer = io.BytesIO()
-    ds.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
+    shown = {"WindowCenter": "128", "WindowWidth": "256", "SOPClassUID": CAPTURES}
+    syntax = IMPLICIT if implicit else EXPLICIT
+    return encode(dataset(frames, syntax=syntax, **shown | elements))

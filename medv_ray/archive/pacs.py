@@ -37,10 +37,10 @@ def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
 def listed(archive: Archive) -> list[Image]:
     """The instances with what tells that they change. A UID's object never does (PS3.5 9), but a
     PACS may move it to another study or series, or tell another class or size of it."""
-    return [Image(*image, told(archive, image.name)) for image in archive.images]
+    return [Image(*image, digest_of(archive, image.name)) for image in archive.images]
 
 
-def told(archive: Archive, name: str) -> str:
+def digest_of(archive: Archive, name: str) -> str:
     """64 hex digits of what the PACS tells of an instance."""
     text = f"{archive.salt} {archive.instances[name]!r}"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -21,6 +21,7 @@ from medv_ray.archive.left_out import LeftOut
 from medv_ray.archive.pseudonyms import FOLDER
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.store import Store, Stored
+from medv_ray.dicom_objects import kind_of_class
 from medv_ray.dicomweb.address import parse
 from medv_ray.dicomweb.client import Client, Trouble
 from medv_ray.dicomweb.search import Instance, search
@@ -33,20 +34,6 @@ FILE = f"{FOLDER}/instances.parquet"
 DIGITS = 24
 """Of a name, hexadecimal: two of 10^9 instances meet with probability 1e-11."""
 UNKNOWN_BYTES = 2**20
-NO_PICTURE = {
-    "1.2.840.10008.5.1.4.1.1.88.59": "key objects",
-    "1.2.840.10008.5.1.4.1.1.88.": "reports",
-    "1.2.840.10008.5.1.4.1.1.11.": "presentation states",
-    "1.2.840.10008.5.1.4.1.1.9.": "waveforms",
-    "1.2.840.10008.5.1.4.1.1.66": "segmentations, registrations, raw data",
-    "1.2.840.10008.5.1.4.1.1.67": "value maps",
-    "1.2.840.10008.5.1.4.1.1.104.": "encapsulated documents",
-    "1.2.840.10008.5.1.4.1.1.481.1": "",  # RT images are pictures
-    "1.2.840.10008.5.1.4.1.1.481.": "radiotherapy objects",
-    "1.2.840.10008.5.1.4.34.": "worklists and plans",
-}
-"""By the beginning of a SOP class (PS3.4 B.5): what it stores that is no picture to be asked about.
-The longest beginning decides."""
 
 
 class Listed(NamedTuple):
@@ -73,9 +60,9 @@ def listed(settings: ArchiveSettings, left_out: LeftOut, salt: str = "") -> List
         left_out.add("", "instances whose UID is none", found.unnamed)
     images, instances = [], {}
     for one in found.instances:
-        reason = no_picture(one.sop_class)
-        if reason:
-            left_out.add("", f"no picture ({reason})")
+        kind = kind_of_class(one.sop_class)
+        if kind:
+            left_out.add("", f"no picture ({kind})")
             continue
         name = name_of(salt, one.uid)
         pixels = 2 * one.rows * one.columns * max(one.frames, 1)
@@ -90,12 +77,6 @@ def listed(settings: ArchiveSettings, left_out: LeftOut, salt: str = "") -> List
 def name_of(salt: str, uid: str) -> str:
     """24 hexadecimal digits."""
     return hmac.new(salt.encode(), uid.encode(), hashlib.sha256).hexdigest()[:DIGITS]
-
-
-def no_picture(sop_class: str) -> str:
-    """What objects of this class are instead of pictures; empty for pictures."""
-    fits = [begin for begin in NO_PICTURE if sop_class.startswith(begin)]
-    return NO_PICTURE[max(fits, key=len)] if fits else ""
 
 
 @lru_cache(maxsize=4)

@@ -37,6 +37,9 @@ KEPT_BYTES = 2**28
 
 Message = dict[str, str]
 
+GROUPS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
+"""Not a map: Hugging Face `datasets` reads none."""
+
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -48,12 +51,15 @@ SCHEMA = pa.schema(
         pa.field("question_type", pa.string()),
         pa.field("source", pa.string()),  # file and row number that it came from
         pa.field("choices", pa.list_(pa.string())),  # allowed answers; null where none are known
-        pa.field("groups", pa.map_(pa.string(), pa.string())),  # modality, organ, ...: for tables
+        pa.field("groups", GROUPS),  # modality, organ, ...: for tables
     ]
 )
 
-BEFORE_CHOICES = pa.schema([field for field in SCHEMA if field.name not in ("choices", "groups")])
-"""Columns of datasets that were prepared before there were choices; they are read as ever."""
+FORMER = (
+    pa.schema([field for field in SCHEMA if field.name not in ("choices", "groups")]),
+    pa.schema([*list(SCHEMA)[:-1], pa.field("groups", pa.map_(pa.string(), pa.string()))]),
+)
+"""Columns of datasets that earlier releases prepared; they are read as ever."""
 
 
 class Example(NamedTuple):
@@ -88,7 +94,7 @@ class Dataset:
             )
         except (OSError, pa.ArrowException) as error:
             raise _changed(f"{self._name} is missing or damaged", error) from None
-        if self._file.schema_arrow not in (SCHEMA, BEFORE_CHOICES):
+        if self._file.schema_arrow not in (SCHEMA, *FORMER):
             raise DataError("E1113", f"{self._name} has other columns than a dataset's.")
         footer = self._file.metadata
         rows = [footer.row_group(n).num_rows for n in range(footer.num_row_groups)]
@@ -127,7 +133,7 @@ class Dataset:
             cells["answer_type"],
             cells["question_type"],
             tuple(cells.get("choices") or ()),
-            dict(cells.get("groups") or ()),
+            dict(map(_pair, cells.get("groups") or ())),
         )
 
     def __iter__(self) -> Iterator[Example]:
@@ -232,6 +238,11 @@ def row_bytes(cells: dict[str, Any]) -> bytes:
     others: Sequence[Any] = [cells[n] for n in ("answer_type", "question_type", "source")]
     others = [*others, list(cells["choices"])] if cells.get("choices") else others
     return json.dumps([cells["id"], list(cells["images"]), said, *others]).encode() + b"\n"
+
+
+def _pair(group: Any) -> tuple[str, str]:
+    """Name and value; what a map holds is a pair already."""
+    return group if isinstance(group, tuple) else (group["name"], group["value"])
 
 
 def _changed(what: str, error: Exception | None = None) -> DataError:

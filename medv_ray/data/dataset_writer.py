@@ -139,7 +139,8 @@ def _write_split(
                 left_out.writerow([split, row.source, row.reason, row.line, row.cause])
                 continue
             digests = [_store(partial, data) for data in row.images]
-            younger = {"choices": row.choices or None, "groups": [*row.groups.items()] or None}
+            groups = [{"name": name, "value": value} for name, value in row.groups.items()]
+            younger = {"choices": row.choices or None, "groups": groups or None}
             cells = {**row._asdict(), "images": digests, **younger}
             state.update(row_bytes(cells))
             images.update(bytes.fromhex(digest) for digest in digests)

@@ -27,7 +27,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -37,6 +36,7 @@ import numpy as np
 
 from medv_ray.canvases import TileSettings
 from medv_ray.data.causes import broken
+from medv_ray.data.child_time import MOST_WALL, ChildTime
 from medv_ray.data.encoded import open_header
 from medv_ray.data.images import Prepared, check_bytes, inspect, prepare
 from medv_ray.errors import CATALOGUE, DataError, MedvError, RunError, SettingsError
@@ -53,6 +53,8 @@ _START_SECONDS = 60.0
 _ORPHAN_CHECK_SECONDS = 5.0
 _FEW_BYTES = b"GIF89a" + bytes(32)
 Work = Callable[..., tuple[dict[str, Any], memoryview]]
+Left = Callable[[], float]
+"""Seconds to wait at most before it is asked again; none: time is over."""
 _KINDS: dict[str, type[MedvError]] = {"E1001": SettingsError, "E1513": RunError}
 
 
@@ -196,10 +198,10 @@ class Decoder:
             # a user's total is limited; smaller pipes are only slower
             with contextlib.suppress(OSError):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        deadline = time.monotonic() + _START_SECONDS
+        left = ChildTime(process.pid, _START_SECONDS).left
         try:
-            _send(_pipes(process)[0], _SIZE.pack(len(self._setup)) + self._setup, deadline)
-            _receive(_pipes(process)[1], 1, deadline)
+            _send(_pipes(process)[0], _SIZE.pack(len(self._setup)) + self._setup, left)
+            _receive(_pipes(process)[1], 1, left)
         except (TimeoutError, EOFError, OSError):
             self._process = process
             how = self._stop(leaving=True)
@@ -226,16 +228,16 @@ class Decoder:
     def _exchange(
         self, process: subprocess.Popen[bytes], data: bytes, seconds: float, part: str = ""
     ) -> tuple[Any, bytearray]:
-        deadline = time.monotonic() + seconds
+        left = ChildTime(process.pid, seconds).left
         stdin, stdout = _pipes(process)
         head = _SIZE.pack(len(part)) + part.encode("ascii") + _SIZE.pack(len(data))
-        _send(stdin, head, deadline)
-        _send(stdin, data, deadline)
-        json_bytes, tile_bytes = _REPLY.unpack(_receive(stdout, _REPLY.size, deadline))
+        _send(stdin, head, left)
+        _send(stdin, data, left)
+        json_bytes, tile_bytes = _REPLY.unpack(_receive(stdout, _REPLY.size, left))
         if json_bytes > _REPLY_JSON_BYTES or tile_bytes > self._most_bytes:
             raise ValueError("a reply larger than any good one")
-        header = json.loads(_receive(stdout, json_bytes, deadline))
-        return header, _receive(stdout, tile_bytes, deadline)
+        header = json.loads(_receive(stdout, json_bytes, left))
+        return header, _receive(stdout, tile_bytes, left)
 
     def _understand(self, header: Any, payload: bytearray) -> Any:
         """The reply of a child that may have been taken over: every field is checked."""
@@ -262,30 +264,31 @@ def _pipes(process: subprocess.Popen[bytes]) -> tuple[int, int]:
     return process.stdin.fileno(), process.stdout.fileno()
 
 
-def _wait(pipe: int, event: int, deadline: float) -> None:
+def _wait(pipe: int, event: int, left: Left) -> None:
     """Until the pipe is ready. Raises TimeoutError."""
     # not select(), which knows no descriptor above 1023
     poll = select.poll()
     poll.register(pipe, event)
-    left = deadline - time.monotonic()
-    if left <= 0 or not poll.poll(math.ceil(left * 1000)):
-        raise TimeoutError
+    while (seconds := left()) > 0:
+        if poll.poll(math.ceil(seconds * 1000)):
+            return
+    raise TimeoutError
 
 
-def _send(pipe: int, data: bytes, deadline: float) -> None:
+def _send(pipe: int, data: bytes, left: Left) -> None:
     view = memoryview(data)
     while view:
-        _wait(pipe, select.POLLOUT, deadline)
+        _wait(pipe, select.POLLOUT, left)
         with contextlib.suppress(BlockingIOError):
             view = view[os.write(pipe, view) :]
 
 
-def _receive(pipe: int, size: int, deadline: float) -> bytearray:
+def _receive(pipe: int, size: int, left: Left) -> bytearray:
     """Raises EOFError when the other side is gone."""
     result = bytearray(size)
     view = memoryview(result)
     while view:
-        _wait(pipe, select.POLLIN, deadline)
+        _wait(pipe, select.POLLIN, left)
         got = os.readv(pipe, [view])
         if not got:
             raise EOFError
@@ -329,8 +332,8 @@ def main() -> None:
         if size or part is None:
             held = b""  # there may be no room for both
         data = _exactly(requests, size) or held
-        # Should the parent be gone by then, only this signal ends a decoder that hangs.
-        signal.setitimer(signal.ITIMER_REAL, image.decode_seconds + 1)
+        # Should the parent be gone by then, only these signals end a decoder that hangs.
+        set_timers(image.decode_seconds)
         if slides is not None:
             header, payload = slides.answer(data)
         else:
@@ -341,7 +344,7 @@ def main() -> None:
         replies.write(_REPLY.pack(len(said), payload.nbytes) + said)
         replies.write(payload)
         replies.flush()
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        set_timers(0)
 
 
 def limit(memory_bytes: int) -> None:
@@ -354,6 +357,12 @@ def limit(memory_bytes: int) -> None:
         hard = resource.getrlimit(what)[1]
         amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
         resource.setrlimit(what, (amount, amount))
+
+
+def set_timers(seconds: float) -> None:
+    """Of CPU time and of the clock, a second behind the parent's; 0: none."""
+    for what, after in ((signal.ITIMER_PROF, seconds), (signal.ITIMER_REAL, seconds * MOST_WALL)):
+        signal.setitimer(what, after and after + 1)
 
 
 def wait_for_request(requests: BinaryIO, parent: int) -> bool:

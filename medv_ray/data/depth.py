@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from medv_ray.data.pixels import BITS_PER_SAMPLE, PLANAR_CONFIGURATION, stretch, tag
+from medv_ray.data.pixels import BITS_PER_SAMPLE, PLANAR_CONFIGURATION, STRIP_ROWS, stretch, tag
 from medv_ray.errors import DataError
 
 _COLOR_MAP = 320
-_STRIP_ROWS = 256  # the copies of a strip stay small
 _LA = "LA;16B"  # which Pillow has for one byte order only
 
 
@@ -71,8 +70,8 @@ def read_deep(
 
     def strips() -> Iterator[tuple[int, NDArray[np.uint16]]]:
         """(first row, uint16[h, W, C]) of colours and alpha."""
-        for top in range(0, first.height, _STRIP_ROWS):
-            box = (0, top, first.width, min(top + _STRIP_ROWS, first.height))
+        for top in range(0, first.height, STRIP_ROWS):
+            box = (0, top, first.width, min(top + STRIP_ROWS, first.height))
             parts = [np.asarray(half.crop(box), np.uint16) for half, _ in halves]
             if grey:
                 yield top, parts[0][..., ::2] * 256 + parts[0][..., 1::2]

@@ -31,13 +31,13 @@ from medv_ray.data.dicom_grey import Look, to_grey
 from medv_ray.data.dicom_header import (
     burned_in,
     check_object,
-    file_meta,
     frames_of,
     integer,
     layout_of,
 )
 from medv_ray.data.dicom_pixels import PixelData, decoded, values_of
 from medv_ray.data.grey_values import GreyValues
+from medv_ray.dicom_walk import file_meta
 from medv_ray.errors import DataError, MedvError
 from medv_ray.formats import HEAD_BYTES, format_of
 from medv_ray.windows import parse
@@ -81,7 +81,8 @@ class DicomFile:
         self._data, self._image = data, image
         self._goes_on = False  # the header was read up to an element behind its part
         with _own_words(len(data)):
-            self._syntax, self._start = file_meta(data)
+            # not left to pydicom, which inflates without a limit
+            self._syntax, self._start = file_meta(io.BytesIO(data), data[:HEAD_BYTES])
             head = self._read(_BURNED_IN, _HEADER_BYTES)
             self._words = burned_in(head, image.burned_in)
             check_object(head, image.maps, self._goes_on)
@@ -170,7 +171,6 @@ class DicomFile:
             code = "E1211" if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds else "E1203"
             raise DataError(code, "the DICOM object holds no PixelData.")
         at, kind, length = found[0]
-        offsets, lengths = (ds.get(f"ExtendedOffsetTable{of}") for of in ("", "Lengths"))
         return ds, PixelData(
             body=body,
             start=at,
@@ -179,7 +179,6 @@ class DicomFile:
             encapsulated=UID(syntax).is_encapsulated,
             big=syntax == BIG,
             words=kind == "OW",
-            offsets=(offsets, lengths) if offsets and lengths else None,
         )
 
     def _body(self, most: int) -> tuple[str, bytes, int]:
@@ -262,7 +261,7 @@ class _Counted(io.BytesIO):
 
 
 @contextmanager
-def _own_words(size: int) -> Iterator[list[tuple[str, bytes]]]:
+def _own_words(size: int) -> Iterator[list[tuple[str, bytes | memoryview]]]:
     """Silence pydicom, and turn whatever it raises into an error with a text of ours.
 
     Transfer syntax and bytes of a frame are to be put into the list, for the error to name its
@@ -277,7 +276,7 @@ def _own_words(size: int) -> Iterator[list[tuple[str, bytes]]]:
         raise DataError("E1211", detail) from None
     except Exception:  # ImportError of a missing library, and what a mix of versions raises
         raise broken("pydicom is installed and does not load.") from None
-    seen: list[tuple[str, bytes]] = []
+    seen: list[tuple[str, bytes | memoryview]] = []
     logging.getLogger("pydicom").disabled = True
     try:
         with _QUIET, warnings.catch_warnings():

@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medv_ray.data.dicom_tables import Table
-from medv_ray.data.pixels import stretch
+from medv_ray.data.pixels import stretch, strips
 from medv_ray.errors import DataError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_STRIP_ROWS = 256  # float copies stay small
 # PS3.3 C.7.6.3.1.2; of the partial ones black is 16, white 235
 _FULL = np.array(
     [[1, 0, 1.402], [1, -0.114 * 1.772 / 0.587, -0.299 * 1.402 / 0.587], [1, 1.772, 0]]
@@ -46,10 +45,9 @@ def by_palette(values: NDArray[Any], ds: Dataset) -> tuple[NDArray[np.uint8], li
     for channel, table in enumerate(found):
         shift = 0 if narrow else table.bits - 8
         bytes_of = (table.values.astype(np.int64) >> max(shift, 0)).astype(np.uint8)
-        for top in range(0, len(values), _STRIP_ROWS):
-            strip = values[top : top + _STRIP_ROWS].astype(np.int64)
-            index = np.clip(strip - table.first, 0, len(bytes_of) - 1)
-            result[top : top + _STRIP_ROWS, :, channel] = bytes_of[index]
+        for rows in strips(values):
+            index = np.clip(values[rows].astype(np.int64) - table.first, 0, len(bytes_of) - 1)
+            result[rows, :, channel] = bytes_of[index]
     return result, words
 
 
@@ -69,13 +67,13 @@ def to_rgb(
     # the wavelet decoder has undone ICT and RCT
     is_ybr = colours.startswith("YBR") and colours not in ("YBR_ICT", "YBR_RCT")
     result = np.empty(values.shape, np.uint8)
-    for top in range(0, len(values), _STRIP_ROWS):
-        strip = values[top : top + _STRIP_ROWS]
+    for rows in strips(values):
+        strip = values[rows]
         if strip.dtype.kind == "i":
             strip = strip.astype(np.int64) + 2 ** (bits - 1)
         if is_ybr:
             strip = _from_ybr(strip, colours, bits, from_jpeg)
-        result[top : top + _STRIP_ROWS] = strip if bits == 8 else stretch(strip, 0, 2**bits - 1)
+        result[rows] = strip if bits == 8 else stretch(strip, 0, 2**bits - 1)
     words = [f"colour{16 if bits > 8 else 8}_scaled:0..{2**bits - 1}"] if bits != 8 else []
     return result, words
 

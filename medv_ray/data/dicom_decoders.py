@@ -93,7 +93,9 @@ def _broken_plugins() -> Iterator[str]:
                 yield name
 
 
-def why(error: Exception, size: int, syntax: str = "", frame: bytes = b"") -> MedvError:
+def why(
+    error: Exception, size: int, syntax: str = "", frame: bytes | memoryview = b""
+) -> MedvError:
     """What is to be raised in place of an error of pydicom; transfer syntax and bytes of the
     frame, once they were read.
 
@@ -104,7 +106,7 @@ def why(error: Exception, size: int, syntax: str = "", frame: bytes = b"") -> Me
         return DataError("E1209", detail)
     if isinstance(error, ImportError) or not works(syntax):
         return broken("pydicom does not read a DICOM object that is sound.")
-    coding = jpeg.read(frame).coding if frame.startswith(b"\xff\xd8") else None
+    coding = jpeg.read(bytes(frame)).coding if frame[:2] == b"\xff\xd8" else None
     if coding is not None and not coding.plain and not _reads(coding):
         text = f"a {coding}, which is not read here; imagecodecs or {_TWELVE}"
         return DataError("E1211", f"the frames of {size} bytes (DICOM) are {text}.")

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medv_ray.data.dicom_objects import is_ct
 from medv_ray.data.dicom_tables import Table
 from medv_ray.data.grey_values import GreyValues
+from medv_ray.data.pixels import strips
+from medv_ray.dicom_objects import is_ct
 from medv_ray.errors import DataError
 from medv_ray.windows import Window
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
-
-_STRIP_ROWS = 256  # float64 copies stay small
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,15 +130,16 @@ def to_grey(stored: NDArray[Any], look: Look) -> tuple[NDArray[np.uint8], list[s
     if look.voi is None and look.window is None:
         low, high = _range(stored, look)
     grey = np.zeros(stored.shape, np.uint8)
-    for top in range(0, len(stored), _STRIP_ROWS):
-        strip = look.modality_values(stored[top : top + _STRIP_ROWS])
+    for rows in strips(stored):
+        strip = look.modality_values(stored[rows])
         if look.voi is not None:
             shown = _look_up(strip, look.voi) * (255 / (2.0**look.voi.bits - 1))
         elif look.window is not None:
             shown = _windowed(strip, look.window, look.function)
         else:
             shown = (strip - low) * (255 / (high - low) if high > low else 0)
-        grey[top : top + _STRIP_ROWS] = np.rint(np.clip(shown, 0, 255))
+        shown = np.rint(np.clip(shown, 0, 255))
+        grey[rows] = 255 - shown if look.inverted else shown
     words = [*look.words, *(["modality_lut"] if look.modality is not None else [])]
     if look.voi is not None:
         words.append("dicom_voi_lut:1")
@@ -149,9 +149,7 @@ def to_grey(stored: NDArray[Any], look: Look) -> tuple[NDArray[np.uint8], list[s
         words.append(f"dicom_window:{look.shown_by}:{numbers}")
     else:
         words.append(f"dicom_range:{low:.10g}..{high:.10g}")
-    if look.inverted:
-        return 255 - grey, [*words, look.inverted]
-    return grey, words
+    return grey, [*words, *([look.inverted] if look.inverted else [])]
 
 
 def _windowed(

@@ -8,40 +8,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from medv_ray.data import dicom_objects as objects
+from medv_ray import dicom_objects as objects
 from medv_ray.data.dicom_pixels import Layout
 from medv_ray.errors import DataError
-from medv_ray.formats import HEAD_BYTES, dicom_start
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_META, _SYNTAX = 2, 0x10  # group of the file meta information, element of the transfer syntax
-_LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT")
 _COLOURS = (
     *("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422"),
     *("YBR_ICT", "YBR_RCT"),
 )
-
-
-def file_meta(data: bytes) -> tuple[str, int]:
-    """Transfer syntax, empty if absent, and where the data set starts.
-
-    Always explicit, little-endian. It is not left to pydicom, which inflates without a limit.
-    """
-    offset, syntax = dicom_start(data[:HEAD_BYTES]) or 0, ""
-    while int.from_bytes(data[offset : offset + 2], "little") == _META and offset + 8 <= len(data):
-        element, kind = (
-            int.from_bytes(data[offset + 2 : offset + 4], "little"),
-            data[offset + 4 :][:2],
-        )
-        long = kind in _LONG_VRS
-        start = offset + (12 if long else 8)
-        length = int.from_bytes(data[start - (4 if long else 2) : start], "little")
-        if element == _SYNTAX:
-            syntax = data[start : start + min(length, 64)].rstrip(b"\0 ").decode("ascii")
-        offset = start + length
-    return syntax, offset
 
 
 def burned_in(head: Dataset, policy: str) -> list[str]:

@@ -59,8 +59,6 @@ class PixelData:
     big: bool
     words: bool
     """Whether the bytes of a big-endian one are swapped in pairs (OW)."""
-    offsets: tuple[bytes, bytes] | None
-    """Extended offset table and lengths."""
 
     def check(self, layout: Layout) -> None:
         """Raises DataError E1203 or E1207 where it is not as long as the header calls for."""
@@ -100,20 +98,22 @@ class PixelData:
             raise DataError("E1203", "the DICOM object's pixel data end early, or are damaged.")
         return pieces[1:]
 
-    def coded(self, layout: Layout, index: int) -> bytes:
-        """A compressed frame. Raises DataError E1203, and many types for damaged framing."""
+    def coded(self, layout: Layout, index: int) -> bytes | memoryview:
+        """A compressed frame, no copy where it is one piece.
+
+        Raises DataError E1203, and many types for damaged framing.
+        """
         from pydicom.encaps import get_frame
 
         pieces = self._pieces()
-        if len(pieces) == layout.frames:  # one each, whatever a table of offsets says
-            return bytes(pieces[index])
+        # one each, whatever a table of offsets says; with an extended one they always are
+        if len(pieces) == layout.frames:
+            return pieces[index]
         if layout.frames == 1:
             return b"".join(pieces)
         stream = io.BytesIO(self.body)  # shares the bytes
         stream.seek(self.start)
-        return get_frame(
-            stream, index, extended_offsets=self.offsets, number_of_frames=layout.frames
-        )
+        return get_frame(stream, index, number_of_frames=layout.frames)
 
     def native(self, layout: Layout, index: int) -> NDArray[Any]:
         """Unsigned words of an uncompressed frame: uint[H, W], or uint[H, W, 3].
@@ -155,17 +155,22 @@ def values_of(words: NDArray[Any], layout: Layout) -> NDArray[Any]:
         return words.astype(words.dtype.newbyteorder("="), copy=False)
     kind = "i" if layout.signed else "u"
     up = bits - 1 - layout.high
-    shifted = words.astype(words.dtype.newbyteorder("=")) << up
-    values: NDArray[Any] = shifted.view(f"{kind}{words.dtype.itemsize}") >> (bits - layout.stored)
+    shifted = words.astype(words.dtype.newbyteorder("="))
+    shifted <<= up
+    values: NDArray[Any] = shifted.view(f"{kind}{words.dtype.itemsize}")
+    values >>= bits - layout.stored
     return values
 
 
-def decoded(frame: bytes, syntax: str, layout: Layout) -> tuple[NDArray[Any], str]:
+def decoded(frame: bytes | memoryview, syntax: str, layout: Layout) -> tuple[NDArray[Any], str]:
     """Stored values, int[H, W] or int[H, W, 3], of a compressed frame, and the colours they are in.
 
     Raises DataError E1207, E1211, and many types for damaged data.
     """
-    markers = jpeg.read(frame) if frame.startswith(b"\xff\xd8") else jpeg.Markers(None, (), None)
+    markers = jpeg.Markers(None, (), None)
+    if frame[:2] == b"\xff\xd8":
+        frame = bytes(frame)
+        markers = jpeg.read(frame)
     coding = markers.coding
     if coding is not None and coding.marker != jpeg.JPEG_LS:
         if coding.marker not in (jpeg.SOF0, jpeg.SOF1, jpeg.SOF2, jpeg.SOF3):
@@ -173,15 +178,16 @@ def decoded(frame: bytes, syntax: str, layout: Layout) -> tuple[NDArray[Any], st
         if markers.end is None or jpeg.uncoded(markers):  # some decoders fill in grey
             raise DataError("E1203", "the DICOM object's JPEG ends before its picture does.")
     if coding is not None and coding.bits == 12 and coding.marker in (jpeg.SOF0, jpeg.SOF1):
-        grey = twelve_bits(frame, layout.samples)
+        grey = twelve_bits(bytes(frame), layout.samples)
         return (grey << 4).view(np.int16) >> 4 if layout.signed else grey, layout.colours
-    array, colours = _by_pydicom(frame, syntax, layout, layout.rows)
     if syntax == RLE and _has_another_row(frame, layout):
         raise DataError("E1207", "the RLE data hold more rows than the header announces.")
-    return array, colours
+    return _by_pydicom(frame, syntax, layout, layout.rows)
 
 
-def _by_pydicom(frame: bytes, syntax: str, layout: Layout, rows: int) -> tuple[NDArray[Any], str]:
+def _by_pydicom(
+    frame: bytes | memoryview, syntax: str, layout: Layout, rows: int
+) -> tuple[NDArray[Any], str]:
     from pydicom.encaps import encapsulate
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
@@ -201,14 +207,16 @@ def _by_pydicom(frame: bytes, syntax: str, layout: Layout, rows: int) -> tuple[N
         options["planar_configuration"] = int(layout.by_plane)
     # gdcm makes something of JPEG data that Pillow refuses
     plugin = "pillow" if syntax in _BY_PILLOW else ""
+    # pydicom pads what is odd, and cannot pad a view
+    pieces: list[Any] = [bytes(frame) if len(frame) % 2 else frame]
     # raw: colours are converted by strips later
     array, found = get_decoder(UID(syntax)).as_array(
-        encapsulate([frame], has_bot=False), index=0, raw=True, decoding_plugin=plugin, **options
+        encapsulate(pieces, has_bot=False), index=0, raw=True, decoding_plugin=plugin, **options
     )
     return array, str(found["photometric_interpretation"])
 
 
-def _has_another_row(frame: bytes, layout: Layout) -> bool:
+def _has_another_row(frame: bytes | memoryview, layout: Layout) -> bool:
     """Decoders leave surplus RLE data out in silence; JPEG and JPEG 2000 know their size."""
     try:
         _by_pydicom(frame, RLE, layout, layout.rows + 1)

@@ -12,12 +12,14 @@ import io
 import struct
 import zlib
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
 
 from medv_ray.dicom_walk import dicom_frames
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.file_parts import FilePart
 from medv_ray.formats import HEAD_BYTES, format_of
+from medv_ray.tiff_walk import pages
 
 MOST_FRAMES = 2**17
 """A file that announces more is one row, which is refused: headers lie."""
@@ -118,15 +120,14 @@ def choose(
     policy `refuse`, E1207 for a file of other frames than were planned, SettingsError E1001 for a
     policy of several rows where there can be one only.
     """
-    frames = Frames(range(num_frames))
     if kind == "TIFF":
         frames = tiff_frames(io.BytesIO(data))
-    elif kind not in ("DICOM", "GIF", "WEBP", "PNG"):
-        frames = Frames(range(1))
-        if num_frames > 1 and policy != "refuse":
-            frames = Frames(range(1), (f"first_of_frames:{num_frames}",))
+    elif kind in ("DICOM", "GIF", "WEBP", "PNG"):
+        frames = Frames(range(num_frames))
+    else:
+        frames = Frames(range(1), (f"first_of_frames:{num_frames}",) if num_frames > 1 else ())
     count, words = len(frames.places), list(frames.words)
-    several = num_frames if kind not in ("TIFF", "DICOM", "GIF", "WEBP", "PNG") else count
+    several = max(count, num_frames)
     if policy == "refuse" and several > 1:
         raise DataError("E1210", f"the file holds {several} frames.")
     if part is not None:
@@ -147,9 +148,15 @@ def choose(
 def tiff_frames(file: BinaryIO) -> Frames:
     """The pages of a TIFF that are pictures of their own.
 
-    Raises ValueError for no TIFF, struct.error and EOFError for one whose first page is not there.
+    Raises ValueError for no TIFF, EOFError for one whose first page is not there.
     """
-    kinds, is_broken = _tiff_pages(file)
+    kinds, is_broken = list[int](), False
+    try:
+        for page in islice(pages(file, (_NEW_SUBFILE, _OLD_SUBFILE)), MOST_FRAMES + 1):
+            old = _REDUCED if page.get(_OLD_SUBFILE) == 2 else 0
+            kinds.append(int(page.get(_NEW_SUBFILE, old)))
+    except struct.error:
+        is_broken = True
     if not kinds:
         raise EOFError
     real = [index for index, kind in enumerate(kinds) if not kind & (_REDUCED | _MASK)] or [0]
@@ -160,48 +167,6 @@ def tiff_frames(file: BinaryIO) -> Frames:
     if others:
         words.append(f"pages_left_out:{others}")
     return Frames(real, (*words, *(["page_list_broken"] if is_broken else [])))
-
-
-def _tiff_pages(file: BinaryIO) -> tuple[list[int], bool]:
-    """NewSubfileType of each page in the order of the list, and whether the list breaks off."""
-    head = file.read(16)
-    order = {b"II": "<", b"MM": ">"}[head[:2]] if head[:2] in (b"II", b"MM") else ""
-    if not order:
-        raise ValueError
-    is_big = 43 in head[2:4]
-    count_of, entry, link = ("Q", 20, "Q") if is_big else ("H", 12, "L")
-    [offset] = struct.unpack(order + link, head[8:16] if is_big else head[4:8])
-    kinds: list[int] = []
-    seen: set[int] = set()
-    left = _STEPS
-    while offset and offset not in seen:
-        seen.add(offset)
-        file.seek(offset)
-        size = struct.calcsize(order + count_of)
-        data = file.read(size)
-        count = struct.unpack(order + count_of, data)[0] if len(data) == size else 2**16
-        size = count * entry + struct.calcsize(order + link)
-        left -= count
-        data = file.read(size) if 0 < count < 2**16 and left > 0 else b""
-        if len(data) < size or len(kinds) == MOST_FRAMES:
-            return kinds, True
-        kinds.append(_subfile(data, count, entry, order))
-        [offset] = struct.unpack_from(order + link, data, count * entry)
-    return kinds, False
-
-
-def _subfile(data: bytes, count: int, entry: int, order: str) -> int:
-    """NewSubfileType among a page's tags, or what the older SubfileType says; else 0."""
-    found = {}
-    for start in range(0, count * entry, entry):
-        tag, kind = struct.unpack_from(order + "HH", data, start)
-        if tag in (_NEW_SUBFILE, _OLD_SUBFILE):
-            value = order + ("H" if kind == 3 else "L")
-            [found[tag]] = struct.unpack_from(
-                value, data, start + entry - (8 if entry == 20 else 4)
-            )
-    old = _REDUCED if found.get(_OLD_SUBFILE) == 2 else 0
-    return int(found.get(_NEW_SUBFILE, old))
 
 
 def _gif_frames(file: BinaryIO) -> int:

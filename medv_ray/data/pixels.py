@@ -28,7 +28,7 @@ _TRANSPOSE = {
 }
 _PLAIN_WORDS = {"1": "bilevel", "CMYK": "cmyk", "YCbCr": "ycbcr", "RGBX": "extra_channels_dropped"}
 _FOURTH_BYTE = ("BMP", "DIB", "TGA")
-_STRIP_ROWS = 256  # scaling works on strips, so that its float64 copy stays small
+STRIP_ROWS = 256
 
 
 def to_rgb(image: Image.Image, background: int = 255) -> tuple[Image.Image, list[str]]:
@@ -82,10 +82,15 @@ def stretch(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     are one. Rounded half to even."""
     shown = np.zeros(values.shape, np.uint8)
     if high > low:
-        for top in range(0, len(values), _STRIP_ROWS):
-            strip = np.clip(values[top : top + _STRIP_ROWS].astype(np.float64), low, high)
-            shown[top : top + _STRIP_ROWS] = np.rint((strip - low) * (255 / (high - low)))
+        for rows in strips(values):
+            strip = np.clip(values[rows].astype(np.float64), low, high)
+            shown[rows] = np.rint((strip - low) * (255 / (high - low)))
     return shown
+
+
+def strips(values: NDArray[Any]) -> list[slice]:
+    """The rows of any[H, ...], some at a time, so that float64 copies stay small."""
+    return [slice(top, top + STRIP_ROWS) for top in range(0, len(values), STRIP_ROWS)]
 
 
 def composite(image: Image.Image, background: int) -> tuple[Image.Image, str]:

@@ -48,8 +48,7 @@ class SlideReader(Decoder):
 
     def thumbnail(self, path: str) -> tuple[bytes, str]:
         """As `SlideFiles`. Raises DataError E1203, E1204, E1209, E1211, E1216."""
-        data, words = self._ask(path, "thumbnail")
-        return data, words
+        return self._ask(path, "thumbnail")
 
     def picture(self, path: str, part: SlidePart) -> bytes:
         """As `SlideFiles`. Raises DataError E1203, E1204, E1209, E1211, E1216."""
@@ -74,13 +73,13 @@ class SlideReader(Decoder):
 
 class SlideSplitter:
     """Slides by their tiles or associated images, other files by `frames`. See
-    `file_parts.Splitter`; a slide that cannot be planned is one row, which says why."""
+    `file_parts.Splitter`; a slide that cannot be planned is one row, which says why. Without a
+    reader every slide is one row."""
 
     def __init__(
         self, reader: SlideReader | None, settings: SlideSettings, frames: Splitter | None
     ) -> None:
         self._reader, self._frames = reader, frames
-        self._is_several = settings.read == "tiles" or bool(settings.associated)
         asked = settings.model_dump(mode="json", exclude={"seconds"}, exclude_defaults=True)
         mine = [f"slides.{name}={json.dumps(value)}" for name, value in asked.items()]
         self.key = " ".join([*([] if frames is None else [frames.key]), *mine])
@@ -94,7 +93,7 @@ class SlideSplitter:
                 kind = slide_kind(file, path)
         if kind is None:
             return () if self._frames is None else self._frames.parts(filesystem, path)
-        if self._reader is None or not self._is_several:
+        if self._reader is None:
             return ()
         try:
             return self._reader.parts(path)
@@ -118,4 +117,4 @@ def splitter_of(
         raise SettingsError("E1001", f"slides.read: {detail}")
     if frames is None and not is_several:
         return None
-    return SlideSplitter(reader, settings, frames)
+    return SlideSplitter(reader if is_several else None, settings, frames)

@@ -143,7 +143,7 @@ class Client:
         return self._tried(send)
 
     def _tried(self, call: Callable[[], T]) -> T:
-        renewed = False
+        is_new_token = False
         left, wait_s = self._tries, WAIT_S
         while True:
             left -= 1
@@ -152,13 +152,13 @@ class Client:
             except _Again as again:
                 if not left:
                     raise again.trouble from None
-                told = again.wait_s
+                asked_s = again.wait_s
             except Trouble as trouble:
                 is_token = trouble.said.startswith("it answered 401")
-                if not (is_token and not renewed and self._token and self._token.renew()):
+                if not (is_token and not is_new_token and self._token and self._token.renew()):
                     raise
-                renewed, told = True, 0.0
-            chosen = wait_s * random.uniform(0.5, 1.0) if told is None else told
+                is_new_token, asked_s = True, 0.0
+            chosen = wait_s * random.uniform(0.5, 1.0) if asked_s is None else asked_s
             self._sleep(min(chosen, MOST_WAIT_S))
             wait_s *= 2
 

@@ -14,9 +14,6 @@ TAGS = {
     "study": "0020000D", "series": "0020000E", "uid": "00080018", "sop_class": "00080016",
     "number": "00200013", "rows": "00280010", "columns": "00280011", "frames": "00280008",
 }  # fmt: skip
-TOLD = ("Modality", "StudyDate", "PatientID", "AccessionNumber", "StudyInstanceUID",
-        "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")  # fmt: skip
-"""Filters whose attribute comes back, so that a server that ignores one is found out."""
 
 
 class Instance(NamedTuple):
@@ -116,25 +113,27 @@ def _order(one: Instance) -> tuple[str, str, int, str]:
 
 
 def _check(entries: list[dict[str, Any]], address: Address) -> None:
-    """Servers may ignore a filter (PS3.18 8.3.4): other patients' pictures would be scored."""
+    """Servers may ignore a filter (PS3.18 8.3.4): other patients' pictures would be scored.
+
+    What a server does not tell of an instance, as the modalities of its study, is not known here.
+    """
     ignored: Counter[str] = Counter()
-    for name in TOLD:
-        wanted = address.filters.get(name)
-        if wanted is None or "*" in wanted or "?" in wanted:
+    for name, wanted in address.filters.items():
+        if name == "ModalitiesInStudy" or "*" in wanted or "?" in wanted:
             continue
         for entry in entries:
-            told = _text(entry, FILTERS[name].tag)
-            ignored[name] += bool(told) and not _matches(name, wanted, told)
+            value = _text(entry, FILTERS[name].tag)
+            ignored[name] += bool(value) and not _matches(name, wanted, value)
     for name, count in ignored.items():
         if count:
             raise Trouble("odd", f"it lists {count} instances of another {name} than asked for")
 
 
-def _matches(name: str, wanted: str, told: str) -> bool:
+def _matches(name: str, wanted: str, value: str) -> bool:
     if name == "StudyDate":
         first, dash, last = wanted.partition("-")
-        day = told.replace("-", "").replace(".", "")[:8]
+        day = value.replace("-", "").replace(".", "")[:8]
         return first <= day <= (last or ("9" * 8 if dash else first))
     if name.endswith("UID"):
-        return told in wanted.split(",")
-    return told.casefold() in [one.strip().casefold() for one in wanted.split("\\")]
+        return value in wanted.split(",")
+    return value.casefold() in [one.strip().casefold() for one in wanted.split("\\")]

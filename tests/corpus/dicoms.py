@@ -2,115 +2,41 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import pydicom
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.dataset import Dataset
 
+from tests import dicom_files as files
 from tests.corpus.kinds import Kind
 from tests.corpus.pictures import of
 from tests.corpus.sound import CANARY
+from tests.dicom_files import CAPTURE, DEFLATED, JPEG, JPEG_2000, JPEG_LS, RLE, bomb, deep, encode
 
-EXPLICIT, DEFLATED = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"
-JPEG, JPEG_2000, JPEG_LS = (f"1.2.840.10008.1.2.4.{number}" for number in (50, 90, 80))
-RLE, UNKNOWN = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.99"
+UNKNOWN = "1.2.840.10008.1.2.4.99"
 GREY = (np.add.outer(np.arange(64), 3 * np.arange(64)) % 251).astype(np.uint8)
 SIGNED = np.linspace(-1200, 3000, 64 * 64).astype(np.int16).reshape(64, 64)
 COLOUR = np.stack([GREY, GREY.T, 255 - GREY], -1)
-PIXELS = b"\x28\0\x02\0US"
-"""Where the first element about pixels stands."""
+NAMED = {"SOPClassUID": CAPTURE, "PatientName": CANARY, "PatientID": CANARY}
 
 
 def dataset(array: np.ndarray, colours: str = "MONOCHROME2", **elements: Any) -> Dataset:
     """A secondary capture of [H, W], [H, W, 3] or [frames, H, W]."""
-    made = Dataset()
-    made.file_meta = FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = EXPLICIT
-    made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3.4"
-    made.PatientName = made.PatientID = CANARY
-    coloured = array.ndim == 3 and array.shape[-1] == 3
-    made.Rows, made.Columns = array.shape[:2] if coloured else array.shape[-2:]
-    if array.ndim == 3 and not coloured:
-        made.NumberOfFrames = len(array)
-    made.SamplesPerPixel = 3 if coloured else 1
-    if coloured:
-        made.PlanarConfiguration = 0
-    made.PhotometricInterpretation = colours
-    made.BitsAllocated = made.BitsStored = 8 * array.dtype.itemsize
-    made.HighBit = made.BitsStored - 1
-    made.PixelRepresentation = int(array.dtype.kind == "i")
-    made.PixelData = array.tobytes()
-    made["PixelData"].VR = "OB" if array.dtype.itemsize == 1 else "OW"
-    for name, value in elements.items():
-        setattr(made, name, value)
-    return made
-
-
-def encode(made: Dataset) -> bytes:
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is wrong on purpose
-        pydicom.dcmwrite(file, made, enforce_file_format=True)
-    return file.getvalue()
+    return files.dataset(array, colours, **NAMED | elements)
 
 
 def dicom(array: np.ndarray = GREY, colours: str = "MONOCHROME2", **elements: Any) -> bytes:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return encode(dataset(array, colours, **elements))
+    return encode(dataset(array, colours, **elements))
 
 
 def encapsulated(syntax: str, frame: bytes, **elements: Any) -> bytes:
-    made = dataset(GREY, **elements)
-    made.file_meta.TransferSyntaxUID = syntax
-    made.PixelData = encapsulate([frame])
-    made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
-    return encode(made)
-
-
-def without(name: str) -> bytes:
-    made = dataset(GREY)
-    delattr(made, name)
-    return encode(made)
-
-
-def bomb() -> bytes:
-    """Zeros behind the data set, deflated with it: 400 MB."""
-    made = dataset(GREY)
-    made.file_meta.TransferSyntaxUID = DEFLATED
-    data = encode(made)
-    start = data.index(DEFLATED.encode()) + len(DEFLATED)
-    end = start + 8 + int.from_bytes(data[start + 6 : start + 8], "little")
-    while data[end : end + 2] == b"\2\0":  # the rest of the file's own elements
-        end += 8 + int.from_bytes(data[end + 6 : end + 8], "little")
-    squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
-    parts = [squeeze.compress(zlib.decompress(data[end:], -15))]
-    parts += [squeeze.compress(bytes(2**20)) for _ in range(400)]
-    return b"".join([data[:end], *parts, squeeze.flush()])
-
-
-def before_pixels(elements: bytes) -> bytes:
-    data = dicom()
-    start = data.index(PIXELS)
-    return data[:start] + elements + data[start:]
-
-
-def deep() -> bytes:
-    item = b"\x18\0\x10\x90SQ\0\0" + b"\xff" * 4 + b"\xfe\xff\0\xe0" + b"\xff" * 4
-    return before_pixels(item * 20_000)
+    return files.encapsulated(GREY, syntax, [frame], **NAMED | elements)
 
 
 def picture(kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(GREY).save(file, kind, **options)
-    return file.getvalue()
+    return files.picture(GREY, kind, **options)
 
 
 def ybr() -> bytes:
@@ -159,13 +85,13 @@ def kinds() -> Iterator[Kind]:
     yield one(40, "65,535 squared", "E1204", whole=lambda: dicom(Rows=65535, Columns=65535))
     yield one(41, "10^9 frames", "E1207", whole=lambda: dicom(NumberOfFrames=10**9))
     yield one(42, "-1 frames", "E1207", whole=lambda: dicom(NumberOfFrames=-1))
-    yield one(43, "no PixelData", "E1203 E1202", whole=lambda: without("PixelData"))
+    yield one(43, "no PixelData", "E1203 E1202", whole=lambda: dicom(PixelData=None))
     yield one(44, "empty PixelData", "E1203", whole=lambda: dicom(PixelData=b""))
     yield one(
         45,
         "no PhotometricInterpretation",
         "E1207",
-        whole=lambda: without("PhotometricInterpretation"),
+        whole=lambda: dicom(PhotometricInterpretation=None),
     )
     yield one(
         46, "MONOCHROME1", "ok monochrome1_inverted", whole=lambda: dicom(GREY, "MONOCHROME1")
@@ -202,8 +128,13 @@ def kinds() -> Iterator[Kind]:
         note="The word holds which one was taken: `dicom_window:1:40:400`.",
         whole=lambda: dicom(SIGNED, WindowCenter=["40", "300"], WindowWidth=["400", "1500"]),
     )
-    yield one(54, "deflated bomb of 400 MB", "E1209", whole=bomb)
-    yield one(55, "sequences 20,000 deep", "E1203 E1209", whole=deep)
+    yield one(
+        54,
+        "deflated bomb of 400 MB",
+        "E1209",
+        whole=lambda: bomb(dataset(GREY, syntax=DEFLATED), 400),
+    )
+    yield one(55, "sequences 20,000 deep", "E1203 E1209", whole=lambda: deep(dicom()))
     yield one(
         56,
         "random bytes for a frame",

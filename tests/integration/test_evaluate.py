@@ -28,6 +28,7 @@ def settings(out: Path, **more: object) -> EvalSettings:
     return found._replace(**more)
 
 
+@pytest.mark.slow
 def test_a_model_twice_blind_and_with_other_words(tmp_path: Path) -> None:
     first = evaluate([RECIPE], settings(tmp_path / "a"))
     again = evaluate([RECIPE], settings(tmp_path / "a"))

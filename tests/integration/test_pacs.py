@@ -11,7 +11,7 @@ from medv_ray.on_ray.score import score
 from tests.dicomweb_server import Pacs, Reply, picture, serving
 from tests.integration import stub
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
 
 
 def test_a_pacs_that_goes_away_ends_the_job_and_the_next_one_goes_on(tmp_path: Path) -> None:

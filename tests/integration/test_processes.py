@@ -31,6 +31,7 @@ def leaks(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_row_content_reaches_output_or_logs(tmp_path: Path, ray_folder: Path) -> None:
     """A raising row, a crashing row, a broken row and good ones, all with names of patients."""
     folder = tmp_path / "canaryfolder"

@@ -39,6 +39,8 @@ def test_no_kind_is_left_out() -> None:
         assert start(kind) in table
 
 
+@pytest.mark.integration
+@pytest.mark.slow  # a part of what `.ci/run` compares whole
 def test_kinds_of_each_group_end_as_the_table_says(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,8 @@ ROWS = [
         "medv_ray.slide_parts",
         "medv_ray.file_parts",
         "medv_ray.dicom_walk",
+        "medv_ray.tiff_walk",
+        "medv_ray.dicom_objects",
         "medv_ray.windows",
         "medv_ray.tables",
         "medv_ray.dicomweb",
@@ -37,6 +39,7 @@ ROWS = [
 WITHIN = {
     ("medv_ray.disk", "medv_ray.errors"),
     ("medv_ray.dicom_walk", "medv_ray.formats"),
+    ("medv_ray.slide_parts", "medv_ray.tiff_walk"),
     ("medv_ray.setting_errors", "medv_ray.errors"),
     ("medv_ray.settings", "medv_ray.errors"),
     ("medv_ray.settings", "medv_ray.formats"),
@@ -60,6 +63,8 @@ THIRD_PARTY = {
     "medv_ray.slide_parts": set(),
     "medv_ray.file_parts": set(),
     "medv_ray.dicom_walk": set(),
+    "medv_ray.tiff_walk": set(),
+    "medv_ray.dicom_objects": {"pydicom"},  # the type of a header
     "medv_ray.windows": set(),
     "medv_ray.tables": set(),
     "medv_ray.dicomweb": {"httpx2"},

@@ -1,9 +1,12 @@
 """The index of a DICOM folder as the archive."""
 
+from pathlib import Path
+
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from medv_ray.dicom_walk import referenced_files
 from medv_ray.errors import DataError
 from tests.frame_files import dicom
 
@@ -79,3 +82,20 @@ def test_what_is_no_index(make, content: bytes) -> None:
     with pytest.raises(DataError, match="DICOMDIR: is no index") as caught:
         make.plan(archive=str(make.archive / "DICOMDIR"), question="What?")
     assert caught.value.code == "E1105"
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+def test_an_index_that_was_cut_is_none(make, undefined: bool) -> None:
+    """Wherever: the files that its end names would be missing in silence."""
+    names = ["IM0", "IM1", "IM2"]
+    for name in names:
+        make.text(name, dicom([7]))
+    path = Path(index(make, *([name] for name in names), undefined=undefined))
+    whole = path.read_bytes()
+    assert len(referenced_files(whole)) == 3
+    for end in range(whole.index(b"IM0"), len(whole)):
+        with pytest.raises(ValueError):  # noqa: PT011
+            referenced_files(whole[:end])
+    path.write_bytes(whole[: whole.index(b"IM2")])
+    with pytest.raises(DataError, match="E1105: .*or damaged"):
+        make.plan(archive=str(path), question="What?")

@@ -11,10 +11,9 @@ import pytest
 from medv_ray.archive import pacs_listing
 from medv_ray.archive.results import Choice, rows_of
 from medv_ray.archive.settings import ArchiveSettings
-from medv_ray.dicomweb.client import Client
 from medv_ray.errors import SHOW_NAMES, DataError, RunError, SettingsError
 from medv_ray.settings import build
-from tests.dicomweb_server import Pacs, Reply, picture, serving
+from tests.dicomweb_server import Pacs, Reply, holding, picture
 from tests.unit.archive.conftest import Make
 
 REPORT = "1.2.840.10008.5.1.4.1.1.88.33"
@@ -23,23 +22,9 @@ REPORT = "1.2.840.10008.5.1.4.1.1.88.33"
 @pytest.fixture
 def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
     """A server with 7 instances in two series."""
-
-    made: dict[tuple[str, str | None], Client] = {}
-
-    def client(base: str, token_file: str | None) -> Client:
-        if (base, token_file) not in made:
-            token = pacs_listing.token_of(token_file)
-            made[base, token_file] = Client(base, token, tries=2, sleep=lambda wait_s: None)
-        return made[base, token_file]
-
-    with serving(Pacs()) as server:
-        monkeypatch.setattr("medv_ray.archive.pacs_listing.client_of", client)
-        monkeypatch.setattr("medv_ray.archive.pacs.client_of", client)
-        for number in range(7):
-            server.add(picture(number + 1, series=1 + number // 4))
+    pictures = [picture(number + 1, series=1 + number // 4) for number in range(7)]
+    with holding(pictures, monkeypatch) as server:
         yield server
-        for one in made.values():
-            one.close()
 
 
 def planned(make: Make, pacs: Pacs, out: Path | None = None, **more):
@@ -121,11 +106,14 @@ def test_a_list_that_grew_or_shrank(
 def test_reports_are_left_out_and_said(make: Make, pacs: Pacs) -> None:
     """Our own, once stored, too: the archive is then the same as before."""
     pacs.add(picture(9, SOPClassUID=REPORT))
-    pacs.add(picture(8, SOPClassUID="1.2.840.10008.5.1.4.1.1.481.1"))
     found = planned(make, pacs)
-    assert found.rows == 8
-    assert str(found.left_out) == "1 file (1 no picture (reports))"
-    for uid in [uid for uid in pacs.datasets if not uid.endswith(".9")]:
+    assert found.rows == 7
+    assert str(found.left_out) == "1 file (1 no picture (a structured report))"
+    for number in (1, 23, 13, 20):  # two images, two plans and records
+        pacs.add(picture(10 + number, SOPClassUID=f"1.2.840.10008.5.1.4.1.1.481.{number}"))
+    found = planned(make, pacs)
+    assert (found.rows, found.left_out.total) == (9, 3)
+    for uid in [uid for uid, one in pacs.datasets.items() if one.SOPClassUID != REPORT]:
         del pacs.datasets[uid]
     with pytest.raises(DataError, match=r"E1110: .*no picture.*left out: 1 file"):
         planned(make, pacs)

@@ -163,6 +163,17 @@ def test_a_run_goes_on_and_grows_under_its_salt(tmp_path: Path) -> None:
         score(tmp_path, privacy)
 
 
+def test_a_new_run_has_a_new_salt(tmp_path: Path) -> None:
+    """Else what was handed on of the earlier one could be joined."""
+    write_table(tmp_path, PATIENTS)
+    found = []
+    for _ in range(2):
+        run = score(tmp_path, {"ids": "digest"}, new_run=True)
+        found.append({row["id"] for row in rows_of(run)})
+        assert names.of_run(str(run)) is not None
+    assert found[0] & found[1] == set()
+
+
 def test_a_salt_of_ones_own_joins_runs(tmp_path: Path) -> None:
     salt = tmp_path / "salt"
     found = []

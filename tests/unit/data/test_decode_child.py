@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from medv_ray.canvases import TileSettings
-from medv_ray.data import decode_child
+from medv_ray.data import child_time, decode_child
+from medv_ray.data.child_time import ChildTime
 from medv_ray.data.decode_child import Decoder
 from medv_ray.data.images import prepare
 from medv_ray.errors import DataError, RunError, SettingsError
@@ -68,6 +69,10 @@ def decoder(own_decoders: None) -> Iterator[Decoder]:
 def child(decoder: Decoder) -> subprocess.Popen[bytes]:
     assert decoder._process is not None
     return decoder._process
+
+
+def cpu_s(process: subprocess.Popen[bytes]) -> float:
+    return ChildTime(process.pid, 1.0)._used()
 
 
 def wait_until(true: object, seconds: float = 10) -> None:
@@ -188,6 +193,57 @@ def test_time_limit(slow_image: bytes) -> None:
 
 
 @pytest.mark.usefixtures("own_decoders")
+def test_a_child_that_waits_for_a_core_is_not_late(slow_image: bytes) -> None:
+    """It gets a fifth of the clock: what counts is what it did itself."""
+    with Decoder(ImageSettings(), TILES) as measured:
+        measured.prepare(GOOD)
+        before = cpu_s(child(measured))
+        whole = measured.prepare(slow_image)
+        used_s = cpu_s(child(measured)) - before
+    with Decoder(ImageSettings(decode_seconds=2 * used_s), TILES) as decoder:
+        decoder.prepare(GOOD)
+        process, done = child(decoder), threading.Event()
+
+        def starve() -> None:
+            while not done.is_set():
+                for signal_, seconds in ((signal.SIGSTOP, 0.08), (signal.SIGCONT, 0.02)):
+                    os.kill(process.pid, signal_)
+                    time.sleep(seconds)
+
+        starving = threading.Thread(target=starve)
+        starving.start()
+        try:
+            began_s = time.monotonic()
+            found = decoder.prepare(slow_image)
+            assert time.monotonic() - began_s > 2 * used_s
+        finally:
+            done.set()
+            starving.join()
+        assert np.array_equal(found.tiles, whole.tiles)
+        assert child(decoder) is process
+
+
+def test_time_is_the_childs_own_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, used = 100.0, 5.0
+    monkeypatch.setattr(child_time.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(ChildTime, "_used", lambda _: used)
+    time_ = ChildTime(1, 2.0)
+    assert time_.left() == 2.0
+    now_s = 101.5
+    assert time_.left() == 0.5  # stands still
+    used = 5.5
+    assert time_.left() == 1.5  # works
+    for _ in range(18):
+        now_s, used = now_s + 1, used + 0.01
+        left = time_.left()
+    assert left == pytest.approx(0.5)  # ten times on the clock
+    used = 7.0
+    assert time_.left() == 0.0
+    monkeypatch.undo()
+    assert ChildTime(2**30, 1.0).left() == pytest.approx(1.0, abs=0.1)  # nobody tells
+
+
+@pytest.mark.usefixtures("own_decoders")
 def test_a_child_that_stands_still_is_replaced() -> None:
     """Stopped, it does not even read: the request is larger than the pipe."""
     with Decoder(ImageSettings(decode_seconds=0.3), TILES) as decoder:
@@ -296,7 +352,7 @@ def test_the_child_ends_with_its_parent() -> None:
 
 @pytest.mark.usefixtures("own_decoders")
 def test_an_orphan_that_hangs_ends_itself() -> None:
-    """Its own alarm is set for each image, one second behind the parent's limit."""
+    """Its own alarms are set for each image, one second behind the parent's limits."""
     wide = TileSettings("square", 1024)  # a reply larger than the pipe, which nobody reads
     with Decoder(ImageSettings(decode_seconds=0.2), wide) as decoder:
         process = decoder._process = decoder._start()

@@ -173,7 +173,7 @@ def test_a_transparent_colour_of_16_bits_is_compared_whole() -> None:
 def test_strips_make_no_difference(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     data = png(np.dstack([COLOUR, RAMP]))
     want = shown(data)
-    monkeypatch.setattr(depth, "_STRIP_ROWS", rows)
+    monkeypatch.setattr(depth, "STRIP_ROWS", rows)
     got = shown(data)
     assert np.array_equal(got[0], want[0])
     assert got[1] == want[1]

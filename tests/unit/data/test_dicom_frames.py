@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 
 from medv_ray.data import dicom_decoders
 from medv_ray.data.dicom import DicomFile
 from medv_ray.errors import DataError
 from medv_ray.settings import ImageSettings
-from tests.unit.data.dicom_files import (
+from tests.dicom_files import (
     BIG,
     CAPTURE,
     CT,
     EXTENDED,
     IMPLICIT,
     JPEG,
+    JPEG_2000,
     RLE,
     add_overlay,
     dataset,
@@ -96,6 +98,55 @@ def test_only_the_frame_asked_for_is_decoded() -> None:
     assert code_of(data, 1) == "E1203"
     # cut within the last frame: the file is damaged, whichever frame is asked for
     assert code_of(data[:-40]) == "E1203"
+
+
+def test_frames_in_several_pieces_are_told_apart() -> None:
+    """By the table of offsets, else by where a JPEG ends; else they are refused."""
+    smooth = np.add.outer(np.arange(20) * 5, np.arange(24) * 3).astype(np.uint8)
+    frames = [np.roll(smooth, 7 * number, axis=1) for number in range(3)]
+    jpegs = [picture(frame, "JPEG", quality=98) for frame in frames]
+    compressed = dataset(np.stack(frames))
+    compressed.compress(RLE)
+    rle = list(generate_frames(compressed.PixelData, number_of_frames=3))
+    for pieces, syntax, has_table, readable in (
+        (jpegs, JPEG, True, True),
+        (jpegs, JPEG, False, True),
+        (rle, RLE, True, True),
+        (rle, RLE, False, False),
+    ):
+        ds = dataset(smooth, syntax=syntax, NumberOfFrames=3)
+        ds.PixelData = encapsulate(pieces, fragments_per_frame=2, has_bot=has_table)
+        ds["PixelData"].is_undefined_length = True
+        for number, frame in enumerate(frames):
+            if readable:
+                assert np.abs(seen(ds, number)[0] - scaled(frame)).max() <= 4, (syntax, number)
+            else:
+                assert code_of(ds, number) in ("E1203", "E1207")
+
+
+def test_a_piece_of_odd_length_is_read() -> None:
+    """Which the standard does not allow, and some writers make."""
+    frame = picture(GREYS[0], "JPEG2000", no_jp2=True)
+    frame += bytes(1 - len(frame) % 2)
+    data, even = encapsulated(GREYS[0], JPEG_2000, [frame]), struct.pack("<L", len(frame) + 1)
+    before, behind = data.split(even + frame + b"\0")
+    data = before + struct.pack("<L", len(frame)) + frame + behind
+    assert np.array_equal(seen(data)[0], scaled(GREYS[0]))
+
+
+def test_padding_is_a_range_of_stored_values() -> None:
+    values = SIGNED.copy()
+    values[:2], values[2] = -2000, -1995
+    lowest = int(values[3:].min())
+    for first, last in ((-2000, -1990), (-1990, -2000)):
+        ds = dataset(values, PixelPaddingValue=first, PixelPaddingRangeLimit=last)
+        assert seen(ds)[1] == [f"dicom_range:{lowest}..3000"]
+    alone = dataset(values, PixelPaddingValue=-2000)
+    assert seen(alone)[1] == ["dicom_range:-1995..3000"]
+    without_sign = dataset(values, RescaleSlope="2", RescaleIntercept="0")
+    without_sign.add_new(0x00280120, "US", 2**16 - 2000)
+    without_sign.add_new(0x00280121, "US", 2**16 - 1990)
+    assert seen(without_sign)[1] == [f"dicom_range:{2 * lowest}..6000"]
 
 
 def test_values_lie_where_the_high_bit_says() -> None:
@@ -210,6 +261,10 @@ def test_overlays() -> None:
     ds[0x60000100].value, ds[0x60000102].value = 16, 13
     low = seen(dataset(np.maximum(SIGNED, 0).astype(np.uint16), **WINDOW))[0]
     assert np.array_equal(seen(ds)[0], np.where(plane, 255, low))
+    big = add_overlay(dataset(SIGNED, syntax=BIG, **WINDOW), plane)
+    for element in (big[0x60003000], big["PixelData"]):
+        element.value = swapped(element.value)
+    assert np.array_equal(seen(big)[0], want)
 
 
 def test_overlays_of_frames() -> None:
@@ -300,6 +355,17 @@ def test_ybr_of_pixel_pairs() -> None:
     assert code_of(odd) == "E1207"
 
 
+def test_ybr_with_room_at_both_ends() -> None:
+    """Black, white, red, green and blue of ITU-R BT.601."""
+    coded = [(16, 128, 128), (235, 128, 128), (81, 90, 240), (145, 54, 34), (41, 240, 110)]
+    want = [(0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    ds = dataset(np.zeros((5, 8, 3), np.uint8), "YBR_PARTIAL_422")
+    ds.PixelData = b"".join(bytes([y, y, blue, red]) * 4 for y, blue, red in coded)
+    got, words = seen(ds, min_side=1)
+    assert np.abs(got - np.array(want)[:, None]).max() <= 2
+    assert words == ["ycbcr"]
+
+
 def test_colours_of_a_jpeg_that_contradicts_its_header() -> None:
     """The markers are nearer to the data: a JFIF file's colours are YBR."""
     smooth = np.stack([np.add.outer(np.arange(32) * 5, np.arange(40) * 2)] * 3, -1).astype(np.uint8)
@@ -333,6 +399,10 @@ KINDS = {
     "1.2.840.10008.5.1.4.1.1.11.1": "presentation state",
     "1.2.840.10008.5.1.4.1.1.481.3": "structure set",
     "1.2.840.10008.5.1.4.1.1.481.5": "plan",
+    "1.2.840.10008.5.1.4.1.1.481.13": "plan",
+    "1.2.840.10008.5.1.4.1.1.481.16": "treatment record",
+    "1.2.840.10008.5.1.4.1.1.481.25": "plan",
+    "1.2.840.10008.5.1.4.1.1.91.1": "annotations",
     "1.2.840.10008.5.1.4.1.1.104.1": "PDF",
     "1.2.840.10008.1.3.10": "DICOMDIR",
 }
@@ -357,7 +427,8 @@ def test_masks_and_doses_are_no_pictures_unless_asked_for() -> None:
             seen(ds)
         assert caught.value.code == "E1202"
         assert np.array_equal(seen(ds, maps="draw")[0], scaled(GREYS[0]))
-    assert seen(dataset(GREYS[0], SOPClassUID="1.2.840.10008.5.1.4.1.1.481.1"))[0].any()
+    for number in (1, 23):  # portal images of radiotherapy
+        assert seen(dataset(GREYS[0], SOPClassUID=f"1.2.840.10008.5.1.4.1.1.481.{number}"))[0].any()
 
 
 def test_burned_in_annotation() -> None:

@@ -157,6 +157,27 @@ def test_big_endian_loops_and_lists_that_break_off() -> None:
     assert (value, words[:2]) == (130, ["page_list_broken", "frame:3/4"])
 
 
+def test_lists_of_pages_that_are_no_lists(monkeypatch) -> None:
+    """An offset that no file has, and more pages than are rows."""
+    big = tiff([page(1), page(2)], big_tiff=True)
+    [first] = struct.unpack("<Q", big[8:16])
+    [entries] = struct.unpack("<Q", big[first : first + 8])
+    link = first + 8 + 20 * entries
+    assert counted(big) == 2
+    assert counted(big[:8] + b"\xff" * 8 + big[16:]) == 1
+    assert tiff_frames(io.BytesIO(big[:link] + b"\xff" * 8 + big[link + 8 :])) == (
+        [0], ("page_list_broken",),
+    )  # fmt: skip
+    entry = struct.pack("<HHHLL", 1, 254, 4, 1, 0)
+    offsets = [8 + 18 * number for number in range(1, 10)]
+    monkeypatch.setattr("medv_ray.data.frames.MOST_FRAMES", 9)
+    for count, want in ((9, 9), (10, 1)):
+        links = [*offsets[: count - 1], 0]
+        data = b"II*\0" + struct.pack("<L", 8)
+        data += b"".join(entry + struct.pack("<L", link) for link in links)
+        assert counted(data) == want
+
+
 def poisoned_tiff() -> bytes:
     data = tiff([page(grey) for grey in GREYS], compression="tiff_deflate")
     source = Image.open(io.BytesIO(data))

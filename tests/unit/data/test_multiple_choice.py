@@ -274,6 +274,22 @@ def test_datasets_of_before_are_read_and_keep_their_digests(tmp_path: Path) -> N
         _ = Dataset.open(folder, "test").digest
 
 
+def test_groups_that_were_written_as_a_map_are_read(tmp_path: Path) -> None:
+    source = tmp_path / "pmc"
+    source.mkdir()
+    pmc(source)
+    prepare(settings("pmc-vqa", source))
+    path = tmp_path / "out" / "test.parquet"
+    table = pq.read_table(path)
+    assert not any(pa.types.is_map(field.type) for field in table.schema)  # `datasets` reads none
+    pairs = [[("organ", "brain"), ("modality", "MR")], None]
+    maps = pa.array(pairs, pa.map_(pa.string(), pa.string()))
+    pq.write_table(table.set_column(table.schema.get_field_index("groups"), "groups", maps), path)
+    old = Dataset.open(tmp_path / "out", "test")
+    assert [one.groups for one in old] == [{"organ": "brain", "modality": "MR"}, {}]
+    assert old.digest
+
+
 def test_choices_and_groups_of_a_table_of_ones_own(tmp_path: Path) -> None:
     source = tmp_path / "ward"
     write_images(source, "a.png")

@@ -10,10 +10,11 @@ from PIL import Image
 from pyarrow import fs
 
 from medv_ray.data import slide_child
-from medv_ray.data.frames import splitter
+from medv_ray.data.frames import count_frames, splitter
 from medv_ray.data.images import decode
 from medv_ray.data.slide_child import SlideReader, splitter_of
 from medv_ray.errors import DataError, SettingsError
+from medv_ray.file_parts import FilePart
 from medv_ray.settings import ImageSettings, SlideSettings
 from tests.slides import GLASS, LABEL, NoProcess, scan, write_slide
 
@@ -150,3 +151,8 @@ def test_pages_of_a_slide_are_not_its_frames(tmp_path: Path) -> None:
         shown, words = decode(path.read_bytes(), ImageSettings(frames=policy))
         assert (np.asarray(shown) == np.asarray(scan((128, 96)))).all()
         assert LABEL not in {colour for _, colour in shown.getcolors(2**16)}
+    pages = count_frames(io.BytesIO(path.read_bytes()), 0)
+    for number in range(2, pages + 1):
+        with pytest.raises(DataError, match="E1216"):
+            decode(path.read_bytes(), ImageSettings(frames="all"), FilePart(number, pages))
+    assert pages > 1

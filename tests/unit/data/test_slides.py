@@ -105,6 +105,21 @@ def test_tiles_are_the_scan_at_the_magnification_asked_for(slide: Path) -> None:
     assert len({part.suffix for part in found}) == len(found)
 
 
+def test_what_was_scanned_may_begin_anywhere(slide: Path) -> None:
+    """The grid, the tissue and the thumbnail go by the same corner."""
+    opened = Slide(str(slide), 255)
+    settings = tiles(tissue=0.01)
+    found = {(p.x, p.y): p.tissue for p in plan_parts(opened, settings)}
+    opened.bounds = (256, 128, 512, 384)
+    some = {(p.x, p.y): p.tissue for p in plan_parts(opened, settings)}
+    inside = {at: share for at, share in found.items() if at[0] >= 256 and at[1] >= 128}
+    assert some == pytest.approx(inside, abs=0.05)
+    assert len(inside) > 2
+    want = scan().crop((256, 128, 768, 512)).resize((128, 96), Image.Resampling.BOX)
+    got = np.asarray(opened.read(opened.whole(128)), np.int16)
+    assert np.abs(got - np.asarray(want, np.int16)).mean() < 3
+
+
 def test_between_levels_the_finer_one_is_resized(slide: Path) -> None:
     opened = Slide(str(slide), 255)
     part = plan_parts(opened, tiles(magnification=None, mpp=1.5))[0]

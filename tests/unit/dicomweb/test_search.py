@@ -48,12 +48,16 @@ def test_filters_of_study_series_modality_and_date(pacs: Pacs, client: Client) -
         ("Modality", "?Modality=MR"),
         ("StudyDate", "?StudyDate=20240102-"),
         ("PatientID", "?PatientID=other"),
+        ("SOPInstanceUID", "?SOPInstanceUID=2.25.9"),
+        ("BodyPartExamined", "?BodyPartExamined=CHEST"),
+        ("StationName", "?StationName=CT9"),
     ],
 )
 def test_a_filter_that_the_server_ignores_is_found_out(
     pacs: Pacs, client: Client, ignored: str, query: str
 ) -> None:
-    fill(pacs, 2)
+    for number in (1, 2):
+        pacs.add(picture(number, BodyPartExamined="HEAD", StationName="CT1"))
     pacs.ignores = (ignored,)
     with pytest.raises(Trouble, match=f"2 instances of another {ignored}") as caught:
         uids(pacs, client, query)

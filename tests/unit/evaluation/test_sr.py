@@ -18,7 +18,7 @@ from medv_ray.errors import DataError, RunError, SettingsError
 from medv_ray.evaluation import sr_export, sr_store
 from medv_ray.evaluation.sr_document import NOTICE, About, document
 from medv_ray.evaluation.sr_export import Model
-from tests.dicomweb_server import Pacs, Reply, picture, serving
+from tests.dicomweb_server import Pacs, Reply, holding, picture
 from tests.unit.archive.conftest import Make
 
 ABOUT = About("ab" * 32, 1.7e9, "toy", "cd" * 32, None, "ef" * 32, "Apache-2.0", None)
@@ -97,23 +97,8 @@ def test_calibrated_confidence_is_called_so() -> None:
 
 @pytest.fixture
 def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
-    made: dict[tuple[str, str | None], Client] = {}
-
-    def client(base: str, token_file: str | None) -> Client:
-        if (base, token_file) not in made:
-            token = pacs_listing.token_of(token_file)
-            made[base, token_file] = Client(base, token, tries=2, sleep=lambda wait_s: None)
-        return made[base, token_file]
-
-    with serving(Pacs()) as server:
-        for module in ("archive.pacs_listing", "archive.pacs", "evaluation.sr_export",
-                       "evaluation.sr_store"):  # fmt: skip
-            monkeypatch.setattr(f"medv_ray.{module}.client_of", client)
-        for number in range(5):
-            server.add(picture(number + 1))
+    with holding([picture(number + 1) for number in range(5)], monkeypatch) as server:
         yield server
-        for one in made.values():
-            one.close()
 
 
 class Scored(Make):

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+import zlib
 
 import numpy as np
 import pydicom
@@ -19,11 +20,18 @@ CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 SECRET = "Canary^Patient"
 
 
-def dataset(array: np.ndarray, colours: str = "MONOCHROME2", **elements: object) -> Dataset:
-    """An MR image of `array` [H, W] or [H, W, 3], or frames of these."""
+def dataset(
+    array: np.ndarray,
+    colours: str = "MONOCHROME2",
+    *,
+    syntax: str = EXPLICIT,
+    **elements: object,
+) -> Dataset:
+    """An MR image of `array` [H, W] or [H, W, 3], or frames of these; without elements that are
+    None."""
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = EXPLICIT
+    ds.file_meta.TransferSyntaxUID = syntax
     ds.SOPClassUID = MR
     ds.SOPInstanceUID = "1.2.3.4"
     ds.PatientName = SECRET
@@ -41,8 +49,13 @@ def dataset(array: np.ndarray, colours: str = "MONOCHROME2", **elements: object)
     ds.PixelRepresentation = int(array.dtype.kind == "i")
     ds.PixelData = array.tobytes() + bytes(array.nbytes % 2)
     ds["PixelData"].VR = "OB" if array.dtype.itemsize == 1 else "OW"
-    for name, value in elements.items():
-        setattr(ds, name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is wrong on purpose
+        for name, value in elements.items():
+            if value is None:
+                delattr(ds, name)
+            else:
+                setattr(ds, name, value)
     return ds
 
 
@@ -59,8 +72,8 @@ def dicom(array: np.ndarray, colours: str = "MONOCHROME2", **elements: object) -
 
 
 def encapsulated(array: np.ndarray, syntax: str, frames: list[bytes], **elements: object) -> bytes:
-    ds = dataset(array, "RGB" if array.shape[-1] == 3 else "MONOCHROME2", **elements)
-    ds.file_meta.TransferSyntaxUID = syntax
+    colours = "RGB" if array.shape[-1] == 3 else "MONOCHROME2"
+    ds = dataset(array, colours, syntax=syntax, **elements)
     ds.PixelData = encapsulate(frames)
     ds["PixelData"].VR = "OB"
     ds["PixelData"].is_undefined_length = True
@@ -107,3 +120,28 @@ def add_overlay(
     for element, (vr, value) in elements.items():
         ds.add_new((group, element), vr, value)
     return ds
+
+
+def before_pixels(data: bytes, elements: bytes) -> bytes:
+    """With encoded elements in front of the first one about pixels."""
+    start = data.index(b"\x28\0\x02\0US")
+    return data[:start] + elements + data[start:]
+
+
+def deep(data: bytes) -> bytes:
+    """With sequences in sequences, 20,000 deep."""
+    item = b"\x18\0\x10\x90SQ\0\0" + b"\xff" * 4 + b"\xfe\xff\0\xe0" + b"\xff" * 4
+    return before_pixels(data, item * 20_000)
+
+
+def bomb(ds: Dataset, size: int) -> bytes:
+    """With so many MiB of zeros behind a deflated data set, deflated with it."""
+    data = encode(ds)
+    start = data.index(DEFLATED.encode()) + len(DEFLATED)
+    end = start + 8 + int.from_bytes(data[start + 6 : start + 8], "little")
+    while data[end : end + 2] == b"\2\0":  # the rest of the file's own elements
+        end += 8 + int.from_bytes(data[end + 6 : end + 8], "little")
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
+    parts = [squeeze.compress(zlib.decompress(data[end:], -15))]
+    parts += [squeeze.compress(bytes(2**20)) for _ in range(size)]
+    return b"".join([data[:end], *parts, squeeze.flush()])

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_STANDARD = "1.2.840.10008."
+_STORAGE = f"{_STANDARD}5.1.4.1.1."
+"""Left out of the numbers below."""
 _CLASSES = (  # the first that fits counts
     (r"1\.2\.840\.10008\.1\.3\.10", "a DICOMDIR, an index of files"),
     (r"88\.59", "a key object selection, a list of other objects"),
@@ -28,16 +30,19 @@ _CLASSES = (  # the first that fits counts
     (r"67", "a mapping to real-world values"),
     (r"30", "a parametric map"),
     (r"4\.2", "MR spectroscopy"),
-    (r"481\.2|481\.16", "a radiotherapy dose grid, which is no picture"),
+    (r"68\..*", "a surface scan"),
+    (r"9[01]\..*", "annotations of other objects"),
+    (r"481\.2", "a radiotherapy dose grid, which is no picture"),
     (r"481\.3", "a radiotherapy structure set"),
-    (r"481\.(5|8)|481\.1[0-9]", "a radiotherapy plan"),
-    (r"481\.(4|6|7|9)", "a radiotherapy treatment record"),
+    (r"481\.([58]|1[0-5]|2[125])", "a radiotherapy plan"),
+    (r"481\.([4679]|1[6-9]|20)", "a radiotherapy treatment record"),
     (r"104\.1", "an encapsulated PDF"),
     (r"104\.2", "an encapsulated CDA document"),
     (r"104\..*", "an encapsulated 3D model"),
     (r"38\.1|1\.2\.840\.10008\.5\.1\.4\.38\.1", "a hanging protocol"),
     (r"1\.2\.840\.10008\.5\.1\.4\.39\.1", "a colour palette"),
     (r"78\..*|79\.1|80\.1", "measurements of eyes"),
+    (r"1\.2\.840\.10008\.5\.1\.4\.34\..*", "a worklist, or an item of one"),
     (r"131|200\..*|201\..*", "a protocol or display description"),
 )
 _MODALITIES = {
@@ -62,36 +67,37 @@ _CAPTURES = re.compile(r"7(\..*)?")
 
 def kind_of(head: Dataset) -> str:
     """In words, what an object is that has no picture by its class; empty for pictures."""
-    known, uid = _class(head)
-    if known:
-        for pattern, words in _CLASSES:
-            if re.fullmatch(pattern, uid):
-                return words
-    return _MODALITIES.get(_modality(head), "") if not known else ""
+    uid = _class(head)
+    return kind_of_class(uid) if uid.startswith(_STANDARD) else _MODALITIES.get(_modality(head), "")
+
+
+def kind_of_class(uid: str) -> str:
+    """The same by the UID of a SOP class alone."""
+    number = uid.removeprefix(_STORAGE)
+    return next((words for pattern, words in _CLASSES if re.fullmatch(pattern, number)), "")
 
 
 def is_map(head: Dataset) -> bool:
     """Whether the pixels are labels or doses: a segmentation or a dose grid."""
-    known, uid = _class(head)
-    return bool(_MAPS.fullmatch(uid)) if known else _modality(head) in _MAP_MODALITIES
+    uid = _class(head)
+    if uid.startswith(_STANDARD):
+        return bool(_MAPS.fullmatch(uid.removeprefix(_STORAGE)))
+    return _modality(head) in _MAP_MODALITIES
 
 
 def is_ct(head: Dataset) -> bool:
     """CT by its class or its modality."""
-    return _class(head)[1] in _CT or _modality(head) == "CT"
+    return _class(head).removeprefix(_STORAGE) in _CT or _modality(head) == "CT"
 
 
 def may_show_text(head: Dataset) -> bool:
     """Kinds of objects into whose pixels devices and people often write: ultrasound, captures."""
-    return _modality(head) in _WITH_TEXT or bool(_CAPTURES.fullmatch(_class(head)[1]))
+    number = _class(head).removeprefix(_STORAGE)
+    return _modality(head) in _WITH_TEXT or bool(_CAPTURES.fullmatch(number))
 
 
-def _class(head: Dataset) -> tuple[bool, str]:
-    """Whether it is a class of the standard, and its number without what all begin with."""
-    uid = str(head.get("SOPClassUID") or "").strip("\0 ")
-    if uid.startswith(_STORAGE):
-        return True, uid.removeprefix(_STORAGE)
-    return uid.startswith("1.2.840.10008."), uid
+def _class(head: Dataset) -> str:
+    return str(head.get("SOPClassUID") or "").strip("\0 ")
 
 
 def _modality(head: Dataset) -> str:
