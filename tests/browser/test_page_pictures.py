@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.browser.steps import QUESTION, TILE, add_tile, ask, expect, field, refuse, sent, tokens
-from tests.unit.data.dicom_files import add_overlay, dataset, encode
+from tests.dicom_files import add_overlay, dataset, encode
 
 pytestmark = pytest.mark.integration
 PICTURE = "**/v1/picture"

@@ -14,7 +14,7 @@ from medv_ray.data.grey_values import GreyValues
 from medv_ray.data.images import decode
 from medv_ray.data.viewing import view
 from medv_ray.settings import ImageSettings
-from tests.unit.data.dicom_files import add_overlay, dataset, encode, table
+from tests.dicom_files import add_overlay, dataset, encode, table
 
 TILES = TileSettings("square", 32)
 SIGNED = (np.arange(48 * 64, dtype=np.int32).reshape(48, 64) * 3 % 4000 - 1000).astype(np.int16)

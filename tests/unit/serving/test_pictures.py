@@ -15,7 +15,7 @@ from medv_ray.data.images import decode, prepare
 from medv_ray.serving.guard import App
 from medv_ray.serving.service import Service
 from medv_ray.windows import PRESETS
-from tests.unit.data.dicom_files import add_overlay, dataset, dicom, encode
+from tests.dicom_files import add_overlay, dataset, dicom, encode
 from tests.unit.serving.client import KEY, MODEL, Reply, ask, encoded, tiles, url_of
 from tests.unit.serving.conftest import KEYS
 
