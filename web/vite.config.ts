@@ -1,10 +1,24 @@
+import { createHash } from "node:crypto";
+import { readdirSync, readFileSync } from "node:fs";
 import { svelte, vitePreprocess } from "@sveltejs/vite-plugin-svelte";
 import { defineConfig } from "vite";
+
+/** sha256 of the sources: tests/unit/test_page_tables.py holds the built page to it, without node. */
+function sources(): string {
+  const hash = createHash("sha256");
+  const entries = readdirSync("src", { recursive: true, withFileTypes: true });
+  const files = entries.filter((entry) => entry.isFile()).map(({ parentPath, name }) => `${parentPath}/${name}`);
+  for (const file of files.filter((name) => !name.endsWith(".test.ts")).sort())
+    hash.update(`${file}\0`).update(readFileSync(file));
+  return hash.digest("hex");
+}
+
+const noted = { tag: "meta", attrs: { name: "sources", content: sources() }, injectTo: "head" } as const;
 
 export default defineConfig({
   // Relative addresses: the endpoint may stand behind a proxy under a path of its own.
   base: "./",
-  plugins: [svelte({ preprocess: vitePreprocess() })],
+  plugins: [svelte({ preprocess: vitePreprocess() }), { name: "sources", transformIndexHtml: () => [noted] }],
   build: {
     outDir: "../medv_ray/serving/page",
     emptyOutDir: true,

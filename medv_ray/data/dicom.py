@@ -117,14 +117,18 @@ class DicomFile:
         return Image.fromarray(array), words + self._words + more
 
     def grey_values(self, frame: int = 0) -> GreyValues | None:
-        """Values of a grey frame before its window; None for colours. Raises as `picture`."""
+        """Values of a grey frame before its window, and its overlays; None for colours. Raises as
+        `picture`.
+        """
         if not self._layout.colours.startswith("MONOCHROME"):
             return None
         with _own_words(len(self._data)) as seen:
             ds, pixels = self._whole
-            stored = self._stored(pixels, frame, seen)[0]
+            values, stored, _ = self._stored(pixels, frame, seen)
+            drawn = np.zeros(values.shape, np.uint8)
+            self._overlays(ds, frame, drawn, stored, pixels.big)
             look = Look.of(ds, frame, parse(self._image.window))
-            return look.grey_values(stored, ds, frame)
+            return look.grey_values(values, ds, frame, drawn > 0 if drawn.any() else None)
 
     def _stored(
         self, pixels: PixelData, frame: int, seen: list[Any]

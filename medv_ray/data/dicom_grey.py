@@ -101,15 +101,23 @@ class Look:
             raise DataError("E1208", "the DICOM header's rescaling gives infinite values.")
         return values
 
-    def grey_values(self, stored: NDArray[Any], ds: Dataset, frame: int = 0) -> GreyValues:
-        """Of stored integers int[H, W]. Raises DataError E1208."""
+    def grey_values(
+        self,
+        stored: NDArray[Any],
+        ds: Dataset,
+        frame: int = 0,
+        drawn: NDArray[np.bool_] | None = None,
+    ) -> GreyValues:
+        """Of stored integers int[H, W] and overlays bool[H, W]. Raises DataError E1208."""
         rescale = _macro(ds, "PixelValueTransformationSequence", frame)
         return GreyValues.of(
             self.modality_values(stored),
             window=self.window,
+            function=self.function,
+            shown=_range(stored, self),
             inverted=bool(self.inverted),
             unit="HU" if _in_hounsfield_units(ds, rescale) else "",
-            shown=_range(stored, self),
+            overlay=drawn,
         )
 
 

@@ -22,9 +22,9 @@ from medv_ray.data.pixels import (
 _MOST = 2**16 - 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class GreyValues:
-    """`low + step * number` for each number."""
+    """`low + step * number` for each number, and what a window of them must not lose."""
 
     numbers: NDArray[np.uint16]
     """uint16[H, W]."""
@@ -33,56 +33,106 @@ class GreyValues:
     """1 for whole numbers that fit; else a 65535th of their range."""
     window: tuple[float, float]
     """Level and width by which the picture is shown; its whole range where that is no window."""
+    function: str
+    """`LINEAR`, `LINEAR_EXACT` or `SIGMOID`: what a level and a width mean (PS3.3 C.11.2.1)."""
+    range: tuple[float, float]
+    """Lowest and highest value; padding left out."""
     inverted: bool = False
     """Black and white change places behind the window."""
     unit: str = ""
     """`HU`, Hounsfield units, or empty."""
+    overlay: NDArray[np.bool_] | None = None
+    """bool[H, W]; drawn white over every window."""
 
     @classmethod
     def of(
         cls,
         values: NDArray[np.float64],
         window: tuple[float, float] | None = None,
-        inverted: bool = False,
-        unit: str = "",
+        function: str = "LINEAR",
         shown: tuple[float, float] | None = None,
+        **more: Any,
     ) -> Self:
         """Of finite values float64[H, W]; `shown`: black and white where there is no window."""
         low, high = float(values.min()), float(values.max())
-        is_whole = high - low <= _MOST and bool((values == np.rint(values)).all())
-        step = 1.0 if is_whole else (high - low) / _MOST
-        black, white = shown or (low, high)
-        if window is None and is_whole:  # DICOM's rule for whole numbers, PS3.3 C.11.2.1.2
-            window = ((black + white) / 2 + 0.5, max(1.0, white - black + 1))
+        shown = shown or (low, high)
+        is_whole = bool((values == np.rint(values)).all())
+        # padding of 32 bits must not cost the values their steps
+        if is_whole and high - low > _MOST >= shown[1] - shown[0]:
+            low, high = shown
+            values = np.clip(values, low, high)
+        is_whole = is_whole and high - low <= _MOST
+        step = 1.0 if is_whole or high == low else (high - low) / _MOST
+        if window is None and is_whole:  # the rule for whole numbers, of which both ends count
+            window, function = (sum(shown) / 2 + 0.5, max(1.0, shown[1] - shown[0] + 1)), "LINEAR"
+        elif window is None:
+            window, function = (sum(shown) / 2, shown[1] - shown[0]), "LINEAR_EXACT"
         numbers = np.rint((values - low) / step).astype(np.uint16)
-        exact = ((black + white) / 2, white - black)
-        return cls(numbers, low, step, window or exact, inverted, unit)
+        return cls(
+            numbers=numbers, low=low, step=step, window=window, function=function, range=shown,
+            **more,
+        )  # fmt: skip
 
-    def every(self, count: int) -> Self:
-        """Each so many-th row and column."""
-        return replace(self, numbers=np.ascontiguousarray(self.numbers[::count, ::count]))
+    def reduced(self, count: int) -> Self:
+        """So many times shorter sides: means of numbers, and the overlay where there was any."""
+        numbers = Image.fromarray(self.numbers.astype(np.int32)).reduce(count)
+        overlay = None
+        if self.overlay is not None:
+            some = Image.fromarray(self.overlay.astype(np.float32)).reduce(count)
+            overlay = np.asarray(some) > 0
+        return replace(self, numbers=np.asarray(numbers).astype(np.uint16), overlay=overlay)
 
     def facts(self) -> dict[str, Any]:
-        """All but the numbers, for JSON."""
+        """All but the arrays, for JSON."""
         return {
             "shape": self.numbers.shape,
             "low": self.low,
             "step": self.step,
             "window": self.window,
+            "function": self.function,
+            "range": self.range,
             "inverted": self.inverted,
             "unit": self.unit,
+            "overlay": self.overlay is not None,
         }
 
     @classmethod
-    def told(cls, numbers: NDArray[np.uint16], facts: dict[str, Any]) -> Self:
-        """From uint16[H, W] and `facts`. Raises ValueError, TypeError, KeyError for odd ones."""
+    def from_facts(cls, facts: dict[str, Any], pixels: bytearray) -> tuple[Self, int]:
+        """From `facts` and bytes that begin with the arrays, and how many of these were read.
+
+        Raises ValueError, TypeError, KeyError for odd ones.
+        """
+        rows, columns = map(int, facts["shape"])
         low, step = float(facts["low"]), float(facts["step"])
         level, width = map(float, facts["window"])
-        if not all(map(math.isfinite, (low, step, level, width))):
+        least, most = map(float, facts["range"])
+        if not all(map(math.isfinite, (low, step, level, width, least, most))):
             raise ValueError("values that are no numbers")
-        return cls(
-            numbers, low, step, (level, width), bool(facts["inverted"]), str(facts["unit"])[:16]
+        if facts["function"] not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+            raise ValueError("no function of a window")
+        numbers = np.frombuffer(pixels, "<u2", rows * columns)
+        size, overlay = numbers.nbytes, None
+        if facts["overlay"]:
+            overlay = np.frombuffer(pixels, np.uint8, rows * columns, size) > 0
+            size += overlay.nbytes
+            overlay = overlay.reshape(rows, columns)
+        found = cls(
+            numbers=numbers.reshape(rows, columns),
+            low=low,
+            step=step,
+            window=(level, width),
+            function=facts["function"],
+            range=(least, most),
+            inverted=bool(facts["inverted"]),
+            unit=str(facts["unit"])[:16],
+            overlay=overlay,
         )
+        return found, size
+
+    def tobytes(self) -> bytes:
+        """The arrays, as `from_facts` reads them."""
+        drawn = b"" if self.overlay is None else self.overlay.astype(np.uint8).tobytes()
+        return self.numbers.astype("<u2").tobytes() + drawn
 
 
 def of_picture(source: ImageFile.ImageFile) -> GreyValues | None:

@@ -57,7 +57,7 @@ class Viewer(Decoder):
 
     def __init__(self, image: ImageSettings, tiles: TileSettings) -> None:
         super().__init__(image, tiles)
-        self._most_bytes += MOST_SIDE**2 * 5  # three bytes of a colour, two of a value
+        self._most_bytes += MOST_SIDE**2 * 6  # a colour, a value, an overlay
 
     def view(self, data: bytes, frame: int | None = None) -> Viewed:
         """A frame, counted from 1. None: the one that a question would be about.
@@ -85,10 +85,8 @@ class Viewer(Decoder):
         picture = np.frombuffer(payload, np.uint8, end).reshape(rows, columns, 3)
         values = None
         if told is not None:
-            rows, columns = map(int, told["shape"])
-            numbers = np.frombuffer(payload, "<u2", rows * columns, end).reshape(rows, columns)
-            end += numbers.nbytes
-            values = GreyValues.told(numbers, told)
+            values, size = GreyValues.from_facts(told, payload[end:])
+            end += size
         plain = super()._understand(header, payload[end:])
         return Viewed(
             tiles=plain.tiles.reshape(-1, side, side, 3),
@@ -113,7 +111,7 @@ def view(
     reduced = -(-max(picture.size) // MOST_SIDE)
     shown = picture.reduce(reduced) if reduced > 1 else picture
     if values is not None and reduced > 1:
-        values = values.every(reduced)
+        values = values.reduced(reduced)
     header = {
         "size_wh": picture.size,
         "warnings": words,
@@ -126,7 +124,7 @@ def view(
     }
     pieces = [np.asarray(shown).tobytes(), b"", cut(picture, tiles).tobytes()]
     if values is not None:
-        pieces[1] = values.numbers.astype("<u2").tobytes()
+        pieces[1] = values.tobytes()
     return header, memoryview(b"".join(pieces))
 
 
@@ -160,6 +158,7 @@ def png_uri(pixels: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def packed(numbers: NDArray[np.uint16]) -> str:
-    """base64 of a zlib stream of uint16[H, W], little-endian, row by row."""
-    return base64.b64encode(zlib.compress(numbers.astype("<u2").tobytes(), 1)).decode()
+def packed(array: NDArray[Any]) -> str:
+    """base64 of a zlib stream of uint16[H, W] (little-endian) or bool[H, W], row by row."""
+    raw = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return base64.b64encode(zlib.compress(raw, 1)).decode()

@@ -69,7 +69,7 @@ def page(browser: Any, page_url: str) -> Iterator[Any]:
     )
     page.on("request", lambda request: asked.append(request.url))
     page.goto(page_url)
-    page.get_by_label("Preset").wait_for()  # the endpoint has told its defaults
+    page.get_by_label("Preset").wait_for()  # the endpoint has sent its defaults
     yield page
     window.close()
     assert faults == []

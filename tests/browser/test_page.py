@@ -21,10 +21,10 @@ FILE_EVENT = """(element, [kind, encoded]) => {
   const bytes = Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0));
   const data = new DataTransfer();
   data.items.add(new File([bytes], `${kind}.jpg`, { type: "image/jpeg" }));
-  const told = { bubbles: true, cancelable: true };
+  const event = { bubbles: true, cancelable: true };
   element.dispatchEvent(kind === "paste"
-    ? new ClipboardEvent(kind, { ...told, clipboardData: data })
-    : new DragEvent(kind, { ...told, dataTransfer: data }));
+    ? new ClipboardEvent(kind, { ...event, clipboardData: data })
+    : new DragEvent(kind, { ...event, dataTransfer: data }));
 }"""
 
 
@@ -77,11 +77,11 @@ def test_scrubbing_shows_what_was_committed_by_then(page: Any) -> None:
     expect(bar).to_have_attribute("aria-valuetext", re.compile(f"after step 1 of {last}"))
     for name in tokens(page).evaluate_all("all => all.map((e) => e.ariaLabel)"):
         assert name.endswith("step 1")
-    told = page.get_by_test_id("step")
-    expect(told).to_contain_text(re.compile("Step 1 wrote"))
-    expect(told).to_contain_text("Text by then:")
+    step = page.get_by_test_id("step")
+    expect(step).to_contain_text(re.compile("Step 1 wrote"))
+    expect(step).to_contain_text("Text by then:")
     bar.fill(str(last))
-    expect(told).to_contain_text("Text by then: " + page.get_by_test_id("answer").inner_text())
+    expect(step).to_contain_text("Text by then: " + page.get_by_test_id("answer").inner_text())
 
     page.get_by_role("button", name="Play").click()
     expect(bar).to_have_value(str(last))
@@ -340,10 +340,10 @@ def test_an_export_holds_the_dialogue_and_names_no_file(page: Any, tmp_path: Pat
         assert picture in text
         assert "Jane" not in text
         assert "Research use only" in text
-    told = json.loads(text)
-    assert told["turns"][0]["question"] == question
-    assert told["turns"][0]["answers"][0]["text"].strip() == answer
-    assert told["picture"]["sha256"] == hashlib.sha256(TILE.read_bytes()).hexdigest()
+    kept = json.loads(text)
+    assert kept["turns"][0]["question"] == question
+    assert kept["turns"][0]["answers"][0]["text"].strip() == answer
+    assert kept["picture"]["sha256"] == hashlib.sha256(TILE.read_bytes()).hexdigest()
     page.get_by_label("with the picture").uncheck()
     html = export("HTML")
     assert "data:image" not in html
@@ -358,6 +358,10 @@ def test_the_question_is_in_the_first_screen_of_a_phone(page: Any) -> None:
     expect(field(page)).to_be_in_viewport(ratio=1)
     ask(page)
     expect(field(page)).to_be_in_viewport(ratio=1)
+    expect(page.get_by_test_id("answer")).to_be_in_viewport(ratio=1)
+    answer = page.get_by_test_id("answer").bounding_box()
+    form = page.get_by_role("form", name="Ask a question").bounding_box()
+    assert answer["y"] + answer["height"] < form["y"]  # not behind it
 
 
 def test_it_says_what_it_is_not(page: Any) -> None:

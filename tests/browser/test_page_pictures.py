@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browser.steps import QUESTION, TILE, add_tile, expect, field, refuse, sent
+from tests.browser.steps import QUESTION, TILE, add_tile, ask, expect, field, refuse, sent, tokens
+from tests.dicom_files import add_overlay, dataset, encode
 
 pytestmark = pytest.mark.integration
 PICTURE = "**/v1/picture"
@@ -95,6 +98,12 @@ def test_a_window_changes_what_is_shown_and_what_is_asked_about(page: Any) -> No
 
     window.get_by_role("button", name="Reset").click()
     expect(page.get_by_text("The model is given what is shown")).to_have_count(0)
+    page.get_by_role("button", name="Enlarge").click()
+    large = page.get_by_role("dialog", name="Picture, large")
+    for control in (large.get_by_label("Level"), large.get_by_role("button", name="Close")):
+        expect(control).to_be_in_viewport(ratio=1)
+    large.get_by_role("button", name="Close").click()
+    expect(page.get_by_role("button", name="Enlarge")).to_be_focused()
     page.get_by_role("button", name="Window by drag").click()
     stage = page.locator(".stage").bounding_box()
     page.mouse.move(stage["x"] + 20, stage["y"] + 20)
@@ -102,6 +111,23 @@ def test_a_window_changes_what_is_shown_and_what_is_asked_about(page: Any) -> No
     page.mouse.move(stage["x"] + 60, stage["y"] + 20)
     page.mouse.up()
     assert float(window.get_by_label("Width").input_value()) > 2001
+
+
+@pytest.mark.parametrize("colours", ["MONOCHROME2", "MONOCHROME1"])
+def test_an_overlay_stays_under_every_window(page: Any, colours: str) -> None:
+    line = np.zeros((24, 32), bool)
+    line[:, 5] = True
+    add(page, "marked.dcm", encode(add_overlay(dataset(DEEP, colours), line)))
+    window = page.get_by_role("group", name="Window")
+    inverted = colours == "MONOCHROME1"
+    assert (painted(page, 4), painted(page, 5)) == (255 * inverted, 255)
+    window.get_by_label("Width").fill("501")
+    window.get_by_label("Level").fill("1100.5")
+    page.keyboard.press("Tab")
+    assert (painted(page, 12), painted(page, 5)) == (127 if inverted else 128, 255)
+    png = given(press(page))[1]
+    shown = np.asarray(Image.open(io.BytesIO(png)).convert("L"))[12]
+    assert shown[[4, 5, 6]].tolist() == [painted(page, 4), 255, painted(page, 6)]
 
 
 def test_frames_are_seen_and_asked_about(page: Any) -> None:
@@ -123,6 +149,40 @@ def test_frames_are_seen_and_asked_about(page: Any) -> None:
     expect(page.get_by_text("The picture as it is shown here: frame 3 of 3.")).to_be_visible()
 
 
+def test_a_map_and_an_export_keep_to_the_frame_that_was_asked_about(page: Any) -> None:
+    pages = [Image.new("RGB", (32, 24), (60 * i, 0, 0)) for i in range(1, 4)]
+    add(page, "pages.tif", saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    frames = page.get_by_role("group", name="Frames")
+    expect(frames).to_contain_text("1 of 3")
+    ask(page)
+    frames.get_by_role("button", name="Next frame").click()
+    expect(frames).to_contain_text("2 of 3")
+    expect(page.get_by_text("were about another frame or window")).to_be_visible()
+    tokens(page).first.click()
+    expect(page.get_by_text("lies on frame 1, which is not shown")).to_be_visible()
+    heat = page.get_by_test_id("heat").first
+    expect(heat).not_to_have_class(re.compile("drawn"))
+    page.get_by_role("button", name="Show frame 1").click()
+    expect(frames).to_contain_text("1 of 3")
+    expect(heat).to_have_class(re.compile("drawn"))
+
+    frames.get_by_role("button", name="Next frame").click()
+    ask(page, "And here?")
+    first = page.get_by_role("article").first
+    expect(first).to_contain_text("About the file as it came.")
+    first.get_by_role("button", name="Show it so again").click()
+    expect(frames).to_contain_text("1 of 3")
+    page.get_by_text("Export the dialogue").click()
+    with page.expect_download() as caught:
+        page.get_by_role("button", name="JSON", exact=True).click()
+    exported = json.loads(Path(caught.value.path()).read_text())
+    assert [turn["look"] for turn in exported["turns"]] == [0, 1]
+    assert [look["about"] for look in exported["looks"]] == ["", "frame 2 of 3"]
+    pictures = [base64.b64decode(look["data"].partition(",")[2]) for look in exported["looks"]]
+    reds = [np.asarray(Image.open(io.BytesIO(png)))[0, 0, 0] for png in pictures]
+    assert reds == [60, 120]
+
+
 def test_what_the_model_is_given_is_shown(page: Any) -> None:
     add_tile(page)
     page.get_by_text("What the model is given").click()
@@ -135,12 +195,20 @@ def test_what_the_model_is_given_is_shown(page: Any) -> None:
 def test_a_file_that_is_refused_says_so_before_it_is_asked_about(page: Any) -> None:
     add(page, "broken.png", TILE.read_bytes()[:40])
     alert = page.get_by_role("region", name="Image").get_by_role("alert")
-    expect(alert).to_contain_text("The endpoint does not read this file")
-    page.get_by_label("Image file").set_input_files(TILE)
+    expect(alert).to_contain_text("The endpoint does not read this file. E1203")
+    expect(alert.get_by_role("button")).to_have_count(0)
+    with page.expect_response(PICTURE):
+        page.get_by_label("Image file").set_input_files(TILE)
     expect(alert).to_have_count(0)
 
-    refuse(page, PICTURE, 503, "E1708")
+    refuse(page, PICTURE, 503, "E1708")  # without Retry-After
     page.get_by_label("Image file").set_input_files(TILE)
-    expect(alert).to_contain_text("Refused with E1708.")
-    alert.get_by_role("button", name="Try again").click()
+    expect(alert).to_contain_text("has not read this file yet. E1708 Refused with E1708.")
+    with page.expect_response(PICTURE):
+        alert.get_by_role("button", name="Try again").click()
+    expect(alert).to_have_count(0)
+
+    refuse(page, PICTURE, 429, "E1705", **{"Retry-After": "1"})
+    page.get_by_label("Image file").set_input_files(TILE)
+    expect(alert).to_contain_text("It is asked again by itself.")
     expect(alert).to_have_count(0)

@@ -1,7 +1,8 @@
-"""What the page's sources repeat of the package's tables."""
+"""What the page's sources repeat of the package's tables; the built page is theirs."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -36,3 +37,13 @@ def test_types_of_files_are_those_of_the_formats() -> None:
 )
 def test_warnings_have_a_sentence(word: str) -> None:
     assert word in table("warnings.ts", "SENTENCES")
+
+
+def test_the_page_was_built_from_these_sources() -> None:
+    """As web/vite.config.ts does it. Where it fails: `npm ci && npm run build` in web/."""
+    digest = hashlib.sha256()
+    paths = {file.relative_to(WEB.parent).as_posix(): file for file in WEB.rglob("*.*")}
+    for name in sorted(name for name in paths if not name.endswith(".test.ts")):
+        digest.update(f"{name}\0".encode() + paths[name].read_bytes())
+    built = (ROOT / "medv_ray" / "serving" / "page" / "index.html").read_text()
+    assert f'<meta name="sources" content="{digest.hexdigest()}">' in built

@@ -1,6 +1,7 @@
 // What the page says to the endpoint and what comes back. Addresses are relative to the page.
 
 import { dataOf } from "./sse";
+import type { WindowFunction } from "./window";
 
 export interface Sampler {
   preset: string;
@@ -96,12 +97,17 @@ export interface Reading {
     rows: number;
     /** base64 of a zlib stream of little-endian 16-bit numbers, row by row. */
     data: string;
+    /** The same of bytes: 1 where the file draws white over every window. Null where it draws nothing. */
+    overlay: string | null;
     low: number;
     step: number;
     inverted: boolean;
     unit: string;
-    /** Level and width; null where the file's own look is no window. */
+    /** Level and width; the whole range where the file's own look is no window. */
     window: [number, number];
+    function: WindowFunction;
+    /** Lowest and highest value, without padding. */
+    range: [number, number];
     presets: Record<string, [number, number]>;
   } | null;
   /** The whole in one tile, then the grid's, row by row. */
@@ -156,14 +162,24 @@ async function refusal(response: Response): Promise<ApiError> {
   const wait = Number.parseFloat(response.headers.get("Retry-After") ?? "");
   const retryAfter = Number.isFinite(wait) ? Math.max(0, wait) : null;
   const body: unknown = await response.json().catch(() => null);
-  return told(body, response.status, retryAfter);
+  return errorOf(body, response.status, retryAfter);
 }
 
-function told(body: unknown, status: number, retryAfter: number | null = null): ApiError {
+function errorOf(body: unknown, status: number, retryAfter: number | null = null): ApiError {
   const error = (body as { error?: { message?: string; code?: string | null } } | null)?.error;
-  const message = error?.message ?? `The endpoint answered with HTTP status ${status}.`;
+  const message = error?.message ?? OTHERS[status] ?? `The endpoint answered with HTTP status ${status}.`;
   return new ApiError(status, error?.code ?? `HTTP ${status}`, message, retryAfter);
 }
+
+const AWAY = "A server in front of the endpoint does not reach it now.";
+/** What has no error of the endpoint comes from a proxy before it. */
+const OTHERS: Record<number, string> = {
+  413: "A server in front of the endpoint takes no request of this size. A smaller picture may pass.",
+  429: "A server in front of the endpoint asks for patience.",
+  502: AWAY,
+  503: AWAY,
+  504: "A server in front of the endpoint waited too long for it.",
+};
 
 async function json<T>(path: string, init?: RequestInit): Promise<T> {
   const response = await call(path, init);
@@ -202,7 +218,7 @@ export async function* chat(body: string, signal: AbortSignal): AsyncGenerator<C
     for await (const data of dataOf(response)) {
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data) as Chunk & { error?: unknown };
-      if (chunk.error) throw told(chunk, response.status);
+      if (chunk.error) throw errorOf(chunk, response.status);
       yield chunk;
     }
   } catch (error) {

@@ -23,33 +23,46 @@ export interface Exported {
   endpoint: string;
   model: string;
   medv_ray: string;
-  /** Without its name, which may be a patient's. */
-  picture: { type: string; bytes: number; sha256: string | null; data: string | null };
-  turns: { question: string; asked_at: string; about: string; settings: Partial<Sampler>; answers: Said[] }[];
+  /** The file, without its name, which may be a patient's. */
+  picture: { type: string; bytes: number; sha256: string | null };
+  /** How it was looked at. */
+  looks: Seen[];
+  /** `look`: which of `looks`, from 0. */
+  turns: { question: string; asked_at: string; look: number; settings: Partial<Sampler>; answers: Said[] }[];
+}
+
+export interface Seen {
+  /** Frame and window in words; empty for the file as it came. */
+  about: string;
+  /** A data: address; null where no picture was wanted, or none can be shown. */
+  data: string | null;
 }
 
 export const asJson = (dialogue: Exported): string => JSON.stringify(dialogue, null, 2) + "\n";
 
 export function asMarkdown(dialogue: Exported): string {
-  const { picture } = dialogue;
+  const { looks } = dialogue;
   const lines = ["# Dialogue about a picture", "", `> **${NOTICE}**`, "", ...facts(dialogue).map((fact) => `- ${fact}`), ""];
-  if (picture.data) lines.push("![The picture][picture]", "");
   for (const [i, turn] of dialogue.turns.entries()) {
+    if (turn.look !== dialogue.turns[i - 1]?.look) {
+      const { about, data } = looks[turn.look] ?? NOWHERE;
+      lines.push(`Asked about: ${about || AS_IT_CAME}`, "");
+      if (data) lines.push(`![The picture][picture${turn.look + 1}]`, "");
+    }
     lines.push(`## ${i + 1}. Question`, "", quoted(turn.question), "");
-    if (turn.about) lines.push(`About: ${turn.about}`, "");
     for (const answer of turn.answers) {
       lines.push(`**Answer** (${answer.preset})`, "", quoted(answer.text || "(no answer)"), "", details(answer), "");
       lines.push(...answer.warnings.map((word) => `- ${sentence(word)}`), "");
     }
   }
-  if (picture.data) lines.push(`[picture]: ${picture.data}`, "");
+  looks.forEach(({ data }, i) => data && lines.push(`[picture${i + 1}]: ${data}`, ""));
   return lines.join("\n").replace(/\n{3,}/g, "\n\n");
 }
 
 export function asHtml(dialogue: Exported): string {
   const turns = dialogue.turns.map(
-    (turn, i) => `<section><h2>${i + 1}. ${escaped(turn.question)}</h2>
-${turn.about ? `<p class="quiet">About: ${escaped(turn.about)}</p>` : ""}
+    (turn, i) => `${turn.look === dialogue.turns[i - 1]?.look ? "" : figure(dialogue.looks[turn.look] ?? NOWHERE)}
+<section><h2>${i + 1}. ${escaped(turn.question)}</h2>
 ${turn.answers
   .map(
     (answer) => `<blockquote>${escaped(answer.text || "(no answer)")}</blockquote>
@@ -58,7 +71,6 @@ ${answer.warnings.map((word) => `<p class="quiet">${escaped(sentence(word))}</p>
   )
   .join("\n")}</section>`,
   );
-  const { data } = dialogue.picture;
   return `<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
@@ -69,7 +81,7 @@ ${answer.warnings.map((word) => `<p class="quiet">${escaped(sentence(word))}</p>
 body { max-width: 46rem; margin: 2rem auto; padding: 0 1rem; font: 100%/1.5 system-ui, sans-serif }
 .notice { padding: .6rem .9rem; border: 2px solid; font-weight: 650 }
 .quiet { opacity: .8; font-size: .9rem }
-img { max-width: 100%; max-height: 70vh }
+figure { margin: 1.5rem 0 0 } img { max-width: 100%; max-height: 70vh }
 blockquote { margin: .5rem 0; padding-left: .9rem; border-left: 3px solid; font-size: 1.15rem; white-space: pre-wrap }
 h1, h2 { line-height: 1.25; overflow-wrap: anywhere } h2 { font-size: 1.1rem; white-space: pre-wrap }
 li { overflow-wrap: anywhere }
@@ -77,10 +89,17 @@ li { overflow-wrap: anywhere }
 <h1>Dialogue about a picture</h1>
 <p class="notice">${NOTICE}</p>
 <ul>${facts(dialogue).map((fact) => `<li>${escaped(fact)}</li>`).join("")}</ul>
-${data ? `<img src="${escaped(data)}" alt="The picture that was asked about">` : ""}
 ${turns.join("\n")}
 </body></html>
 `;
+}
+
+const NOWHERE: Seen = { about: "", data: null };
+const AS_IT_CAME = "the file as it came";
+
+function figure({ about, data }: Seen): string {
+  const shown = data ? `<img src="${escaped(data)}" alt="The picture that was asked about">` : "";
+  return `<figure>${shown}<figcaption class="quiet">Asked about: ${escaped(about || AS_IT_CAME)}</figcaption></figure>`;
 }
 
 function facts({ exported_at, endpoint, model, medv_ray, picture }: Exported): string[] {

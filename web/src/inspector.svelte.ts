@@ -25,6 +25,15 @@ class Inspector {
   /** The heat map is wanted. */
   heat = $state(true);
 
+  readonly #maps = $derived(this.inspection?.attention.filter(({ image }) => image === 0) ?? []);
+  /** The frame on which the map lies, where another one is shown; else 0. It would mislead there. */
+  readonly elsewhere = $derived.by(() => {
+    const [asked, seen] = [this.active?.turn.given.frame ?? 0, this.active?.picture.look.reading?.frame ?? 0];
+    return this.#maps.length > 0 && asked > 0 && seen > 0 && asked !== seen ? asked : 0;
+  });
+  /** The token's attention over the picture that is shown. */
+  readonly grids = $derived(this.elsewhere ? [] : this.#maps);
+
   #known = new WeakMap<Commit, Inspection>();
   #asked: Commit | null = null;
   #timer: ReturnType<typeof setTimeout> | undefined;

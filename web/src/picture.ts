@@ -37,13 +37,13 @@ export async function pictureOf(file: File): Promise<Picture> {
   const image = new Image();
   image.src = url;
   const name = file.name || "pasted image";
-  const look = new Look(file, () => dataUrl(file));
+  const made = (shown: boolean): Look => new Look(file, () => dataUrl(file), shown);
   try {
     await image.decode();
-    return { look, file, name, url, aspect: image.naturalWidth / image.naturalHeight || 1 };
+    return { look: made(true), file, name, url, aspect: image.naturalWidth / image.naturalHeight || 1 };
   } catch {
     URL.revokeObjectURL(url);
-    return { look, file, name, url: null, aspect: 1 };
+    return { look: made(false), file, name, url: null, aspect: 1 };
   }
 }
 

@@ -1,13 +1,15 @@
 // What happens on this page, from the first picture to "Clear all". In memory only: the images are
 // patients' data, and nothing of them may outlive the tab.
 
-import { address, ApiError, chat, models, NetworkError, version, type Model } from "./api";
+import { address, chat, models, version, type Model } from "./api";
 import { Countdown } from "./countdown.svelte";
 import { curl, IMAGE } from "./curl";
-import { NOTICE, sha256, type Exported } from "./export";
+import { NOTICE, sha256, type Exported, type Seen } from "./export";
 import { inspector } from "./inspector.svelte";
 import { withKey } from "./key.svelte";
+import type { Given } from "./look.svelte";
 import { blobUrl, dataUrl, forget, givenUrl, pictureOf, tooLarge, typeOf, type Picture } from "./picture";
+import { noteOf, problemOf, type Problem } from "./problem";
 import { differing, withChange, type Chosen } from "./settings";
 import { Turn } from "./turn.svelte";
 
@@ -23,13 +25,6 @@ export class Conversation {
   get answered(): Turn[] {
     return this.turns.filter((turn) => turn.status === "done");
   }
-}
-
-export interface Problem {
-  code: string;
-  message: string;
-  /** Asking again may help. */
-  again: boolean;
 }
 
 class Session {
@@ -54,8 +49,7 @@ class Session {
       this.models = await withKey(models);
       const [first] = this.models;
       if (first) this.use(first);
-      if (first && this.conversation) void this.conversation.picture.look.load(first.id);
-      this.problem = first ? null : { code: "", message: "The endpoint lists no model.", again: true };
+      this.problem = first ? null : { ...noteOf("The endpoint lists no model."), again: true };
     } catch (error) {
       this.problem = problemOf(error);
     }
@@ -64,6 +58,8 @@ class Session {
   use(model: Model): void {
     this.model = model;
     this.resetSettings();
+    const look = this.conversation?.picture.look;
+    void look?.load(model.id, look.isOwn ? 0 : look.frame);
   }
 
   resetSettings(): void {
@@ -139,7 +135,7 @@ class Session {
     const turn = this.next(question);
     if (!conversation || !turn || question === "") {
       const message = conversation ? "Write a question first." : "Add an image first.";
-      if (this.model) this.problem = { code: "", message, again: false };
+      if (this.model) this.problem = noteOf(message);
       return;
     }
     this.problem = null;
@@ -172,28 +168,25 @@ class Session {
   async exported(withPicture: boolean): Promise<Exported> {
     const { conversation } = this;
     if (!conversation) throw new Error("There is no dialogue yet.");
-    const { file, url, look } = conversation.picture;
-    const shown = async (): Promise<string | null> => {
-      const png = url && look.isOwn && !look.values ? null : await look.png();
-      return png ? blobUrl(png) : url && dataUrl(file);
-    };
-    const said = conversation.turns.filter((turn) => turn.finished);
+    const { file } = conversation.picture;
+    const answered = conversation.turns.filter((turn) => turn.finished);
+    const looks: Seen[] = [];
+    for (const { given } of answered) {
+      if (looks.some(({ about }) => about === given.about)) continue;
+      looks.push({ about: given.about, data: withPicture ? await seenUrl(conversation.picture, given) : null });
+    }
     return {
       notice: NOTICE,
       exported_at: new Date().toISOString(),
       endpoint: address("v1"),
-      model: said.at(-1)?.asked.model ?? "",
+      model: answered.at(-1)?.asked.model ?? "",
       medv_ray: await version().catch(() => "unknown"),
-      picture: {
-        type: typeOf(file),
-        bytes: file.size,
-        sha256: await sha256(file),
-        data: withPicture ? await shown() : null,
-      },
-      turns: said.map((turn) => ({
+      picture: { type: typeOf(file), bytes: file.size, sha256: await sha256(file) },
+      looks,
+      turns: answered.map((turn) => ({
         question: turn.question,
         asked_at: turn.asked_at.toISOString(),
-        about: turn.given.about,
+        look: looks.findIndex(({ about }) => about === turn.given.about),
         settings: turn.settings,
         answers: (turn.beside ? [turn, turn.beside] : [turn]).map((one) => one.said),
       })),
@@ -256,22 +249,16 @@ class Session {
   #fail(error: unknown, turn: Turn): void {
     this.problem = problemOf(error);
     this.draft ||= turn.question;
-    const wait = error instanceof ApiError ? error.retryAfter : null;
+    const { wait } = this.problem;
     if (wait === null || this.#retries >= AUTOMATIC_RETRIES) return;
     this.#retries += 1;
     this.wait.start(wait, () => void this.ask(true));
   }
 }
 
-function problemOf(error: unknown): Problem {
-  const message = error instanceof Error ? error.message : String(error);
-  if (error instanceof ApiError) {
-    const { code, status } = error;
-    // What is wrong with a request stays wrong; a stream (200) that ended in an error does not.
-    const wrong = status >= 400 && status < 500 && ![401, 408, 429].includes(status);
-    return { code, message, again: !wrong };
-  }
-  return { code: error instanceof NetworkError ? "Network" : "", message, again: true };
+/** A picture as it was seen when a question was asked; null where nothing shows it. */
+async function seenUrl({ file, url }: Picture, { seen }: Given): Promise<string | null> {
+  return seen ? blobUrl(await seen) : url && dataUrl(file);
 }
 
 export const session = new Session();

@@ -15,7 +15,7 @@ from medv_ray.data.images import decode, prepare
 from medv_ray.serving.guard import App
 from medv_ray.serving.service import Service
 from medv_ray.windows import PRESETS
-from tests.unit.data.test_dicom import dicom
+from tests.dicom_files import add_overlay, dataset, dicom, encode
 from tests.unit.serving.client import KEY, MODEL, Reply, ask, encoded, tiles, url_of
 from tests.unit.serving.conftest import KEYS
 
@@ -40,10 +40,13 @@ def pixels(url: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
 
 
-def values(told: dict[str, Any]) -> np.ndarray:
-    raw = zlib.decompress(base64.b64decode(told["data"]))
-    numbers = np.frombuffer(raw, "<u2").reshape(told["rows"], told["columns"])
-    return told["low"] + told["step"] * numbers
+def values(sent: dict[str, Any]) -> np.ndarray:
+    return sent["low"] + sent["step"] * array(sent, "data", "<u2")
+
+
+def array(sent: dict[str, Any], name: str, kind: str) -> np.ndarray:
+    raw = zlib.decompress(base64.b64decode(sent[name]))
+    return np.frombuffer(raw, kind).reshape(sent["rows"], sent["columns"])
 
 
 def windowed(x: np.ndarray, level: float, width: float) -> np.ndarray:
@@ -69,41 +72,52 @@ def test_a_picture_and_its_tiles_are_those_that_the_model_gets(app: App, service
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_come_whole_with_a_window_that_shows_them(app: App, kind: str) -> None:
     shown = look(app, saved(Image.fromarray(RAMP), kind)).json()
-    told = shown["values"]
-    assert np.array_equal(values(told), RAMP)
-    grey = windowed(RAMP.astype(float), *told["window"])
+    sent = shown["values"]
+    assert np.array_equal(values(sent), RAMP)
+    grey = windowed(RAMP.astype(float), *sent["window"])
     assert np.abs(grey - pixels(shown["picture"])[..., 0]).max() <= 0.51
-    assert (told["inverted"], told["unit"], told["presets"]) == (False, "", {})
+    assert (sent["inverted"], sent["unit"], sent["presets"]) == (False, "", {})
 
 
 def test_floats_keep_their_range(app: App) -> None:
     fine = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
-    told = look(app, saved(Image.fromarray(fine), "TIFF")).json()["values"]
-    assert np.abs(values(told) - fine).max() < 1e-5
-    assert told["window"] == pytest.approx([0.5, 1.0])
+    sent = look(app, saved(Image.fromarray(fine), "TIFF")).json()["values"]
+    assert np.abs(values(sent) - fine).max() < 1e-5
+    assert sent["window"] == pytest.approx([0.5, 1.0])
 
 
-def test_a_ct_is_told_in_hounsfield_units_with_the_presets(app: App) -> None:
+def test_a_ct_is_sent_in_hounsfield_units_with_the_presets(app: App) -> None:
     stored = RAMP.astype(np.uint16)
     data = dicom(
         stored, Modality="CT", RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=40,
         WindowWidth=400, SOPClassUID="1.2.840.10008.5.1.4.1.1.2",
     )  # fmt: skip
     shown = look(app, data).json()
-    told = shown["values"]
-    assert np.array_equal(values(told), stored.astype(int) - 1024)
-    assert (told["window"], told["unit"], told["inverted"]) == ([40, 400], "HU", False)
-    assert told["presets"] == {name: list(window) for name, window in PRESETS.items()}
-    grey = windowed(values(told), 40, 400)
+    sent = shown["values"]
+    assert np.array_equal(values(sent), stored.astype(int) - 1024)
+    assert (sent["window"], sent["unit"], sent["inverted"]) == ([40, 400], "HU", False)
+    assert sent["presets"] == {name: list(window) for name, window in PRESETS.items()}
+    grey = windowed(values(sent), 40, 400)
     assert np.abs(grey - pixels(shown["picture"])[..., 0]).max() <= 0.51
 
 
-def test_black_that_is_stored_as_white_is_told(app: App) -> None:
+def test_black_that_is_stored_as_white_is_sent(app: App) -> None:
     shown = look(app, dicom(RAMP, "MONOCHROME1")).json()
-    told = shown["values"]
-    assert told["inverted"]
-    grey = 255 - windowed(values(told), *told["window"])
+    sent = shown["values"]
+    assert sent["inverted"]
+    grey = 255 - windowed(values(sent), *sent["window"])
     assert np.abs(grey - pixels(shown["picture"])[..., 0]).max() <= 1
+
+
+def test_what_is_drawn_over_every_window_is_sent(app: App) -> None:
+    cross = np.zeros(RAMP.shape, bool)
+    cross[10, 5:50] = True
+    shown = look(app, encode(add_overlay(dataset(RAMP, "MONOCHROME1"), cross))).json()
+    assert "overlays_drawn:1" in shown["warnings"]
+    sent = shown["values"]
+    assert np.array_equal(array(sent, "overlay", "?"), cross)
+    assert (sent["function"], sent["range"]) == ("LINEAR", [RAMP.min(), RAMP.max()])
+    assert look(app, dicom(RAMP)).json()["values"]["overlay"] is None
 
 
 def test_each_frame_can_be_seen(app: App) -> None:
@@ -126,7 +140,7 @@ def test_a_large_picture_is_shown_smaller(app: App) -> None:
     shown = look(app, saved(Image.fromarray(wide.astype(np.uint16)), "PNG")).json()
     assert (shown["width"], shown["height"], shown["reduced"]) == (4200, 100, 3)
     assert pixels(shown["picture"]).shape[:2] == (34, 1400)
-    assert values(shown["values"])[1, 1] == wide[3, 3]
+    assert values(shown["values"])[1, 1] == wide[4, 4]  # the mean of nine
 
 
 @pytest.mark.parametrize(
