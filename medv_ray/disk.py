@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from medv_ray.errors import RunError
 
@@ -41,3 +42,12 @@ def disk_errors(what: str) -> Iterator[None]:
         if error.errno not in DISK:
             raise
         raise disk_error(what, error) from None
+
+
+def output_folder(path: Path) -> None:
+    """Make a folder to write to. Raises RunError E1507 where a file has the name, E1503, E1511."""
+    with disk_errors("the output folder"):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise RunError("E1507", f"{path.name} is a file; name a folder.") from None

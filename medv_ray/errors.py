@@ -61,8 +61,10 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1105": Entry(
         "unreadable_shard",
-        "A shard cannot be read: it is empty, half-written, or its checksum does not match.",
-        "Write the shard again (write to a temporary name, then rename). Its rows are not scored.",
+        "A file cannot be read: a shard that is empty, half-written or unlike its checksum; "
+        "answers, questions or results of an evaluation in another form.",
+        "Write a shard again (write to a temporary name, then rename); its rows are not scored. Of "
+        "an evaluation, name the file or the folder that the message's command takes.",
     ),
     "E1106": Entry(
         "unsafe_member",

@@ -124,11 +124,12 @@ def table_of(found: dict[str, Any]) -> Table:
         )
     for name, one in found["recipes"].items():
         for kind, cell in one["headline"].items():
-            theirs = paper.get(name, {}).get(kind)
+            own = one.get("own_split", True)
+            theirs = paper.get(name, {}).get(kind) if own else None
             guesses = [one.get(key, {}).get(kind) for _, key in BASELINES]
             scored = (one.get("choices") or {}).get("accuracy") if kind == "closed" else None
             drawn.add_row(
-                name + ("" if one["whole"] else " (a part)") + (", blind" * found["blind"]),
+                name + remark(one) + (", blind" * found["blind"]),
                 kind,
                 cell["metric"],
                 str(cell["n"]),
@@ -139,6 +140,13 @@ def table_of(found: dict[str, Any]) -> Table:
                 by_choices(scored),
             )
     return drawn
+
+
+def remark(one: dict[str, Any]) -> str:
+    """What makes a figure no other one's equal."""
+    if not one.get("own_split", True):
+        return " (another split)"
+    return "" if one["whole"] else " (a part)"
 
 
 def by_choices(found: dict[str, Any] | None) -> str:
@@ -187,8 +195,9 @@ def _cells(cell: dict[str, Any] | None) -> tuple[str, str, str]:
 
 
 def said(run: dict[str, Any]) -> str:
-    """Counts of a run in words."""
-    return ", ".join(f"{name} {value}" for name, value in run.items() if value is not None)
+    """What answered, and its counts, in words."""
+    shown = {name: value for name, value in run.items() if name != "model_sha256"}
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
 
 
 def in_words(shape: dict[str, Any]) -> str:
@@ -201,11 +210,14 @@ def in_words(shape: dict[str, Any]) -> str:
 def compare_command(
     first: Annotated[Path, typer.Argument(help="Folder of `medv eval`.")],
     second: Annotated[Path, typer.Argument(help="Another one, of the same recipes.")],
+    shared: Annotated[
+        bool, Option("--shared", help="Only the questions that both have (one was a part).")
+    ] = False,
 ) -> None:
     """The first minus the second, question by question: interval and McNemar's p."""
     from medv_ray.evaluation.comparison import compare
 
-    print_json(compare(first, second))
+    print_json(compare(first, second, shared))
 
 
 def judge_command(

@@ -25,14 +25,17 @@ def export_answers_command(
     """Answers as LLaVA-Med's or MedEvalKit's scripts read them."""
     from medv_ray.evaluation.answer_files import export
     from medv_ray.evaluation.comparison import read_results
-    from medv_ray.on_ray.evaluate import training_questions
+    from medv_ray.evaluation.recipes import Recipe
+    from medv_ray.on_ray.evaluate import prepared, training_questions
 
     candidates = {}
     if data is not None:
-        names = read_results(evaluation)["recipes"]
-        for name in names:
-            train = training_questions(data / name if len(names) > 1 else data)
-            candidates[name] = [one.answer for one in train if one.kind == "open"]
+        found = read_results(evaluation)["recipes"]
+        for name, one in found.items():
+            source = data / name if len(found) > 1 else data
+            folder = prepared(Recipe(**one["recipe"]), source, evaluation / name)
+            answers = [one.answer for one in training_questions(folder) if one.kind == "open"]
+            candidates[name] = answers
     print_json(export(evaluation, form, out, candidates))
 
 

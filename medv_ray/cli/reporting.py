@@ -41,6 +41,7 @@ def report_command(
     from medv_ray.archive.sources import open_archive
     from medv_ray.archive.store import Store
     from medv_ray.data.slide_child import reader_of
+    from medv_ray.disk import disk_errors
     from medv_ray.evaluation.eval_report import eval_report, is_evaluation
     from medv_ray.evaluation.report import report
     from medv_ray.evaluation.stored_calibration import read_calibration
@@ -51,6 +52,9 @@ def report_command(
     if calibration is not None and stored is None:
         raise SettingsError("E1001", "--calibration: the folder has no calibration.json.")
     if is_evaluation(Path(run)):
+        if archive is not None:
+            said = "--archive is for folders of `medv score`; --data for those of `medv eval`."
+            raise SettingsError("E1001", said)
         text = eval_report(Path(run), blind, data, stored)
     elif blind or data:
         raise SettingsError("E1001", "--blind and --data are for folders of `medv eval`.")
@@ -66,5 +70,10 @@ def report_command(
     if out is None:
         Store(run).write("report.html", page)
     else:
-        write_atomic(out, page)
+        if not out.parent.is_dir() or out.is_dir():
+            raise SettingsError(
+                "E1001", f"--out {out.name!r} takes a file in a folder that exists."
+            )
+        with disk_errors(out.name):
+            write_atomic(out, page)
     typer.echo(f"{out.name if out else 'report.html in the run folder'}: {len(page):,} bytes")

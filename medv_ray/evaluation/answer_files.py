@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from medv_ray.disk import disk_errors, output_folder
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.evaluation.comparison import read_answers, read_results
 from medv_ray.evaluation.recipes import Question
@@ -57,8 +58,9 @@ def export(
             "closed": kinds["closed"], "empty_answers": empty, "whole": one["whole"],
         }  # fmt: skip
     for path, data in files.items():
-        (out / path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / path, data)
+        output_folder((out / path).parent)
+        with disk_errors(path):
+            write_atomic(out / path, data)
     return found
 
 

@@ -14,21 +14,30 @@ from medv_ray.evaluation.results import compared
 from medv_ray.evaluation.statistics import paired
 
 RESULTS, ANSWERS = "results.json", "answers.jsonl"
+PARTS = {"recipe_sha256", "whole", "run", "metrics", "headline", "groups", "n", "answer_words"}
+"""What results.json has of each benchmark, beside the recipe."""
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """results.json of an evaluation. Raises DataError E1105."""
+    """results.json of an evaluation. Raises DataError E1105 for what is none: `medv tune` writes
+    one of its own."""
     try:
         found: dict[str, Any] = json.loads((folder / RESULTS).read_bytes())
-    except (OSError, ValueError) as error:
+        found["blind"]
+        for one in found["recipes"].values():
+            Recipe(**one["recipe"])
+            if lacking := PARTS - one.keys():
+                raise KeyError(lacking)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         said = f"{folder.name} has no {RESULTS} of `medv eval` ({type(error).__name__})."
         raise DataError("E1105", said) from None
     return found
 
 
-def compare(first: Path, second: Path) -> dict[str, Any]:
+def compare(first: Path, second: Path, shared_only: bool = False) -> dict[str, Any]:
     """By recipe, the first minus the second: intervals, and McNemar's p; of open and closed
-    questions, and of closed ones by choices where both have scored them.
+    questions, and of closed ones by choices where both have scored them. `shared_only`: of the
+    questions that both have, as where one was asked a part.
 
     Raises DataError E1105, E1123 for damaged folders, and E1124 where a recipe's digests differ.
     """
@@ -45,8 +54,11 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
             raise DataError("E1124", f"{name}: {', '.join(fields)} differ.")
         questions, answers = read_answers(first / name)
         _, others = read_answers(second / name)
-        if answers.keys() != others.keys():
-            raise DataError("E1124", f"{name}: {len(answers)} questions beside {len(others)}.")
+        both = answers.keys() & others.keys()
+        if not both or not (shared_only or len(both) == len(answers) == len(others)):
+            said = f"{len(answers)} questions beside {len(others)}, {len(both)} of them the same"
+            raise DataError("E1124", f"{name}: {said}; --shared compares these.")
+        questions = [one for one in questions if one.id in both]
         recipe = Recipe(**one["recipe"])
         found[name] = compared(recipe, questions, answers, others)
         scored = [read_scored(folder / name) for folder in (first, second)]

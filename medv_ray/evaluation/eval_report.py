@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,13 @@ def eval_report(
         benchmark(folder / name, name, one, grey.get(name, {}), data, stored)
         for name, one in results["recipes"].items()
     ]
+    runs = [one["run"] for one in results["recipes"].values()]
     return rendered(
         "eval.html",
         name=folder.resolve().name,
+        models=sorted({run["model"] for run in runs if "model" in run}),
+        from_files=sorted({run["source"] for run in runs if "source" in run}),
+        evaluated=date.fromtimestamp((folder / RESULTS).stat().st_mtime),
         is_blind=results["blind"],
         has_blind=blind is not None,
         has_data=data is not None,
@@ -83,6 +88,8 @@ def blind_of(results: Mapping[str, Any], blind: Path | None) -> dict[str, Any]:
         if ours is not None and any(ours[key] != one[key] for key in ("recipe_sha256", "n")):
             raise DataError("E1124", f"{name}: the blind run asked other questions, or otherwise.")
     found: dict[str, Any] = grey["recipes"]
+    if not found.keys() & results["recipes"].keys():
+        raise DataError("E1124", "the two folders have no benchmark in common.")
     return found
 
 
@@ -95,7 +102,8 @@ def benchmark(
     stored: StoredCalibration | None,
 ) -> dict[str, Any]:
     """What the page says of one recipe's results."""
-    paper = next(row for row in published()["vqa"]["rows"] if row["model"] == "LLaDA-MedV")
+    rows = published()["vqa"]["rows"] if one.get("own_split", True) else []
+    paper: dict[str, Any] = next((row for row in rows if row["model"] == "LLaDA-MedV"), {})
     chosen = (one.get("choices") or {}).get("accuracy")
     lines = [
         {
@@ -114,6 +122,7 @@ def benchmark(
         "lines": lines,
         "digest": one["recipe_sha256"],
         "whole": one["whole"],
+        "own_split": one.get("own_split", True),
         "n": one["n"],
         "words": one["answer_words"],
         "variant": one["recipe"]["variant"],
@@ -199,6 +208,8 @@ def verdicts_of(run: str) -> dict[str, Verdict]:
 def settings_of(folder: Path, one: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     """The recipe and what answered, one a line."""
     lines = {f"recipe.{name}": value for name, value in flatten(dict(one["recipe"])).items()}
+    if "source" in one["run"]:  # the recipe's sampler made nothing here
+        lines = {name: value for name, value in lines.items() if "sampler" not in name}
     lines |= {f"run.{name}": value for name, value in flatten(dict(one["run"])).items()}
     manifest = read_manifest(Store(str(folder / SCORED))) if (folder / SCORED).is_dir() else None
     return [

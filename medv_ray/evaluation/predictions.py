@@ -12,8 +12,9 @@ from medv_ray.errors import DataError
 from medv_ray.evaluation.recipes import Question
 
 IDS = ("id", "question_id", "qid")
-TEXTS = ("text", "answer", "prediction", "response")
-"""Names of fields, the first that is there: ours, LLaVA-Med's, LLaDA-MedV's, others'."""
+TEXTS = (("prediction", "response"), ("text", "answer"))
+"""Names of fields. Those of the first pair hold a model's answer; `text` may be the question beside
+it (LLaVA's files), and `answer` the reference (MedEvalKit's)."""
 
 
 class Matched(NamedTuple):
@@ -34,10 +35,12 @@ def read_predictions(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     twice = 0
     for number, record in enumerate(_records(path), 1):
-        key, text = _first(record, IDS), _first(record, TEXTS)
-        if not isinstance(key, str | int) or isinstance(key, bool) or not isinstance(text, str):
-            fields = f"one of {', '.join(IDS)}, and a text in one of {', '.join(TEXTS)}"
-            raise DataError("E1123", f"{path.name}: record {number} needs an id in {fields}.")
+        where = f"{path.name}: record {number}"
+        key = next((record[name] for name in IDS if record.get(name) is not None), None)
+        if not isinstance(key, str | int) or isinstance(key, bool):
+            names = ", ".join(IDS)
+            raise DataError("E1123", f"{where} has no text or whole number in any of {names}.")
+        text = _answer(record, where)
         twice += str(key) in found
         found[str(key)] = text
     if twice:
@@ -57,25 +60,46 @@ def match(questions: Sequence[Question], found: Mapping[str, str], partial: bool
             "--partial counts the first as wrong and leaves the second out.",
         )
     answers = {one.id: found.get(one.id, "") for one in questions}
+    if questions and all(answers[one.id] == one.question for one in questions):
+        raise DataError("E1123", "each answer is its question: this is a file of questions.")
     empty = sum(not answer.strip() for answer in answers.values()) - missing
     return Matched(answers, missing, extra, empty)
 
 
-def _first(record: Mapping[str, Any], names: Sequence[str]) -> object:
-    return next((record[name] for name in names if record.get(name) is not None), None)
+def _answer(record: Mapping[str, Any], where: str) -> str:
+    for names in TEXTS:
+        given = {name: record[name] for name in names if record.get(name) is not None}
+        texts = list(given.values())
+        if any(text != texts[0] for text in texts):
+            said = f"{where} has {' and '.join(given)}, which differ; name the model's prediction."
+            raise DataError("E1123", said)
+        if texts:
+            if isinstance(texts[0], str):
+                return texts[0]
+            kind = type(texts[0]).__name__
+            raise DataError("E1123", f"{where}: {min(given)} is no text ({kind}).")
+    known = ", ".join(name for pair in TEXTS for name in pair)
+    raise DataError("E1123", f"{where} has no text in any of {known}.")
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
     try:
         text = path.read_text("utf-8-sig")
-        whole = text.lstrip().startswith("[")
-        parsed = json.loads(text) if whole else map(json.loads, filter(str.strip, text.split("\n")))
-        for record in parsed:
-            if not isinstance(record, dict):
-                raise ValueError
-            yield record
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         kind = type(error).__name__
-        raise DataError(
-            "E1105", f"{path.name} is no JSON lines and no JSON list ({kind})."
-        ) from None
+        raise DataError("E1105", f"{path.name} cannot be read as UTF-8 ({kind}).") from None
+    whole = text.lstrip().startswith("[")
+    where = "its list"
+    try:
+        for number, line in enumerate([text] if whole else text.split("\n"), 1):
+            where = where if whole else f"line {number}"
+            if not line.strip():
+                continue
+            found = json.loads(line)
+            for record in found if whole else [found]:
+                if not isinstance(record, dict):
+                    raise ValueError
+                yield record
+    except (ValueError, RecursionError) as error:
+        kind = type(error).__name__
+        raise DataError("E1105", f"{path.name}: {where} is no JSON of objects ({kind}).") from None

@@ -14,9 +14,9 @@ from medv_ray.training.job import CURVES
 from medv_ray.training.watch import EVENTS
 
 MOST_POINTS = 200
+"""Of the curve of the training loss; each is a mean over as many updates."""
 MOST_LINEAR = 5
 """Largest loss over smallest up to which the axis is linear."""
-"""Of the curve of the training loss; each is a mean over as many updates."""
 ACCURACIES = (
     ("accuracy", "all", "rows"),
     ("accuracy_open", "open", "rows_open"),

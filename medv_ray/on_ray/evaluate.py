@@ -15,15 +15,18 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from medv_ray.archive.manifest import read_manifest
 from medv_ray.archive.rows import read_run
 from medv_ray.archive.settings import ArchiveSettings
+from medv_ray.archive.store import Store
 from medv_ray.data import synthetic
 from medv_ray.data.conversations import on_one_image
 from medv_ray.data.dataset import INDEX, Dataset
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.data.vqa.prepare import prepare
 from medv_ray.data.vqa.settings import PrepareSettings
-from medv_ray.errors import RunError, SettingsError
+from medv_ray.disk import disk_errors, output_folder
+from medv_ray.errors import DataError, RunError, SettingsError
 from medv_ray.evaluation import choices, predictions, recipes, results
 from medv_ray.evaluation.comparison import ANSWERS, RESULTS
 from medv_ray.evaluation.question_only import question_only
@@ -64,12 +67,15 @@ def evaluate(
     """
     if (settings.model is None) == (settings.predictions is None):
         raise SettingsError("E1001", "give --model or --predictions, one of them.")
+    if settings.blind and settings.predictions is not None:
+        raise SettingsError("E1001", "--blind greys what a model is shown; --predictions has none.")
+    output_folder(settings.out)
     found = {}
     for recipe in chosen:
         found[recipe.name] = _one(recipe, settings, len(chosen) > 1, address)
     whole = {"format": 1, "blind": settings.blind, "recipes": found}
-    settings.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(settings.out / RESULTS, json.dumps(whole, indent=1).encode())
+    with disk_errors(RESULTS):
+        write_atomic(settings.out / RESULTS, json.dumps(whole, indent=1).encode())
     return whole
 
 
@@ -84,8 +90,7 @@ def _one(
     folder = prepared(recipe, settings.data / recipe.name if several else settings.data, out)
     dataset = Dataset.open(folder, recipe.split)
     questions = recipes.questions_of(dataset)
-    if not settings.any_split:
-        recipes.check_split(recipe, questions)
+    own_split = is_split(recipe, dataset, questions, settings.any_split)
     sha256 = recipes.digest(recipe, dataset.digest)
     if settings.limit is not None:
         questions = questions[: settings.limit]
@@ -112,9 +117,26 @@ def _one(
         "recipe": recipe.model_dump(mode="json"),
         "recipe_sha256": sha256,
         "whole": settings.limit is None,
+        "own_split": own_split,
         "run": run,
         **figures,
     }
+
+
+def is_split(recipe: Recipe, dataset: Dataset, questions: list[Question], any_split: bool) -> bool:
+    """Whether the recipe's own. Raises DataError E1122 for another one, which `any_split` takes,
+    and for a benchmark's rows under another one's name, which nothing takes."""
+    try:
+        recipes.check_split(recipe, questions)
+    except DataError as error:
+        others = {one.dataset for one in recipes.RECIPES.values()} - {recipe.dataset}
+        if (name := dataset.index["name"]) in others:
+            said = f"the dataset is {name}, and the recipe {recipe.name}."
+            raise DataError("E1122", said) from None
+        if not any_split:
+            raise error
+        return False
+    return True
 
 
 def prepared(recipe: Recipe, source: Path, out: Path) -> Path:
@@ -200,7 +222,12 @@ def answered(
     counts = {
         name: getattr(outcome.summary, name) for name in ("answered", "abstained", "quarantined")
     }
-    return answers, scored, {**counts, "forward_passes": steps}
+    manifest = read_manifest(Store(asked.out)) or {}
+    model = {
+        "model": Path(settings.model.path).name,
+        "model_sha256": manifest["identity"]["model"]["sha256"],
+    }
+    return answers, scored, {**model, **counts, "forward_passes": steps}
 
 
 def write_archive(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medv_ray.archive.strict import is_right
-from medv_ray.disk import disk_errors
+from medv_ray.disk import disk_errors, output_folder
 from medv_ray.engine import Answer, Request
 from medv_ray.errors import DataError, RunError
 from medv_ray.evaluation.grids import Arm
@@ -196,8 +196,8 @@ def identity_of(settings: ScoreSettings, rows: Rows, seed: int) -> dict[str, Any
 def own_folder(out: Path, *marks: str) -> None:
     """Make a folder, or take one that is empty or holds one of `marks`. Raises RunError E1507,
     E1511."""
+    output_folder(out)
     with disk_errors("the output folder"):
-        out.mkdir(parents=True, exist_ok=True)
         names = set(os.listdir(out))
     if names and not names & set(marks):
         raise RunError("E1507", f"{out.name} holds other files; choose an empty folder.")

@@ -11,6 +11,7 @@ or a message held an address, an absolute path, a stack or content of a row.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -42,7 +43,9 @@ def main() -> int:
             results = run(bench, GROUPS, asked.only, say=lambda text: print(text, flush=True))
     finally:
         decoders.end()
-    print(f"{results.summary} ({time.monotonic() - began_s:.0f} s)")
+    seconds = round(time.monotonic() - began_s)
+    print(f"{results.summary} ({seconds} s)")
+    print(json.dumps(results.figures | {"seconds": seconds}))
     if asked.write:
         change = updated if asked.only else replaced
         asked.write.write_text(change(asked.write.read_text(), GROUPS, results))

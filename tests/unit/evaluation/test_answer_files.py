@@ -14,6 +14,7 @@ from medv_ray.errors import DataError, SettingsError
 from medv_ray.evaluation import results
 from medv_ray.evaluation.answer_files import export
 from medv_ray.evaluation.metrics import Judged, values
+from medv_ray.evaluation.predictions import read_predictions
 from medv_ray.evaluation.recipes import RECIPES, Question
 
 ROWS = [  # id, question, reference, kind, answer
@@ -38,8 +39,10 @@ def evaluation(folder: Path, name: str = "vqa-rad", rows: Any = ROWS) -> Path:
         lines.append(json.dumps({**row, "metadata": more}))
     (folder / name).mkdir(parents=True)
     (folder / name / "answers.jsonl").write_text("\n".join([*lines, ""]))
-    figures = results.figures(RECIPES["vqa-rad"], questions, answers)
-    known = {"recipes": {name: {**figures, "whole": True}}}
+    recipe = RECIPES["vqa-rad"]
+    figures = results.figures(recipe, questions, answers)
+    known = {"recipe": recipe.model_dump(mode="json"), "recipe_sha256": "d", "run": {}}
+    known = {"blind": False, "recipes": {name: {**known, **figures, "whole": True}}}
     (folder / "results.json").write_text(json.dumps(known))
     return folder
 
@@ -105,6 +108,8 @@ def test_medevalkit(tmp_path: Path) -> None:
     assert [(r["id"], r["question"], r["answer"], r["response"]) for r in found] == [
         (key, asked, wanted, said) for key, asked, wanted, _, said in ROWS
     ]
+    again = read_predictions(tmp_path / "out/VQA_RAD/results.json")  # not the references
+    assert again == {key: said for key, *_, said in ROWS}
     export(evaluation(tmp_path / "other", "slake"), "medevalkit", tmp_path / "out")
     found = json.loads((tmp_path / "out/SLAKE/results.json").read_text())
     assert [(r["lang"], r["answer_type"]) for r in found] == [

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from medv_ray.cli import app
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.evaluation import predictions, recipes, results
-from medv_ray.evaluation.comparison import compare
+from medv_ray.evaluation.comparison import compare, read_results
+from medv_ray.evaluation.predictions import match, read_predictions
 from medv_ray.evaluation.recipes import RECIPES, Question, Recipe
 
 QUESTIONS = [
@@ -76,20 +77,10 @@ def test_answers_are_matched_by_id(tmp_path: Path) -> None:
     assert predictions.read_predictions(path) == {"1": "yes"}
 
 
-@pytest.mark.parametrize(
-    ("rows", "said"),
-    [
-        ([{"id": 1, "text": "a"}, {"id": "1", "text": "b"}], "1 records have the id of an earlier"),
-        ([{"text": "SECRET"}], "record 1 needs an id"),
-        ([{"id": 1, "text": "a"}, {"id": 2, "text": 3}], "record 2 needs an id"),
-        ([{"id": True, "text": "a"}], "record 1 needs an id"),
-        ([3], "is no JSON lines"),
-    ],
-)
-def test_files_of_answers_that_do_not_fit(tmp_path: Path, rows: list[object], said: str) -> None:
-    with pytest.raises(DataError, match=said) as raised:
-        predictions.read_predictions(written(tmp_path / "a.jsonl", *rows))
-    assert "SECRET" not in str(raised.value)
+def test_an_id_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", {"id": 1, "text": "a"}, {"id": "1", "text": "b"})
+    with pytest.raises(DataError, match="1 records have the id of an earlier"):
+        predictions.read_predictions(path)
 
 
 def test_missing_and_extra_answers_are_counted() -> None:
@@ -117,13 +108,16 @@ def test_figures_of_three_questions() -> None:
 def saved(folder: Path, answers: dict[str, str], digest: str = "d", **change: object) -> Path:
     (folder / "mine").mkdir(parents=True)
     one = {"recipe": {**RECIPE.model_dump(mode="json"), **change}, "recipe_sha256": digest}
-    (folder / "results.json").write_text(json.dumps({"recipes": {"mine": one}}))
+    asked = [question for question in QUESTIONS if question.id in answers]
+    one |= {**results.figures(RECIPE, asked, answers), "whole": True, "run": {}}
+    whole = {"blind": False, "recipes": {"mine": one}}
+    (folder / "results.json").write_text(json.dumps(whole))
     rows = [
         {
             "question_id": q.id, "prompt": q.question, "text": answers[q.id],
             "metadata": {"reference": q.answer, "kind": q.kind, "groups": q.groups},
         }
-        for q in QUESTIONS
+        for q in asked
     ]  # fmt: skip
     written(folder / "mine" / "answers.jsonl", *rows)
     return folder
@@ -143,6 +137,83 @@ def test_two_runs_side_by_side(tmp_path: Path) -> None:
         compare(a, b)
     with pytest.raises(DataError, match="E1105"):
         compare(a, tmp_path)
+
+
+def test_a_part_is_compared_with_the_whole_only_where_asked_to(tmp_path: Path) -> None:
+    whole = saved(tmp_path / "a", {"1": "yes", "2": "no", "3": "lung"})
+    part = saved(tmp_path / "b", {"1": "no", "2": "no"})
+    with pytest.raises(DataError, match="E1124.*3 questions beside 2, 2 of them the same"):
+        compare(whole, part)
+    for first, second, sign in ((whole, part, 1), (part, whole, -1)):
+        found = compare(first, second, shared_only=True)["mine"]
+        assert found.keys() == {"closed"}
+        assert found["closed"]["difference"]["mean"] == 0.5 * sign
+
+
+@pytest.mark.parametrize(
+    "found",
+    [[], {}, {"recipes": None}, {"recipes": {"x": None}}, {"recipes": {"x": {"recipe": {}}}},
+     {"blind": False, "recipes": {"x": {"recipe": RECIPE.model_dump(mode="json")}}},
+     {"chosen": "exact", "arms": []}],
+)  # fmt: skip
+def test_results_of_another_program_are_none(found: object, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    with pytest.raises(DataError, match="E1105.*has no results.json of `medv eval`"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"answer": "no", "response": "yes"}, "yes"),  # MedEvalKit: the reference is there too
+        ({"text": "Is it?", "prediction": "yes"}, "yes"),
+        ({"text": "yes", "answer": "yes"}, "yes"),
+        ({"text": "yes", "answer": None}, "yes"),
+        ({"answer": "yes"}, "yes"),
+        ({"prediction": "yes", "response": "yes", "text": 7}, "yes"),
+        ({"text": ""}, ""),
+    ],
+)
+def test_which_field_is_the_models_answer(fields: dict, text: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", {"id": 1, **fields})
+    assert read_predictions(path) == {"1": text}
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"id": 1, "text": "Is it?", "answer": "yes"}, "has text and answer, which differ"),
+        ({"id": 1, "prediction": "a", "response": "b"}, "prediction and response, which differ"),
+        ({"id": 1, "text": 4}, r"text is no text \(int\)"),
+        ({"id": 1, "text": None}, "has no text in any of prediction, response, text"),
+        ({"id": True, "text": "a"}, "has no text or whole number in any of id"),
+        ({"text": "SECRET"}, "has no text or whole number in any of id"),
+    ],
+)
+def test_answers_that_are_none_are_named(record: dict, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"E1123: a.jsonl: record 1.*{said}") as raised:
+        read_predictions(written(tmp_path / "a.jsonl", record))
+    assert "SECRET" not in str(raised.value)
+
+
+def test_a_line_that_is_none_is_numbered(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1, "text": "a"}\n\n{"id": 2, ')
+    with pytest.raises(DataError, match="E1105: a.jsonl: line 3 is no JSON of objects"):
+        read_predictions(path)
+    path.write_text('[{"id": 1, "text": "a"}, 7]')
+    with pytest.raises(DataError, match="E1105: a.jsonl: its list is no JSON of objects"):
+        read_predictions(path)
+    path.write_text('{"id": 1, "text": "a"}\n[]')
+    with pytest.raises(DataError, match="line 2"):
+        read_predictions(path)
+    with pytest.raises(DataError, match="E1105.*cannot be read"):
+        read_predictions(tmp_path / "none")
+
+
+def test_questions_given_for_answers_are_noticed() -> None:
+    with pytest.raises(DataError, match="E1123.*a file of questions"):
+        match(QUESTIONS, {one.id: one.question for one in QUESTIONS}, partial=False)
 
 
 def test_the_papers_tables_are_whole() -> None:
