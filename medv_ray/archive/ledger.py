@@ -61,7 +61,8 @@ class Ledger:
 
     @classmethod
     def load(cls, store: Store, repair: bool = False) -> Ledger:
-        """Read the ledger. With `repair`, a last line that a crash cut short is also cut off.
+        """Read the ledger. With `repair`, a last line that a crash cut short is also cut off, and
+        one that is whole but for its newline gets it.
 
         Raises RunError E1506 for any other damage.
         """
@@ -76,14 +77,19 @@ class Ledger:
         path = self.store.path(FILE)
         if not os.path.exists(path):
             return
+        newline = True
         with reading(FILE), open(path, "rb") as file:
             for line in file:
-                if not line.endswith(b"\n"):
-                    break  # the crash came before its newline: it never happened
+                newline = line.endswith(b"\n")
+                if not newline and not is_sound(line):
+                    break  # the crash came before its end: it never happened
                 self.apply(parse(line, self.number + 1))
                 self._size += len(line)
-        if repair and os.path.getsize(path) != self._size:
-            os.truncate(path, self._size)
+        if repair and not newline:
+            with reading(FILE), open(path, "r+b") as file:
+                file.seek(max(self._size - 1, 0))
+                file.write(b"\n" if self._size else b"")
+                file.truncate()
 
     def _load_objects(self) -> None:
         names, lines = self._read_objects()
@@ -230,11 +236,15 @@ def render(record: dict[str, Any]) -> bytes:
 
 def parse(line: bytes, number: int) -> dict[str, Any]:
     """The record of a line. Raises RunError E1506 with the line's number."""
-    body = line[9:-1]
-    if line[:9] != b"%08x " % zlib.crc32(body) or not line.endswith(b"\n"):
+    if not is_sound(line):
         raise RunError("E1506", f"ledger record {number} does not match its checksum.")
-    record: dict[str, Any] = json.loads(body)
+    record: dict[str, Any] = json.loads(line[9:-1])
     return record
+
+
+def is_sound(line: bytes) -> bool:
+    """Whether a line matches its checksum, whatever its last byte is."""
+    return line[:9] == b"%08x " % zlib.crc32(line[9:-1])
 
 
 def object_name(record: dict[str, Any]) -> str:

@@ -167,11 +167,25 @@ def test_no_flipped_bit_goes_unnoticed(folder):
             with pytest.raises(RunError) as caught:
                 Ledger.load(folder)
             assert caught.value.code == "E1506"
-            continue
-        # the newline that ends the file looks like a crash: the last chunk is done again
-        loaded = Ledger.load(folder)
-        assert len(loaded.commits) == 19
-        assert all(ledger.commits[source_key] == c for source_key, c in loaded.commits.items())
+        else:
+            assert state(Ledger.load(folder)) == state(ledger)
+
+
+def test_a_last_line_without_its_own_newline_counts_and_gets_it(folder):
+    ledger = filled(folder, 3)
+    path = Path(folder.path(FILE))
+    whole = path.read_bytes()
+    for last in (b"\x0b", b"\0", b"\x8a", b"z"):
+        path.write_bytes(whole[:-1] + last)
+        assert state(Ledger.load(folder)) == state(ledger)
+        assert path.read_bytes() == whole[:-1] + last  # a reader changes nothing
+        repaired = Ledger.load(folder, repair=True)
+        assert path.read_bytes() == whole
+        repaired.append(commit(7))
+        assert len(Ledger.load(folder).commits) == 4
+    path.write_bytes(whole[:-1])  # cut there, it is a line that a crash left
+    assert len(Ledger.load(folder, repair=True).commits) == 2
+    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
 
 
 def test_a_full_disk_leaves_the_ledger_as_it_was(folder, monkeypatch):
