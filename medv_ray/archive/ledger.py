@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -83,7 +84,9 @@ class Ledger:
                 newline = line.endswith(b"\n")
                 if not newline and not is_sound(line):
                     break  # the crash came before its end: it never happened
-                self.apply(parse(line, self.number + 1))
+                number = self.number + 1
+                with _known(number):
+                    self.apply(parse(line, number))
                 self._size += len(line)
         if repair and not newline:
             with reading(FILE), open(path, "r+b") as file:
@@ -94,11 +97,12 @@ class Ledger:
     def _load_objects(self) -> None:
         names, lines = self._read_objects()
         records = [parse(line, number) for number, line in enumerate(lines, start=1)]
-        for name, record in zip(names, records, strict=True):
-            self._records[record.get("part", name)] = name
-        nested = [commit for record in records for commit in record.pop("commits", [])]
-        for record in sorted(nested + records, key=lambda r: int(r["number"])):
-            self.apply(record)
+        with _known(len(records)):
+            for name, record in zip(names, records, strict=True):
+                self._records[record.get("part", name)] = name
+            nested = [commit for record in records for commit in record.pop("commits", [])]
+            for record in sorted(nested + records, key=lambda r: int(r["number"])):
+                self.apply(record)
 
     def _read_objects(self) -> tuple[list[str], list[bytes]]:
         for left in reversed(range(LOOKS)):
@@ -136,10 +140,10 @@ class Ledger:
         self.commits[source_key] = Commit(
             record["key"],
             name,
-            record["rows"],
-            record["answered"],
-            record["abstained"],
-            record["quarantined"],
+            int(record["rows"]),
+            int(record["answered"]),
+            int(record["abstained"]),
+            int(record["quarantined"]),
             record["number"],
         )
         self.held.setdefault(name, set()).add(source_key)
@@ -238,8 +242,18 @@ def parse(line: bytes, number: int) -> dict[str, Any]:
     """The record of a line. Raises RunError E1506 with the line's number."""
     if not is_sound(line):
         raise RunError("E1506", f"ledger record {number} does not match its checksum.")
-    record: dict[str, Any] = json.loads(line[9:-1])
+    with _known(number):
+        record: dict[str, Any] = json.loads(line[9:-1])
     return record
+
+
+@contextmanager
+def _known(number: int) -> Iterator[None]:
+    """Turn what a record of another form raises into RunError E1506."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        raise RunError("E1506", f"ledger record {number} is none that is known here.") from None
 
 
 def is_sound(line: bytes) -> bool:

@@ -1,7 +1,9 @@
+import json
 import os
 import random
 import time
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
@@ -227,6 +229,22 @@ def test_a_large_ledger_needs_under_a_kilobyte_a_chunk(folder):
     used = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert used < 4_000 * 1024
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [b"", b"[]", b"\xff", b"[" * 5000, b'{"op": "commit"}', b'{"op": "drop", "number": 4}',
+     {"op": "commit", "rows": "x"}, {"op": "commit", "number": "4"}, {"op": "new"},
+     {"op": "merge", "parts": 3}],
+)  # fmt: skip
+def test_records_of_another_form_are_told(folder, odd):
+    ledger = filled(folder, 3)
+    line = odd if isinstance(odd, bytes) else json.dumps({**commit(3), "number": 4, **odd}).encode()
+    with open(folder.path(FILE), "ab") as file:
+        file.write(b"%08x " % zlib.crc32(line) + line + b"\n")
+    with pytest.raises(RunError, match="E1506: ledger record 4 is none that is known"):
+        Ledger.load(folder)
+    assert len(ledger.commits) == 3
 
 
 def test_lines_hold_their_own_checksum():
