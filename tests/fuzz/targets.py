@@ -272,8 +272,11 @@ def settings(folder: Path) -> Run:
     def run(data: bytes) -> list[str]:
         said = []
         file.write_bytes(data)
-        values = merged(read_yaml(file), {"seed": 3})
-        values = override(values, [data[:200].decode("latin-1").replace("\n", " ")])
+        values = override(merged(read_yaml(file), {"out": "o"}), ["archive=a"])
+        try:
+            override(values, [data[:9000].decode("latin-1")])
+        except SettingsError as error:
+            said.append(str(error))
         for kind in (ScoreSettings, TrainSettings, ServeSettings):
             try:
                 build(kind, values)
@@ -288,6 +291,7 @@ def settings_seeds() -> Iterator[bytes]:
     yield b"archive: a\nout: b\nmodel: {path: toy}\nsampler: {steps: 8, gen_length: 8}\nseed: 1\n"
     yield b"stage:\n  lr: 1e-5\n  name: x\n  trainable: [projector]\nmodel: m\ndata: d\nout: o\n"
     yield b"limits: {body_seconds: 3e1, queue: 4}\nimage: {window: 40/400, formats: [PNG, JPEG]}\n"
+    yield b"sampler.steps=[" + b"9" * 40 + b"]"
     yield b'{"model": {"path": "toy"}, "prompt": {"question_suffix": "x \\u00e9"}, "seed": 1}'
     yield b"sampler:\n- 1\n- !!float 3\n- 2024-01-01\n- 0x1F\n- 1:30\n- .inf\n- ~\n- !!bool yes\n"
     yield b"a: &x [1]\nb: *x\nc: |\n  text\n  more\nd: >-\n  folded\n? [k]\n: v\n<<: {seed: 2}\n"
@@ -390,7 +394,7 @@ def dicomweb(folder: Path) -> Run:
     answers: list[httpx2.Response] = []
 
     def reply(request: httpx2.Request) -> httpx2.Response:
-        return answers.pop() if answers else httpx2.Response(200, content=b"[]")
+        return answers.pop() if answers else httpx2.Response(200, content=iter([b"[]"]))
 
     address = parse("dicomweb+http://localhost/dicom-web?Modality=CT&StudyDate=20240101-20240131")
     client = Client(address.base, tries=1, sleep=lambda seconds: None)
@@ -410,7 +414,9 @@ def dicomweb(folder: Path) -> Run:
             lambda: client.instance("studies/1/series/1/instances/1", 2**20),
             lambda: [entries(client.store(b"x", "b")[1], tag) for tag in (DONE, FAILED)],
         ):
-            answers[:] = [httpx2.Response(max(code, 100), headers=dict(given), content=body)]
+            answers[:] = [
+                httpx2.Response(max(code, 100), headers=dict(given), content=iter([body]))
+            ]
             try:
                 with pacs_errors("E1110"):
                     ask()

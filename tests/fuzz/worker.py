@@ -95,7 +95,7 @@ def by_atheris(
         (corpus / str(number)).write_bytes(seed)
     options = {
         "runs": args.runs, "max_total_time": max(1, int(args.seconds)), "seed": args.seed + 1,
-        "max_len": MOST_BYTES, "rss_limit_mb": 0, "timeout": 0, "verbosity": 0,
+        "max_len": MOST_BYTES, "rss_limit_mb": 0, "timeout": 10**6, "verbosity": 0,
         "artifact_prefix": f"{folder}/",
     }  # fmt: skip
     atheris.Setup([sys.argv[0], *(f"-{k}={v}" for k, v in options.items()), str(corpus)], one)
