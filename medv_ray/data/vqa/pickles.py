@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from medv_ray.errors import DataError
 
 MAX_BYTES = 2**28
+_OPCODES = {one.code: one for one in pickletools.opcodes}
 _ALLOWED = {
     (module, kind.__name__): kind
     for module in ("builtins", "__builtin__")
@@ -59,7 +60,7 @@ def _check_numbers(file: BinaryIO, size: int) -> None:
     """Leaves the file at its start. Raises ValueError for an object that has a number which no
     pickle of this size comes to: the reader would make room for all below it, 16 bytes each."""
     while (code := file.read(1)) not in (b"", pickle.STOP):
-        opcode = pickletools.code2op[code.decode("latin-1")]
+        opcode = _OPCODES[code.decode("latin-1")]
         if code == pickle.STRING:  # which pickletools takes for ASCII
             file.readline()
         elif opcode.arg is not None:
