@@ -21,7 +21,7 @@ from tests.fuzz.targets import TARGETS
 MEMORY = 2**30
 """What an input may take beyond what the process holds at the start."""
 MOST_BYTES = 2**15
-BLOCK = 2000
+BLOCK = 200
 """Examples that Hypothesis makes at a time."""
 
 
