@@ -51,7 +51,8 @@ def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = Fal
     if is_run(out, identity):
         return out
     out.mkdir(parents=True, exist_ok=True)
-    record = {"identity": identity, "settings": settings.model_dump(mode="json", exclude={"out"})}
+    stored = settings.model_dump(mode="json", exclude={"out"})
+    record: dict[str, Any] = {"identity": identity, "settings": stored}
     record["sha256"] = identity_digest(json.loads(json.dumps(record)))  # keys as they are read
     with disk_errors("run.json"):
         write_atomic(manifest, (json.dumps(record, indent=1) + "\n").encode())
