@@ -57,7 +57,6 @@ from tests.unit.training import tiny
 
 WORDS = ("noticed", "scored_again", "harmless", "silent")
 BASE = "ab" * 32
-BEFORE, NEWEST = (f"checkpoints/step-{step:08d}" for step in (1, 2))
 
 
 @dataclass
@@ -250,10 +249,9 @@ def rows_in(run: Path) -> dict[int, dict[str, Any]]:
 
 
 def training_run(folder: Path) -> Iterator[Kind]:
-    """Two updates with a checkpoint each; the newer one is damaged."""
+    """Four updates, checkpoints of two and of four; the newest one is damaged."""
     folder.mkdir(parents=True)
-    settings = tiny.settings(folder, max_steps=2, trainable=("projector",))
-    settings = settings.model_copy(update={"save_every": 1})
+    settings = tiny.settings(folder, max_steps=4, trainable=("projector",))
     identity = check(settings)
     out = training.begin(settings, identity)
     for _ in training.train_worker(settings, identity):
@@ -280,22 +278,26 @@ def training_run(folder: Path) -> Iterator[Kind]:
     newest = restored(out)
     earlier = folder / "earlier"
     shutil.copytree(out, earlier)
-    shutil.rmtree(earlier / NEWEST)
+    shutil.rmtree(earlier / "checkpoints" / "step-00000004")
     before = restored(earlier)
 
     def load(work: Path) -> str:
         loaded = restored(work)
         if loaded == newest:
             return "harmless"
-        return "noticed" if loaded == (*before[:3], [2]) else "silent"
+        return "noticed" if loaded == (*before[:3], [4]) else "silent"
 
-    names = [file.name for file in (out / NEWEST).iterdir()]
-    yield Kind("checkpoint", out, [f"{NEWEST}/{name}" for name in names], load)
+    step = out / "checkpoints" / "step-00000004"
+    yield Kind("checkpoint", out, [str(f.relative_to(out)) for f in step.iterdir()], load)
+    alone = [
+        str((earlier / "checkpoints" / "step-00000002" / f.name).relative_to(earlier))
+        for f in step.iterdir()
+    ]
 
     def load_only(work: Path) -> str:
         return "harmless" if restored(work) == before else "silent"
 
-    yield Kind("only_checkpoint", earlier, [f"{BEFORE}/{name}" for name in names], load_only)
+    yield Kind("only_checkpoint", earlier, alone, load_only)
     known = training.read_run(out)
 
     def load_record(work: Path) -> str:
