@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-fast test-ray test-slow test-long test-kills test-tutorials lint format clean chaos corpus site
+.PHONY: demo test test-fast test-ray test-slow test-long test-kills test-tutorials lint format clean chaos corpus fuzz site
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medv_ray needs Python 3.11 or newer; this is %d.%d. Use: make PYTHON=..." % sys.version_info[:2])'
@@ -39,10 +39,15 @@ test-tutorials: $(VENV)/.installed  ## the documentation's tutorials, line by li
 site: $(VENV)/.installed  ## docs/ as a folder of pages
 	$(BIN)/mkdocs build --strict
 
-chaos: $(VENV)/.installed  ## the kill runs in full: scoring (20 of the driver, 10 of actors, 5,000 rows), training (20)
+chaos: $(VENV)/.installed  ## the kill runs in full: scoring (20 of the driver, 10 of actors, 5,000 rows), training (20); flipped bits
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_train
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.serve_runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.bit_flips
+
+fuzz: $(VENV)/.installed  ## every parser and the endpoint, ten minutes each or 10^5 inputs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --runs 100000 --seconds 600
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.serving_fuzz --cases 100000 --seconds 600
 
 corpus: $(VENV)/.installed  ## every kind of bad input through every path; writes the table of docs/reliability.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.corpus --write docs/reliability.md

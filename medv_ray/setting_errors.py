@@ -72,7 +72,7 @@ def _list_for(info: FieldInfo, given: Any, quote: bool) -> str:
         text = part.strip(" \"'")
         try:
             parts.append(json.loads(text))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             parts.append(text)
     kind: Any = info.annotation
     try:

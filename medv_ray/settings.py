@@ -425,6 +425,6 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
                 node.pop(name, None)
         try:
             node[leaf] = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, too deep
             node[leaf] = text
     return result

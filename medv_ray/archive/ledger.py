@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -61,7 +62,8 @@ class Ledger:
 
     @classmethod
     def load(cls, store: Store, repair: bool = False) -> Ledger:
-        """Read the ledger. With `repair`, a last line that a crash cut short is also cut off.
+        """Read the ledger. With `repair`, a last line that a crash cut short is also cut off, and
+        one that is whole but for its newline gets it.
 
         Raises RunError E1506 for any other damage.
         """
@@ -76,23 +78,31 @@ class Ledger:
         path = self.store.path(FILE)
         if not os.path.exists(path):
             return
+        newline = True
         with reading(FILE), open(path, "rb") as file:
             for line in file:
-                if not line.endswith(b"\n"):
-                    break  # the crash came before its newline: it never happened
-                self.apply(parse(line, self.number + 1))
+                newline = line.endswith(b"\n")
+                if not newline and not is_sound(line):
+                    break  # the crash came before its end: it never happened
+                number = self.number + 1
+                with _known(number):
+                    self.apply(parse(line, number))
                 self._size += len(line)
-        if repair and os.path.getsize(path) != self._size:
-            os.truncate(path, self._size)
+        if repair and not newline:
+            with reading(FILE), open(path, "r+b") as file:
+                file.seek(max(self._size - 1, 0))
+                file.write(b"\n" if self._size else b"")
+                file.truncate()
 
     def _load_objects(self) -> None:
         names, lines = self._read_objects()
         records = [parse(line, number) for number, line in enumerate(lines, start=1)]
-        for name, record in zip(names, records, strict=True):
-            self._records[record.get("part", name)] = name
-        nested = [commit for record in records for commit in record.pop("commits", [])]
-        for record in sorted(nested + records, key=lambda r: int(r["number"])):
-            self.apply(record)
+        with _known(len(records)):
+            for name, record in zip(names, records, strict=True):
+                self._records[record.get("part", name)] = name
+            nested = [commit for record in records for commit in record.pop("commits", [])]
+            for record in sorted(nested + records, key=lambda r: int(r["number"])):
+                self.apply(record)
 
     def _read_objects(self) -> tuple[list[str], list[bytes]]:
         for left in reversed(range(LOOKS)):
@@ -130,10 +140,10 @@ class Ledger:
         self.commits[source_key] = Commit(
             record["key"],
             name,
-            record["rows"],
-            record["answered"],
-            record["abstained"],
-            record["quarantined"],
+            int(record["rows"]),
+            int(record["answered"]),
+            int(record["abstained"]),
+            int(record["quarantined"]),
             record["number"],
         )
         self.held.setdefault(name, set()).add(source_key)
@@ -230,11 +240,25 @@ def render(record: dict[str, Any]) -> bytes:
 
 def parse(line: bytes, number: int) -> dict[str, Any]:
     """The record of a line. Raises RunError E1506 with the line's number."""
-    body = line[9:-1]
-    if line[:9] != b"%08x " % zlib.crc32(body) or not line.endswith(b"\n"):
+    if not is_sound(line):
         raise RunError("E1506", f"ledger record {number} does not match its checksum.")
-    record: dict[str, Any] = json.loads(body)
+    with _known(number):
+        record: dict[str, Any] = json.loads(line[9:-1])
     return record
+
+
+@contextmanager
+def _known(number: int) -> Iterator[None]:
+    """Turn what a record of another form raises into RunError E1506."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        raise RunError("E1506", f"ledger record {number} is none that is known here.") from None
+
+
+def is_sound(line: bytes) -> bool:
+    """Whether a line matches its checksum, whatever its last byte is."""
+    return line[:9] == b"%08x " % zlib.crc32(line[9:-1])
 
 
 def object_name(record: dict[str, Any]) -> str:

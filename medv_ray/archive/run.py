@@ -148,8 +148,8 @@ class Run:
         stale = sorted(set(self.ledger.commits) - self._source_keys)
         if stale:  # the input changed under --allow-mixed: those rows are cut otherwise now
             self.ledger.append({"op": "drop", "source_keys": stale})
+        self._check_files()  # first: of a ledger that lost lines, the sweep would take sound rows
         self._sweep()
-        self._check_files()
         if retry:
             self._retry_until = self.ledger.number
         done = len(self.ledger.commits)

@@ -31,6 +31,11 @@ READ_AHEAD = 2**18
 BLOCK = 512
 NONE = (-1, 0)
 KNOWN = {*ENDINGS, TEXT, JSON}
+BROKEN = (
+    *(tarfile.TarError, ValueError, LookupError, OverflowError, EOFError, OSError, MemoryError),
+    RecursionError,  # of a thousand long names, one behind the other
+)
+"""What tarfile raises for headers that are none."""
 
 
 @dataclass(slots=True)
@@ -159,7 +164,7 @@ def headers(stream: Any, file: SourceFile) -> Iterator[tuple[tarfile.TarInfo, in
         stream.seek(tar.offset)
         mark = stream.read(BLOCK)
         rest = any(any(block) for block in iter(lambda: stream.read(READ_AHEAD), b""))
-    except (tarfile.TarError, ValueError, OverflowError, EOFError, OSError, MemoryError) as error:
+    except BROKEN as error:
         raise DataError(
             "E1105", f"{file.name}: not a complete tar file ({type(error).__name__})."
         ) from error

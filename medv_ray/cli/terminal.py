@@ -73,31 +73,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A file of nested settings. Raises SettingsError E1001."""
     import yaml  # type: ignore[import-untyped]
 
+    def wrong(what: str) -> SettingsError:
+        return SettingsError("E1001", f"--config: {path.name}: {what}.")
+
     def check(node: Any, seen: set[int]) -> None:
         if id(node) in seen:
-            raise ValueError("an alias: nested ones grow without bound")
+            raise wrong("an alias: nested ones grow without bound")
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             names = [name.value for name, _ in node.value]
             if len(set(names)) < len(names):
-                raise ValueError("a name is given twice")
+                raise wrong("a name is given twice")
         for inner in node.value if isinstance(node, yaml.CollectionNode) else ():
             check(inner[1] if isinstance(inner, tuple) else inner, seen)
 
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"over {MAX_CONFIG_BYTES} bytes")
+            raise wrong(f"over {MAX_CONFIG_BYTES} bytes")
         text = path.read_text()
         check(yaml.compose(text, yaml.SafeLoader), set())
         found = yaml.safe_load(text)
         json.dumps(found)  # a date, say, is no setting
-    except (OSError, UnicodeDecodeError, RecursionError, TypeError, yaml.YAMLError) as error:
+    except SettingsError:
+        raise
+    # a value that is none of its tag (!!bool x, a 13th month) raises whatever it stumbles over
+    except Exception as error:
         kind = type(error).__name__
         raise SettingsError(
             "E1001", f"--config: {path.name} is no readable YAML ({kind})."
         ) from None
-    except ValueError as error:
-        raise SettingsError("E1001", f"--config: {path.name}: {error}.") from None
     if not isinstance(found, dict):
         raise SettingsError("E1001", f"--config: {path.name} must hold names and values.")
     return found

@@ -99,7 +99,7 @@ class Client:
                 return None, answer.headers
             try:
                 return json.loads(answer.body), answer.headers
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise _Again(Trouble("odd", "its answer is no JSON")) from None
 
         return self._tried(lambda: parse(self._once("GET", path, accept, MOST_JSON, params)))
@@ -137,7 +137,7 @@ class Client:
             answer = self._once("POST", path, headers, MOST_JSON, content=body, also=(409,))
             try:
                 return answer.status, json.loads(answer.body)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return answer.status, None
 
         return self._tried(send)

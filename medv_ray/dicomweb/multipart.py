@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from email.message import Message
+from email.utils import collapse_rfc2231_value
 
 OVERHEAD = 2**16
 """Bytes that boundaries and headers around one object may take."""
@@ -19,7 +20,8 @@ def media_type(header: str) -> tuple[str, dict[str, str]]:
     message = Message()
     message["content-type"] = header
     values = message.get_params(failobj=[(header, "")])
-    return message.get_content_type(), {name.lower(): value for name, value in values[1:]}
+    found = {name.lower(): collapse_rfc2231_value(value) for name, value in values[1:]}
+    return message.get_content_type(), found
 
 
 def first_part(body: bytes, boundary: str) -> tuple[str, bytes]:

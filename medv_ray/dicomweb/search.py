@@ -102,10 +102,11 @@ def _instance(entry: dict[str, Any]) -> Instance | None:
 
 
 def _text(entry: dict[str, Any], tag: str) -> str:
-    """The first value of an attribute; empty where there is none."""
+    """The first value of an attribute; empty where there is none that is text or a number."""
     values = entry.get(tag)
     values = values.get("Value") if isinstance(values, dict) else None
-    return str(values[0]).strip() if isinstance(values, list) and values else ""
+    first = values[0] if isinstance(values, list) and values else ""
+    return str(first).strip() if isinstance(first, str | int | float) else ""
 
 
 def _order(one: Instance) -> tuple[str, str, int, str]:

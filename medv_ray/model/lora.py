@@ -225,7 +225,12 @@ def _read_settings(folder: Path, base_digest: str) -> LoraSettings:
         settings = build(LoraSettings, note.get("settings"))  # type: ignore[arg-type]
     except SettingsError as error:
         raise CheckpointError("E1410", f"{NOTE}: {error.detail}") from None
-    want = {"r": settings.rank, "lora_alpha": settings.alpha, "target_modules": _pattern(settings)}
+    want = {
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "target_modules": _pattern(settings),
+    }
     wrong = [name for name, value in want.items() if config.get(name) != value]
     if wrong:
         raise CheckpointError("E1407", f"{NOTE} and {CONFIG} do not agree on {join(wrong)}.")

@@ -129,6 +129,9 @@ _LIKELY = {
     "choices": "choices choice options option candidates",
 }
 
+_NAME = re.compile(r"[^\s?!]+(\s+[^\s?!]+){0,2}\s*")
+"""Three words at most, and no question."""
+
 
 def no_column(file: str, missing: Mapping[str, str], found: Sequence[str]) -> DataError:
     """E1101 with the columns that there are, and the flags that name likely ones.
@@ -155,7 +158,18 @@ def no_column(file: str, missing: Mapping[str, str], found: Sequence[str]) -> Da
         order = [wanted.lower(), *_LIKELY[kind].split()]
         near = [(order.index(p), n) for p, n in zip(plain, found, strict=True) if p in order]
         flags += f" --{kind}-column {min(near)[1][:30]}" if near else ""
-    listed = ", ".join(name[:30] for name in found[:20] if name) or "none"
     return DataError(
-        "E1101", f"{message}; it has {listed}." + (f" Perhaps{flags}?" if flags else "")
+        "E1101", f"{message}; it has {listed(found)}." + (f" Perhaps{flags}?" if flags else "")
     )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of columns, for a message.
+
+    What reads as a sentence is counted and not shown: where the quote of a header is torn, or its
+    line end, a question is among the names.
+    """
+    shown = [name[:30] for name in names[:20] if _NAME.fullmatch(name)]
+    odd = sum(1 for name in names[:20] if name and not _NAME.fullmatch(name))
+    more = [f"{odd} whose name is a sentence"] if odd else []
+    return ", ".join([*shown, *more]) or "none"

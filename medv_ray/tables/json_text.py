@@ -82,10 +82,12 @@ def check_records(value: dict[str, Any], file: str, is_row: IsRow) -> None:
     if isinstance(first, dict):
         alike = all(isinstance(one, dict) and one.keys() == first.keys() for one in columns)
         by_column = alike and not first.keys() <= {"bytes", "path"}
-    else:  # a row may have several pictures, and turns
-        lists = [one for one in columns if isinstance(one, list) and len(one) == len(first or ())]
+    elif isinstance(first, list):  # a row may have several pictures, and turns
+        lists = [one for one in columns if isinstance(one, list) and len(one) == len(first)]
         plain = not any(isinstance(cell, dict | list) for one in lists for cell in one)
         by_column = len(columns) > 1 and len(lists) == len(columns) and plain
+    else:
+        by_column = False
     if by_column:
         message = "it holds columns, not rows; write a row an object, as pandas' to_json does"
         raise DataError("E1105", f"{file}: {message} with orient='records'.")

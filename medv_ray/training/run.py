@@ -41,8 +41,8 @@ from medv_ray.training.watch import Watch
 def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = False) -> Path:
     """The run folder, made or found to be of the same run; `new_run` removes a run's files first.
 
-    Raises RunError E1604 for another run, E1507 for a manifest that cannot be read or files of
-    others in `model/`, E1503 and E1511 where the disk does not take it.
+    Raises RunError E1604 for another run, E1506 and E1507 for a manifest that is damaged or cannot
+    be read, E1507 for files of others in `model/`, E1503 and E1511 where the disk does not take it.
     """
     out = Path(settings.out)
     manifest = out / MANIFEST
@@ -51,7 +51,9 @@ def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = Fal
     if is_run(out, identity):
         return out
     out.mkdir(parents=True, exist_ok=True)
-    record = {"identity": identity, "settings": settings.model_dump(mode="json", exclude={"out"})}
+    stored = settings.model_dump(mode="json", exclude={"out"})
+    record: dict[str, Any] = {"identity": identity, "settings": stored}
+    record["sha256"] = identity_digest(json.loads(json.dumps(record)))  # keys as they are read
     with disk_errors("run.json"):
         write_atomic(manifest, (json.dumps(record, indent=1) + "\n").encode())
     return out
@@ -60,7 +62,8 @@ def begin(settings: TrainSettings, identity: dict[str, Any], new_run: bool = Fal
 def is_run(out: Path, identity: dict[str, Any]) -> bool:
     """Whether the folder is of this run; False where it is of none.
 
-    Raises RunError E1604 for another run, E1507 for a manifest that cannot be read.
+    Raises RunError E1604 for another run, E1506 and E1507 for a manifest that is damaged or cannot
+    be read.
     """
     if not (out / MANIFEST).is_file():
         return False
@@ -224,9 +227,16 @@ def make_engine(objective: Objective, settings: TrainSettings) -> Engine:
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Identity and settings of a run folder. Raises RunError E1507 for what is none."""
+    """Identity and settings of a run folder.
+
+    Raises RunError E1507 for what is none, E1506 for one that does not match its checksum.
+    """
     try:
         record = json.loads((folder / MANIFEST).read_bytes())
-        return dict(record["identity"]), {**record["settings"], "out": str(folder)}
-    except (OSError, ValueError, KeyError, TypeError):
+        sha256 = record.pop("sha256", None)  # runs of earlier versions have none
+        found = dict(record["identity"]), {**record["settings"], "out": str(folder)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise RunError("E1507", f"{folder.name!r} holds no readable run.json.") from None
+    if sha256 is not None and sha256 != identity_digest(record):
+        raise RunError("E1506", f"{MANIFEST} does not match its own checksum.")
+    return found

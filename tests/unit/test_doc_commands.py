@@ -39,6 +39,7 @@ RUN_BY = {
     "python jobs/prepare_vqa.py": "tests/tutorials/test_tutorials.py",
     "python jobs/score_archive.py": "tests/integration/test_processes.py",
     "python jobs/train_tiny.py": "tests/unit/test_train_tiny.py",
+    "python tests.chaos.bit_flips": "tests/unit/test_bit_flips.py",
     "python tests.chaos.serve_runs": ".ci/run",
     "ray job": "tests/integration/test_processes.py",
     "ray start": "tests/integration/test_processes.py",
@@ -46,6 +47,7 @@ RUN_BY = {
 """Which test or check runs a command of README and docs, on small data."""
 NOT_RUN = {
     "lmms-eval": "a package of its own that the tests do without; tests/clients/run_lmms_eval.py",
+    "make fuzz": "takes hours; tests/unit/test_fuzz.py has the short form",
     "make lint": "the check itself",
     "medv consistency": "tests/unit/evaluation/test_calibrating.py runs its parts alone",
     "make test": "the tests themselves",

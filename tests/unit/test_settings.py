@@ -270,6 +270,14 @@ def test_override_reads_json_and_leaves_its_input_alone() -> None:
     assert settings.prompt.system == "medical"
 
 
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 100_000, "[" + "9" * 5000 + "]"])
+def test_what_json_does_not_read_stays_text(text: str) -> None:
+    values = override({}, [f"sampler.stop={text}"])
+    assert values == {"sampler": {"stop": text}}
+    with pytest.raises(SettingsError, match="E1001: sampler.stop: must be a JSON list"):
+        build(AnswerSettings, values)
+
+
 def test_override_opens_a_group_that_is_left_out() -> None:
     assert override({"lora": None}, ["lora.rank=4"]) == {"lora": {"rank": 4}}
 

@@ -27,7 +27,7 @@ from medv_ray.data.vqa.pickles import load_plain
 from medv_ray.data.vqa.settings import PrepareSettings
 from medv_ray.errors import DataError
 from medv_ray.tables.cells import IMAGE_MARK, choices_of, message_of
-from medv_ray.tables.columns import NO_COLUMN, TURNS, Asked, find, resolve
+from medv_ray.tables.columns import NO_COLUMN, TURNS, Asked, find, listed, resolve
 from medv_ray.tables.ids import id_text
 from medv_ray.tables.records import Reading
 
@@ -304,8 +304,8 @@ def _table_records(path: Path, settings: PrepareSettings) -> Iterator[Read]:
     for read in _with_columns(path, settings, _table_columns(settings)):
         lost = [name for name in more if name not in read.values] if read.error is None else []
         if lost:
-            listed = ", ".join(name[:30] for name in read.header or tuple(read.values))
-            said = f"{path.name} has no column {lost[0][:30]!r}; it has {listed}."
+            there = listed(read.header or tuple(read.values))
+            said = f"{path.name} has no column {lost[0][:30]!r}; it has {there}."
             raise DataError("E1101", said)
         yield read
 

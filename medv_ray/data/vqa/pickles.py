@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from medv_ray.errors import DataError
 
 MAX_BYTES = 2**28
+_OPCODES = {one.code: one for one in pickletools.opcodes}
 _ALLOWED = {
     (module, kind.__name__): kind
     for module in ("builtins", "__builtin__")
@@ -40,6 +42,7 @@ def load_plain(path: Path) -> Any:
         if path.stat().st_size > MAX_BYTES:
             raise DataError("E1105", f"{path.name} is over {MAX_BYTES} bytes.")
         with path.open("rb") as file:
+            _check_numbers(file, path.stat().st_size)
             return _Plain(file, encoding="utf-8").load()
     except DataError as error:
         if error.code == "E1116":
@@ -51,3 +54,17 @@ def load_plain(path: Path) -> Any:
     except Exception as error:
         kind = type(error).__name__
         raise DataError("E1105", f"{path.name} is no complete pickle ({kind}).") from None
+
+
+def _check_numbers(file: BinaryIO, size: int) -> None:
+    """Leaves the file at its start. Raises ValueError for an object that has a number which no
+    pickle of this size comes to: the reader would make room for all below it, 16 bytes each."""
+    while (code := file.read(1)) not in (b"", pickle.STOP):
+        opcode = _OPCODES[code.decode("latin-1")]
+        if code == pickle.STRING:  # which pickletools takes for ASCII
+            file.readline()
+        elif opcode.arg is not None:
+            number = opcode.arg.reader(file)
+            if code in (pickle.PUT, pickle.LONG_BINPUT) and not 0 <= number < size:
+                raise ValueError
+    file.seek(0)

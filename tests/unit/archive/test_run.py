@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from medv_ray.archive.compact import merge, small_parts
 from medv_ray.archive.ledger import Ledger
 from medv_ray.archive.manifest import identity_changes
 from medv_ray.archive.reading import read_rows
@@ -340,6 +341,27 @@ def test_damage_is_named_before_anything_is_done(make, planned, tmp_path, name):
     if name == "rows":
         path.unlink()
         refused("E1506", lambda: make.job(planned, out))
+
+
+@pytest.mark.parametrize("lines", [0, 1, 3, 4])
+def test_a_ledger_that_lost_lines_costs_no_sound_row(make, planned, tmp_path, lines, committed_ids):
+    out = tmp_path / "run"
+    with Run.open(str(out), planned, IDENTITY) as run:
+        for done, chunk in enumerate(run.todo()[:5]):
+            run.commit(write_part(run.store, chunk, make.records(planned, chunk)))
+            if done == 2:
+                merge(run.store, run.ledger, small_parts(run.ledger))
+    ledger, before = out / "ledger.jsonl", committed_ids(out)
+    whole = ledger.read_bytes()
+    held = {file.name: file.read_bytes() for file in (out / "rows").iterdir()}
+    ledger.write_bytes(b"".join(whole.splitlines(keepends=True)[:lines]))
+    if lines in (1, 3):  # commits whose files a merge has deleted since
+        refused("E1506", lambda: make.job(planned, out))
+        assert {file.name: file.read_bytes() for file in (out / "rows").iterdir()} == held
+        ledger.write_bytes(whole)
+        assert committed_ids(out) == before
+    assert make.job(planned, out).rows == 30
+    assert len(committed_ids(out)) == 30
 
 
 def test_a_vanished_shard_leaves_its_rows_open(make, planned, tmp_path):

@@ -12,6 +12,7 @@ from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.settings import build
 from medv_ray.tables import json_text
+from medv_ray.tables.columns import listed
 
 
 def codes(rows):
@@ -477,6 +478,20 @@ def test_a_table_without_a_header_tells_nothing_of_its_first_row(make, images):
     assert not any(word in str(caught.value) for word in ("0.png", "Huber", "1941", "yes"))
     with pytest.raises(DataError, match="E1101: .*no column 'question'; it has image, text[.]"):
         rows_of(make, images, "r.csv", "image,text\n0.png,a\n")
+
+
+@pytest.mark.parametrize("header", ['image,"text', "image,text,", "image,text\0"])
+def test_a_torn_header_tells_nothing_of_the_row_that_it_swallows(make, images, header):
+    row = '0.png,Does Mrs. Huber (born 1941) have a fracture of the hip?,"yes\n'
+    with pytest.raises(DataError, match="E11") as caught:
+        rows_of(make, images, "q.csv", header + row)
+    assert not any(word in str(caught.value) for word in ("Huber", "1941", "fracture"))
+
+
+def test_names_of_columns_are_listed_and_sentences_are_counted():
+    names = ["image", "Frage 1", "Has Mrs. Huber a fracture?", "she was born in 1941", ""]
+    assert listed(names) == "image, Frage 1, 2 whose name is a sentence"
+    assert listed([]) == "none"
 
 
 @pytest.mark.parametrize("name", ["q.csv", "q.jsonl", "q.json"])

@@ -164,6 +164,17 @@ def test_damaged_headers_never_escape_the_catalogue(make):
         assert len(make.rows(planned)) == planned.rows == 6
 
 
+def test_thousands_of_long_names_in_front_of_one_member(make):
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 5
+    block = info.tobuf(tarfile.GNU_FORMAT) + b"a.jp\0".ljust(512, b"\0")
+    make.tar([("b.jpg", b"x", {})], "b.tar")
+    (make.archive / "a.tar").write_bytes(block * 3000 + bytes(1024))
+    planned = make.plan(question="q?")
+    assert [(u.name, u.code) for u in planned.unreadable] == [("a.tar", "E1105")]
+    assert planned.rows == 1
+
+
 def test_long_names_and_pax_headers(make):
     name = "d" * 90 + "/" + "n" * 150 + ".jpg"
     make.tar([(name, b"long", {}), ("é.jpg", b"accent", {})])

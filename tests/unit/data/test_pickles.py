@@ -35,6 +35,15 @@ def test_plain_data_of_every_protocol(tmp_path: Path, protocol: int) -> None:
     assert load_plain(path) == PLAIN
 
 
+@pytest.mark.parametrize("put", [b"r\xff\xff\xff\x7f", b"r\x40\0\0\0", b"p2147483647\n"])
+def test_a_number_of_an_object_takes_no_memory(tmp_path: Path, put: bytes) -> None:
+    """Room for 34 GiB in ten bytes."""
+    path = tmp_path / "train_vqa.pkl"
+    path.write_bytes(b"\x80\x02]" + put + b".")
+    with pytest.raises(DataError, match="E1105.*no complete pickle .ValueError."):
+        load_plain(path)
+
+
 def test_a_pickle_of_python_2(tmp_path: Path) -> None:
     path = tmp_path / "train_vqa.pkl"
     path.write_bytes(b"(lp0\n(dp1\nS'sent'\np2\nS'caf\\xc3\\xa9'\np3\nsa.")

@@ -41,8 +41,13 @@ def test_an_object_comes_whole_in_its_own_syntax_and_nothing_is_logged(
         Reply(200, {"content-type": "application/dicom"}, ONE),
         Reply(200, KIND, b"preamble\r\n" + HEAD + ONE + END),
         Reply(200, KIND, HEAD + ONE + END + b"\r\nepilogue"),
+        Reply(
+            200,
+            {"content-type": f"multipart/related; boundary*=utf-8''{BOUNDARY}"},
+            HEAD + ONE + END,
+        ),
     ],
-    ids=["one part", "preamble", "epilogue"],
+    ids=["one part", "preamble", "epilogue", "RFC 2231"],
 )
 def test_other_forms_of_an_answer(pacs: Pacs, client: Client, reply: Reply) -> None:
     fail(pacs, reply)

@@ -102,6 +102,7 @@ def flip(pacs: Pacs) -> None:
         (b"<html>", "no JSON"),
         (b'{"a": 1}', "is none"),
         (b"[1, 2]", "is none"),
+        (b"[" * 100_000, "no JSON"),
     ],
 )
 def test_a_listing_that_is_none(pacs: Pacs, client: Client, body: bytes, said: str) -> None:
@@ -116,3 +117,12 @@ def test_entries_without_a_uid_are_counted(pacs: Pacs, client: Client) -> None:
     bad["SOPInstanceUID"]._value = "1.2/../../etc"
     found = search(client, parse(f"dicomweb+{pacs.url}"))
     assert ([one.uid for one in found.instances], found.unnamed) == (["2.25.1.1.1"], 1)
+
+
+@pytest.mark.parametrize("value", [b"[" * 900 + b"]" * 900, b'{"a": 1}', b"null"])
+def test_a_uid_that_is_no_text_is_none(pacs: Pacs, client: Client, value: bytes) -> None:
+    entry = b'[{"0020000D": {"Value": [' + value + b"]}}]"
+    replies = [Reply(200, {}, b"[]"), Reply(200, {}, entry)]
+    pacs.faults[:] = [lambda method, path: replies.pop(), lambda method, path: replies.pop()]
+    found = search(client, parse(f"dicomweb+{pacs.url}"))
+    assert (found.instances, found.unnamed) == ([], 1)

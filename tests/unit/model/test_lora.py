@@ -275,6 +275,8 @@ def test_settings_that_do_not_fit(folder):
     settings = SETTINGS.model_dump(mode="json")
     reseal(folder, settings=settings | {"alpha": 16.0})
     refuse(folder, "E1407", "lora_alpha")
+    reseal(folder, settings=settings | {"dropout": 0.1})
+    refuse(folder, "E1407", "lora_dropout")
     reseal(folder, settings=settings | {"rank": 0})
     refuse(folder, "E1410", "rank")
     reseal(folder, settings=settings | {"more": 0})
@@ -303,7 +305,7 @@ def test_flipped_bits_are_found_or_harmless(folder):
                 lora.load_adapter(model, folder, BASE)
             except CheckpointError:
                 continue
-            assert name == lora.NOTE  # of which versions and dropout say nothing about answers
+            assert name == lora.NOTE  # of which versions say nothing about answers
             assert all(torch.equal(values(model)[key], want[key]) for key in want)
             assert torch.equal(model.logits(IDS), logits)
         (folder / name).write_bytes(data)

@@ -108,6 +108,8 @@ ROWS = [
     {"image": ["a.png", "b.png"], "question": "a?"},
     {"images": ["a.png"], "messages": [{"role": "user", "content": "a?"}]},
     {"image": {"path": "a.png"}, "question": "a?"},
+    {"id": 3, "image": ["a.png"], "question": "a?"},
+    {"id": True, "image": ["a.png"], "choices": ["yes", "no"], "question": "a?"},
 ]
 
 

@@ -187,6 +187,22 @@ def test_a_damaged_checkpoint_is_passed_over(home: Path, tmp_path: Path) -> None
         train(settings)
 
 
+def test_a_flipped_bit_of_run_json_is_told(home: Path, tmp_path: Path) -> None:
+    settings = job(home, tmp_path)
+    identity = check(settings)
+    file = run.begin(settings, identity) / "run.json"
+    whole, known = file.read_bytes(), run.read_run(file.parent)
+    start = whole.index(b'"settings"')
+    for place in range(start, len(whole), 29):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(RunError, match="E1506|E1507"):
+            run.is_run(file.parent, identity)
+    record = json.loads(whole)
+    del record["sha256"]
+    file.write_text(json.dumps(record))  # as earlier versions wrote it
+    assert run.read_run(file.parent) == known
+
+
 def spoil_tensor(folder: Path) -> None:
     file = next(folder.glob("*.safetensors"))
     data = bytearray(file.read_bytes())
