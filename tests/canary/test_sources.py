@@ -160,11 +160,13 @@ def test_files_of_several_frames(tmp_path: Path, medv: Medv) -> None:
     made |= {f"cut{number}.tif": data for number, data in enumerate(planting.bad(whole))}
     for name, data in made.items():
         (folder / f"{FILE} {name}").write_bytes(data)
-    for frames in ("all", "every:2", "refuse"):
+    for frames, *plan in (("all", "--plan"), ("every:2",), ("refuse",)):
         out = tmp_path / frames.replace(":", "")
         words = words_of(tmp_path, folder.parent, "--frames", frames)
-        medv(*words[:-3], out, *words[-2:], "--plan")
-        medv(*words[:-3], out, *words[-2:])
+        words[words.index(tmp_path / "run")] = out
+        for more in plan:
+            medv(*words, more)
+        medv(*words)
         assert search.in_folder(out, lambda name: name.startswith(HELD)) == []
     run = tmp_path / "all"
     archive = ["--archive", folder.parent, "--question", QUESTION]
