@@ -66,7 +66,8 @@ def test_a_job(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         pages = shown(client)
         assert {"/api/jobs/", "/api/v0/tasks", "/api/v0/actors", "/logical/actors"} <= set(pages)
         assert any("worker-" in page for page in pages), "logs are shown, too"
-        assert any("failed with exit code 2" in text for text in pages.values())
+        assert "failed with exit code 3" in pages["/api/jobs/"], "the job's error text"
+        assert "E1502" in pages["/api/jobs/"]
         for page, text in pages.items():
             assert search.in_text(text) == [], page
         # the search looks where it matters: what a worker logs is found, and what a task raises
@@ -102,11 +103,11 @@ def dashboard() -> Iterator[httpx2.Client]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = f"{node.get_logs_dir_path()}/dashboard-of-test.log"
+    log = f"{node.get_logs_dir_path()}/dashboard-of-test"
     _, started = services.start_api_server(
         True, True, "127.0.0.1", node.gcs_address, node.cluster_id.hex(), node.node_ip_address,
         node.get_temp_dir_path(), node.get_logs_dir_path(), node.get_session_dir_path(), port,
-        stdout_filepath=log, stderr_filepath=log,
+        stdout_filepath=f"{log}.out", stderr_filepath=f"{log}.err",
     )  # fmt: skip
     url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + WAIT_S
     try:
@@ -117,6 +118,7 @@ def dashboard() -> Iterator[httpx2.Client]:
                         break
                 except httpx2.TransportError:
                     pass
+                assert started.process.poll() is None, "the dashboard ended"
                 assert time.monotonic() < deadline, "the dashboard does not start"
                 time.sleep(0.2)
             yield client
@@ -135,8 +137,11 @@ def submit(client: httpx2.Client, folder: Path, settings: ScoreSettings) -> None
         "entrypoint": f"{sys.executable} -c '{call}' score --config {config}",
         "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
     }
-    name = client.post("/api/jobs/", json=body).raise_for_status().json()["submission_id"]
     deadline = time.monotonic() + WAIT_S
+    while (answer := client.post("/api/jobs/", json=body)).status_code != 200:
+        assert time.monotonic() < deadline, answer.text  # the node's agent comes up last
+        time.sleep(1)
+    name = answer.json()["submission_id"]
     while client.get(f"/api/jobs/{name}").json()["status"] not in ("FAILED", "SUCCEEDED"):
         assert time.monotonic() < deadline, "the submitted job does not end"
         time.sleep(0.3)
