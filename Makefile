@@ -39,10 +39,11 @@ test-tutorials: $(VENV)/.installed  ## the documentation's tutorials, line by li
 site: $(VENV)/.installed  ## docs/ as a folder of pages
 	$(BIN)/mkdocs build --strict
 
-chaos: $(VENV)/.installed  ## the kill runs in full: scoring (20 of the driver, 10 of actors, 5,000 rows), training (20); flipped bits
+chaos: $(VENV)/.installed  ## the kill runs in full: scoring (20 of the driver, 10 of actors, 5,000 rows), training (20), serving, a PACS; flipped bits
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_train
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.serve_runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.orthanc_round_trip
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.bit_flips
 
 fuzz: $(VENV)/.installed  ## every parser and the endpoint, ten minutes each or 10^5 inputs

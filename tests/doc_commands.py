@@ -163,6 +163,8 @@ def python(words: list[str]) -> str | None:
         return None
     name = words[1].replace(".", "/") + ".py" if words[0] == "-m" else words[0]
     file = ROOT / name
+    if words[0] == "-m" and file.with_suffix("").is_dir():
+        file = file.with_suffix("") / "__main__.py"
     if not file.is_file():
         return f"there is no {name}"
     if name in reference():

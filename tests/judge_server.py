@@ -20,6 +20,8 @@ class Server:
         self.replies: dict[str, list[Any]] = {}
         self.asked: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
+        self.refuses: tuple[int, Any] | None = None
+        """Status and body of every answer, where it is set."""
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -35,6 +37,8 @@ class Server:
                 status = found if isinstance(found, int) else 200
                 message = {"content": found if isinstance(found, str) else None}
                 data = json.dumps({"choices": [{"message": message}]}).encode()
+                if server.refuses is not None:
+                    status, data = server.refuses[0], json.dumps(server.refuses[1]).encode()
                 self.send_response(status)
                 self.send_header("content-length", str(len(data)))
                 if status == 429:

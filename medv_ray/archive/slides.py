@@ -13,6 +13,7 @@ from medv_ray.archive.accuracy import normal
 from medv_ray.archive.prior import Image
 from medv_ray.archive.results import input_files
 from medv_ray.archive.rows import read_run
+from medv_ray.errors import shows_names
 from medv_ray.slide_parts import SlidePart
 
 NAMED = 20
@@ -62,6 +63,13 @@ class SlideCounts(NamedTuple):
     """All tiles of these slides."""
     names: dict[str, int]
     """Tiles of the first slides, by name."""
+
+    def printed(self) -> dict[str, Any]:
+        """As a plan prints it: names only where they are shown."""
+        found = self._asdict()
+        if not shows_names():
+            del found["names"]
+        return found
 
     def __str__(self) -> str:
         less = [f"{self.grid - self.with_tissue} tiles with less tissue than slides.tissue"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,19 +40,12 @@ def export_sr_command(
     ] = None,
 ) -> None:
     """DICOM SR (TID 1500) of each answered row; research use only, not for diagnosis."""
-    from medv_ray.archive.plan import plan
     from medv_ray.archive.prior import Prior
-    from medv_ray.archive.settings import ArchiveSettings
-    from medv_ray.archive.sources import open_archive
+    from medv_ray.cli.archives import archive_again, plan_again
     from medv_ray.evaluation.stored_calibration import read_calibration
-    from medv_ray.settings import build
 
-    try:
+    with reports_needed():
         from medv_ray.evaluation import sr_export
-    except ModuleNotFoundError as error:
-        if error.name not in ("highdicom", "pydicom"):
-            raise
-        raise SettingsError("E1003", "reports need pip install 'medv-ray[sr]'.") from None
     stored = read_calibration(calibration) if calibration is not None else None
     if calibration is not None and stored is None:
         raise SettingsError("E1001", "--calibration: the folder has no calibration.json.")
@@ -60,19 +55,27 @@ def export_sr_command(
     headers = None
     if archive is not None:
         prior = Prior.read(run)
-        by_image = prior.kind in ("images", "dicomweb")
-        given = {
-            "archive": archive, "questions": questions, "images": images, "token_file": token_file,
-            "question": question or ("?" if by_image else None),  # reports have the run's own
-        }  # fmt: skip
-        settings = build(ArchiveSettings, given)
+        settings = archive_again(
+            prior, archive, questions=questions, question=question, images=images,
+            token_file=token_file,
+        )  # fmt: skip
         if prior.kind == "dicomweb":
             headers = sr_export.headers_in_pacs(run, settings)
         else:
-            found = plan(open_archive(settings, prior.images), "reports", prior)
-            headers = sr_export.headers_in_files(run, found)
+            headers = sr_export.headers_in_files(plan_again(prior, settings))
     made = sr_export.export(run, out, about, headers, stored)
     print_json({"summary": "reports", **made.as_json()})
+
+
+@contextmanager
+def reports_needed() -> Iterator[None]:
+    """Raises SettingsError E1003 where an import inside lacks what makes reports."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in ("highdicom", "pydicom"):
+            raise
+        raise SettingsError("E1003", "reports need pip install 'medv-ray[sr]'.") from None
 
 
 def described(run: str, model: str | None, name: str | None, licence: str | None) -> Model:
@@ -103,11 +106,6 @@ def store_command(
     token_file: Annotated[Text, Option(help="File of the PACS' token.")] = None,
 ) -> None:
     """Store reports in a PACS by STOW-RS; the same command goes on, and nothing is stored twice."""
-    try:
+    with reports_needed():
         from medv_ray.evaluation.sr_store import store
-    except ModuleNotFoundError as error:
-        if error.name not in ("highdicom", "pydicom"):
-            raise
-        raise SettingsError("E1003", "reports need pip install 'medv-ray[sr]'.") from None
-
     print_json({"summary": "stored", **store(reports, to, token_file)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -35,18 +34,14 @@ def report_command(
     images: options.AsScore = None,
 ) -> None:
     """One HTML file about a run: counts, accuracy, confidence, pictures; no script, no link."""
-    from medv_ray.archive.plan import plan
     from medv_ray.archive.prior import Prior
-    from medv_ray.archive.settings import ArchiveSettings
-    from medv_ray.archive.sources import open_archive
     from medv_ray.archive.store import Store
-    from medv_ray.data.slide_child import reader_of
+    from medv_ray.cli.archives import archive_again, plan_again
     from medv_ray.disk import disk_errors
     from medv_ray.evaluation.eval_report import eval_report, is_evaluation
     from medv_ray.evaluation.report import report
     from medv_ray.evaluation.stored_calibration import read_calibration
     from medv_ray.files import write_atomic
-    from medv_ray.settings import ImageSettings, SlideSettings, build
 
     stored = read_calibration(calibration) if calibration is not None else None
     if calibration is not None and stored is None:
@@ -59,11 +54,11 @@ def report_command(
     elif blind or data:
         raise SettingsError("E1001", "--blind and --data are for folders of `medv eval`.")
     elif archive is not None:
-        given = {"archive": archive, "questions": questions, "question": question, "images": images}
-        prior = Prior.read(run)  # rows are numbered as the run has them
-        found = open_archive(build(ArchiveSettings, given), prior.images)
-        found = replace(found, slides=reader_of(ImageSettings(), SlideSettings()))
-        text = report(run, plan(found, "report", prior, prior.splitter), stored)
+        prior = Prior.read(run)
+        settings = archive_again(
+            prior, archive, questions=questions, question=question, images=images
+        )
+        text = report(run, plan_again(prior, settings), stored)
     else:
         text = report(run, stored=stored)
     page = text.encode()

@@ -67,8 +67,8 @@ def export(
 def check(name: str, questions: Sequence[Question], count: int) -> None:
     """Raises DataError E1121 for kinds that the scripts do not know, E1123 for other answers than
     those that were counted."""
-    if other := {one.kind for one in questions} - {"open", "closed"}:
-        raise DataError("E1121", f"{name}: questions are {min(other)}, not open or closed.")
+    if other := sum(one.kind not in ("open", "closed") for one in questions):
+        raise DataError("E1121", f"{name}: {other} questions are neither open nor closed.")
     if len(questions) != count or len({one.id for one in questions}) != count:
         raise DataError(
             "E1123", f"{name}: {len(questions)} answers, and results.json counts {count}."

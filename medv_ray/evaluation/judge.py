@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import httpx2
 
 from medv_ray.client.endpoint import CHAT, CONNECT_S, address, headers, refusal, silence
-from medv_ray.errors import DataError, MedvError, RunError, SettingsError
+from medv_ray.errors import DataError, MedvError, RunError, SettingsError, shows_names
 from medv_ray.evaluation.judge_scores import Group, Scores, groups, scores_of
 from medv_ray.files import write_atomic
 
@@ -196,7 +196,8 @@ class Judge:
             else:
                 if answer.status_code == 200:
                     return _text_of(answer.content)
-                error = refusal(answer.status_code, answer.content)
+                # its own words may repeat the prompt
+                error = refusal(answer.status_code, answer.content if shows_names() else b"")
                 if answer.status_code not in (408, 429) and answer.status_code < 500:
                     raise error
                 given = answer.headers.get("retry-after", "")
@@ -222,9 +223,12 @@ def read_reviews(out: Path) -> list[dict[str, Any]]:
     if whole != data:
         write_atomic(path, whole)
     try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError:
+        found = [json.loads(line) for line in whole.splitlines()]
+        if not all(one.keys() >= {"question_id", "scores"} for one in found):
+            raise ValueError
+    except (ValueError, AttributeError):
         raise DataError("E1105", f"{REVIEWS} is damaged.") from None
+    return found
 
 
 def summary(pairs: Sequence[Pair], reviews: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

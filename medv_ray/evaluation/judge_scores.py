@@ -10,6 +10,7 @@ from typing import NamedTuple
 DOMAINS = ("chest_xray", "mri", "histology", "gross", "ct_scan")
 """In order: a question of two domains counts in the first."""
 TYPES = ("conversation", "detailed_description")
+OTHER = "other type"
 LOWEST, HIGHEST = 1.0, 10.0
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?!\w)")
 OUT_OF = re.compile(r"(\d+(?:\.\d+)?)\s*(?:/|out of)\s*10\b", re.IGNORECASE)
@@ -83,13 +84,18 @@ def group(scores: Sequence[Scores]) -> Group:
 
 
 def groups(reviews: Sequence[tuple[Mapping[str, object], Scores]]) -> dict[str, Group]:
-    """By type and domain of the questions, and `overall`; groups without a review are left out."""
-    sorted_in: dict[str, list[Scores]] = {name: [] for name in (*TYPES, *DOMAINS, "overall")}
+    """By type and domain of the questions, and `overall`; groups without a review are left out, and
+    types that the benchmark does not have are one group, as what rows hold is not printed."""
+    names = (*TYPES, OTHER, *DOMAINS, "overall")
+    sorted_in: dict[str, list[Scores]] = {name: [] for name in names}
     for question, scores in reviews:
         domain = question.get("domain")
         flags = domain if isinstance(domain, Mapping) else {}
         first = next((name for name in DOMAINS if flags.get(name)), None)
-        for name in (question.get("type"), first, "overall"):
-            if isinstance(name, str):
-                sorted_in.setdefault(name, []).append(scores)
+        kind = question.get("type")
+        if kind is not None and kind not in TYPES:
+            kind = OTHER
+        for name in (kind, first, "overall"):
+            if name is not None:
+                sorted_in[str(name)].append(scores)
     return {name: group(found) for name, found in sorted_in.items() if found}

@@ -8,6 +8,7 @@ same object.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -77,7 +78,10 @@ class About:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Without the warnings of pydicom and highdicom, which repeat values: a patient's name, say."""
+    """Without what pydicom and highdicom warn of and log, which repeats values: a patient's name,
+    say, or a UID."""
+    for name in ("highdicom", "pydicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,14 @@ from medv_ray.settings import identity_digest
 
 LIST = "reports.jsonl"
 HEADER_TAGS = {f"{tag_for_keyword(keyword):08X}" for keyword in HEADER}
-COLUMNS = ("id", "file", "row", "question", "answer", "confidence", "image_sha256")
+COLUMNS = (
+    "id", "file", "row", "question", "answer", "confidence", "image_sha256", "image_paths",
+)  # fmt: skip
 Key = tuple[int, int]
+Rows = Mapping[Key, Mapping[str, Any]]
+Headers = Callable[[Rows], Iterator[tuple[Key, Dataset | None]]]
+"""Of some rows, the header of each one's picture; None where it is no DICOM object. Rows that are
+not in the archive any more are left out."""
 
 
 @dataclass(frozen=True)
@@ -91,49 +97,52 @@ def export(
     out: str,
     folder: Path,
     about: About,
-    headers: Iterable[tuple[Key, Dataset | None]] | None = None,
+    headers: Headers | None = None,
     calibration: StoredCalibration | None = None,
 ) -> Made:
     """Write the reports that are not there yet, and `reports.jsonl`, which leads from each to its
-    row. With `headers`, those of the rows' pictures, patients are named; both are readable by the
-    owner alone.
+    row. With `headers`, patients are named; both are readable by the owner alone. Some ten thousand
+    rows are held at a time.
 
     Raises RunError E1503, E1511, E1506; SettingsError E1001 for a folder of other reports.
     """
-    made = Made()
-    rows: dict[Key, dict[str, Any]] = {}
-    for table in rows_of(out, Choice()):
-        for row in table.select([*COLUMNS, "status"]).to_pylist():
-            status = row.pop("status")
-            if status == "answered":
-                rows[row["file"], row["row"]] = row
-            else:
-                setattr(made, status, getattr(made, status) + 1)
+    made, lost = Made(), 0
     key = about.uid("reports", headers is not None)
-    pairs: Iterable[tuple[Key, Dataset | None]]
-    pairs = [(place, None) for place in rows] if headers is None else headers
     with writing(LIST, 0):
         listed = listing(folder, key)
-        for place, source in pairs:
-            row = rows.pop(place, None)
-            if row is None:
-                continue
-            made.without_source += headers is not None and source is None
-            name = f"{place[0]}-{place[1]:08d}.dcm"
-            if name in listed:
-                made.already_there += 1
-                continue
-            if calibration is not None:
-                row["confidence"] = calibrated(calibration, row["confidence"])
-            report = document(row, about, source)
-            write(folder / name, report)
-            with private(folder / LIST) as file:
-                entry = {"name": name, "id": row["id"], "uid": str(report.SOPInstanceUID)}
-                file.write(json.dumps(entry) + "\n")
-            made.written += 1
-    if headers is not None and rows:
-        raise DataError("E1107", f"{len(rows)} rows of the run are not in --archive any more.")
+        for table in rows_of(out, Choice()):
+            rows: dict[Key, dict[str, Any]] = {}
+            for row in table.select([*COLUMNS, "status"]).to_pylist():
+                status = row.pop("status")
+                if status == "answered":
+                    rows[row["file"], row["row"]] = row
+                else:
+                    setattr(made, status, getattr(made, status) + 1)
+            lost += len(rows)
+            for place, source in (headers or nameless)(rows):
+                lost -= 1
+                made.without_source += headers is not None and source is None
+                name = f"{place[0]}-{place[1]:08d}.dcm"
+                if name in listed:
+                    made.already_there += 1
+                    continue
+                row = rows[place]
+                if calibration is not None:
+                    row["confidence"] = calibrated(calibration, row["confidence"])
+                report = document(row, about, source)
+                write(folder / name, report)
+                with private(folder / LIST) as file:
+                    entry = {"name": name, "id": row["id"], "uid": str(report.SOPInstanceUID)}
+                    file.write(json.dumps(entry) + "\n")
+                made.written += 1
+    if lost:
+        raise DataError("E1107", f"{lost} rows of the run are not in --archive any more.")
     return made
+
+
+def nameless(rows: Rows) -> Iterator[tuple[Key, Dataset | None]]:
+    """No header at all: `Headers` where no patient is to be named."""
+    return ((place, None) for place in rows)
 
 
 def calibrated(found: StoredCalibration, confidence: float) -> float:
@@ -174,14 +183,17 @@ def write(path: Path, report: Dataset) -> None:
     files.put_in_place(hidden, path)
 
 
-def headers_in_pacs(out: str, settings: ArchiveSettings) -> Iterator[tuple[Key, Dataset | None]]:
-    """Headers of the instances of a PACS, as it has them now, by the rows of the run."""
+def headers_in_pacs(out: str, settings: ArchiveSettings) -> Headers:
+    """Of the instances of a PACS, as it has them now."""
     instances = read_kept(Store(out))[1]
     client = client_of(parse(settings.archive).base, settings.token_file)
-    for table in rows_of(out, Choice(status="answered")):
-        for row in table.select(["file", "row", "image_paths"]).to_pylist():
+
+    def headers(rows: Rows) -> Iterator[tuple[Key, Dataset | None]]:
+        for place, row in rows.items():
             one = instances.get((row["image_paths"] or [""])[0] or "")
-            yield (row["file"], row["row"]), None if one is None else _told(client, one)
+            yield place, None if one is None else _told(client, one)
+
+    return headers
 
 
 def _told(client: Client, one: Instance) -> Dataset | None:
@@ -200,23 +212,27 @@ def _told(client: Client, one: Instance) -> Dataset | None:
         raise DataError("E1107", "the PACS: its metadata of an instance is none.") from error
 
 
-def headers_in_files(out: str, plan: Plan) -> Iterator[tuple[Key, Dataset | None]]:
-    """Headers of pictures that are DICOM, by the rows of a run over this archive; None for others.
+def headers_in_files(plan: Plan) -> Headers:
+    """Of pictures that are DICOM, of a run over this archive.
 
     Raises DataError E1107 for an archive that is not the run's.
     """
-    digests: dict[Key, str] = {}
-    for table in rows_of(out, Choice(status="answered")):
-        for row in table.select(["file", "row", "image_sha256"]).to_pylist():
-            digests[row["file"], row["row"]] = row["image_sha256"]
-    for chunk in plan.chunks:
-        for one in iter_rows(plan.archive, chunk):
-            wanted = digests.get((one.file, one.row))
-            if wanted is None:
+
+    def headers(rows: Rows) -> Iterator[tuple[Key, Dataset | None]]:
+        for chunk in plan.chunks:
+            if not any((chunk.file, row) in rows for row in chunk.rows):
                 continue
-            if wanted.split()[0] != hashlib.sha256(one.image or b"").hexdigest():
-                raise DataError("E1107", "a picture of --archive is not the one that was scored.")
-            yield (one.file, one.row), header_in(one.image or b"")
+            for one in iter_rows(plan.archive, chunk):
+                row = rows.get((one.file, one.row))
+                if row is None:
+                    continue
+                data = one.image or b""
+                if row["image_sha256"].split()[0] != hashlib.sha256(data).hexdigest():
+                    text = "a picture of --archive is not the one that was scored."
+                    raise DataError("E1107", text)
+                yield (one.file, one.row), header_in(data)
+
+    return headers
 
 
 def header_in(data: bytes) -> Dataset | None:

@@ -81,7 +81,7 @@ def preview(
         "left_out": {"files": known.left_out.total, "groups": known.left_out.printed()},
         "several_rows": plan.several_rows,
         "unreadable_files": [{"name": u.name, "code": u.code} for u in known.unreadable],
-        **({} if slides is None else {"slides": slides._asdict()}),
+        **({} if slides is None else {"slides": slides.printed()}),
         "duplicate_ids": known.duplicates,
         "images_named": known.named_images,
         "images_missing": known.missing_images,

@@ -268,7 +268,8 @@ class Routes:
         asked = parse(PictureRequest, await json_body(request))
         self.service.model(asked.model)
         owner = str(request.scope["state"]["key"])
-        about = {"request": f"picture-{identity(request)[0]}", "model": asked.model}
+        request_id = f"picture-{identity(request)[0]}"
+        about = {"request_sha256": digest_of(request_id), "model": asked.model}
         view = partial(self.service.view, asked.model)
 
         def read() -> tuple[str, dict[str, Any]]:

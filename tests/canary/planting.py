@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +257,27 @@ def write_tar(root: Path) -> Path:
         add(f"../{FILE}.png", png())
         add(f"{FILE}-link.png", b"", type=tarfile.SYMTYPE, linkname=f"/etc/{WORD}")
     return archive
+
+
+def write_prepared(folder: Path, count: int = 12) -> Path:
+    """A prepared dataset of train and test, with options and groups; its pictures are sound."""
+    from medv_ray.data.conversations import on_one_image
+    from medv_ray.data.dataset_writer import Row, write_dataset
+
+    def rows() -> Iterator[Row]:
+        sound = [data for name, data in pictures().items() if name.count("-") == 1]
+        for number in range(count):
+            closed = number % 2 == 0
+            asked = f"{number} {QUESTION}"
+            yield Row(
+                f"{WORD}-{number}",
+                (sound[number % len(sound)],),
+                on_one_image([(asked, "yes" if closed else ANSWER)]),
+                "closed" if closed else "open",
+                WORD,
+                choices=() if closed else (ANSWER, f"no {WORD}"),
+                groups={"modality": f"{WORD} chest", f"ward {WORD}": NUMBER},
+            )
+
+    write_dataset(folder, "tiny", {"train": rows(), "test": rows()})
+    return folder

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from medv_ray.data.decode_child import Decoder
 from medv_ray.engine import Answer, Request
+from medv_ray.engine.choices import Choice
 from medv_ray.errors import DataError
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.settings import ImageSettings
@@ -37,7 +38,11 @@ class Reader:
         except DataError as error:
             return error
         [answer] = self._stub.answer([request])
-        return replace(answer, text=ANSWER) if isinstance(answer, Answer) else answer
+        if not isinstance(answer, Answer):
+            return answer
+        share = 1 / max(1, len(request.choices))
+        choices = tuple(Choice(text, -1.0, share) for text in request.choices)
+        return replace(answer, text=ANSWER, choices=choices)
 
     def close(self) -> None:
         self._decoder.close()

@@ -1,4 +1,4 @@
-"""Looks for canaries in whatever was written, however it is spelt."""
+"""Looks for canaries in whatever was written, however it is spelt; counts what it looks at."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import base64
 import gzip
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,38 @@ class Hit(NamedTuple):
     place: str
     spelling: str
     around: str
+
+
+@dataclass
+class Tally:
+    """What this process has searched, `planted` apart."""
+
+    places: int = 0
+    """Files, unpacked ones once more, their names, texts and values."""
+    bytes: int = 0
+    found: int = 0
+    """Canaries where none may be."""
+    planted: int = 0
+    """Searches that found what a test had planted."""
+    missed: int = 0
+    """Searches that did not."""
+
+
+TALLY = Tally()
+
+
+@contextmanager
+def planted() -> Iterator[None]:
+    """What is searched inside holds canaries that a test has planted, and one must be found."""
+    global TALLY
+    kept, TALLY = TALLY, Tally()
+    try:
+        yield
+    finally:
+        found, TALLY = TALLY.found, kept
+        TALLY.planted += bool(found)
+        TALLY.missed += not found
+    assert found, "the search does not find what was planted"
 
 
 def _spellings(mark: str) -> Iterator[tuple[str, bytes]]:
@@ -59,6 +93,9 @@ def hits(data: bytes, place: str = "") -> list[Hit]:
         if at >= 0:
             around = data[max(0, at - 60) : at + len(code) + 30]
             found.append(Hit(place, name, around.decode(errors="replace")))
+    TALLY.places += 1
+    TALLY.bytes += len(data)
+    TALLY.found += bool(found)
     return found
 
 

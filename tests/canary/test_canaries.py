@@ -6,9 +6,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import logging
 import urllib.parse
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,23 +46,6 @@ WRITERS = {
     "dialogues": planting.write_dialogues,
     "tar": planting.write_tar,
 }
-
-
-@pytest.fixture
-def printed(
-    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> Iterator[SimpleNamespace]:
-    """What the test has printed and logged so far, from DEBUG up for our own loggers."""
-    caplog.set_level(logging.INFO)
-    logging.getLogger("medv_ray").setLevel(logging.DEBUG)
-
-    def hits() -> list[search.Hit]:
-        said = capfd.readouterr()
-        logs = [f"{record.getMessage()} {record.exc_text}" for record in caplog.records]
-        return search.in_text(said.out, said.err, *logs)
-
-    yield SimpleNamespace(hits=hits)
-    logging.getLogger("medv_ray").setLevel(logging.NOTSET)
 
 
 def score(root: Path, archive: ArchiveSettings, **privacy: Any) -> Path:
@@ -108,7 +89,8 @@ def test_the_search_finds_every_spelling(tmp_path: Path) -> None:
             **{f"base64 {n}": base64.b64encode(b"x" * n + text.encode() + b"!") for n in range(3)},
         }
         for name, data in spelt.items():
-            assert search.hits(b"before " + data + b" after"), (name, data)
+            with search.planted():
+                assert search.hits(b"before " + data + b" after"), (name, data)
     assert not search.hits(b"a canary of another kind; 739184620552")
 
 
@@ -124,20 +106,24 @@ def test_the_search_finds_what_is_planted_in_a_log(tmp_path: Path) -> None:
     }
     for name, data in places.items():
         (logs / name).write_bytes(data)
-        assert search.in_folder(tmp_path), name
+        with search.planted():
+            assert search.in_folder(tmp_path), name
         (logs / name).unlink()
     table = pa.table({"a": [f"x {NUMBER}"]})
     pq.write_table(table, logs / "t.parquet", compression="zstd")
-    assert {hit.place for hit in search.in_folder(tmp_path)} == {"logs/t.parquet"}
+    with search.planted():
+        assert {hit.place for hit in search.in_folder(tmp_path)} == {"logs/t.parquet"}
     assert search.in_folder(tmp_path, lambda name: name.endswith(".parquet")) == []
 
 
 def test_every_canary_is_one() -> None:
     for value in (*planting.IDENTIFIERS.values(), QUESTION, ANSWER, planting.FOLDER, FILE):
-        assert search.in_text(value), value
+        with search.planted():
+            assert search.in_text(value), value
     for name, data in planting.pictures().items():
         if data and name.endswith(("jpg", "png", "tif", "dcm")) and name.count("-") == 1:
-            assert search.hits(data), name
+            with search.planted():
+                assert search.hits(data), name
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -278,7 +264,8 @@ def test_what_ray_data_says_of_an_actor(tmp_path: Path) -> None:
     archive = archive_of("folder", tmp_path)
     settings = stub.settings(tmp_path, archive=archive.model_dump())
     work = Work(settings, open_archive(archive), None, pseudonyms=salt)
-    assert search.in_value(vars(work))
+    with search.planted():
+        assert search.in_value(vars(work))
     said = sanitize_for_struct({"fn_constructor_args": (work,)}, 10_000)
     assert search.in_value(said) == []
     assert str(list(salt.salt))[1:20] not in str(said)

@@ -18,6 +18,7 @@ from tests.canary.planting import ANSWER, FILE, NUMBER, QUESTION, WORD
 from tests.unit.serving.client import (
     CHAT,
     KEY,
+    MODEL,
     Connection,
     ask,
     body_of,
@@ -38,6 +39,7 @@ HEADERS = {
     "cookie": f"patient={WORD}",
     "traceparent": f"00-{NUMBER}{NUMBER}00000000-{NUMBER}0000-01",
 }
+PICTURE = "/v1/picture"
 PATH = f"{CHAT}?patient={WORD}&mrn={NUMBER}"
 
 
@@ -79,6 +81,39 @@ def refused() -> dict[str, Any]:
     }
 
 
+def look(data: bytes, **fields: Any) -> dict[str, Any]:
+    """The page's question for a picture."""
+    return {"model": MODEL, "image_url": {"url": url_of(data)}, **fields}
+
+
+def refused_beside() -> dict[str, tuple[str, Any]]:
+    """Path and body, of what the page asks beside answers."""
+    picture = planting.png()
+    inspected = asked(tokens=[None] * 8, position=1)
+    for field in ("user", "metadata"):
+        del inspected[field]
+    given = {
+        "field": look(picture, patient=WORD),
+        "frame": look(picture, frame=WORD),
+        "no such frame": look(picture, frame=7),
+        "model": {**look(picture), "model": WORD},
+        "text": look(planting.everything().encode()),
+        "cut": look(picture[: len(picture) // 2]),
+        "cut DICOM": look(planting.dicom()[:600]),
+        "address": {**look(b""), "image_url": {"url": f"https://{WORD}.example.org/{FILE}"}},
+        "no JSON": f'{{"image_url": "{WORD}',
+    }
+    states = {
+        "tokens": {**inspected, "tokens": [WORD] * 8},
+        "position": {**inspected, "position": int(NUMBER)},
+        "a word": {**inspected, "position": WORD},
+        "more": {**inspected, "patient": WORD},
+    }
+    return {f"picture, {what}": (PICTURE, body) for what, body in given.items()} | {
+        f"state, {what}": ("/v1/inspect", body) for what, body in states.items()
+    }
+
+
 def picture_at(url: str) -> dict[str, Any]:
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
     return {"role": "user", "content": parts}
@@ -97,6 +132,15 @@ def test_requests(
     for field in ("user", "metadata"):
         del inspected[field]
     assert ask(app, inspected, path="/v1/inspect?p=" + WORD, headers=HEADERS).status == 200
+    for data in (planting.png(), planting.dicom(), planting.tiff()):
+        for frame in ({}, {"frame": 1}):
+            shown = ask(app, look(data, **frame), path=f"{PICTURE}?p={WORD}", headers=HEADERS)
+            assert shown.status == 200
+            assert search.hits(shown.body + repr(shown.headers).encode()) == []
+    for what, (path, body) in refused_beside().items():
+        reply = ask(app, body, path=path, headers=HEADERS)
+        assert 400 <= reply.status < 500, what
+        assert search.hits(reply.body + repr(reply.headers).encode()) == [], what
     for what, body in refused().items():
         reply = ask(app, body, path=PATH, headers=HEADERS)
         assert 400 <= reply.status < 500, what
@@ -154,5 +198,7 @@ def _leave(app: Any) -> None:
 
 def test_bodies_are_canaries() -> None:
     for what, body in refused().items():
-        assert search.hits(encoded(body)), what
-    assert search.in_text(json.dumps(HEADERS))
+        with search.planted():
+            assert search.hits(encoded(body)), what
+    with search.planted():
+        assert search.in_text(json.dumps(HEADERS))

@@ -46,6 +46,7 @@ class Runs:
     seen: set[int] = field(default_factory=set)
     """Every process that a job had."""
     problems: list[str] = field(default_factory=list)
+    patience_s: float = PATIENCE_S
 
     def start(self) -> subprocess.Popen[str]:
         more = {"chunk_rows": CHUNK_ROWS, "pool": {"max_actors": ACTORS}}
@@ -70,7 +71,7 @@ class Runs:
 
     def wait_for_commits(self, process: subprocess.Popen[str], more_than: int) -> bool:
         """False when the job ended first."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + self.patience_s
         while time.monotonic() < deadline:
             if self.commits() > more_than:
                 return True

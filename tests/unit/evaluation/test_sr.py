@@ -10,9 +10,17 @@ from pathlib import Path
 import highdicom as hd
 import pydicom
 import pytest
+from typer.testing import CliRunner
 
-from medv_ray.archive import pacs_listing
+from medv_ray.archive import pacs_listing, results
 from medv_ray.archive.left_out import LeftOut
+from medv_ray.archive.plan import plan
+from medv_ray.archive.prior import Prior
+from medv_ray.archive.reading import read_rows
+from medv_ray.archive.settings import ArchiveSettings
+from medv_ray.archive.sources import open_archive
+from medv_ray.cli import app
+from medv_ray.data.frames import splitter
 from medv_ray.dicomweb.client import Client
 from medv_ray.errors import DataError, RunError, SettingsError
 from medv_ray.evaluation import sr_export, sr_store
@@ -211,3 +219,54 @@ def test_a_file_that_is_no_dicom_has_a_placeholder() -> None:
     assert found is not None
     assert "PixelData" not in found
     assert found.SOPInstanceUID == "2.25.1.1.1"
+
+
+class Whole(Make):
+    """A run whose rows name their picture's digest, as the job's do."""
+
+    @staticmethod
+    def records(planned, chunk) -> list[dict]:
+        rows = read_rows(planned.archive, chunk)
+        digests = [hashlib.sha256(row.image or b"").hexdigest() for row in rows]
+        return [
+            {**record, "confidence": 0.5, "image_sha256": digest}
+            for record, digest in zip(Make.records(planned, chunk), digests, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("frames", [None, "all", "every:2"])
+def test_each_frame_has_a_report_that_names_its_patient(
+    tmp_path: Path, frames: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many rows a file as the run has; a few rows are held at a time."""
+    make, run = Whole(tmp_path), tmp_path / "run"
+    for number in range(1, 6):
+        data = picture(number, study=number, NumberOfFrames=3, PixelData=bytes(768))
+        (make.archive / f"{number}.dcm").write_bytes(data)
+    asked = ArchiveSettings(archive=str(make.archive), question="what?", chunk_rows=4)
+    planned = plan(open_archive(asked), "x", Prior(), splitter(frames or "first"))
+    identity = {"settings": {}, "model": {"sha256": "cd" * 32}}
+    make.job(planned, run, identity)
+
+    def in_twos(out, choice):
+        for table in results.rows_of(out, choice):
+            yield from (table.slice(start, 2) for start in range(0, table.num_rows, 2))
+
+    monkeypatch.setattr(sr_export, "rows_of", in_twos)
+    held = []
+    in_files = sr_export.headers_in_files
+
+    def noting(plan):
+        headers = in_files(plan)
+        return lambda rows: held.append(len(rows)) or headers(rows)
+
+    monkeypatch.setattr(sr_export, "headers_in_files", noting)
+    words = ["export-sr", str(run), "--out", str(tmp_path / "sr"), "--identifiers"]
+    done = CliRunner().invoke(app, [*words, "--archive", str(make.archive)])
+    assert done.exit_code == 0, done.output
+    per_file = {None: 1, "all": 3, "every:2": 2}[frames]
+    said = json.loads(done.stdout)
+    assert (said["written"], said["without_source"]) == (5 * per_file, 0)
+    assert max(held) == 2
+    patients = [pydicom.dcmread(p).PatientID for p in sorted((tmp_path / "sr").glob("*.dcm"))]
+    assert patients == [f"CANARY-MRN-{n}" for n in range(1, 6) for _ in range(per_file)]
