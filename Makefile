@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-fast test-ray test-slow test-long test-kills test-tutorials lint format clean chaos corpus fuzz site
+.PHONY: demo test test-fast test-ray test-slow test-long test-kills test-tutorials lint format clean chaos corpus fuzz site release
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medv_ray needs Python 3.11 or newer; this is %d.%d. Use: make PYTHON=..." % sys.version_info[:2])'
@@ -45,6 +45,9 @@ chaos: $(VENV)/.installed  ## the kill runs in full: scoring (20 of the driver, 
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.serve_runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.orthanc_round_trip
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.bit_flips
+
+release: $(VENV)/.installed  ## every figure of docs/reliability.md's first table; hours
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.release
 
 fuzz: $(VENV)/.installed  ## every parser and the endpoint, ten minutes each or 10^5 inputs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --runs 100000 --seconds 600

@@ -13,6 +13,8 @@ from tests.chaos.bit_flips import Kind, damage
 MADE = {make.__name__: make for make in bit_flips.MAKERS}
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_no_flipped_bit_is_silent(tmp_path: Path, name: str) -> None:
     found = damage(tmp_path, 30, 10, seed=1, makers=[MADE[name]])

@@ -18,6 +18,8 @@ MANY = ("frames", "ledger", "pickle", "weights")
 """Those that take little time get 200 inputs, the others 40."""
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("name", TARGETS)
 def test_almost_sound_inputs_end_in_a_value_or_an_error_of_ours(name: str, tmp_path: Path) -> None:
