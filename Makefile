@@ -43,6 +43,7 @@ chaos: $(VENV)/.installed  ## the kill runs in full: scoring (20 of the driver, 
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_train
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.serve_runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.fault_runs
 
 corpus: $(VENV)/.installed  ## every kind of bad input through every path; writes the table of docs/reliability.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.corpus --write docs/reliability.md
