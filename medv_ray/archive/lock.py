@@ -155,7 +155,8 @@ class Lock:
                 return
         else:
             names = {posixpath.basename(file.name) for file in self.store.listing(NAME)}
-            if self.token + LIVE in names and self.token + GONE not in names:
+            is_there = self.token + LIVE in names or self.store.exists(self._own())
+            if is_there and self.token + GONE not in names:  # a listing may be late
                 return
         raise RunError("E1501", "another job took this output folder over; this one stops.")
 
