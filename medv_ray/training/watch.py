@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -249,12 +250,13 @@ class Watch:
                 writer.show(event.step, event.text())
 
     def close(self) -> None:
-        """Finish what the writers hold back."""
-        for writer in self._writers:
-            writer.close()
-        if self._file is not None:
-            os.close(self._file)
-        self._writers, self._file = [], None
+        """Finish what the writers hold back. Raises OSError."""
+        with ExitStack() as stack:
+            if self._file is not None:
+                stack.callback(os.close, self._file)
+            for writer in self._writers:
+                stack.callback(writer.close)
+            self._writers, self._file = [], None
 
     def __enter__(self) -> Self:
         return self
