@@ -42,4 +42,5 @@ def small_disk(folder: Path, size: str = "400k") -> Iterator[SmallDisk]:
     try:
         yield SmallDisk(folder)
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        # lazily: a file that a failed write left open is closed with its last reference
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

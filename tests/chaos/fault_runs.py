@@ -130,8 +130,8 @@ def stopped(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
     time.sleep(seconds)
     meanwhile = job.commits() - before
     os.kill(victim, signal.SIGCONT)
-    code, said, _ = job.end(process)
-    promises.check(code == 0, f"stopped: the job ended with {code}")
+    code, said, err = job.end(process)
+    promises.check(code == 0, f"stopped: the job ended with {code}: {err[-300:]}")
     promises.check(meanwhile > 0, "stopped: the other actor did not go on")
     promises.check(said.get("worker_deaths") == 0, "stopped: a death was counted")
     promises.check(job.rows() == {"answered": rows}, f"stopped: {job.rows()}")
@@ -144,8 +144,8 @@ def rows(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
     questions = ["sleep:0.01 what?"] * 96
     questions[13], questions[40], questions[70] = "segfault", "killed", "limit"
     job = Job(folder, questions)
-    code, said, _ = job.end(job.start())
-    promises.check(code == 0, f"rows: the job ended with {code}")
+    code, said, err = job.end(job.start())
+    promises.check(code == 0, f"rows: the job ended with {code}: {err[-300:]}")
     deaths = said.get("worker_deaths", 99)
     promises.check(deaths <= 6, f"rows: two rows cost {deaths} workers")
     want = {"answered": 93, "worker_crash": 2, "out_of_memory": 1}

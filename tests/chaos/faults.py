@@ -109,7 +109,7 @@ FAULTS = (
         "exit code 5 with E1503, or E1511; no torn file is visible; the same command goes on",
         (
             "unit/archive/test_disk_faults.py::test_a_disk_that_fails_at_any_call",
-            "unit/archive/test_disk_faults.py::test_a_disk_that_is_full_at_any_kilobyte",
+            "unit/archive/test_disk_faults.py::test_a_disk_that_is_full_at_any_size",
             "unit/archive/test_disk_faults.py::test_a_disk_that_becomes_read_only",
             "unit/archive/test_store.py::test_a_full_disk_is_named_with_the_missing_bytes",
             "unit/archive/test_store.py::test_a_job_that_fills_the_disk_resumes_when_there_is_room",
