@@ -258,7 +258,7 @@ FAULTS = (
     ),
     Fault(
         17,
-        "200 ms each way between a job and its object store, and 5 % of the packets a "
+        "200 ms there and back between a job and its object store, and 5 % of the packets a "
         "retransmission late (a proxy in place of tc netem, which not every kernel has)",
         "time alone",
         ("unit/archive/test_store_faults.py::test_a_store_that_is_far_away_costs_time_alone",),

@@ -19,9 +19,9 @@ from medv_ray.archive.store import Store
 from medv_ray.errors import MedvError
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
-DELAY_S = 0.2
+DELAY_S = 0.1
 LOSS = 0.05
-RESEND_S = 0.4
+RESEND_S = 0.2
 """Until a packet is sent again, at such a delay."""
 BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 PAGE = re.compile(rb"<Contents>.*?<Key>(.*?)</Key>.*?</Contents>", re.DOTALL)
@@ -111,6 +111,8 @@ def far(server: str) -> Iterator[tuple[list[int], str]]:
     try:
         yield resent, f"s3://bucket/far?endpoint_override=127.0.0.1:{near}&scheme=http"
     finally:
+        for task in asyncio.all_tasks(loop):
+            loop.call_soon_threadsafe(task.cancel)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
 
@@ -143,7 +145,7 @@ def test_a_third_of_all_requests_is_refused(make, s3_server, committed_ids):
 
 
 def test_a_store_that_is_far_away_costs_time_alone(make, s3_server, committed_ids):
-    """200 ms each way, and 5 % of the packets are sent again."""
+    """200 ms there and back, and 5 % of the packets are sent again."""
     make.parquet(rows=2)
     planned = make.plan()
     with far(s3_server) as (resent, out):
