@@ -206,8 +206,10 @@ def nodes(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
     job = Job(folder, ["sleep:0.1 what?"] * rows)
     job.environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
     ray = Path(tempfile.mkdtemp(prefix="mn", dir="/tmp"))
-    head = start_node(ray, "--head", "--port", str(port), "--include-dashboard", "false")
-    second = start_node(ray, "--address", f"127.0.0.1:{port}")
+    first = ("--head", "--port", str(port), "--include-dashboard", "false")
+    first += ("--node-ip-address", "127.0.0.1")  # by which the driver finds the head's raylet
+    head = start_node(ray, *first)
+    second = start_node(ray, "--address", f"127.0.0.1:{port}", "--node-ip-address", "127.0.0.2")
     figures: dict[str, Any] = {}
     try:
         wait_for(lambda: nodes_alive(port) == 2)
@@ -225,7 +227,7 @@ def nodes(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
         promises.check("Traceback" not in err, f"nodes: a stack: {err[-300:]}")
         figures["said"] = err.strip()[-200:]
         promises.check(CHUNK_ROWS * before < rows, "nodes: too few rows")
-        head = start_node(ray, "--head", "--port", str(port), "--include-dashboard", "false")
+        head = start_node(ray, *first)
         wait_for(lambda: nodes_alive(port) == 1)
         code, _, err = job.end(job.start())
         promises.check(code == 0, f"nodes: the job that went on ended with {code}: {err[-300:]}")
