@@ -96,8 +96,8 @@ FAULTS = (
         6,
         "SIGKILL of the raylet and of the head's server; of one of two nodes, and of the head of a "
         "cluster",
-        "the job goes on without the node; without a head it ends with E1512, and the same command "
-        "goes on",
+        "without the node the job goes on, or ends with E1512 where Ray loses the supervisor with "
+        "it; without a head it ends; the same command goes on",
         ("integration/test_ends.py::test_every_end_is_told_in_a_line_and_costs_no_row",),
         ("fault_runs --only nodes",),
     ),

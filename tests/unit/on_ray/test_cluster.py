@@ -82,12 +82,10 @@ def test_a_full_disk_under_rays_own_folder_is_told(monkeypatch: pytest.MonkeyPat
 def test_a_log_of_rays_that_finds_no_room_prints_no_stack(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    logger, handler = logging.getLogger("ray.data"), logging.FileHandler("/dev/full")
-    logger.addHandler(handler)
-    try:
-        with quiet():
-            logger.error("x")
-        assert logging.raiseExceptions
-    finally:
+    logger, handler = logging.getLogger("ray"), logging.FileHandler("/dev/full")
+    with quiet():
+        logger.addHandler(handler)  # here, as Ray Data sets its handlers up
+        logger.error("x")
         logger.removeHandler(handler)
+    assert logging.raiseExceptions
     assert "Traceback" not in capfd.readouterr().err
