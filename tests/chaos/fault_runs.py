@@ -312,7 +312,11 @@ def main() -> int:
     for name in args.only or FAULTS:
         began = time.monotonic()
         folder = Path(tempfile.mkdtemp(prefix="mf", dir="/tmp"))
-        figures[name] = FAULTS[name](folder, args.short, promises)
+        try:
+            figures[name] = FAULTS[name](folder, args.short, promises)
+        except (SystemExit, RuntimeError) as error:
+            figures[name] = {}
+            promises.problems.append(f"{name}: {error}")
         figures[name]["seconds"] = round(time.monotonic() - began)
         shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps({"chaos": "fault_runs", **figures, "problems": promises.problems}))
