@@ -45,6 +45,7 @@ chaos: $(VENV)/.installed  ## the kill runs in full: scoring (20 of the driver, 
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.serve_runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.orthanc_round_trip
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.bit_flips
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.fault_runs
 
 release: $(VENV)/.installed  ## every figure of docs/reliability.md's first table; hours
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.release

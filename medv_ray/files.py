@@ -34,6 +34,18 @@ def write_durably(path: PathLike, data: bytes, mode: int = 0o666) -> None:
         raise
 
 
+def append(handle: int, data: bytes) -> None:
+    """Add all of it to the end of an open file, or nothing. Raises OSError."""
+    size = os.fstat(handle).st_size
+    left = memoryview(data)
+    try:
+        while left:  # a disk that fills up writes a piece first
+            left = left[os.write(handle, left) :]
+    except BaseException:
+        os.ftruncate(handle, size)
+        raise
+
+
 def put_in_place(hidden: PathLike, path: PathLike) -> None:
     """Rename a file or a folder, and force the name to disk. Raises OSError."""
     os.replace(hidden, path)

@@ -45,10 +45,14 @@ class Lock:
 
     def acquire(self, take_over: bool = False) -> None:
         """Raises RunError E1501 when another writer holds the folder, naming host and process."""
-        if self.store.local:
-            self._acquire_file(take_over)
-        else:
-            self._acquire_object(take_over)
+        try:
+            if self.store.local:
+                self._acquire_file(take_over)
+            else:
+                self._acquire_object(take_over)
+        except BaseException:
+            self._let_go()
+            raise
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
         self._thread.start()
 
@@ -151,7 +155,8 @@ class Lock:
                 return
         else:
             names = {posixpath.basename(file.name) for file in self.store.listing(NAME)}
-            if self.token + LIVE in names and self.token + GONE not in names:
+            is_there = self.token + LIVE in names or self.store.exists(self._own())
+            if is_there and self.token + GONE not in names:  # a listing may be late
                 return
         raise RunError("E1501", "another job took this output folder over; this one stops.")
 
@@ -161,12 +166,18 @@ class Lock:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        if self.store.local:
+            self._let_go()
+        else:
+            self.store.delete(self._own())
+
+    def _let_go(self) -> None:
+        """Of the lock file, where it is held."""
         if self._handle is not None:
-            os.ftruncate(self._handle, 0)
+            with contextlib.suppress(OSError):  # what nobody holds is no obstacle on this machine
+                os.ftruncate(self._handle, 0)
             os.close(self._handle)
             self._handle = None
-        elif not self.store.local:
-            self.store.delete(self._own())
 
 
 def host() -> str:

@@ -35,6 +35,7 @@ from medv_ray.archive.rows import Part
 from medv_ray.archive.store import Store, writing
 from medv_ray.archive.summary import Summary, not_scored, summarize, write_metrics
 from medv_ray.errors import DataError, RunError
+from medv_ray.files import append
 
 MERGE_AFTER = 2000
 
@@ -217,7 +218,8 @@ class Run:
     def _check_files(self) -> None:
         there = {file.name: file.size for file in self.store.listing(rows.FOLDER)}
         for name, part in self.ledger.files.items():
-            if there.get(name) != part.size:
+            # a listing may be late
+            if there.get(name) != part.size and self.store.size(name) != part.size:
                 raise RunError("E1506", f"{name} is missing or has another size than committed.")
 
     def todo(self) -> list[Chunk]:
@@ -305,8 +307,8 @@ class Run:
         line = json.dumps({"time": time.time(), "event": event, **fields}) + "\n"
         if self.store.local:
             path = self.store.path(EVENTS)
-            with writing(path, len(line)), open(path, "a") as file:
-                file.write(line)
+            with writing(path, len(line)), open(path, "ab", buffering=0) as file:
+                append(file.fileno(), line.encode())
         else:
             self._events.append(line)
 

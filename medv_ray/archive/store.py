@@ -221,6 +221,12 @@ class Store:
         with reading(name):
             return bool(self.filesystem.get_file_info(self.path(name)).type == fs.FileType.File)
 
+    def size(self, name: str) -> int | None:
+        """Bytes of the file; None where it is not there."""
+        with reading(name):
+            found: int | None = self.filesystem.get_file_info(self.path(name)).size
+            return found
+
     def delete(self, name: str) -> None:
         """Remove the file; nothing happens when it is not there."""
         with suppress(FileNotFoundError), reading(name):

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from medv_ray.disk import is_full
 from medv_ray.errors import RunError
 from medv_ray.on_ray.preflight import Capacity, Node
 
@@ -102,7 +103,7 @@ def running_ray(address: str | None = None) -> Iterator[Cluster]:
 
 
 def _start_local() -> None:
-    """Raises RunError E1512 where Ray's servers do not come up in time."""
+    """Raises RunError E1512 where Ray's servers do not come up in time, E1503 on a full disk."""
     import ray
 
     # Ray's processes look into the working directory first: a clone of this repository that lies
@@ -122,9 +123,17 @@ def _start_local() -> None:
             object_store_memory=OBJECT_STORE_BYTES,
         )
     except Exception as error:  # no kind of its own: its text holds paths
+        if is_full(error):
+            raise no_room() from error
         kind = type(error).__name__
         text = f"Ray did not start on this machine ({kind}), as when other work holds its cores."
         raise RunError("E1512", text) from error
+
+
+def no_room() -> RunError:
+    """E1503, about the folder in which Ray keeps its logs and sockets."""
+    text = "RAY_TMPDIR, or the system's temporary folder, has no room for what Ray writes."
+    return RunError("E1503", text)
 
 
 def _shutdown() -> None:
@@ -179,6 +188,8 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", module=r"ray\b")
         import ray.data  # noqa: F401  sets its handlers up
 
+        # a log that finds no room on the disk is to print no stack
+        shown, logging.raiseExceptions = logging.raiseExceptions, False
         loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
         handlers = [h for logger in loggers for h in logger.handlers if not _to_file(h)]
         levels = [handler.level for handler in handlers]
@@ -186,6 +197,7 @@ def quiet() -> Iterator[None]:
             handler.setLevel(logging.CRITICAL + 1)
 
         def restore() -> None:
+            logging.raiseExceptions = shown
             for handler, level in zip(handlers, levels, strict=True):
                 handler.setLevel(level)
 

@@ -265,7 +265,7 @@ def _pass(
     from medv_ray.on_ray.actor import Work
     from medv_ray.on_ray.predictor import PREDICTOR
 
-    began = time.time()
+    began = time.monotonic()
     model = run.manifest["identity"]["model"]
     digests = (model["sha256"], model.get("adapter_sha256"))
     work = Work(
@@ -285,7 +285,7 @@ def _pass(
     session.stopped = stream.stopped and bool(_open_chunks(run))
     report = stream.report()
     session.deaths += report["deaths"]
-    session.start_s += (report["ready_at"] or time.time()) - began
+    session.start_s += time.monotonic() - began - (report["ready_ago_s"] or 0.0)
 
 
 def _take(

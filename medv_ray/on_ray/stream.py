@@ -17,9 +17,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from medv_ray import errors
 from medv_ray.archive.chunks import Chunk
+from medv_ray.disk import is_full
 from medv_ray.errors import MedvError, RunError
 from medv_ray.on_ray.actor import ScoreChunk, Work
-from medv_ray.on_ray.cluster import STREAM
+from medv_ray.on_ray.cluster import STREAM, no_room
 from medv_ray.on_ray.preflight import PoolSize
 from medv_ray.on_ray.private_ray import set_window
 from medv_ray.on_ray.source import ChunkSource
@@ -51,6 +52,7 @@ class Stream:
         self._pump = threading.Thread(daemon=True)
         self._error: str | None = None
         """The name of the exception with which Ray Data ended."""
+        self._full = False
         self.stopped = False
         """No further chunk starts; those that run are finished and come out."""
 
@@ -78,7 +80,7 @@ class Stream:
             for _ in dataset.iter_batches(batch_size=None, prefetch_batches=0):
                 pass
         except Exception as error:
-            self._error = type(error).__name__
+            self._error, self._full = type(error).__name__, is_full(error)
         # actors end when the last reference to them does: not in the frames of a kept error, and
         # not in a cycle that waits for the next collection
         del dataset
@@ -161,6 +163,8 @@ class Stream:
             fatal = self.report()["fatal"]
         except Exception:
             fatal = None
+        if fatal is None and self._full:
+            return no_room()
         if fatal is None:
             return RunError("E1512", f"Ray ended the job ({error}).")
         kind, code, detail = fatal

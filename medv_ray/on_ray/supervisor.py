@@ -129,7 +129,7 @@ class Supervisor:
         self._results: list[str] = []
         self._arrived = asyncio.Event()
         self._fatal: tuple[str, str, str] | None = None
-        self._ready_at: float | None = None
+        self._ready_s: float | None = None
 
     async def feed(self, chunks: list[str], finished: list[int], last: bool) -> None:
         """Chunks for the source, numbered on from the last ones; numbers that are finished."""
@@ -163,7 +163,7 @@ class Supervisor:
     async def ready(self, actor: str) -> None:
         """See `Deaths.ready`."""
         self._deaths.ready(actor)
-        self._ready_at = self._ready_at or time.time()
+        self._ready_s = self._ready_s or time.monotonic()
 
     async def start(self, source_key: str) -> Orders:
         """See `Deaths.start`."""
@@ -197,9 +197,10 @@ class Supervisor:
         self._fatal = self._fatal or (kind, code, detail)
 
     async def report(self) -> dict[str, Any]:
-        """What the driver asks for at the end."""
+        """What the driver asks for at the end. `ready_ago_s`: since the first actor had loaded, by
+        this machine's own clock, which nobody sets."""
         return {
             "fatal": self._fatal,
-            "ready_at": self._ready_at,
+            "ready_ago_s": self._ready_s and time.monotonic() - self._ready_s,
             "deaths": self._deaths.total,
         }

@@ -7,11 +7,13 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from medv_ray.files import append
 from medv_ray.training.writers import TensorBoard, Writer, WriterName, check_writers, open_writer
 
 EVENTS = "events.jsonl"
@@ -236,10 +238,10 @@ class Watch:
         self._file = os.open(out / EVENTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, event: Event) -> None:
-        """One line, in one call, so that a kill cuts the last line at most."""
+        """One line, in one call, so that a kill cuts the last line at most. Raises OSError."""
         if self._file is None:
             return
-        os.write(self._file, json.dumps(event.to_json(), allow_nan=False).encode() + b"\n")
+        append(self._file, json.dumps(event.to_json(), allow_nan=False).encode() + b"\n")
         scalars = event.scalars()
         for writer in self._writers:
             writer.write(event.step, scalars)
@@ -248,12 +250,13 @@ class Watch:
                 writer.show(event.step, event.text())
 
     def close(self) -> None:
-        """Finish what the writers hold back."""
-        for writer in self._writers:
-            writer.close()
-        if self._file is not None:
-            os.close(self._file)
-        self._writers, self._file = [], None
+        """Finish what the writers hold back. Raises OSError."""
+        with ExitStack() as stack:
+            if self._file is not None:
+                stack.callback(os.close, self._file)
+            for writer in self._writers:
+                stack.callback(writer.close)
+            self._writers, self._file = [], None
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import json
 import logging
+import math
+import time
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,6 +16,8 @@ from medv_ray.files import write_atomic
 
 WriterName = Literal["tensorboard", "wandb", "mlflow"]
 RUN_IDS = "watch.json"
+FLUSH_S = 10.0
+"""Between two times that curves are forced to the disk."""
 # module and distribution that each writer needs
 PACKAGES: dict[WriterName, tuple[str, str]] = {
     "tensorboard": ("tensorboardX", "tensorboardX"),
@@ -32,24 +36,44 @@ class Writer(Protocol):
 
 
 class TensorBoard:
-    """Event files below `OUT/tensorboard`; curves after the resumed step are purged."""
+    """Event files below `OUT/tensorboard`; curves after the resumed step are purged.
+
+    Not through tensorboardX's SummaryWriter: its thread ends with an error of the disk, and whoever
+    writes then waits for it for ever.
+    """
 
     def __init__(self, out: Path, resumed_step: int) -> None:
-        module = importlib.import_module("tensorboardX")
-        folder = str(out / "tensorboard")
-        self._writer = module.SummaryWriter(folder, purge_step=resumed_step + 1)
+        """Raises OSError."""
+        files = importlib.import_module("tensorboardX.event_file_writer")
+        self._protocol = importlib.import_module("tensorboardX.proto.event_pb2")
+        self._summary = importlib.import_module("tensorboardX.summary")
+        folder = out / "tensorboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = files.EventsWriter(str(folder / "events"))
+        start = self._protocol.SessionLog(status=self._protocol.SessionLog.START)
+        self._add(resumed_step + 1, session_log=start)
+        self._flushed_s = -math.inf
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Raises OSError."""
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+            self._add(step, summary=self._summary.scalar(name, value))
+        if time.monotonic() - self._flushed_s >= FLUSH_S:
+            self._file.flush()
+            self._flushed_s = time.monotonic()
 
     def show(self, step: int, text: str) -> None:
-        """Answers of a validation, as Markdown; nothing where it is empty."""
+        """Answers of a validation, as Markdown; nothing where it is empty. Raises OSError."""
         if text:
-            self._writer.add_text("validation/answers", text, step)
+            self._add(step, summary=self._summary.text("validation/answers", text))
+
+    def _add(self, step: int, **content: Any) -> None:
+        event = self._protocol.Event(wall_time=time.time(), step=step, **content)
+        self._file.write_event(event)
 
     def close(self) -> None:
-        self._writer.close()
+        """Raises OSError."""
+        self._file.close()
 
 
 class WandB:

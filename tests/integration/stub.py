@@ -1,7 +1,8 @@
 """A predictor that does what its questions say, and an archive to ask them of.
 
-Question words: `sleep:0.04` seconds, `abort`, `segfault`, `raise`, `memory`, `fatal`, `bad` (a
-DataError), `move:FILE` to FILE.moved. A calm stub leaves out what stands with `:once`.
+Question words: `sleep:0.04` seconds, `abort`, `segfault`, `killed` (SIGKILL, as when the kernel has
+no memory left), `limit` (more memory than RLIMIT_AS lets it have), `raise`, `memory`, `fatal`,
+`bad` (a DataError), `move:FILE` to FILE.moved. A calm stub leaves out what stands with `:once`.
 """
 
 import ctypes
@@ -9,6 +10,8 @@ import errno
 import hashlib
 import io
 import os
+import resource
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +54,10 @@ class Stub:
                 os.abort()
             elif name == "segfault":
                 ctypes.string_at(0)
+            elif name == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif name == "limit":
+                ask_for_too_much()
             elif name == "raise":
                 raise ValueError(f"the question is {request.question}")
             elif name == "memory":
@@ -75,6 +82,19 @@ class Stub:
 
     def close(self) -> None:
         pass
+
+
+def ask_for_too_much() -> None:
+    """Ask for memory, piece by piece, until the kernel has no more for this process."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, before[1]))
+    pieces = []
+    try:
+        while True:
+            pieces.append(bytearray(2**24))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def load(settings: ScoreSettings) -> Stub:

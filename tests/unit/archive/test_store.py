@@ -7,6 +7,7 @@ import pytest
 
 from medv_ray.archive.store import Store
 from medv_ray.errors import RunError
+from tests.small_disk import small_disk
 
 
 def test_files_by_name(out):
@@ -61,13 +62,8 @@ def test_the_name_appears_only_after_the_bytes_are_durable(tmp_path, monkeypatch
 @pytest.fixture
 def tiny_disk(tmp_path):
     """A file system of 400 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("mounting a small tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk") as disk:
+        yield disk.folder
 
 
 def test_a_full_disk_is_named_with_the_missing_bytes(tiny_disk):

@@ -1,5 +1,7 @@
 """What is left of an own Ray."""
 
+import errno
+import logging
 import os
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import pytest
 import ray
 
 from medv_ray.errors import RunError
-from medv_ray.on_ray.cluster import _start_local, end_workers
+from medv_ray.on_ray.cluster import _start_local, end_workers, quiet
 
 NAMED = """
 import ctypes, sys
@@ -64,3 +66,26 @@ def test_a_ray_that_does_not_start_is_told_without_its_paths(
     with pytest.raises(RunError, match=r"E1512: Ray did not start .*\(Exception\)") as caught:
         _start_local()
     assert "/tmp" not in str(caught.value)
+
+
+def test_a_full_disk_under_rays_own_folder_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/ray/session_1")
+
+    monkeypatch.setattr(ray, "init", full)
+    with pytest.raises(RunError, match=r"E1503: .*RAY_TMPDIR") as caught:
+        _start_local()
+    assert caught.value.exit_code == 5
+    assert "/tmp" not in str(caught.value)
+
+
+def test_a_log_of_rays_that_finds_no_room_prints_no_stack(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    logger, handler = logging.getLogger("ray"), logging.FileHandler("/dev/full")
+    with quiet():
+        logger.addHandler(handler)  # here, as Ray Data sets its handlers up
+        logger.error("x")
+        logger.removeHandler(handler)
+    assert logging.raiseExceptions
+    assert "Traceback" not in capfd.readouterr().err

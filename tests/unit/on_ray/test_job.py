@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from medv_ray.archive import manifest
 from medv_ray.archive.plan import plan
 from medv_ray.archive.rows import Part
 from medv_ray.archive.run import Run
@@ -16,7 +17,9 @@ from medv_ray.model import lora
 from medv_ray.on_ray import options
 from medv_ray.on_ray.score import Session, _take, planned
 from medv_ray.settings import SamplerSettings
+from medv_ray.training.check import check
 from tests.integration import stub
+from tests.unit.training import tiny
 
 
 def result(rows: int, **reasons: int) -> dict[str, Any]:
@@ -58,6 +61,34 @@ def test_a_resume_with_another_torch_or_device_is_refused_by_name(
     named = settings.model.model_copy(update={"device": "cpu"})
     same = settings.model_copy(update={"model": named})
     Run.open(settings.out, planned, same.identity("model")).close()
+
+
+def test_ray_may_change_between_two_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer and no weight depends on its version, so that no run names it."""
+    stub.write_archive(tmp_path / "in.parquet", ["a"])
+    settings = stub.settings(tmp_path)
+    planned = plan(open_archive(settings.archive), "digest")
+    Run.open(settings.out, planned, settings.identity("model")).close()
+    real = options.version
+    monkeypatch.setattr(options, "version", lambda name: "99.0" if name == "ray" else real(name))
+    Run.open(settings.out, planned, settings.identity("model")).close()
+    assert set(settings.identity("model")["code"]) == {"medv_ray", "torch"}
+    trained = check(tiny.settings(tmp_path / "training"))
+    assert set(trained["code"]) == {"medv_ray", "torch"}
+
+
+def test_a_run_folder_of_another_form_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub.write_archive(tmp_path / "in.parquet", ["a"])
+    settings = stub.settings(tmp_path)
+    planned = plan(open_archive(settings.archive), "digest")
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "VERSION", manifest.VERSION + 1)
+        Run.open(settings.out, planned, settings.identity("model")).close()
+    with pytest.raises(RunError, match="E1502: .*version 3, this one writes 2") as caught:
+        Run.open(settings.out, planned, settings.identity("model"))
+    assert caught.value.exit_code == 3
 
 
 def test_the_manifest_names_the_preset_and_its_values(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -140,6 +142,47 @@ def test_tensorboard_gets_figures_and_answers_of_a_validation(tmp_path: Path) ->
     for said in (b"validation/loss", b"validation/accuracy", b"validation/answers"):
         assert said in data
     assert b"| 17 | a liver here | liver | no |" in data
+
+
+def test_a_full_disk_under_the_curves_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And does not leave it waiting for a thread that is no more."""
+    from tensorboardX.record_writer import RecordWriter
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    watch = Watch(tmp_path)
+    monkeypatch.setattr(RecordWriter, "write", full)
+    for _ in range(30):
+        with pytest.raises(OSError, match="full"):
+            watch.write(event(1))
+    watch.close()
+
+
+def test_a_line_that_the_disk_takes_in_pieces_is_whole_or_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that fills up: a piece, and then an error."""
+    real, room = os.write, [10**6]
+
+    def short(handle: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "full")
+        taken = real(handle, bytes(data[: min(7, room[0])]))
+        room[0] -= taken
+        return taken
+
+    monkeypatch.setattr(os, "write", short)
+    write(tmp_path, range(1, 4))
+    assert steps_in(tmp_path) == [1, 2, 3]
+    room[0] = 40
+    with pytest.raises(OSError, match="full"), Watch(tmp_path, (), resumed_step=3) as watch:
+        watch.write(event(4))
+    monkeypatch.undo()
+    write(tmp_path, range(4, 6), resumed_step=3)
+    assert steps_in(tmp_path) == [1, 2, 3, 4, 5]
 
 
 def test_answers_go_to_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

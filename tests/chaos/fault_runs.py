@@ -1,0 +1,327 @@
+"""Faults that need whole jobs: each is injected into one, which must end as it promises.
+
+    python -m tests.chaos.fault_runs [--short] [--only stopped]
+
+stopped: SIGSTOP of a scoring actor for a minute. rows: rows that end their worker by SIGSEGV, by
+the kernel's SIGKILL as when memory is short, and by a limit on its memory. disk: Ray's own folder
+has no room, and runs full. nodes: a cluster of two nodes on this machine loses one, and its head.
+servers: SIGKILL of Serve's controller and of its proxy, under clients. One JSON line with the
+figures; exit code 1 if a promise is not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medv_ray.archive.rows import read_run
+from tests.chaos import serve_runs
+from tests.integration import processes, stub
+
+PATIENCE_S = 600.0
+CHUNK_ROWS = 8
+ACTORS = 2
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+class Promises:
+    """What was not kept."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def check(self, ok: bool, said: str) -> None:
+        if not ok:
+            self.problems.append(said)
+
+
+class Job:
+    """A scoring job as a process of its own."""
+
+    def __init__(self, folder: Path, questions: list[str] | None = None) -> None:
+        self.folder = folder
+        self.environment: dict[str, str] = {}
+        if questions is not None:
+            stub.write_archive(folder / "in.parquet", questions)
+
+    def start(self, max_actors: int = ACTORS) -> subprocess.Popen[str]:
+        more = {"chunk_rows": CHUNK_ROWS, "pool": {"max_actors": max_actors}}
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.run_job", str(self.folder)],
+            cwd=processes.ROOT, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={
+                **processes.environment(self.folder), "MEDV_TEST_SETTINGS": json.dumps(more),
+                **self.environment,
+            },
+        )  # fmt: skip
+
+    def commits(self) -> int:
+        """Commits in the ledger."""
+        ledger = self.folder / "run" / "ledger.jsonl"
+        return ledger.read_bytes().count(b'"commit"') if ledger.exists() else 0
+
+    def wait_for_commits(self, process: subprocess.Popen[str], at_least: int) -> None:
+        wait_for(lambda: self.commits() >= at_least or process.poll() is not None)
+        if self.commits() < at_least:
+            raise SystemExit(f"the job ended before {at_least} commits: {process.communicate()}")
+
+    def end(self, process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
+        """Exit code, the last line of stdout, and stderr."""
+        try:
+            out, err = process.communicate(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            end_all(process)
+            raise SystemExit("the job hangs") from None
+        lines = out.splitlines()
+        said = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+        return process.returncode, said, err
+
+    def rows(self) -> Counter[str]:
+        """Rows by status or reason, after making sure that none comes twice."""
+        table = [row for part in read_run(str(self.folder / "run")) for row in part.to_pylist()]
+        assert len({row["id"] for row in table}) == len(table), "a row came out twice"
+        return Counter(row["reason"] or row["status"] for row in table)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit("no progress: the job hangs")
+        time.sleep(0.02)
+
+
+def end_all(process: subprocess.Popen[Any]) -> None:
+    """A process and all below it."""
+    below = processes.descendants(process.pid)
+    for pid in [process.pid, *below]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def stopped(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
+    """An actor that stands still costs time alone: the others go on, and so does it."""
+    seconds, rows = (8.0, 160) if short else (60.0, 800)
+    job = Job(folder, ["sleep:0.05 what?"] * rows)
+    process = job.start()
+    job.wait_for_commits(process, 2)
+    [victim, *_] = processes.actors(process.pid)
+    os.kill(victim, signal.SIGSTOP)
+    before = job.commits()
+    time.sleep(seconds)
+    meanwhile = job.commits() - before
+    os.kill(victim, signal.SIGCONT)
+    code, said, err = job.end(process)
+    promises.check(code == 0, f"stopped: the job ended with {code}: {err[-300:]}")
+    promises.check(meanwhile > 0, "stopped: the other actor did not go on")
+    promises.check(said.get("worker_deaths") == 0, "stopped: a death was counted")
+    promises.check(job.rows() == {"answered": rows}, f"stopped: {job.rows()}")
+    return {"actor_stopped_s": seconds, "chunks_meanwhile": meanwhile}
+
+
+def rows(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
+    """Rows that end their worker are quarantined, and no other row; what a row has too little
+    memory for is said as such."""
+    questions = ["sleep:0.01 what?"] * 96
+    questions[13], questions[40], questions[70] = "segfault", "killed", "limit"
+    job = Job(folder, questions)
+    code, said, err = job.end(job.start())
+    promises.check(code == 0, f"rows: the job ended with {code}: {err[-300:]}")
+    deaths = said.get("worker_deaths", 99)
+    promises.check(deaths <= 9, f"rows: three rows cost {deaths} workers")
+    found = dict(job.rows())
+    # with no memory left, a thread of Ray's may be the one that ends the worker
+    short_of_memory = found.pop("out_of_memory", 0)
+    crashed = found.pop("worker_crash", 0)
+    right = found == {"answered": 93} and short_of_memory <= 1 and crashed + short_of_memory == 3
+    promises.check(right, f"rows: {dict(job.rows())}")
+    return {"crashing_rows": crashed, "workers_that_died": deaths, "quarantined": 3}
+
+
+def disk(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
+    """Ray's own folder on a disk of 400 kB: no job, and a line that says so. On one that runs full
+    meanwhile: done, or an end with a line; and the same command goes on."""
+    if os.geteuid() != 0:
+        return {"skipped": "to mount a small disk needs root"}
+    job = Job(folder, ["sleep:0.05 what?"] * 160)
+    small = Path(tempfile.mkdtemp(prefix="md", dir="/tmp"))
+    began = time.monotonic()
+    with mounted(small, "400k"):
+        job.environment["RAY_TMPDIR"] = str(small)
+        code, _, err = job.end(job.start())
+    none_s = time.monotonic() - began
+    promises.check(code not in (0, None), "disk: it ran without room for Ray")
+    promises.check(err.count("\n") == 1 and "E15" in err, f"disk: it said {err[-500:]!r}")
+    promises.check(str(small) not in err and "Traceback" not in err, "disk: a path or a stack")
+    with mounted(small, "64m"):
+        process = job.start()
+        job.wait_for_commits(process, 2)
+        ballast = small / "ballast"
+        room = os.statvfs(small)
+        ballast.write_bytes(bytes(room.f_bavail * room.f_bsize))
+        full_code, _, err = job.end(process)
+        promises.check("Traceback" not in err, "disk: a stack when it ran full")
+        if full_code:
+            promises.check(err.count("\n") == 1, f"disk: {err[-500:]}")
+    del job.environment["RAY_TMPDIR"]
+    code, _, _ = job.end(job.start())
+    promises.check(code == 0, f"disk: the job that went on ended with {code}")
+    promises.check(job.rows() == {"answered": 160}, f"disk: {dict(job.rows())}")
+    small.rmdir()
+    return {"end_without_room_s": round(none_s, 1), "exit_code_when_it_ran_full": full_code}
+
+
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[None]:
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    subprocess.run(command, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def nodes(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
+    """The second node goes: the job goes on, or ends with a line. The head goes: the job ends, and
+    the same command goes on, on a new head."""
+    port = serve_runs.free_port()
+    rows = 160 if short else 480
+    job = Job(folder, ["sleep:0.1 what?"] * rows)
+    job.environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+    ray = Path(tempfile.mkdtemp(prefix="mn", dir="/tmp"))
+    first = ("--head", "--port", str(port), "--include-dashboard", "false")
+    first += ("--node-ip-address", "127.0.0.1")  # by which the driver finds the head's raylet
+    head = start_node(ray, *first)
+    second = start_node(ray, "--address", f"127.0.0.1:{port}", "--node-ip-address", "127.0.0.2")
+    figures: dict[str, Any] = {}
+    try:
+        wait_for(lambda: nodes_alive(port) == 2)
+        process = job.start()
+        job.wait_for_commits(process, 3)
+        end_all(second)
+        before = job.commits()
+        wait_for(lambda: job.commits() >= before + 3 or process.poll() is not None)
+        figures["went_on_without_the_second_node"] = process.poll() is None
+        if process.poll() is not None:  # Ray may lose the supervisor's connection with the node
+            code, _, err = job.end(process)
+            promises.check(code == 1 and err.count("\n") == 1 and "E1512" in err, f"nodes: {err}")
+            before, process = job.commits(), job.start()
+            job.wait_for_commits(process, before + 1)
+        end_all(head)
+        began, before = time.monotonic(), job.commits()
+        code, _, err = job.end(process)
+        figures["end_after_the_head_went_s"] = round(time.monotonic() - began, 1)
+        promises.check(code not in (0, None), "nodes: a job without a head ended well")
+        promises.check("Traceback" not in err, f"nodes: a stack: {err[-300:]}")
+        figures["said"] = err.strip()[-200:]
+        promises.check(CHUNK_ROWS * before < rows, "nodes: too few rows")
+        head = start_node(ray, *first)
+        wait_for(lambda: nodes_alive(port) == 1)
+        code, _, err = job.end(job.start())
+        promises.check(code == 0, f"nodes: the job that went on ended with {code}: {err[-300:]}")
+        promises.check(job.rows() == {"answered": rows}, f"nodes: {dict(job.rows())}")
+    finally:
+        end_all(head)
+        end_all(second)
+        shutil.rmtree(ray, ignore_errors=True)
+    return figures
+
+
+def start_node(folder: Path, *how: str) -> subprocess.Popen[bytes]:
+    """A node with one core, whose processes stay below this one."""
+    command = [RAY, "start", "--block", "--num-cpus", "1", "--object-store-memory", "100000000"]
+    return subprocess.Popen(
+        [*command, *how], env=processes.environment(folder), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def nodes_alive(port: int) -> int:
+    code = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR'); "
+    code += "print(sum(node['Alive'] for node in ray.nodes()))"
+    command = [sys.executable, "-c", code, f"127.0.0.1:{port}"]
+    environment = processes.environment(Path("/tmp"))
+    said = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return int(said.stdout or 0) if not said.returncode else 0
+
+
+def servers(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
+    """Serve's controller goes: nobody notices. Its proxy goes: open connections break, and it
+    answers again soon."""
+    figures: dict[str, Any] = {}
+    with serve_runs.medv_serve() as endpoint:
+        for name in ("ServeController", "ProxyActor"):
+            seen = serve_runs.Seen()
+            asyncio.run(after_kill(endpoint, name, seen, figures))
+            lost = [said for said in seen.problems if not said.startswith("client met")]
+            met = len(seen.problems) - len(lost)
+            promises.check(not lost, f"servers: {name}: {Counter(lost).most_common(3)}")
+            allowed = 0 if name == "ServeController" else 8
+            promises.check(met <= allowed, f"servers: {name}: {met} connections broke")
+            figures[f"{name}_connections_broken"] = met
+    return figures
+
+
+async def after_kill(
+    endpoint: serve_runs.Endpoint, name: str, seen: serve_runs.Seen, figures: dict[str, Any]
+) -> None:
+    """Four clients; the process of that name is killed, and they go on for a while."""
+    clients = serve_runs.Clients(endpoint, seen)
+    await clients.must_answer()
+    [pid, *_] = endpoint.pids(name)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(clients.many(4, 25))
+        await asyncio.sleep(2)
+        os.kill(pid, signal.SIGKILL)
+        killed_s, before = time.monotonic(), seen.statuses[200]
+        while seen.statuses[200] < before + 5 and time.monotonic() < killed_s + 60:
+            await asyncio.sleep(0.05)
+        figures[f"{name}_answers_again_s"] = round(time.monotonic() - killed_s, 2)
+    await clients.must_answer()
+
+
+Fault = Callable[[Path, bool, Promises], dict[str, Any]]
+FAULTS: dict[str, Fault] = {
+    fault.__name__: fault for fault in (stopped, rows, disk, nodes, servers)
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--only", choices=FAULTS, action="append")
+    args = parser.parse_args()
+    promises, figures = Promises(), dict[str, Any]()
+    for name in args.only or FAULTS:
+        began = time.monotonic()
+        folder = Path(tempfile.mkdtemp(prefix="mf", dir="/tmp"))
+        try:
+            figures[name] = FAULTS[name](folder, args.short, promises)
+        except (SystemExit, RuntimeError) as error:
+            figures[name] = {}
+            promises.problems.append(f"{name}: {error}")
+        figures[name]["seconds"] = round(time.monotonic() - began)
+        shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps({"chaos": "fault_runs", **figures, "problems": promises.problems}))
+    return int(bool(promises.problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
