@@ -39,8 +39,9 @@ test-tutorials: $(VENV)/.installed  ## the documentation's tutorials, line by li
 site: $(VENV)/.installed  ## docs/ as a folder of pages
 	$(BIN)/mkdocs build --strict
 
-chaos: $(VENV)/.installed  ## the kill runs in full: scoring (20 of the driver, 10 of actors, 5,000 rows), training (20), serving, a PACS; flipped bits
+chaos: $(VENV)/.installed  ## every harness of tests/chaos in full: kills, faults, flipped bits, a million rows, 100,000 requests; hours
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.many_rows
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.kill_train
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.serve_runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.orthanc_round_trip

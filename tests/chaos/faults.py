@@ -39,7 +39,7 @@ FAULTS = (
             "unit/archive/test_run.py::test_a_killed_driver_loses_no_commit_and_blocks_nobody",
             "unit/archive/test_run.py::test_a_crash_at_any_step_of_a_commit",
         ),
-        ("kill_runs",),
+        ("kill_runs", "many_rows"),
     ),
     Fault(
         2,

@@ -1,12 +1,13 @@
 """Kill replicas under load, flood and attack an endpoint; every client must get what is promised.
 
     python -m tests.chaos.serve_runs [--short] [--only kills]
+    python -m tests.chaos.serve_runs --only soak [--requests 100000] [--samples FILE]
 
 Each run starts `medv serve` with the toy. kills: SIGKILL of replicas under 20 clients, half of
 them streaming. stuck: SIGSTOP of a replica. burst: 300 requests at once. overload: many times what
-it can answer. soak: 20 clients; memory and descriptors stay. attacks: hostile requests. leave:
-clients that do not wait. redeploy: `serve deploy` of changed settings under load. One JSON line
-each; exit code 1 if anything is not what the endpoint promises.
+it can answer. soak: 100,000 requests of many shapes; memory and descriptors stay. attacks: hostile
+requests. leave: clients that do not wait. redeploy: `serve deploy` of changed settings under load.
+One JSON line each; exit code 1 if anything is not what the endpoint promises.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import asyncio
 import base64
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -27,7 +29,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from statistics import linear_regression
 from typing import Any
 
 import httpx2
@@ -35,11 +39,14 @@ import yaml
 
 from medv_ray.data import synthetic
 from medv_ray.serving.options import LimitSettings
+from tests.integration.processes import descendants
 
 ROOT = Path(__file__).parents[2]
 START_S = 120.0
 RECOVERY_S = 30.0
 ALLOWED = {200, 429, 503}
+SOAK = ("--set", "engine.image_cache_bytes=4194304")
+SOAK_CLIENTS = 4
 LONG = {"gen_length": 448, "block_length": 448, "steps": 448, "forbidden": ["<|eot_id|>"]}
 """Settings by which the toy goes on for seconds: as many steps as fit, and no end of text."""
 MIB = 2**20
@@ -86,10 +93,6 @@ class Endpoint:
     def rss_bytes(self) -> int:
         """Of proxy and replicas together."""
         return sum(map(_rss, self._serving()))
-
-    def descriptors(self) -> int:
-        """Open files of proxy and replicas together."""
-        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self._serving())
 
     def _serving(self) -> list[int]:
         proxies, replicas = self.pids("ProxyActor"), self.pids("ServeReplica")
@@ -298,23 +301,191 @@ async def overload(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], lis
     }, seen.problems
 
 
-async def soak(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:
-    """20 clients for ten minutes: no error, and nothing grows."""
-    seen = Seen()
-    clients = Clients(endpoint, seen)
-    await clients.many(20, 10 if short else 60)  # caches fill
-    marks = [(endpoint.rss_bytes(), endpoint.descriptors(), len(seen.seconds))]
-    for _ in range(2 if short else 10):
-        await clients.many(20, 5 if short else 60)
-        marks.append((endpoint.rss_bytes(), endpoint.descriptors(), len(seen.seconds)))
-    growth = (marks[-1][0] - marks[0][0]) / MIB
-    files = marks[-1][1] - marks[0][1]
-    if set(seen.statuses) != {200}:
-        seen.problems.append("other statuses than 200")
-    if growth > max(10, (marks[-1][2] - marks[0][2]) / 1000) or abs(files) > 10:
-        seen.problems.append(f"memory grew by {growth:.1f} MiB, descriptors by {files}")
-    rss = [round(one[0] / MIB, 1) for one in marks]
-    return {"rss_mib": rss, "descriptors": [m[1] for m in marks], **seen.said()}, seen.problems
+@dataclass
+class Memory:
+    """What proxy, replicas and their decoders hold while they are asked, sample by sample."""
+
+    endpoint: Endpoint
+    file: Path | None
+    """Gets each sample as a line, for who watches, or when the run is cut short."""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    begun_s: float = field(default_factory=time.monotonic)
+
+    def take(self, requests: int) -> None:
+        roles = {
+            "proxy": self.endpoint.pids("ProxyActor"),
+            "replicas": self.endpoint.pids("ServeReplica"),
+        }
+        roles["decoders"] = [one for pid in roles["replicas"] for one in descendants(pid)]
+        rss = {name: sum(map(_rss, pids)) / MIB for name, pids in roles.items()}
+        self.samples.append(
+            {
+                "seconds": round(time.monotonic() - self.begun_s, 1), "requests": requests,
+                "rss_mib": {name: round(mib, 2) for name, mib in rss.items()},
+                "descriptors": sum(_descriptors(pid) for pids in roles.values() for pid in pids),
+                "processes": {name: len(pids) for name, pids in roles.items()},
+            }
+        )  # fmt: skip
+        if self.file is not None:
+            with self.file.open("a") as file:
+                file.write(json.dumps(self.samples[-1]) + "\n")
+
+    def warm(self, warm_up: int) -> list[dict[str, Any]]:
+        """The samples after so many requests."""
+        return [one for one in self.samples if one["requests"] >= warm_up]
+
+    def slope(self, warm_up: int, role: str = "") -> float | None:
+        """MiB per 1,000 requests: the line of least squares through what a role held, or all."""
+        warm = self.warm(warm_up)
+        if len(warm) < 3:
+            return None
+        held = [one["rss_mib"] for one in warm]
+        mib = [one[role] if role else sum(one.values()) for one in held]
+        requests = [one["requests"] / 1000 for one in warm]
+        return round(linear_regression(requests, mib).slope, 3)
+
+
+class Mixture:
+    """Requests of many shapes, and for each its right answer: the first one that was given."""
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        self._expected: dict[str, str] = {}
+        self._tiles = list(synthetic.rows(60, 7))  # 20 pictures
+        self.shapes: Counter[str] = Counter()
+
+    def body(self, rng: random.Random) -> tuple[str, str, dict[str, Any]]:
+        """Shape, what makes two requests the same, and the request."""
+        tile = rng.randrange(len(self._tiles))
+        length = rng.choice((2, 4, 8))
+        name = rng.choice(("picture", "picture", "new picture", "text", "dialogue", "two answers"))
+        image = self._tiles[tile].image
+        if name == "new picture":  # one that nobody has asked about, so that caches give some up
+            image = _png(rng.randbytes(3))
+        same = f"{name} {tile} {length} {zlib.crc32(image)}"
+        kind = "image/png" if image.startswith(b"\x89PNG") else "image/jpeg"
+        url = f"data:{kind};base64," + base64.b64encode(image).decode()
+        shown = {"type": "image_url", "image_url": {"url": url}}
+        asked = {"type": "text", "text": self._tiles[tile].question}
+        messages: list[dict[str, Any]] = [{"role": "user", "content": [asked, shown]}]
+        if name == "text":
+            messages = [{"role": "user", "content": self._tiles[tile].question}]
+        elif name == "dialogue":
+            messages += [{"role": "assistant", "content": "yes"}]
+            messages += [{"role": "user", "content": "where?"}]
+        diffusion = {"gen_length": length, "block_length": length, "steps": 2}
+        body = {"model": "medv-tiny", "messages": messages, "diffusion": diffusion}
+        return name, same, body | ({"n": 2} if name == "two answers" else {})
+
+    async def ask(self, rng: random.Random) -> None:
+        """One request; one of 50 is to be refused."""
+        name, same, body = self.body(rng)
+        refused = rng.random() < 0.02
+        if refused:
+            name = "refused"
+            body |= rng.choice(({"stepps": 3}, {"n": 10**9}, {"diffusion": {"steps": 0}}))
+        stream = "n" not in body and rng.random() < 0.5
+        self.shapes[f"{name}, streamed" if stream else name] += 1
+        clients, seen = self._clients, self._clients.seen
+        begun_s = time.monotonic()
+        try:
+            reply = await clients.http.post(CHAT, json={**body, "stream": stream})
+        except httpx2.HTTPError as error:
+            seen.problems.append(f"client met {type(error).__name__}")
+            return
+        seen.statuses[reply.status_code] += 1
+        if refused:
+            if reply.status_code != 400 or "error" not in reply.json():
+                seen.problems.append(f"status {reply.status_code} to what must be refused")
+        elif reply.status_code != 200:
+            seen.problems.append(f"status {reply.status_code}")
+        else:
+            seen.seconds.append(time.monotonic() - begun_s)
+            text = _streamed(reply.text) if stream else _all_choices(reply)
+            if text is None or self._answer_to(name, same, text) != text:
+                seen.problems.append("an answer is another one than the first")
+
+    def _answer_to(self, name: str, same: str, text: str) -> str:
+        """New pictures do not come twice: their answers are not kept."""
+        return text if name == "new picture" else self._expected.setdefault(same, text)
+
+
+async def soak(
+    endpoint: Endpoint, short: bool, requests: int | None = None, samples: Path | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Four clients until so many requests are done or Ctrl-C: no error, and nothing grows. The
+    replica keeps few picture features (SOAK), so that they come and go from the beginning."""
+    wanted = requests or (600 if short else 100_000)
+    warm_up = max(100, wanted // 10)  # caches fill, allocators find their size
+    seen, stop = Seen(), asyncio.Event()
+    mixture, memory = Mixture(Clients(endpoint, seen)), Memory(endpoint, samples)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    begun = 0
+
+    async def client(number: int) -> None:
+        nonlocal begun
+        rng = random.Random(number)
+        while begun < wanted and not stop.is_set():
+            begun += 1
+            await mixture.ask(rng)
+
+    async def watch() -> None:
+        step = max(20, wanted // 500)
+        while not stop.is_set():
+            done = sum(seen.statuses.values())
+            if done >= step * len(memory.samples):
+                memory.take(done)
+                if len(memory.samples) % 25 == 1:
+                    sys.stderr.write(json.dumps(memory.samples[-1]) + "\n")
+            await asyncio.sleep(0.1)
+
+    watching = asyncio.create_task(watch())
+    await asyncio.gather(*map(client, range(SOAK_CLIENTS)))
+    cut_short = stop.is_set()
+    stop.set()
+    await watching
+    memory.take(sum(seen.statuses.values()))
+    done, seconds = memory.samples[-1]["requests"], memory.samples[-1]["seconds"]
+    warm = memory.warm(warm_up) or memory.samples
+    slope, files = memory.slope(warm_up), warm[-1]["descriptors"] - warm[0]["descriptors"]
+    if not short and (slope is None or slope > 1):
+        seen.problems.append(f"memory grows by {slope} MiB per 1,000 requests")
+    if abs(files) > 10:
+        seen.problems.append(f"descriptors grew by {files}")
+    if warm[0]["processes"] != warm[-1]["processes"]:
+        seen.problems.append("a process was replaced")
+    if cut_short:
+        seen.problems.append(f"cut short after {done} of {wanted} requests")
+    ends = {"start": warm[0], "end": warm[-1]}
+    return {
+        "requests": done, "requests_per_s": round(done / max(seconds, 0.1), 1),
+        "shapes": dict(sorted(mixture.shapes.items())), **seen.said(),
+        "errors": len(seen.problems), "warm_up_requests": warm_up,
+        "rss_mib": {end: one["rss_mib"] for end, one in ends.items()},
+        "rss_slope_mib_per_1000_requests": {
+            "all": slope, **{role: memory.slope(warm_up, role) for role in warm[0]["rss_mib"]},
+        },
+        "descriptors": {end: one["descriptors"] for end, one in ends.items()},
+        "samples": len(memory.samples),
+    }, seen.problems  # fmt: skip
+
+
+def _all_choices(reply: httpx2.Response) -> str:
+    return " | ".join(str(one["message"]["content"]) for one in reply.json()["choices"])
+
+
+def _chunked(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG file of these chunks."""
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(d).to_bytes(4) + k + d + zlib.crc32(k + d).to_bytes(4) for k, d in chunks
+    )
+
+
+def _png(colour: bytes) -> bytes:
+    """64 x 64 pixels of one colour."""
+    rows = b"".join(b"\0" + colour * 64 for _ in range(64))
+    header = (64).to_bytes(4) * 2 + b"\x08\x02\0\0\0"
+    return _chunked((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
 
 
 async def leave(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], list[str]]:
@@ -362,10 +533,7 @@ def hostile() -> dict[str, tuple[str, bytes, bytes]]:
         return "data:image/png;base64," + base64.b64encode(data).decode()
 
     huge = (12_000).to_bytes(4) * 2 + b"\x08\x02\0\0\0"
-    chunks = [(b"IHDR", huge), (b"IDAT", zlib.compress(bytes(10**6))), (b"IEND", b"")]
-    png = b"\x89PNG\r\n\x1a\n" + b"".join(
-        len(d).to_bytes(4) + k + d + zlib.crc32(k + d).to_bytes(4) for k, d in chunks
-    )
+    png = _chunked((b"IHDR", huge), (b"IDAT", zlib.compress(bytes(10**6))), (b"IEND", b""))
     steps = lambda value: chat(diffusion={"steps": value})  # noqa: E731
     return {
         "144 megapixels": ("E1204", *picture(data_url(png))),
@@ -520,11 +688,11 @@ def deploy(settings: dict[str, Any]) -> None:
 
 
 @contextmanager
-def medv_serve() -> Iterator[Endpoint]:
+def medv_serve(*more: str) -> Iterator[Endpoint]:
     """`medv serve` with the toy, on a free port."""
     port = free_port()
     process = subprocess.Popen(
-        [*MEDV, "serve", "--port", str(port)],
+        [*MEDV, "serve", "--port", str(port), *more],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT,
         start_new_session=True,
     )  # fmt: skip
@@ -573,6 +741,14 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+def _descriptors(pid: int) -> int:
+    """Open files of a process; 0 for one that is gone."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
+
+
 def _rss(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -591,12 +767,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--only", choices=RUNS, action="append")
+    parser.add_argument("--requests", type=int, help="of soak")
+    parser.add_argument("--samples", type=Path, help="file for what soak measures on its way")
     args = parser.parse_args()
     failed = False
+    runs = RUNS | {"soak": partial(soak, requests=args.requests, samples=args.samples)}
     for name in args.only or RUNS:
-        with head() if name == "redeploy" else medv_serve() as endpoint:
+        served = medv_serve(*(SOAK if name == "soak" else ()))
+        with head() if name == "redeploy" else served as endpoint:
             begun_s = time.monotonic()
-            said, problems = asyncio.run(RUNS[name](endpoint, args.short))
+            said, problems = asyncio.run(runs[name](endpoint, args.short))
         failed |= bool(problems)
         seconds = round(time.monotonic() - begun_s, 1)
         counted = dict(Counter(problems).most_common(10))
