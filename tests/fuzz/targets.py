@@ -384,7 +384,8 @@ def dicomweb(folder: Path) -> Run:
     """What a PACS answers: status and headers in the first line, and the body."""
     import httpx2
 
-    from medv_ray.archive.pacs_listing import no_picture, pacs_errors
+    from medv_ray.archive.pacs_listing import pacs_errors
+    from medv_ray.dicom_objects import kind_of_class
     from medv_ray.dicomweb.address import parse
     from medv_ray.dicomweb.client import Client
     from medv_ray.dicomweb.search import search
@@ -410,7 +411,7 @@ def dicomweb(folder: Path) -> Run:
         }
         said = []
         for ask in (
-            lambda: [no_picture(one.sop_class) for one in search(client, address).instances],
+            lambda: [kind_of_class(one.sop_class) for one in search(client, address).instances],
             lambda: client.instance("studies/1/series/1/instances/1", 2**20),
             lambda: [entries(client.store(b"x", "b")[1], tag) for tag in (DONE, FAILED)],
         ):

@@ -49,6 +49,7 @@ NOT_RUN = {
     "lmms-eval": "a package of its own that the tests do without; tests/clients/run_lmms_eval.py",
     "make fuzz": "takes hours; tests/unit/test_fuzz.py has the short form",
     "make lint": "the check itself",
+    "python tests.chaos.release": "takes hours; tests/unit/test_release.py has its parts",
     "medv consistency": "tests/unit/evaluation/test_calibrating.py runs its parts alone",
     "make test": "the tests themselves",
     "make test-fast": "the tests themselves",

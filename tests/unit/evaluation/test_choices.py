@@ -157,11 +157,13 @@ def test_two_runs_by_choices(tmp_path: Path) -> None:
     """Row by row; and not at all where one of them has scored none."""
     sure = {"y": Scored(("yes", "no"), (0.9, 0.1)), "n": Scored(("yes", "no"), (0.2, 0.8))}
     wrong = {**sure, "n": Scored(("yes", "no"), (0.6, 0.4))}
-    one = {"recipe": PLAIN.model_dump(mode="json"), "recipe_sha256": "d"}
+    one = {"recipe": PLAIN.model_dump(mode="json"), "recipe_sha256": "d", "whole": True, "run": {}}
+    one |= results.figures(PLAIN, [YES, NO], {"y": "yes", "n": "no"})
     for name, scored in (("a", sure), ("b", wrong), ("c", {})):
         folder = tmp_path / name
         write_answers(folder / "mine" / ANSWERS, [YES, NO], {"y": "yes", "n": "no"}, scored)
-        (folder / RESULTS).write_text(json.dumps({"recipes": {"mine": one}}))
+        whole = {"blind": False, "recipes": {"mine": one}}
+        (folder / RESULTS).write_text(json.dumps(whole))
     assert read_scored(tmp_path / "b" / "mine") == wrong
     found = compare(tmp_path / "a", tmp_path / "b")["mine"]["choices"]
     assert (found["only_first"], found["only_second"]) == (1, 0)
