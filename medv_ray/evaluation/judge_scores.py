@@ -20,7 +20,8 @@ TOKEN = re.compile(
     rf"""(?<![^\W_])(?:score|rating|answer|assistant)[\s_\#(\[]*(?P<label>[12])
             (?!\w|\.\d|{OUT_OF_TEN})
     |   ^\W*(?P<item>[12])\s*(?:[:)\]=|\u2013-]|\.(?!\d))
-    |   (?P<minus>(?<!\d)[-\u2212\u2013])?(?<![\w.])(?P<number>\d+(?:\.\d+)?)(?!\w)(?:{OUT_OF_TEN})?""",
+    |   (?P<minus>(?<!\d)[-\u2212\u2013])?
+            (?<![\w.])(?P<number>\d+(?:\.\d+)?)(?!\w)(?:{OUT_OF_TEN})?""",
     re.IGNORECASE | re.VERBOSE,
 )
 """A label (`Answer 1`, or the `1.` of a list), or a number."""
@@ -72,11 +73,15 @@ def scores_of(reply: str) -> Scores | None:
                 form, scores = form + "N", [*scores, float(token["number"])]
             elif not (form.endswith("L") and labels[-1] == label):  # not "1. Answer 1"
                 form, labels = form + "L", [*labels, label]
-    if form not in FORMS or not all(LOWEST <= score <= HIGHEST for score in scores):
+    if form not in FORMS or sorted(labels) not in ([], ["1", "2"]):
         return None
-    if sorted(labels) not in ([], ["1", "2"]):
-        return None
-    return Scores(*(scores[::-1] if labels == ["2", "1"] else scores))
+    ordered = Scores(*(scores[::-1] if labels == ["2", "1"] else scores))
+    return ordered if in_range(ordered) else None
+
+
+def in_range(scores: Scores) -> bool:
+    """Whether both are from 1 to 10. Raises TypeError for what is no number."""
+    return all(LOWEST <= score <= HIGHEST for score in scores)
 
 
 class Group(NamedTuple):

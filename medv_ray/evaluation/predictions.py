@@ -33,7 +33,7 @@ def read_predictions(path: Path) -> dict[str, str]:
     neither, E1123 for a record without id or text and for an id that stands twice."""
     found: dict[str, str] = {}
     twice = 0
-    for number, record in enumerate(_records(path), 1):
+    for number, record in enumerate(read_records(path), 1):
         key, text = _first(record, IDS), _first(record, TEXTS)
         if not isinstance(key, str | int) or isinstance(key, bool) or not isinstance(text, str):
             fields = f"one of {', '.join(IDS)}, and a text in one of {', '.join(TEXTS)}"
@@ -65,7 +65,8 @@ def _first(record: Mapping[str, Any], names: Sequence[str]) -> object:
     return next((record[name] for name in names if record.get(name) is not None), None)
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a jsonl file, or of a JSON list. Raises DataError E1105 for another file."""
     try:
         text = path.read_text("utf-8-sig")
         whole = text.lstrip().startswith("[")
