@@ -3,9 +3,11 @@
 import base64
 import json
 
+import httpx2
 import pytest
 
-from medv_ray.client.endpoint import data_url, error_of, refusal
+from medv_ray.client.endpoint import Endpoint, data_url, error_of, refusal
+from medv_ray.errors import RunError
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,16 @@ def test_an_error_answer_is_told_without_its_words(
 @pytest.mark.parametrize("body", [b"", b"<p>lung", b"[]", b"[" * 20_000, b'{"detail": "lung"}'])
 def test_an_error_answer_of_another_form(body: bytes) -> None:
     assert refusal(502, body).detail == "the endpoint answered 502."
+
+
+def test_a_body_that_cannot_be_decoded_is_the_endpoints_error() -> None:
+    def bad(_: httpx2.Request) -> httpx2.Response:
+        broken = {"content-encoding": "gzip", "content-type": "text/event-stream"}
+        return httpx2.Response(200, headers=broken, stream=httpx2.ByteStream(b"no gzip"))
+
+    endpoint = Endpoint("http://127.0.0.1:9")
+    endpoint._client = httpx2.Client(transport=httpx2.MockTransport(bad), base_url=endpoint.url)
+    with pytest.raises(RunError, match="E1708"):
+        endpoint.models()
+    with pytest.raises(RunError, match="E1708"):
+        list(endpoint.stream({}))
