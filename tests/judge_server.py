@@ -7,7 +7,15 @@ import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Raw(NamedTuple):
+    """An answer as it goes out."""
+
+    body: bytes
+    status: int = 200
+    encoding: str = "identity"
 
 
 class Server:
@@ -34,17 +42,19 @@ class Server:
                 found = said[min(server.asked[name], len(said) - 1)]
                 server.asked[name] += 1
                 time.sleep(seconds)
-                status = found if isinstance(found, int) else 200
                 message = {"content": found if isinstance(found, str) else None}
                 data = json.dumps({"choices": [{"message": message}]}).encode()
+                raw = Raw(data, found if isinstance(found, int) else 200)
+                raw = found if isinstance(found, Raw) else raw
                 if server.refuses is not None:
-                    status, data = server.refuses[0], json.dumps(server.refuses[1]).encode()
-                self.send_response(status)
-                self.send_header("content-length", str(len(data)))
-                if status == 429:
+                    raw = Raw(json.dumps(server.refuses[1]).encode(), server.refuses[0])
+                self.send_response(raw.status)
+                self.send_header("content-length", str(len(raw.body)))
+                self.send_header("content-encoding", raw.encoding)
+                if raw.status == 429:
                     self.send_header("retry-after", "0")
                 self.end_headers()
-                self.wfile.write(data)
+                self.wfile.write(raw.body)
 
             def log_message(self, *_: object) -> None:
                 pass

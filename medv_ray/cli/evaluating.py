@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,8 @@ Option = typer.Option
 Text = str | None
 BASELINES = (("majority", "majority"), ("question only", "question_only"))
 """Titles of columns, and their keys in results.json."""
+SHOWN = 20
+"""Questions without scores that are named."""
 
 
 def eval_command(
@@ -230,31 +232,42 @@ def judge_command(
         Path | None, Option("--judge-template", help="The task in your own words.")
     ] = None,
     yes: Annotated[bool, Option("--yes", help="Send questions, captions and answers.")] = False,
-) -> None:
+) -> int:
     """Open-ended answers rated by a judge beside the reference's; sends nothing without --yes."""
-    from medv_ray.evaluation import judge as judging
+    from medv_ray.evaluation import judge_reviews
+    from medv_ray.evaluation.judge import Judge
+    from medv_ray.evaluation.judge_questions import TASK, read_pairs
     from medv_ray.evaluation.predictions import read_predictions
 
-    pairs = judging.read_pairs(questions, read_predictions(answers))
+    pairs = read_pairs(questions, read_predictions(answers))
     try:
-        task = template.read_text("utf-8") if template else judging.TASK
+        task = template.read_text("utf-8-sig") if template else TASK
     except (OSError, ValueError) as error:
         kind = type(error).__name__
         raise SettingsError("E1001", f"--judge-template cannot be read ({kind}).") from None
-    asker = judging.Judge(url, judge, out, task)
-    try:
-        todo = asker.open(pairs)
+    with closing(Judge(url, judge, out, task)) as asker:
+        todo = asker.todo(pairs)
         given = asker.estimate(todo)
         typer.echo(
             f"{given.questions} of {len(pairs)} questions go to {given.host}, with captions and "
             f"answers: about {given.prompt_tokens:,} tokens in and {given.reply_tokens:,} out.",
             err=True,
         )
+        if empty := judge_reviews.empty_answers(pairs):
+            typer.echo(f"{empty} of {len(pairs)} answers are empty; they are judged so.", err=True)
         if todo and not yes:
             raise SettingsError("E1001", "--yes sends them.")
-        for number, _ in enumerate(asker.review(todo), 1):
+        for number, _ in enumerate(asker.review(pairs) if todo else (), 1):
             if number % 10 == 0:
                 typer.echo(f"{number} of {len(todo)}", err=True)
-    finally:
-        asker.close()
-    print_json(judging.summary(pairs, judging.read_reviews(out)))
+    reviews = judge_reviews.read_reviews(out)
+    found = judge_reviews.summary(pairs, reviews)
+    if unscored := judge_reviews.unscored(pairs, reviews):
+        few = ", ".join(unscored[:SHOWN]) + (" ..." if len(unscored) > SHOWN else "")
+        typer.echo(
+            f"{len(unscored)} of {len(pairs)} questions have no scores: {few}. "
+            "The same line asks them again.",
+            err=True,
+        )
+    print_json(found)
+    return int(not found["groups"])

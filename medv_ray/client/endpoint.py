@@ -11,15 +11,30 @@ from typing import Any
 import httpx2
 
 from medv_ray.data.prompts import Turn
-from medv_ray.errors import CATALOGUE, MedvError, RunError, SettingsError
+from medv_ray.errors import (
+    CATALOGUE,
+    SHOW_NAMES,
+    MedvError,
+    RunError,
+    SettingsError,
+    shows_names,
+)
 from medv_ray.formats import HEAD_BYTES, MEDIA_TYPES, format_of
 
 KEY = "MEDV_API_KEY"
 """Environment variable: the client's key. It is no flag, as others see a process's flags."""
 CHAT = "/v1/chat/completions"
 CONNECT_S = 10.0
-CODES = {401: "E1702", 403: "E1705", 404: "E1706", 413: "E1703", 429: "E1707"}
+CODES = {400: "E1701", 401: "E1702", 403: "E1705", 404: "E1706", 413: "E1703", 429: "E1707"}
+CODES[422] = CODES[400]
 """Catalogue code by HTTP status, for endpoints that say none; E1708 for those not named."""
+KNOWN = {
+    "BadRequestError", "NotFoundError", "content_filter", "content_policy_violation",
+    "context_length_exceeded", "insufficient_quota", "invalid_api_key", "invalid_prompt",
+    "invalid_request_error", "model_not_found", "rate_limit_exceeded", "server_error",
+    "string_above_max_length", "unsupported_parameter", "unsupported_value", *CATALOGUE,
+}  # fmt: skip
+"""Error codes that are shown: OpenAI's, vLLM's, ours. Any other word may be one of a question."""
 
 
 def address(url: str) -> str:
@@ -65,18 +80,36 @@ def data_url(image: bytes) -> str:
 
 def refusal(status: int, body: bytes) -> MedvError:
     """What an answer other than 200 says, made fit for a terminal."""
+    return error_of(error_object(body), status)
+
+
+def error_object(body: bytes) -> Any:
+    """What stands under `error` in an answer; None where nothing does."""
     try:
-        return error_of(json.loads(body)["error"], status)
-    except (ValueError, KeyError, TypeError):
-        return error_of({}, status)
+        return json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def error_code(error: Any) -> str:
+    """The code, or else the type, of an error object, if it is a known one."""
+    said = error if isinstance(error, dict) else {}
+    given = [said.get(name) for name in ("code", "type")]
+    return next((one for one in given if isinstance(one, str) and one in KNOWN), "")
 
 
 def error_of(error: Any, status: int = 503) -> MedvError:
-    """An error object of an answer or a stream."""
-    said = error if isinstance(error, dict) else {}
-    given = said.get("code")
-    code = given if isinstance(given, str) and given in CATALOGUE else CODES.get(status, "E1708")
-    detail = printable(str(said.get("message") or f"the endpoint answered {status}."))[:300]
+    """An error object of an answer or a stream.
+
+    The endpoint's own words may quote what it was asked: they are shown where names are.
+    """
+    given, said = error_code(error), error.get("message") if isinstance(error, dict) else None
+    code = given if given in CATALOGUE else CODES.get(status, "E1708")
+    detail = f"the endpoint answered {status}{given and f' ({given})'}."
+    if said and shows_names():
+        detail = printable(f"{detail} It says: {said}")[:300]
+    elif said:
+        detail += f" {SHOW_NAMES}=1 shows its words."
     kind = SettingsError if code == "E1702" else RunError
     return kind(code, detail)
 
@@ -104,13 +137,13 @@ class Endpoint:
         """What /v1/models lists, with a text `id` each. Raises MedvError."""
         try:
             response = self._client.get("/v1/models")
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise silence(self.url, error) from None
         if response.status_code != 200:
             raise refusal(response.status_code, response.content)
         try:
             found = [one for one in response.json()["data"] if isinstance(one["id"], str)]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             found = []
         if not found:
             raise RunError("E1706", f"{self.url} lists no model; is it an endpoint like OpenAI's?")
@@ -137,14 +170,14 @@ class Endpoint:
                     if event.data == "[DONE]":
                         return
                     yield self._chunk(event)
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise silence(self.url, error) from None
         raise RunError("E1708", f"{self.url} ended an answer in the middle.")
 
     def _chunk(self, event: httpx2.ServerSentEvent) -> dict[str, Any]:
         try:
             chunk = event.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             chunk = None
         if not isinstance(chunk, dict):
             raise RunError("E1708", f"{self.url} sent something that is no JSON object.")

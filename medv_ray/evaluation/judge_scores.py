@@ -12,15 +12,28 @@ DOMAINS = ("chest_xray", "mri", "histology", "gross", "ct_scan")
 TYPES = ("conversation", "detailed_description")
 OTHER = "other type"
 LOWEST, HIGHEST = 1.0, 10.0
-NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?!\w)")
-OUT_OF = re.compile(r"(\d+(?:\.\d+)?)\s*(?:/|out of)\s*10\b", re.IGNORECASE)
+THOUGHTS = re.compile(r"<(think(?:ing)?)>.*?(?:</\1>|\Z)|\A.*?</think(?:ing)?>", re.S | re.I)
+"""What a judge thinks before it speaks; the first tag may stand in its prompt."""
+FENCE = re.compile(r"^\s*(?:```|~~~)\s*[a-z]*\s*$", re.M | re.I)
+EMPHASIS = str.maketrans("*`", "  ")
+OUT_OF_TEN = r"\s*(?:/|out\s+of)\s*10\b"
+TOKEN = re.compile(
+    rf"""(?<![^\W_])(?:score|rating|answer|assistant)[\s_\#(\[]*(?P<label>[12])
+            (?!\w|\.\d|{OUT_OF_TEN})
+    |   ^\W*(?P<item>[12])\s*(?:[:)\]=|\u2013-]|\.(?!\d))
+    |   (?P<minus>(?<!\d)[-\u2212\u2013])?
+            (?<![\w.])(?P<number>\d+(?:\.\d+)?)(?!\w)(?:{OUT_OF_TEN})?""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""A label (`Answer 1`, or the `1.` of a list), or a number."""
+FORMS = ("NN", "LNLN", "NLNL", "LLNN", "NNLL")
+"""Orders of labels and numbers that leave no doubt which belong together."""
 AROUND = frozenset(
     ("score", "scores", "rating", "ratings", "overall", "and", "is", "are", "for", "the")
     + ("i", "d", "would", "give")
 )
 """Words that may stand beside scores; a line with numbers and others is prose."""
 WORD = re.compile(r"[^\W\d_]+")
-LABELS = re.compile(r"assistant\s*[12]|answer\s*[12]", re.IGNORECASE)
 
 
 class Scores(NamedTuple):
@@ -39,27 +52,37 @@ def published_scores(reply: str) -> Scores:
 def scores_of(reply: str) -> Scores | None:
     """Two scores from 1 to 10 in the first lines that hold numbers; None where there are none.
 
-    Taken besides "8 9": other separators, emphasis, names of the assistants in front, "8/10", two
-    lines of one number each, blank lines first.
+    Taken besides "8 9": other separators, emphasis, "8/10", scores in lines of their own, and
+    labels, by whose numbers the scores are assigned. None where labels are incomplete or
+    contradict one another.
     """
-    found: list[float] = []
-    for line in reply.splitlines():
-        bare = LABELS.sub(" ", OUT_OF.sub(r"\1 ", line)).replace("*", " ")
-        numbers = [float(text) for text in NUMBER.findall(bare)]
-        if not numbers:
-            if found or bare.strip(" -:_#"):
-                break  # words: what follows explains
-            continue
-        if not AROUND.issuperset(WORD.findall(bare.lower())):
+    spoken = FENCE.sub("", THOUGHTS.sub("", reply)).translate(EMPHASIS)
+    form, labels, scores = "", list[str](), list[float]()
+    for line in spoken.splitlines():
+        words = WORD.findall(TOKEN.sub(" ", line).lower())
+        found = list(TOKEN.finditer(line))
+        kinds = {token["number"] is None for token in found}
+        if len(scores) == 2 and (words or not labels or len(kinds) < 2):
+            break  # what follows explains; not so another score by label
+        if not AROUND.issuperset(words):
             return None
-        if len(numbers) > 2 or len(found) + len(numbers) > 2:
-            return None
-        found += numbers
-        if len(found) == 2:
-            break
-    if len(found) != 2 or not all(LOWEST <= score <= HIGHEST for score in found):
+        for token in found:
+            label = token["label"] or token["item"]
+            if token["minus"]:
+                return None
+            if label is None:
+                form, scores = form + "N", [*scores, float(token["number"])]
+            elif not (form.endswith("L") and labels[-1] == label):  # not "1. Answer 1"
+                form, labels = form + "L", [*labels, label]
+    if form not in FORMS or sorted(labels) not in ([], ["1", "2"]):
         return None
-    return Scores(*found)
+    ordered = Scores(*(scores[::-1] if labels == ["2", "1"] else scores))
+    return ordered if in_range(ordered) else None
+
+
+def in_range(scores: Scores) -> bool:
+    """Whether both are from 1 to 10. Raises TypeError for what is no number."""
+    return all(LOWEST <= score <= HIGHEST for score in scores)
 
 
 class Group(NamedTuple):

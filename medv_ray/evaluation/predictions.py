@@ -34,7 +34,7 @@ def read_predictions(path: Path) -> dict[str, str]:
     neither, E1123 for a record without id or text and for an id that stands twice."""
     found: dict[str, str] = {}
     twice = 0
-    for number, record in enumerate(_records(path), 1):
+    for number, record in enumerate(read_records(path), 1):
         where = f"{path.name}: record {number}"
         key = next((record[name] for name in IDS if record.get(name) is not None), None)
         if not isinstance(key, str | int) or isinstance(key, bool):
@@ -82,7 +82,8 @@ def _answer(record: Mapping[str, Any], where: str) -> str:
     raise DataError("E1123", f"{where} has no text in any of {known}.")
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a jsonl file, or of a JSON list. Raises DataError E1105 for another file."""
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, ValueError) as error:

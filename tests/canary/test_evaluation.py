@@ -130,6 +130,7 @@ def test_a_judge(tmp_path: Path, medv: Medv, monkeypatch: pytest.MonkeyPatch) ->
             server.refuses = (status, {"error": {"message": said, "code": WORD, "type": WORD}})
             medv(*words, "--yes", fails=True)
         server.refuses = None
+        server.asked.clear()
         server.replies = {QUESTION: [f"8 6\n{said}", None, f"{said} 3 of 4", "7"]}
         medv(*words, "--yes")
         medv(*words, "--yes")

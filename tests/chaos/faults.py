@@ -299,8 +299,8 @@ FAULTS = (
 TEXT = """
 Each kind of fault is put into whole jobs, or into the part that meets it, on one machine without a
 GPU and with the toy model. Tests run with `make test` and `make test-slow`; the harnesses of
-`tests/chaos/`, in full, with `make chaos`, and each alone with `python -m tests.chaos.kill_runs`, most
-of them with `--short`. What needs root or libfaketime is skipped without, and says so.
+`tests/chaos/`, in full, with `make chaos`, and each alone, as `python -m tests.chaos.kill_runs`,
+most of them with `--short`. What needs root or libfaketime is skipped without, and says so.
 
 | | injected | what must come of it | by |
 |---|---|---|---|

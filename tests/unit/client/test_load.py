@@ -272,7 +272,10 @@ def test_address(url: str) -> None:
     assert address(url) == "http://h:1"
 
 
-def test_an_endpoint_cannot_drive_the_terminal() -> None:
+def test_an_endpoint_cannot_drive_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert printable("a\x1b[2Jb\r\n") == "a�[2Jb�\n"
-    assert "\x1b" not in str(error_of({"message": "\x1b[2J", "code": "E1701"}))
     assert isinstance(error_of({}, 401), SettingsError)
+    monkeypatch.setenv("MEDV_NAMES", "1")
+    shown = error_of({"message": "\x1b[2J" + "x" * 500, "code": "E1701"}, 400).detail
+    assert shown.startswith("the endpoint answered 400 (E1701). It says: �[2Jx")
+    assert len(shown) == 300

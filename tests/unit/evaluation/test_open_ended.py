@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from medv_ray.errors import DataError
-from medv_ray.evaluation.judge import read_pairs
+from medv_ray.evaluation.judge_questions import read_pairs
 from medv_ray.evaluation.predictions import read_predictions
 from medv_ray.evaluation.recipes import RECIPES
 from medv_ray.on_ray.evaluate import EvalSettings, evaluate
