@@ -19,22 +19,16 @@ from typer.testing import CliRunner
 from medv_ray.archive import pseudonyms
 from medv_ray.archive.plan import plan
 from medv_ray.archive.prior import Prior
-from medv_ray.archive.pseudonyms import PrivacySettings
 from medv_ray.archive.rows import read_run
 from medv_ray.archive.run import Run
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.sources import open_archive
-from medv_ray.archive.store import Store
 from medv_ray.cli import app, exit_code_of
-from medv_ray.errors import DataError, RunError
+from medv_ray.errors import RunError
 from medv_ray.on_ray import preview
-from medv_ray.on_ray.chunk import ChunkScorer
 from medv_ray.on_ray.options import ScoreSettings
-from medv_ray.on_ray.score import tell, tell_growth
-from medv_ray.settings import AnswerSettings
-from tests.canary import planting, search
+from tests.canary import planting, scoring, search
 from tests.canary.planting import ANSWER, FILE, NUMBER, QUESTION, WORD
-from tests.canary.reader import Reader
 from tests.integration import stub
 
 WRITERS = {
@@ -50,24 +44,13 @@ WRITERS = {
 
 def score(root: Path, archive: ArchiveSettings, **privacy: Any) -> Path:
     """The job on an archive, without Ray; the run folder."""
-    settings, out = PrivacySettings(**privacy), str(root / "run")
-    known = pseudonyms.find(settings, out)
-    planned = plan(open_archive(archive), "digest")
-    tell(planned)
-    identity = {} if known is None else {"privacy": known.identity}
-    keep = (lambda: None) if known is None else lambda: pseudonyms.keep_salt(settings, out, known)
-    with Run.open(out, planned, identity, pseudonyms=known, keep=keep) as run:
-        tell_growth(planned)
-        scorer = ChunkScorer(planned.archive, Store(out), AnswerSettings(), Reader, known)
-        for chunk in run.todo():
-            try:
-                part, _ = scorer.score(chunk)
-            except DataError as error:
-                run.skip(chunk, error)
-            else:
-                run.commit(part)
-        scorer.close()
-        run.finish()
+    settings = {
+        "out": str(root / "run"),
+        "archive": archive.model_dump(),
+        "model": {"path": str(stub.write_model(root / "model"))},
+        "privacy": privacy,
+    }
+    scoring.score(ScoreSettings.model_validate(settings))
     return root / "run"
 
 
