@@ -400,9 +400,9 @@ def test_a_run_folder_of_an_earlier_form_is_refused(make, tmp_path):
 def test_an_archive_on_an_object_store(make, s3_server, kind):
     from pyarrow import fs
 
-    kind = kind(make)
-    s3, out = fs.FileSystem.from_uri("s3://bucket")[0], f"s3://bucket/out-{id(kind)}"
-    place = f"bucket/in-{id(kind)}"
+    name, kind = kind.__name__, kind(make)
+    s3, out = fs.FileSystem.from_uri("s3://bucket")[0], f"s3://bucket/grow-out-{name}"
+    place = f"bucket/grow-in-{name}"
     kind.settings["archive"] = f"s3://{place}"
 
     def upload() -> None:
