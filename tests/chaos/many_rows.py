@@ -476,14 +476,15 @@ def summary(runs: Runs, ended: dict[str, Any]) -> dict[str, Any]:
             "min": min((one["new_rows"] for one in scoring), default=0),
             "max": max((one["new_rows"] for one in scoring), default=0),
         },
-        "start_to_first_commit": {
-            "first_five": starts[:5], "last_five": starts[-5:],
-            **{
-                f"{name}_{what}": round(of([one[name] for one in starts]), 1)
-                for name in ("seconds", "driver_cpu_s", "load")
-                for what, of in (("median", median), ("max", max))
-            },
+        "start_to_first_commit_s": {
+            **_middle_and_most([one["seconds"] for one in starts]),
+            "first_five": [one["seconds"] for one in starts[:5]],
+            "last_five": [one["seconds"] for one in starts[-5:]],
         },
+        "driver_cpu_s_to_first_commit": {
+            **_middle_and_most(costs), "first_five": costs[:5], "last_five": costs[-5:],
+        },
+        "load_then": _middle_and_most([one["load"] for one in starts]),
         "peak_mib": most,
         **{
             name: sum(one[name] for one in noted)
@@ -491,6 +492,10 @@ def summary(runs: Runs, ended: dict[str, Any]) -> dict[str, Any]:
         },
         "seconds": round(sum(one["seconds"] for one in noted) + ended["seconds"]),
     }  # fmt: skip
+
+
+def _middle_and_most(numbers: list[float]) -> dict[str, float]:
+    return {"median": round(median(numbers), 1), "max": max(numbers)}
 
 
 def leftovers(runs: Runs, number: int) -> int:

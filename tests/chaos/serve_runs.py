@@ -311,7 +311,7 @@ class Memory:
     samples: list[dict[str, Any]] = field(default_factory=list)
     begun_s: float = field(default_factory=time.monotonic)
 
-    def take(self, requests: int) -> None:
+    def take(self, seen: Seen) -> None:
         roles = {
             "proxy": self.endpoint.pids("ProxyActor"),
             "replicas": self.endpoint.pids("ServeReplica"),
@@ -320,7 +320,9 @@ class Memory:
         rss = {name: sum(map(_rss, pids)) / MIB for name, pids in roles.items()}
         self.samples.append(
             {
-                "seconds": round(time.monotonic() - self.begun_s, 1), "requests": requests,
+                "seconds": round(time.monotonic() - self.begun_s, 1),
+                "requests": sum(seen.statuses.values()),
+                "statuses": dict(seen.statuses), "errors": len(seen.problems),
                 "rss_mib": {name: round(mib, 2) for name, mib in rss.items()},
                 "descriptors": sum(_descriptors(pid) for pids in roles.values() for pid in pids),
                 "processes": {name: len(pids) for name, pids in roles.items()},
@@ -434,7 +436,7 @@ async def soak(
         while not stop.is_set():
             done = sum(seen.statuses.values())
             if done >= step * len(memory.samples):
-                memory.take(done)
+                memory.take(seen)
                 if len(memory.samples) % 25 == 1:
                     sys.stderr.write(json.dumps(memory.samples[-1]) + "\n")
             await asyncio.sleep(0.1)
@@ -444,7 +446,7 @@ async def soak(
     cut_short = stop.is_set()
     stop.set()
     await watching
-    memory.take(sum(seen.statuses.values()))
+    memory.take(seen)
     done, seconds = memory.samples[-1]["requests"], memory.samples[-1]["seconds"]
     warm = memory.warm(warm_up) or memory.samples
     slope, files = memory.slope(warm_up), warm[-1]["descriptors"] - warm[0]["descriptors"]
