@@ -443,7 +443,7 @@ async def soak(
 
     watching = asyncio.create_task(watch())
     await asyncio.gather(*map(client, range(SOAK_CLIENTS)))
-    cut_short = stop.is_set()
+    cut_short, errors = stop.is_set(), len(seen.problems)
     stop.set()
     await watching
     memory.take(seen)
@@ -462,7 +462,7 @@ async def soak(
     return {
         "requests": done, "requests_per_s": round(done / max(seconds, 0.1), 1),
         "shapes": dict(sorted(mixture.shapes.items())), **seen.said(),
-        "errors": len(seen.problems), "warm_up_requests": warm_up,
+        "errors": errors, "warm_up_requests": warm_up,
         "rss_mib": {end: one["rss_mib"] for end, one in ends.items()},
         "rss_slope_mib_per_1000_requests": {
             "all": slope, **{role: memory.slope(warm_up, role) for role in warm[0]["rss_mib"]},
