@@ -72,6 +72,17 @@ RUNS = {
 }
 
 
+def _killed(lines: list[Line]) -> str:
+    said = "{missing}, {duplicate} of {rows:,} rows; {driver_kills} drivers, {actor_kills} actors"
+    return said.format(**lines[-1])
+
+
+def _many(lines: list[Line]) -> str:
+    line = lines[-1]
+    said = "{missing}, {duplicate}, {wrong} of {rows:,} rows".format(**line)
+    return f"{said}; {line['kills']['all']} kills"
+
+
 def _arm(name: str) -> Callable[[list[Line]], Any]:
     """The line of one arm of serve_runs."""
 
@@ -115,34 +126,34 @@ def _fuzzed(lines: list[Line]) -> str:
 
 
 FIGURES = (
-    Figure(
-        "rows lost, doubled: 5,000 rows, 20 kills of the driver, 10 of actors", "kill_runs",
-        lambda lines: "{missing}, {duplicate}".format(**lines[-1]), "0, 0",
-    ),
+    Figure("rows lost, doubled under kills", "kill_runs", _killed, "0, 0"),
     Figure(
         "rows done again per kill of a driver, at most", "kill_runs",
         lambda lines: lines[-1]["rows_redone_per_driver_kill"]["max"], "64: a chunk an actor",
     ),
     Figure(
-        "rows lost, doubled, with another row's answer: a million rows, 100 kills", "many_rows",
-        lambda lines: "{missing}, {duplicate}, {wrong}".format(**lines[-1]), "0, 0, 0",
+        "rows lost, doubled, with another row's answer, in a large run", "many_rows", _many,
+        "0, 0, 0 of a million under 100 kills",
     ),
     Figure(
         "rows done again per kill, mean and most", "many_rows",
         lambda lines: "{per_kill_mean}, {per_kill_max}".format(**lines[-1]["rows_redone"]),
+        "1,600: two chunks an actor",
     ),
     Figure(
-        "start of a resume to its first new commit, a million rows", "many_rows",
-        lambda lines: "{median} s, {max} s at most".format(**lines[-1]["start_to_first_commit_s"]),
-        "60 s",
+        "start of a resume to its first new commit", "many_rows",
+        lambda lines: "{median} s, {max} s at most".format(**lines[-1]["start_to_first_commit_s"])
+        + "; of the processor {median} s".format(**lines[-1]["driver_cpu_s_to_first_commit"]),
+        "60 s at a million rows, on a quiet machine",
     ),
     Figure(
-        "memory of the driver, a million rows", "many_rows",
-        lambda lines: f"{lines[-1]['peak_mib']['driver']} MiB", "1,024 MiB",
+        "memory of the driver", "many_rows",
+        lambda lines: f"{lines[-1]['peak_mib']['driver']} MiB", "1,024 MiB at a million rows",
     ),
     Figure(
-        "a training under 20 kills: files equal to the last bit", "kill_train",
-        lambda lines: "{files_equal_bit_for_bit} of {files}".format(**lines[-1]), "all",
+        "a training under kills: files equal to the last bit", "kill_train",
+        lambda lines: "{files_equal_bit_for_bit} of {files}, {kills} kills".format(**lines[-1]),
+        "all",
     ),
     Figure("silent flips of one bit", "bit_flips", _flips, "0 of 300 each"),
     Figure(
