@@ -20,8 +20,15 @@ def media_type(header: str) -> tuple[str, dict[str, str]]:
     message = Message()
     message["content-type"] = header
     values = message.get_params(failobj=[(header, "")])
-    found = {name.lower(): collapse_rfc2231_value(value) for name, value in values[1:]}
+    found = {name.lower(): _collapsed(value) for name, value in values[1:]}
     return message.get_content_type(), found
+
+
+def _collapsed(value: str | tuple[str, str, str]) -> str:
+    try:
+        return collapse_rfc2231_value(value)
+    except ValueError:  # no charset has that name
+        return value[-1]
 
 
 def first_part(body: bytes, boundary: str) -> tuple[str, bytes]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from medv_ray.dicomweb.client import Client, Trouble
+from medv_ray.dicomweb.multipart import media_type
 from medv_ray.dicomweb.search import Instance
 from medv_ray.dicomweb.token import Token, token_of
 from medv_ray.errors import SettingsError
@@ -53,6 +54,12 @@ def test_other_forms_of_an_answer(pacs: Pacs, client: Client, reply: Reply) -> N
     fail(pacs, reply)
     assert client.instance(PATH, 10_000) == ONE
     assert len(pacs.seen) == 1
+
+
+@pytest.mark.parametrize("charset", ["utf\0-8", "no-such", "", "\xff"])
+def test_a_boundary_in_a_charset_that_is_none_is_taken_as_it_is(charset: str) -> None:
+    kind = f"multipart/related; boundary*={charset}''abc"
+    assert media_type(kind) == ("multipart/related", {"boundary": "abc"})
 
 
 @pytest.mark.parametrize(
