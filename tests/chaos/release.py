@@ -280,7 +280,7 @@ def cell(figure: Figure, found: Mapping[str, Kept]) -> str:
     try:
         return str(figure.of(found[figure.run].lines))
     except (KeyError, IndexError, ValueError) as error:
-        return f"none: the run ended before it ({type(error).__name__})"
+        return f"none: this run did not get to it ({type(error).__name__})"
 
 
 def written(text: str, found: Mapping[str, Kept]) -> str:

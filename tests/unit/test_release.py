@@ -23,7 +23,7 @@ def test_no_cell_is_empty_and_no_figure_is_made_up() -> None:
         assert figure.run in RUNS
         assert cell(figure, {}) == "not run"
         early = {figure.run: run_of(figure.run)}
-        assert cell(figure, early).startswith("none: the run ended before it")
+        assert cell(figure, early).startswith("none: this run did not get to it")
     assert "**exit code 1**" in table({"soak": run_of("soak", exit_code=1)})
 
 
