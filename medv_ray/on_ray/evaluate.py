@@ -222,7 +222,8 @@ def answered(
     counts = {
         name: getattr(outcome.summary, name) for name in ("answered", "abstained", "quarantined")
     }
-    manifest = read_manifest(Store(asked.out)) or {}
+    manifest = read_manifest(Store(asked.out))
+    assert manifest is not None  # the job has just written it
     model = {
         "model": Path(settings.model.path).name,
         "model_sha256": manifest["identity"]["model"]["sha256"],
