@@ -314,6 +314,13 @@ CATALOGUE: dict[str, Entry] = {
         "else. `--choices-column none` looks at no column of choices.",
     ),
     # checkpoints
+    "E1309": Entry(
+        "bad_canvas",
+        "The template of the answer, its choices or its JSON schema cannot be filled: a blank "
+        "without tokens, no choices or equal ones, a range without numbers, or a keyword of JSON "
+        "Schema that is not understood.",
+        "The message names the blank or the place in the schema. docs/canvas.md has the rules.",
+    ),
     "E1401": Entry(
         "checkpoint_incomplete",
         "The checkpoint folder lacks a file: config.json, tokenizer, or a safetensors shard named "

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from medv_kernels.reference import accepted_by_factor, accepted_by_threshold
+from medv_ray.diffusion.canvas import Canvas, OpenSpan
 from medv_ray.diffusion.draws import Draws
 from medv_ray.diffusion.schedule import remain_probability, transfer_schedule
-from medv_ray.diffusion.spec import Canvas, SampleSpec
+from medv_ray.diffusion.spec import SampleSpec
 
 
 @dataclass
@@ -38,7 +39,8 @@ class Row:
     stop: int | None = None
     """Where the first stop sequence begins."""
     canvas: Canvas | None = None
-    """Where it says which tokens positions may take."""
+    """Where it says more than which tokens are pinned."""
+    spans: list[OpenSpan] = field(default_factory=list)
     block: int = 0
     step: int = 0
     """Steps taken in this block."""
@@ -72,14 +74,22 @@ class Row:
         return end if self.stop is None else min(end, self.stop)
 
     @property
+    def whole(self) -> bool:
+        """Whether every position is to be filled."""
+        return self.canvas is not None and self.canvas.length is not None
+
+    @property
     def k(self) -> int:
         """Tokens to commit now, by the schedule."""
-        return self.schedule[self.step]
+        # behind its end a canvas goes on as it went before, until it is full
+        planned = self.schedule[min(self.step, len(self.schedule) - 1)]
+        return max(1, planned) if self.whole else planned
 
     @property
     def remain(self) -> float:
         """The chance of a masked token to stay masked now, with remasking="independent"."""
-        return remain_probability(self.step, self.spec.steps_per_block)
+        steps = self.spec.steps_per_block
+        return remain_probability(min(self.step, steps - 1), steps)
 
     def need(self) -> list[int]:
         """Positions whose odds this step needs; none where it commits nothing."""
@@ -88,6 +98,15 @@ class Row:
         if not self.running or not (always or self.k > 0):
             return []
         return self.masks[: bisect_left(self.masks, self.limit)]
+
+    def look(self) -> list[int]:
+        """Positions whose hidden states this step needs: those, and the rest of each piece that may
+        be committed."""
+        need = self.need()
+        if not need or not self.spans:
+            return need
+        more = {i for span in self.spans if span.leader in need for i in span.ahead}
+        return sorted({*need, *more})
 
     def accepted(self, rest: Tensor) -> int:
         """How many tokens a step commits by a threshold or a factor, given odds float64[L]."""
@@ -123,6 +142,8 @@ class Row:
         self.schedule = transfer_schedule(count, self.spec.steps_per_block)
 
     def _block_is_over(self) -> bool:
+        if self.whole:
+            return self._count(0, self.limit) == 0
         if self.step == self.spec.steps_per_block:
             return True
         if self.spec.run_all_steps:

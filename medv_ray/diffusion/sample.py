@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from medv_kernels.linear import PackedWeight, pack
+from medv_ray.diffusion.canvas import Canvas
 from medv_ray.diffusion.sampler import Denoising
-from medv_ray.diffusion.spec import Canvas, SampleSpec
+from medv_ray.diffusion.spec import SampleSpec
 
 
 class Denoise(Protocol):

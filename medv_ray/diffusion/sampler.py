@@ -17,13 +17,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from medv_kernels.linear import PackedWeight
+from medv_kernels.linear import PackedWeight, linear
 from medv_kernels.noise import row_keys
 from medv_kernels.ops import commit_step, select
 from medv_kernels.reference import ResponseState, find_stop, join
+from medv_ray.diffusion.canvas import Canvas, OpenSpan
 from medv_ray.diffusion.draws import Draws
 from medv_ray.diffusion.rules import Row, topk_order
-from medv_ray.diffusion.spec import Canvas, SampleSpec
+from medv_ray.diffusion.spec import SampleSpec
 
 
 class Denoising:
@@ -86,6 +87,9 @@ class Denoising:
         """A new response in the free row b, masked but for the pinned tokens of `canvas`, which has
         positions below 0 for what stands in front of the first block.
 
+        Positions of its spans but the leaders, and those behind its length, show the mask token
+        and compete for nothing.
+
         Args:
             spec: the row's own, of the batch's `kind`.
             generator: on the CPU. Needed with temperature or a random remasking.
@@ -99,15 +103,20 @@ class Denoising:
         pinned = {} if canvas is None else {self.start + i: t for i, t in canvas.pinned.items()}
         if not all(0 <= i < self.length for i in pinned):
             raise ValueError("a pinned position lies outside of x")
-        masks, stop = [i for i in range(self.length) if i not in pinned], self.length
-        state.x[b], state.masked[b], state.stop[b] = spec.mask_id, True, stop
+        spans = [] if canvas is None else [OpenSpan(one, self.start) for one in canvas.spans]
+        waiting = {i for span in spans for i in span.positions if i != span.leader}
+        end = self.length if canvas is None or canvas.length is None else self.start + canvas.length
+        masks = [i for i in range(end) if i not in pinned and i not in waiting]
+        stop = self.length
+        state.x[b], state.masked[b], state.stop[b] = spec.mask_id, False, stop
+        state.masked[b, torch.tensor(masks, dtype=torch.int64, device=self.x.device)] = True
         state.failed[b], state.token_step[b], state.token_confidence[b] = False, -1, 0.0
         if pinned:
             where = torch.tensor([*pinned], device=self.x.device)
             state.x[b, where] = torch.tensor([*pinned.values()], device=self.x.device)
-            state.masked[b, where] = False
-            find_stop(self.x[b : b + 1], spec.stop_ids, state.stop[b : b + 1], self.start)
-            stop = int(state.stop[b])
+            if canvas is not None and canvas.length is None:
+                find_stop(self.x[b : b + 1], spec.stop_ids, state.stop[b : b + 1], self.start)
+                stop = int(state.stop[b])
         self._number[b] = spec.threshold if spec.rule == "threshold" else spec.factor
         self.rows[b] = Row(
             spec,
@@ -115,7 +124,8 @@ class Denoising:
             masks,
             Draws(generator, spec, prompt_length, self.length),
             None if stop == self.length else stop,
-            canvas if canvas is not None and canvas.allowed else None,
+            None if canvas is None or canvas.plain else canvas,
+            spans,
         )
 
     def leave(self, b: int) -> None:
@@ -151,11 +161,12 @@ class Denoising:
 
     def finish(self, b: int) -> Literal["stop", "length"]:
         """Why row b's answer ends where it does."""
-        return "length" if self.row(b).stop is None else "stop"
+        row = self.row(b)
+        return "stop" if row.whole or row.stop is not None else "length"
 
     def needs(self) -> dict[int, list[int]]:
         """Positions of each running row whose hidden states a step wants; a step may want none."""
-        return {b: self.row(b).need() for b in self.running}
+        return {b: self.row(b).look() for b in self.running}
 
     def need(self) -> Tensor:
         """bool[B, L], `needs` on the device."""
@@ -214,6 +225,34 @@ class Denoising:
         found = join(parts, hidden.device)
         self._token.view(-1)[indices] = found.token
         self._rest.view(-1)[indices] = found.rest
+        start = 0
+        for b, size in (sizes or {}).items():
+            piece = slice(start, start + size)
+            start += size
+            if self.row(b).spans:
+                guide = None if unconditional is None else unconditional[piece]
+                self._look_at_spans(b, hidden[piece], head, guide)
+
+    def _look_at_spans(
+        self, b: int, hidden: Tensor, head: Tensor | PackedWeight | None, guide: Tensor | None
+    ) -> None:
+        """Let the leaders of row b stand for their pieces, given float[n, D] of `Row.look`."""
+        row = self.row(b)
+        index = {i: n for n, i in enumerate(row.look())}
+        for span in row.spans:
+            if span.leader not in index:
+                continue
+            at = [index[i] for i in span.ahead]
+            logits = self._logits(hidden[at], head)
+            if guide is not None:
+                base = self._logits(guide[at], head)
+                logits = base + (self.spec.cfg_scale + 1) * (logits - base)
+            self._token[b, span.leader], self._rest[b, span.leader] = span.look(logits)
+
+    def _logits(self, rows: Tensor, head: Tensor | PackedWeight | None) -> Tensor:
+        """float32[n, V]."""
+        found = rows if head is None else linear(rows, head)
+        return found[:, : self.spec.logit_size].float()
 
     def _pieces(
         self, indices: Tensor, sizes: dict[int, int] | None, vocabulary: int
@@ -241,13 +280,14 @@ class Denoising:
             start += size
             allowed = self._allowed_at(b, mine, vocabulary)
             if spec.temperature == 0:
-                yield size, {"k": row.k if ranked and size else None, "allowed": allowed}
+                k = row.k if ranked and size and not row.spans else None
+                yield size, {"k": k, "allowed": allowed}
             elif spec.noise == "keyed":
                 keys = row_keys(row.draws.seed, row.total, mine)
                 yield size, {"keys": keys, "allowed": allowed}
             else:
                 done = 0
-                for uniform in row.draws.tokens(row.need(), vocabulary):
+                for uniform in row.draws.tokens(row.look(), vocabulary):
                     some = None if allowed is None else allowed[done : done + len(uniform)]
                     done += len(uniform)
                     yield len(uniform), {"uniform": uniform.to(indices.device), "allowed": some}
@@ -258,7 +298,7 @@ class Denoising:
         if canvas is None:
             return None
         if b not in self._allowed:
-            sets, which = canvas.sets(self.length, self.start, vocabulary)
+            sets, which = canvas.sets(self.length, self.start, vocabulary, self.spec.mask_id)
             self._allowed[b] = sets.to(positions.device), which.to(positions.device)
         sets, which = self._allowed[b]
         return sets[which[positions]]
@@ -304,8 +344,9 @@ class Denoising:
         if not drawn and not as_topk:
             return None, False
         key = self._rest.cpu() if as_topk else torch.zeros(self.x.shape, dtype=torch.float64)
-        for b, need in needs.items():
+        for b in needs:
             row = self.row(b)
+            need = row.need()
             if drawn:
                 draws = row.draws.positions(need)
                 key[b, need] = -draws
@@ -324,8 +365,47 @@ class Denoising:
         said = torch.cat((state.masked, state.failed[:, None], state.stop[:, None]), 1).tolist()
         for b, need in passed.items():
             *masked, failed, stop = said[b]
-            masks = [i for i, hidden in enumerate(masked) if hidden]
-            self.row(b).advance(masks, None if stop == self.length else stop, failed, bool(need))
+            row, masks = self.row(b), [i for i, hidden in enumerate(masked) if hidden]
+            if row.spans and not failed:
+                masks = self._fill_spans(b, masks)
+            none = stop == self.length or row.whole
+            row.advance(masks, None if none else stop, failed, bool(need))
+
+    def _fill_spans(self, b: int, masks: list[int]) -> list[int]:
+        """Fill in the pieces of row b whose leaders have been committed; what is masked now."""
+        row, left = self.row(b), {*masks}
+        assert row.canvas is not None
+        for span in row.spans:
+            if span.leader is None or span.leader in left:
+                continue
+            taken = span.take()
+            self._put(b, taken)
+            left.difference_update(i for i, _, _ in taken)
+            if span.leader is not None:
+                left.add(span.leader)
+                self.masked[b, span.leader] = True
+                continue
+            void = {*span.void}
+            for other in row.spans:
+                if other.leader in void:
+                    left.update(other.positions[len(other.tokens) :])
+                    other.close()
+            assert row.canvas.end is not None or not void
+            sure = taken[-1][2]
+            self._put(b, [(i, row.canvas.end or 0, sure) for i in sorted(void & left)])
+            left -= void
+        return sorted(left)
+
+    def _put(self, b: int, taken: list[tuple[int, int, float]]) -> None:
+        """Commit (position, token, confidence) of row b."""
+        if not taken:
+            return
+        where, tokens, sure = zip(*taken, strict=True)
+        at = torch.tensor(where, device=self.x.device)
+        self.x[b, at] = torch.tensor(tokens, device=self.x.device)
+        self.masked[b, at] = False
+        self.token_confidence[b, at] = torch.tensor(sure, device=self.x.device)
+        self.token_step[b, at] = self.row(b).total
 
     def advance(
         self,

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
-
-import torch
-from torch import Tensor
 
 from medv_ray.errors import SettingsError
 from medv_ray.settings import indivisible
@@ -93,45 +89,3 @@ class SampleSpec:
         """What rows that share a batch have in common: all but steps, threshold and factor."""
         blocks = self.gen_length // self.block_length
         return replace(self, steps=blocks, threshold=0.0, factor=0.0)
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """What is known of a response before it is denoised. Positions count from its start."""
-
-    pinned: Mapping[int, int] = field(default_factory=dict)
-    """Tokens that stand at positions from the beginning and never change."""
-    allowed: Mapping[int, Collection[int]] = field(default_factory=dict)
-    """The only tokens that a position may take; confidence is a share of these. Forbidden tokens
-    stay forbidden."""
-
-    def check(self, spec: SampleSpec, vocabulary: int) -> None:
-        """Raises SettingsError E1001 where a position or a token does not exist, or nothing is left
-        to stand there."""
-        pinned = {i: (token,) for i, token in self.pinned.items()}
-        for name, asked in (("pinned", pinned), ("allowed", self.allowed)):
-            none = {spec.mask_id} if name == "pinned" else {*spec.excluded, spec.mask_id}
-            for i, tokens in asked.items():
-                wrong = [token for token in tokens if not 0 <= token < vocabulary]
-                if not 0 <= i < spec.gen_length:
-                    said = f"position {i} lies outside the response (gen_length={spec.gen_length})"
-                elif wrong:
-                    said = f"{wrong[0]} at position {i} is no token id below {vocabulary}"
-                elif set(tokens) <= none:
-                    said = f"position {i} is left no token; the mask and sampler.forbidden are none"
-                else:
-                    continue
-                raise SettingsError("E1001", f"{name}: {said}.")
-
-    def sets(self, length: int, begin: int, vocabulary: int) -> tuple[Tensor, Tensor]:
-        """bool[A, V] sets of tokens and int64[L], the set of each position of x; the first set is
-        all. `begin`: where the response begins in x."""
-        found: dict[frozenset[int], int] = {}
-        which = torch.zeros(length, dtype=torch.int64)
-        for i, tokens in self.allowed.items():
-            which[begin + i] = found.setdefault(frozenset(tokens), len(found) + 1)
-        sets = torch.zeros(len(found) + 1, vocabulary, dtype=torch.bool)
-        sets[0] = True
-        for tokens, number in found.items():
-            sets[number, list(tokens)] = True
-        return sets, which

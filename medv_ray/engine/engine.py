@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from medv_kernels.linear import pack
+from medv_ray.diffusion.canvas import Canvas
 from medv_ray.diffusion.likelihood import log_likelihood
-from medv_ray.diffusion.spec import Canvas
 from medv_ray.engine.attending import Attention, attention_of
 from medv_ray.engine.choices import Choice, check, score
 from medv_ray.engine.images import ImageStore

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from medv_ray.data.canvas import Template
 from medv_ray.data.prompts import SpecialIds, Turn, build, decode, encode_text
 from medv_ray.data.segments import assistant_header, prompt_ends
 from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine.images import Features, ImageStore
+from medv_ray.engine.layout import Layout, Reading, Tokens, layout_of
 from medv_ray.engine.request import Answer, Request, View
 from medv_ray.engine.resolve import resolve
 from medv_ray.engine.running import RequestState
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 MAX_SPECS = 256
 """Different sampler settings that are kept in resolved form; clients of an endpoint send many."""
+MAX_LAYOUTS = 16
+"""Templates that are kept with their positions; those of an archive's rows are one."""
 
 
 class Processor:
@@ -47,6 +52,8 @@ class Processor:
         self._special = SpecialIds.of(tokenizer)
         self._header = assistant_header(tokenizer)
         self._specs: dict[SamplerSettings, SampleSpec] = {}
+        self._tokens = Tokens(tokenizer, len(model.head))
+        self._layouts: deque[tuple[Template, SampleSpec, Layout]] = deque(maxlen=MAX_LAYOUTS)
 
     def spec(self, settings: SamplerSettings | None) -> SampleSpec:
         """Sampler settings, or the engine's own, with token names turned into ids. Raises
@@ -60,10 +67,22 @@ class Processor:
             self._specs[settings] = found
         return found
 
+    def layout(self, template: Template, spec: SampleSpec) -> Layout:
+        """A template's positions. Raises DataError E1309."""
+        for kept, settings, layout in self._layouts:
+            if settings == spec and kept == template:
+                return layout
+        found = layout_of(template, spec, self._tokens)
+        self._layouts.append((template, spec, found))
+        return found
+
     def begin(self, ticket: int, request: Request, admitted_s: float) -> RequestState:
-        """A request that is ready to enter a batch. Raises as `prompt`."""
+        """A request that is ready to enter a batch. Raises as `prompt`, and DataError E1309."""
         started_s = time.perf_counter()
-        spec = self.spec(request.sampler)
+        spec, layout = self.spec(request.sampler), None
+        if request.template is not None:
+            layout = self.layout(request.template, spec)
+            spec = layout.spec
         prompt, embeds, features = self.prompt(request, spec)
         return RequestState(
             ticket,
@@ -78,6 +97,7 @@ class Processor:
             hashlib.sha256(prompt.ids.numpy().astype("<i8").tobytes()).hexdigest(),
             started_s - admitted_s,
             time.perf_counter() - started_s,
+            layout,
         )
 
     def prompt(self, request: Request, spec: SampleSpec) -> tuple[Prompt, Tensor, list[Features]]:
@@ -106,28 +126,53 @@ class Processor:
 
     def view(self, state: RequestState) -> View:
         """The response as it stands."""
-        now, row = state.denoising, state.row
+        now, row, canvas, layout = state.denoising, state.row, state.canvas, state.layout
         parts = (now.x, now.masked, now.token_confidence, now.token_step)
-        x, masked, confidence, steps = torch.stack([part[row].double() for part in parts]).tolist()
-        for i in state.request.canvas.pinned if state.request.canvas else ():
+        end = canvas.length if canvas is not None else None
+        x, masked, confidence, steps = torch.stack([part[row].double() for part in parts])[
+            :, :end
+        ].tolist()
+        for i in canvas.pinned if canvas else ():
             confidence[i] = 1.0
-        ids = tuple(None if hidden else int(token) for token, hidden in zip(x, masked, strict=True))
+        # what waits for the rest of its piece shows the mask, too
+        none = state.spec.mask_id
+        ids = tuple(
+            None if hidden or token == none else int(token)
+            for token, hidden in zip(x, masked, strict=True)
+        )
         return View(
             step=now.row(row).total,
             tokens=tuple(None if token is None else self.token_text(token) for token in ids),
             confidence=tuple(confidence),
             ids=ids,
             token_step=tuple(map(int, steps)),
+            text=None if layout is None else self._reading(state, layout, ids, confidence).text,
         )
+
+    def _reading(
+        self,
+        state: RequestState,
+        layout: Layout,
+        ids: Sequence[int | None],
+        confidence: Sequence[float],
+    ) -> Reading:
+        """What stands of an answer with a template."""
+        spans = state.denoising.row(state.row).spans
+        odds = [() if one.found is None else one.found.tolist() for one in spans]
+        return layout.read(ids, confidence, odds)
 
     def answer(self, state: RequestState) -> Answer:
         """What a request that takes no further step has come to."""
         last, row, suffix = self.view(state), state.denoising.row(state.row), state.spec.suffix_ids
         # a cancelled answer has masks left, and a model may commit the mask token itself
         kept = [i for i, token in enumerate(last.ids[: row.stop]) if token is not None]
+        reading = None
+        if state.layout is not None:
+            reading = self._reading(state, state.layout, last.ids, last.confidence)
+            kept = reading.positions
         ids = [token for i in kept if (token := last.ids[i]) is not None]
         return Answer(
-            text=decode(self._tokenizer, [*ids, *suffix]),
+            text=decode(self._tokenizer, [*ids, *suffix]) if reading is None else reading.text,
             token_ids=(*ids, *suffix),
             token_confidence=(*(last.confidence[i] for i in kept), *(1.0 for _ in suffix)),
             token_step=(*(last.token_step[i] for i in kept), *(-1 for _ in suffix)),
@@ -141,6 +186,7 @@ class Processor:
             waited_s=state.waited_s,
             vision_s=state.vision_s,
             last=last,
+            blanks=() if reading is None else reading.blanks,
         )
 
     def ids_of(self, texts: Sequence[str]) -> list[list[int]]:

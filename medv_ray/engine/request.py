@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medv_ray.data.canvas import Filled, Template
 from medv_ray.data.images import Prepared
 from medv_ray.data.prompts import Turn
-from medv_ray.diffusion.spec import Canvas
+from medv_ray.diffusion.canvas import Canvas
 from medv_ray.engine.choices import Choice
 from medv_ray.file_parts import Picture
 from medv_ray.settings import SamplerSettings
@@ -33,6 +34,8 @@ class Request:
     """In place of the system sentence of the prompt settings; empty: none."""
     canvas: Canvas | None = None
     """What is known of the response from the beginning."""
+    template: Template | None = None
+    """The answer's form, with blanks that the model fills; in place of `canvas`."""
     choices: tuple[str, ...] = ()
     """Allowed answers; `Predictor.answer` says how likely each is, beside the free answer, which
     they do not change."""
@@ -67,11 +70,14 @@ class Answer:
     """All positions as they stood at the end, those behind a stop sequence included."""
     choices: tuple[Choice, ...] = ()
     """The request's, in their order."""
+    blanks: tuple[Filled, ...] = ()
+    """Of the request's template, in their order; those that an answer leaves out are not there."""
 
     @property
     def confidence(self) -> float:
-        """Mean over the answer's tokens; 0 for an answer without tokens."""
-        return float(np.mean(self.token_confidence)) if self.token_confidence else 0.0
+        """Mean over the answer's tokens, or over its blanks; 0 for an answer without either."""
+        found = [blank.confidence for blank in self.blanks] or self.token_confidence
+        return float(np.mean(found)) if found else 0.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,8 @@ class View:
     token_step: tuple[int, ...] = ()
     """The step, from 0, at which each position was committed; -1 where none was."""
     answer: Answer | None = None
+    text: str | None = None
+    """Of an answer with a template: what is known from the left, which only grows."""
 
 
 @dataclass

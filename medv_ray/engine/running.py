@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from medv_kernels.linear import PackedWeight
+from medv_ray.diffusion.canvas import Canvas
 from medv_ray.diffusion.sampler import Denoising
 from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine.denoisers import RowByRow, SideBySide
+from medv_ray.engine.layout import Layout
 from medv_ray.engine.request import Request
 from medv_ray.errors import DataError, is_out_of_memory
 from medv_ray.model.cache import PromptStore
@@ -54,11 +56,18 @@ class RequestState:
     prompt_sha256: str
     waited_s: float
     vision_s: float
+    layout: Layout | None = None
+    """Of the request's template."""
     cancelled: bool = False
     batch: RunningBatch | None = None
     """None until there is room in one."""
     row: int = -1
     """In the batch."""
+
+    @property
+    def canvas(self) -> Canvas | None:
+        """What is known of its response."""
+        return self.request.canvas if self.layout is None else self.layout.canvas
 
     @property
     def denoising(self) -> Denoising:
@@ -106,7 +115,7 @@ class RunningBatch:
             return False
         request, length = state.request, len(state.embeds)
         generator = torch.Generator().manual_seed(request.seed)
-        self.denoising.enter(row, state.spec, generator, length, request.canvas)
+        self.denoising.enter(row, state.spec, generator, length, state.canvas)
         self.denoiser.enter(row, state.embeds, state.prompt)
         state.batch, state.row = self, row
         return True

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from medv_kernels import ops
+from medv_ray.diffusion.canvas import Canvas, Span
 from medv_ray.diffusion.sample import answer, sample
 from medv_ray.diffusion.sampler import Denoising
-from medv_ray.diffusion.spec import Canvas, SampleSpec
+from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.errors import SettingsError
 from tests.unit.no_reads import no_reads
 
@@ -127,10 +128,29 @@ def canvas_of(draw: st.DrawFn, length: int) -> Canvas:
     positions = st.integers(0, length - 1)
     tokens = st.integers(0, VOCABULARY - 2)
     some = st.sets(tokens.filter(lambda token: token > 0), min_size=1, max_size=4)
-    return Canvas(
-        draw(st.dictionaries(positions, tokens, max_size=length)),
-        draw(st.dictionaries(positions, some, max_size=length)),
-    )
+    pinned = draw(st.dictionaries(positions, tokens, max_size=length))
+    allowed = draw(st.dictionaries(positions, some, max_size=length))
+    if length < 3 or draw(st.booleans()):
+        return Canvas(pinned, allowed)
+    start = draw(st.integers(0, length - 2))
+    places = tuple(range(start, draw(st.integers(start + 2, length))))
+    pieces = st.lists(tokens, min_size=len(places), max_size=len(places)).map(tuple)
+    options = draw(st.lists(pieces, min_size=2, max_size=4, unique=True))
+    void = [i for i in range(places[-1] + 1, length) if i not in pinned]
+    span = Span(places, Whole(options).pieces, {options[0]: void})
+    free = {i: t for i, t in pinned.items() if i not in places}
+    whole = draw(st.none() | st.integers(places[-1] + 1, length))
+    return Canvas(free, allowed, [span], whole, end=1)
+
+
+class Whole:
+    """The pieces of a choice."""
+
+    def __init__(self, options: list[tuple[int, ...]]) -> None:
+        self.options = options
+
+    def pieces(self, tokens: tuple[int, ...]) -> list[tuple[int, ...]]:
+        return self.options
 
 
 def canvases(rows: int, generator: torch.Generator) -> list[Canvas]:

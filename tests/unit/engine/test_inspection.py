@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medv_ray.diffusion.spec import Canvas
+from medv_ray.diffusion.canvas import Canvas
 from medv_ray.engine import Answer, Engine, Predictor, Request, inspection
 from medv_ray.engine.inspection import Inspection
 from medv_ray.errors import DataError, SettingsError

@@ -16,8 +16,8 @@ import torch
 
 from medv_kernels.reference import Selection
 from medv_ray.data.prompts import load_tokenizer
+from medv_ray.diffusion.canvas import Canvas
 from medv_ray.diffusion.sampler import Denoising
-from medv_ray.diffusion.spec import Canvas
 from medv_ray.engine import Answer, Engine, Predictor, Request, denoisers, running
 from medv_ray.engine.denoisers import RowByRow, SideBySide
 from medv_ray.engine.running import RequestState, RunningBatches
