@@ -68,6 +68,8 @@ class _Builder:
 
     def text(self, text: str) -> None:
         """Add literal text."""
+        if not text:
+            return
         if len(self.parts) > self._sealed and isinstance(self.parts[-1], str):
             self.parts[-1] += text
         else:
@@ -242,12 +244,14 @@ class _Builder:
         self, schema: dict[str, Any], name: str, place: str, null: bool, above: tuple[str, ...]
     ) -> None:
         first = schema.get("prefixItems", [])
-        more = schema.get("items", not first)
         if not isinstance(first, list):
             raise _refused(place, "must be a list", "prefixItems")
+        if not first and "items" not in schema:
+            raise _refused(place, "says what stands in the list, and is missing", "items")
+        more = schema.get("items", False)
         low = _size(schema, "minItems", 0, place)
         high = _size(schema, "maxItems", max(low, MAX_ITEMS, len(first)), place)
-        high = high if isinstance(more, dict) else min(high, len(first))
+        high = min(high, len(first)) if more is False else high
         if first and "minItems" not in schema:
             low = high  # a tuple is said whole
         if low > high:

@@ -1,0 +1,236 @@
+"""JSON schemas as templates: every way to fill one is a valid value, and what is not understood is
+refused by name."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from medv_ray.data.canvas import Choice, Number, Template, Words, shown
+from medv_ray.data.json_schema import template_of
+from medv_ray.errors import DataError
+
+
+def filled(template: Template, draw: random.Random) -> str:
+    """A template filled at random, without any model."""
+    text, skip = "", 0
+    for part in template.parts:
+        if skip:
+            skip -= 1
+        elif isinstance(part, str):
+            text += part
+        elif isinstance(part, Words):
+            count = draw.randint(part.least, part.most)
+            text += shown(
+                part, "".join(draw.choice(' "\\\nz\u00e9\U0001f600') for _ in range(count))
+            )
+        elif isinstance(part, Choice):
+            number = draw.randrange(len(part.texts))
+            text += part.texts[number]
+            skip = part.skips[number] if part.skips else 0
+        else:
+            begun = ""
+            while mark := draw.choice(part.bounds.next(begun)):
+                begun += mark
+            text += begun
+    return text
+
+
+KEYS = st.text(max_size=4)
+SMALL = st.integers(-20, 20)
+
+
+@st.composite
+def numbers(draw: st.DrawFn) -> dict[str, Any]:
+    kind = draw(st.sampled_from(["integer", "number"]))
+    low = draw(SMALL if kind == "integer" else st.floats(-30, 30, width=16))
+    found: dict[str, Any] = {"type": kind}
+    if draw(st.booleans()):
+        found[draw(st.sampled_from(["minimum", "exclusiveMinimum"]))] = low
+    if draw(st.booleans()):
+        found[draw(st.sampled_from(["maximum", "exclusiveMaximum"]))] = low + draw(
+            st.integers(2, 3000)
+        )
+    return found
+
+
+@st.composite
+def strings(draw: st.DrawFn) -> dict[str, Any]:
+    low = draw(st.integers(0, 4))
+    found: dict[str, Any] = {"type": "string", "minLength": low}
+    if draw(st.booleans()):
+        found["maxLength"] = low + draw(st.integers(0, 6))
+    return found
+
+
+VALUES = st.none() | st.booleans() | SMALL | KEYS | st.lists(SMALL, max_size=2)
+LEAVES = st.one_of(
+    numbers(),
+    strings(),
+    st.just({"type": "boolean"}),
+    st.just({"type": "null"}),
+    st.just({"type": ["integer", "null"], "minimum": 0}),
+    st.just({"anyOf": [{"type": "string", "maxLength": 3}, {"type": "null"}]}),
+    st.lists(VALUES, min_size=1, max_size=4).map(lambda values: {"enum": values}),
+    VALUES.map(lambda value: {"const": value}),
+)
+
+
+@st.composite
+def lists(draw: st.DrawFn, items: st.SearchStrategy[Any]) -> dict[str, Any]:
+    low = draw(st.integers(0, 2))
+    found = {"type": "array", "items": draw(items), "minItems": low}
+    if draw(st.booleans()):
+        found["maxItems"] = low + draw(st.integers(0, 2))
+    return found
+
+
+SCHEMAS = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        lists(inner),
+        st.dictionaries(KEYS, inner, max_size=3).map(
+            lambda found: {
+                "type": "object",
+                "properties": found,
+                "required": [*found],
+                "additionalProperties": False,
+            }
+        ),
+        inner.map(lambda one: {"anyOf": [one, {"type": "null"}]}),
+        inner.map(lambda one: {"type": "array", "prefixItems": [one, one]}),
+    ),
+    max_leaves=6,
+)
+
+
+def parts_of(schema: Any) -> Template | None:
+    """None for a schema of one value alone, which has no blank."""
+    try:
+        return template_of(schema)
+    except DataError as error:
+        if "has no blank" in error.detail or "of another kind" in error.detail:
+            return None
+        raise
+
+
+@given(SCHEMAS, st.randoms(use_true_random=False))
+def test_every_way_to_fill_it_is_valid(schema: Any, draw: random.Random) -> None:
+    template = parts_of(schema)
+    if template is None:
+        return
+    for _ in range(5):
+        value = json.loads(filled(template, draw))
+        Draft202012Validator(schema).validate(value)
+
+
+def test_a_pydantic_model() -> None:
+    """Its schema has references, titles, and optional values."""
+    from pydantic import BaseModel, Field
+
+    class Finding(BaseModel):
+        name: str
+        size_mm: int | None = Field(ge=0, le=3)
+
+    class Report(BaseModel):
+        """A report."""
+
+        findings: list[Finding] = Field(max_length=2)
+        likely: float = Field(ge=0, le=1)
+        sure: bool = False
+
+    template = template_of(Report.model_json_schema())
+    draw = random.Random(3)
+    made = [Report.model_validate_json(filled(template, draw)) for _ in range(50)]
+    assert {len(one.findings) for one in made} == {0, 1, 2}
+    assert any(f.size_mm is None for one in made for f in one.findings)
+    assert any(f.size_mm for one in made for f in one.findings)
+    assert template.names[:2] == ["findings[0].name", "findings[0].size_mm"]
+
+
+AGAIN = {"$ref": "#/$defs/a"}
+CYCLE = {"$defs": {"a": {"type": "object", "properties": {"x": AGAIN}}}, **AGAIN}
+
+
+def deep(levels: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"type": "boolean"}
+    for _ in range(levels):
+        found = {"type": "array", "items": found, "minItems": 1, "maxItems": 1}
+    return found
+
+
+def doubling(levels: int) -> dict[str, Any]:
+    """2 ** levels parts in a few lines."""
+    made: dict[str, Any] = {"b0": {"type": "boolean"}}
+    for i in range(levels):
+        inner = {"$ref": f"#/$defs/b{i}"}
+        made[f"b{i + 1}"] = {"type": "object", "properties": {"x": inner, "y": inner}}
+    return {"$defs": made, "$ref": f"#/$defs/b{levels}"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "rule"),
+    [
+        (CYCLE, "#/properties/x/$ref: leads back to itself"),
+        ({"$ref": "#"}, "leads back to itself"),
+        ({"$ref": "#/$defs/none"}, "leads to nothing"),
+        ({"$ref": "https://example.org/x.json"}, "must begin with #/"),
+        ({"$ref": 5}, "must begin with #/"),
+        ({"type": "string", "pattern": "a+"}, "#/pattern: is not understood"),
+        ({"type": "string", "format": "date"}, "#/format: is not understood"),
+        ({"type": "object", "properties": {"a": {"not": {}}}}, "#/properties/a"),
+        ({"type": "array", "items": {}, "uniqueItems": True}, "uniqueItems"),
+        ({"type": "array"}, "#/items: says what stands"),
+        ({"type": "array", "items": True}, "an object with a type"),
+        ({}, "#/type: must be one of"),
+        (True, "an object with a type"),
+        (None, "an object with a type"),
+        ([], "an object with a type"),
+        ({"type": "tuple"}, "#/type: must be one of"),
+        ({"type": []}, "#/type: must be one of"),
+        ({"enum": []}, "#/enum: needs values"),
+        ({"enum": "yes"}, "#/enum: needs values"),
+        ({"enum": ["a"], "type": "integer"}, "#/enum: has no value of its type"),
+        ({"enum": [*range(2000)]}, "#/enum: has 2000 values; the limit is 1000"),
+        ({"anyOf": []}, "#/anyOf: needs variants"),
+        ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, "#/anyOf: takes one kind"),
+        ({"anyOf": [{"type": "string"}, {"const": 5}]}, "#/anyOf: a value of some named ones"),
+        ({"type": "integer", "minimum": 5, "maximum": 4}, "#/maximum: lies below"),
+        ({"type": "number", "exclusiveMinimum": 1, "maximum": 1}, "#/maximum: lies below"),
+        ({"type": "integer", "minimum": 1e300}, "over 15 digits"),
+        ({"type": "integer", "minimum": float("nan")}, "over 15 digits"),
+        ({"type": "integer", "minimum": "1"}, "a bound that is no number"),
+        ({"type": "integer", "multipleOf": 0}, "#/multipleOf: must be a whole"),
+        ({"type": "number", "multipleOf": 0.01}, "#/multipleOf: must be a whole"),
+        ({"type": "integer", "multipleOf": 7, "minimum": 1, "maximum": 6}, "no multiple"),
+        ({"type": "integer", "multipleOf": 2}, "leaves 999999 values"),
+        ({"type": "string", "minLength": 5, "maxLength": 3}, "#/minLength: over maxLength"),
+        ({"type": "string", "maxLength": -1}, "#/maxLength: must be a whole"),
+        ({"type": "array", "items": {"type": "null"}, "minItems": 3, "maxItems": 2}, "#/minItems"),
+        ({"type": "object", "properties": []}, "#/properties: must be an object"),
+        ({"type": "object", "required": ["a"]}, "#/required: names a property"),
+        ({"const": 5}, "has no blank"),
+        (deep(40), "nested over 32 deep"),
+        (doubling(25), "has over 2000 parts"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_refused_by_name(schema: Any, rule: str) -> None:
+    with pytest.raises(DataError) as error:
+        template_of(schema)
+    assert error.value.code == "E1309"
+    assert rule in error.value.detail
+
+
+def test_numbers_have_bounds_where_the_schema_gives_none() -> None:
+    [part] = template_of({"type": "integer"}).parts
+    assert isinstance(part, Number)
+    assert (part.bounds.low, part.bounds.high) == (-999_999, 999_999)
+    [part] = template_of({"type": "number", "minimum": 0.5, "maximum": 0.6}).parts
+    assert isinstance(part, Number)
+    assert part.bounds.places == 3
