@@ -339,7 +339,8 @@ class _Builder:
 
 def _refused(place: str, rule: str, word: str = "") -> DataError:
     where = f"{place}/{word}" if word else place
-    return DataError("E1309", f"the schema at {where[:200]}: {rule}.")
+    named = "".join(mark if mark.isprintable() else "?" for mark in where[:200])
+    return DataError("E1309", f"the schema at {named}: {rule}.")
 
 
 def _only(schema: Mapping[str, Any], known: set[str], place: str) -> None:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from medv_kernels.linear import pack
-from medv_ray.diffusion.canvas import Canvas
 from medv_ray.diffusion.likelihood import log_likelihood
 from medv_ray.engine.attending import Attention, attention_of
 from medv_ray.engine.choices import Choice, check, score
@@ -70,6 +69,7 @@ class Engine:
         # any thread may call these
         self.spec, self.text = self._processor.spec, self._processor.text
         self.token_text, self.decode = self._processor.token_text, self._images.decode
+        self.positions = self._processor.positions
         self.tiles = self._images.tiles
         on_gpu = model.device.type != "cpu"
         self._batches = RunningBatches(model, engine, on_gpu if together is None else together)
@@ -265,8 +265,10 @@ class Engine:
         `ids`: L of them, None where the mask stands, at `position` among others. One forward pass.
         Raises DataError E1001 (no such state), E12xx, E13xx.
         """
-        spec, canvas = self.spec(request.sampler), request.canvas or Canvas()
+        spec, canvas = self._processor.form(request)
         canvas.check(spec, len(self._model.head))
+        if canvas.length is not None:  # a view ends where the answer does
+            ids = [*ids, *[None] * (spec.gen_length - len(ids))]
         prompt, embeds, features = self._processor.prompt(request, spec)
         x = state_of(ids, position, spec, self._model.config.language.vocab_size)
         given = prompt if prompt.ends else embeds
@@ -290,7 +292,9 @@ class Engine:
         `ids`: as in `inspect`, None at one position at least. One forward pass. Raises DataError
         E1001 (no such state), E12xx, E13xx.
         """
-        spec = self.spec(request.sampler)
+        spec, canvas = self._processor.form(request)
+        if canvas.length is not None:
+            ids = [*ids, *[None] * (spec.gen_length - len(ids))]
         prompt, embeds, features = self._processor.prompt(request, spec)
         position = next((i for i, token in enumerate(ids) if token is None), 0)
         x = state_of(ids, position, spec, self._model.config.language.vocab_size)

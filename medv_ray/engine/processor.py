@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from medv_ray.data.canvas import Template
 from medv_ray.data.prompts import SpecialIds, Turn, build, decode, encode_text
 from medv_ray.data.segments import assistant_header, prompt_ends
+from medv_ray.diffusion.canvas import Canvas
 from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine.images import Features, ImageStore
 from medv_ray.engine.layout import Layout, Reading, Tokens, layout_of
@@ -38,7 +38,8 @@ MAX_LAYOUTS = 16
 
 
 class Processor:
-    """Both ends of a request. `spec`, `text` and `token_text` may be called by any thread."""
+    """Both ends of a request. `spec`, `text`, `token_text` and `positions` may be called by any
+    thread."""
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class Processor:
         self._header = assistant_header(tokenizer)
         self._specs: dict[SamplerSettings, SampleSpec] = {}
         self._tokens = Tokens(tokenizer, len(model.head))
-        self._layouts: deque[tuple[Template, SampleSpec, Layout]] = deque(maxlen=MAX_LAYOUTS)
+        self._layouts: tuple[tuple[Template, SampleSpec, Layout], ...] = ()
 
     def spec(self, settings: SamplerSettings | None) -> SampleSpec:
         """Sampler settings, or the engine's own, with token names turned into ids. Raises
@@ -73,8 +74,20 @@ class Processor:
             if settings == spec and kept == template:
                 return layout
         found = layout_of(template, spec, self._tokens)
-        self._layouts.append((template, spec, found))
+        self._layouts = (*self._layouts[1 - MAX_LAYOUTS :], (template, spec, found))
         return found
+
+    def positions(self, template: Template, settings: SamplerSettings) -> int:
+        """How many an answer of a template takes. Raises DataError E1309, SettingsError E1001."""
+        return self.layout(template, self.spec(settings)).canvas.length or 0
+
+    def form(self, request: Request) -> tuple[SampleSpec, Canvas]:
+        """Settings and canvas of a request's response. Raises as `positions`."""
+        spec = self.spec(request.sampler)
+        if request.template is None:
+            return spec, request.canvas or Canvas()
+        layout = self.layout(request.template, spec)
+        return layout.spec, layout.canvas
 
     def begin(self, ticket: int, request: Request, admitted_s: float) -> RequestState:
         """A request that is ready to enter a batch. Raises as `prompt`, and DataError E1309."""

@@ -20,6 +20,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from medv_ray import __version__
+from medv_ray.data.canvas import Template
 from medv_ray.engine.request import Request as Asked
 from medv_ray.errors import MedvError, RunError
 from medv_ray.serving.audit import AuditLog
@@ -28,6 +29,7 @@ from medv_ray.serving.completions import Completion, inspection_body
 from medv_ray.serving.dialogue import Dialogue, dialogue_of
 from medv_ray.serving.exchange import HEADERS, Exchange
 from medv_ray.serving.fetch import fetcher
+from medv_ray.serving.forms import check_positions, form_of
 from medv_ray.serving.guard import App, Guard, Message, Policy, Receive, Scope, Send
 from medv_ray.serving.meters import Meters
 from medv_ray.serving.openapi import ANSWER, EVENT, Api
@@ -188,10 +190,11 @@ class Routes:
         owner = str(request.scope["state"]["key"])
         self._permits.check(owner, asked.num_choices)
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
+        form = form_of(asked, self._limits)
         seed = self._settings.seed if asked.seed is None else asked.seed
         seeds = [(seed + i) % 2**63 for i in range(asked.num_choices)]
         said = Completion(asked, texts, seeds, sampler, *identity(request))
-        answering = self._answer(asked, said, sampler, owner, started_s)
+        answering = self._answer(asked, said, sampler, form, owner, started_s)
         return await unless_left(request, answering) or Response(status_code=LEFT)
 
     async def _answer(
@@ -199,6 +202,7 @@ class Routes:
         asked: ChatRequest,
         said: Completion,
         sampler: SamplerSettings,
+        form: Template | None,
         owner: str,
         started_s: float,
     ) -> Response:
@@ -211,7 +215,7 @@ class Routes:
                 held.enter_context(self._permits.taken(owner, len(seeds)))
                 dialogue = dialogue_of(asked.messages, self._limits)
                 said.warnings = dialogue.warnings
-                first = await self._read(asked.model, dialogue, sampler, seeds[0])
+                first = await self._read(asked.model, dialogue, sampler, form, seeds[0])
             if self._audit is not None:
                 said.image_sha256 = digests(first)
             requests = [replace(first, seed=seed) for seed in seeds]
@@ -245,6 +249,7 @@ class Routes:
         asked = parse(InspectRequest, await json_body(request))
         texts = self.service.model(asked.model)
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
+        form = form_of(asked, self._limits)
         owner = str(request.scope["state"]["key"])
         request_id = f"inspect-{identity(request)[0]}"
         about = {"request_sha256": digest_of(request_id), "model": asked.model}
@@ -255,7 +260,7 @@ class Routes:
                 self._permits.taken(owner),
             ):
                 dialogue = dialogue_of(asked.messages, self._limits)
-                one = await self._read(asked.model, dialogue, sampler, self._settings.seed)
+                one = await self._read(asked.model, dialogue, sampler, form, self._settings.seed)
                 pictures += digests(one) if self._audit is not None else []
                 found = await self.service.inspect(asked.model, one, asked.tokens, asked.position)
             return self._json(inspection_body(found, asked.position, texts))
@@ -301,14 +306,24 @@ class Routes:
             self._note(owner, started_s, **about, outcome=outcome, image_sha256=pictures)
 
     async def _read(
-        self, model: str, dialogue: Dialogue, sampler: SamplerSettings, seed: int
+        self,
+        model: str,
+        dialogue: Dialogue,
+        sampler: SamplerSettings,
+        form: Template | None,
+        seed: int,
     ) -> Asked:
         """Raises BadRequest."""
         decode = partial(self.service.decode, model)
-        image = self._settings.image
-        return await in_thread(
-            partial(request_of, dialogue, sampler, seed, image, self._fetch, decode)
-        )
+        image, positions = self._settings.image, self.service.model(model).positions
+
+        def read() -> Asked:
+            if form is not None:
+                check_positions(positions(form, sampler), self._limits)
+            found = request_of(dialogue, sampler, seed, image, self._fetch, decode)
+            return replace(found, template=form)
+
+        return await in_thread(read)
 
     def _json(self, value: dict[str, Any]) -> JSONResponse:
         return JSONResponse(value, headers=HEADERS)

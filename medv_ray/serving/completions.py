@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from medv_ray.data.canvas import Filled, Template
 from medv_ray.engine.inspection import Inspection
 from medv_ray.engine.request import Answer, View
 from medv_ray.errors import MedvError
@@ -36,6 +37,8 @@ class Texts:
     """One token, special ones by their names."""
     stops: Callable[[SamplerSettings], Sequence[Sequence[int]]]
     """Token sequences before which an answer ends. Raises BadRequest E1001."""
+    positions: Callable[[Template, SamplerSettings], int]
+    """How many an answer of a form takes. Raises DataError E1309."""
 
 
 @dataclass
@@ -64,7 +67,7 @@ class Completion:
     ) -> None:
         # without the pictures, which would be held until the answer's end
         self.request = request.model_copy(update={"messages": []})
-        self._texts, self._gen_length = texts, sampler.gen_length
+        self._texts = texts
         self.id = f"chatcmpl-{request_id}"
         self._about = {"id": self.id, "created": created, "model": request.model}
         self.answers: dict[int, Answer] = {}
@@ -133,6 +136,8 @@ class Completion:
     def _view_chunks(self, choice: Choice, view: View) -> list[dict[str, Any]]:
         chunks = self._begin(choice)
         chunks += self._steps(choice, view)
+        if view.text is not None:
+            return chunks + self._delta(choice, choice.growing.grown(view.text))
         return chunks + self._delta(choice, choice.growing.feed(view.ids))
 
     def _end_chunks(self, choice: Choice, answer: Answer) -> list[dict[str, Any]]:
@@ -182,6 +187,7 @@ class Completion:
                     "token": view.tokens[p],
                     "token_id": view.ids[p],
                     "confidence": round(view.confidence[p], 6),
+                    "pinned": view.token_step[p] < 0,
                 }
                 for p in new
                 if view.token_step[p] == step
@@ -189,7 +195,7 @@ class Completion:
             denoise = {
                 "index": choice.index,
                 "step": step,
-                "length": self._gen_length,
+                "length": len(view.ids),
                 "committed": committed,
             }
             chunk = {**self._about, "object": "chat.completion.chunk", "choices": []}
@@ -201,12 +207,15 @@ class Completion:
         return "stop" if cut_short or answer.finish == "stop" else "length"
 
     def _ours(self, choice: Choice, answer: Answer) -> dict[str, Any]:
-        return {
+        found: dict[str, Any] = {
             "confidence": round(answer.confidence, 6),
             "forward_passes": answer.forward_passes,
             "seed": choice.seed,
             "warnings": [*self.warnings, *answer.warnings],
         }
+        if answer.blanks:
+            found["blanks"] = [blank_object(blank) for blank in answer.blanks]
+        return found
 
     def _kept(self, answer: Answer) -> Sequence[int]:
         """Tokens of an answer up to the one in which its text was cut."""
@@ -223,18 +232,33 @@ class Completion:
         """From the confidence at which each token was committed."""
         if not self.request.logprobs:
             return None
+        if "choices" in (self.request.diffusion or {}):
+            return {"content": [self._chosen(answer)], "refusal": None}
         content = []
         for token, confidence in zip(self._kept(answer), answer.token_confidence, strict=False):
             text = self._texts.token(token)
-            content.append(
-                {
-                    "token": text,
-                    "logprob": math.log(confidence) if confidence > 0 else LEAST_LOGPROB,
-                    "bytes": list(text.encode()),
-                    "top_logprobs": [],
-                }
-            )
+            content.append(_likely(text, confidence) | {"top_logprobs": []})
         return {"content": content, "refusal": None}
+
+    def _chosen(self, answer: Answer) -> dict[str, Any]:
+        """A choice as one token, and the likeliest ones beside it."""
+        shares = answer.blanks[0].probabilities
+        best = sorted(shares, key=lambda text: -shares[text])[: self.request.top_logprobs or 0]
+        beside = [_likely(text, shares[text]) for text in best]
+        return _likely(answer.text, shares[answer.text]) | {"top_logprobs": beside}
+
+
+def _likely(text: str, probability: float) -> dict[str, Any]:
+    logprob = math.log(probability) if probability > 0 else LEAST_LOGPROB
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+
+def blank_object(blank: Filled) -> dict[str, Any]:
+    """What a blank has come to, as it is sent."""
+    found = {"name": blank.name, "value": blank.value, "confidence": round(blank.confidence, 6)}
+    if blank.probabilities:
+        found["probabilities"] = {t: round(p, 6) for t, p in blank.probabilities.items()}
+    return found
 
 
 def usage_of(answers: Sequence[Answer]) -> dict[str, int]:

@@ -29,7 +29,6 @@ OF_REQUEST: dict[str, tuple[Any, ...]] = {
     "store": (None, False),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
-    "top_logprobs": (None, 0),  # alternatives come from /v1/inspect
     "top_p": (None, 1),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),

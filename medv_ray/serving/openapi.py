@@ -88,6 +88,21 @@ ANSWER: dict[str, Any] = {
                     "forward_passes": {"type": "integer"},
                     "seed": {"type": "integer"},
                     "warnings": {"type": "array", "items": {"type": "string"}},
+                    "blanks": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "required": ["name", "value", "confidence"],
+                            "properties": {
+                                "name": {"type": "string"},
+                                "confidence": {"type": "number", "minimum": 0, "maximum": 1},
+                                "probabilities": {
+                                    "type": "object",
+                                    "additionalProperties": {"type": "number"},
+                                },
+                            },
+                        },
+                    },
                 },
             },
         },

@@ -99,8 +99,24 @@ class StreamOptions(Wire):
     """Taken and ignored."""
 
 
+class JsonSchema(Wire):
+    name: str | None = None
+    """Taken and ignored, like `description` and `strict`: every answer keeps to the schema."""
+    description: str | None = None
+    strict: bool | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    """docs/canvas.md says what is understood of it."""
+
+
 class ResponseFormat(Wire):
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema belongs to the type json_schema")
+        return self
 
 
 class Prompted(Wire):
@@ -109,7 +125,8 @@ class Prompted(Wire):
     model: str
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     diffusion: dict[str, Any] | None = None
-    """Sampler settings by their names (docs/sampler.md), over the endpoint's own."""
+    """Sampler settings by their names (docs/sampler.md), over the endpoint's own; and `canvas`,
+    `choices` or `json_schema` (docs/canvas.md)."""
 
 
 class ChatRequest(Prompted):
@@ -125,6 +142,8 @@ class ChatRequest(Prompted):
     stop: Stop | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Of `diffusion.choices` alone."""
     response_format: ResponseFormat | None = None
     metadata: dict[str, str] | None = None
     """Taken and ignored, like `user`, `safety_identifier` and `prompt_cache_key`."""
@@ -139,6 +158,8 @@ class ChatRequest(Prompted):
             raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
         if not self.stream and (self.wants_usage or self.wants_denoise):
             raise ValueError("stream_options need stream=true")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true")
         if any(not text for text in self.stops):
             raise ValueError("stop: an empty text can not end an answer")
         return self

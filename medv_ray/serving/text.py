@@ -40,6 +40,10 @@ class GrowingText:
         held = max((_overlap(text, stop) for stop in self._stops), default=0)
         return self._say(text[: len(text) - held].rstrip())
 
+    def grown(self, text: str) -> str:
+        """What can be said more of a text that only grows."""
+        return self._say(text)
+
     def finish(self, text: str) -> str:
         """The rest, given the whole answer's text."""
         return self._say(cut(text, self._stops))

@@ -14,6 +14,7 @@ from medv_ray.engine.request import Request
 from medv_ray.errors import DataError, MedvError, SettingsError
 from medv_ray.serving.dialogue import Dialogue
 from medv_ray.serving.fetch import Fetch
+from medv_ray.serving.forms import FIELDS
 from medv_ray.serving.options import LimitSettings
 from medv_ray.serving.protocol import (
     BadRequest,
@@ -41,9 +42,9 @@ def sampler_of(base: SamplerSettings, asked: Prompted, limits: LimitSettings) ->
     no whole number of blocks is rounded down. Raises BadRequest E1701 over a limit, or with the
     code of the setting's rule.
     """
-    given = dict(asked.diffusion or {})
+    given = {name: one for name, one in (asked.diffusion or {}).items() if name not in FIELDS}
     for name in given.keys() - SamplerSettings.model_fields.keys():
-        known = ", ".join(SamplerSettings.model_fields)
+        known = ", ".join([*SamplerSettings.model_fields, *FIELDS])
         rule = f"there is no such setting; there are: {known}."
         raise BadRequest("E1001", f"diffusion.{shown(name)}: {rule}", "diffusion")
     for name, value in given.items():
