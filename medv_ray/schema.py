@@ -70,6 +70,19 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("chunk", pa.string(), nullable=False),  # of the ledger line that committed it
     ]
 )
-"""Columns of `rows/*.parquet`, in order. A file of an older version lacks the younger ones: it is
-read as if they were null. Units: seconds of wall time; confidences are
+"""Columns of `rows/*.parquet`, in order. Behind them, where the answers have a form: `blank_X`,
+`confidence_X` and, of a choice, `probabilities_X` of each blank X. A file of an older version lacks
+the younger ones: it is read as if they were null. Units: seconds of wall time; confidences are
 probabilities."""
+OF_BLANKS = ("blank_", "confidence_", "probabilities_")
+"""How the columns of a run's own blanks begin."""
+
+
+def is_of_blank(name: str) -> bool:
+    """Whether a column is one of the run's blanks."""
+    return name.startswith(OF_BLANKS) and name not in ANSWER_SCHEMA.names
+
+
+def is_ours(name: str) -> bool:
+    """Whether a column may be a run's own."""
+    return name in ANSWER_SCHEMA.names or is_of_blank(name)

@@ -59,6 +59,8 @@ class Row:
     file: int
     row: int
     question: str | None = None
+    prompt: str | None = None
+    """What is asked, where that is more than the question."""
     images: tuple[bytes, ...] = ()
     """Encoded bytes, in the order of the prompt. Repeats inside a chunk share one object."""
     image_names: tuple[str | None, ...] = ()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.ids import fallback_id
-from medv_ray.archive.settings import ArchiveSettings
+from medv_ray.archive.settings import BRACES, QUESTION, ArchiveSettings
 from medv_ray.archive.sources import Archive
 from medv_ray.errors import DataError
 from medv_ray.tables.cells import (
@@ -33,6 +34,8 @@ def pick(columns: Columns, values: Mapping[str, Any]) -> dict[str, Any]:
         cells["choices"] = values.get(columns.choices)
     if columns.answer_type is not None:
         cells["answer_type"] = values.get(columns.answer_type)
+    if columns.more:
+        cells["more"] = {name: values.get(name) for name in columns.more}
     if columns.turns is None:
         return cells
     exchange = last_exchange if columns.turns == MESSAGES else first_exchange
@@ -111,14 +114,39 @@ def fill(settings: ArchiveSettings, row: Row, cells: Cells) -> None:
         row.warnings += ("answer_is_no_text",)  # nobody asked for it
     if settings.question is not None:
         row.question = settings.question
-    else:
+    elif settings.asked.question is not None:
         ask(row, asked, limit)
+    more = {
+        name: cell_text(cells.get("more", {}).get(name), "cell", limit)
+        for name in settings.asked.more
+    }
+    if settings.prompt is not None:
+        row.prompt = prompted(settings.prompt, {**more, QUESTION: row.question})
+        row.question = row.question or row.prompt
+    if settings.system_column is not None:
+        row.system = more[settings.system_column] or row.system
     try:
         row.choices = choices_of(cells.get("choices"), limit)
     except DataError as error:
         if settings.choices_column is not None or error.code not in ("E1109", "E1308"):
             raise
         row.warnings += ("choices_not_used",)  # nobody asked for them
+
+
+def prompted(prompt: str, texts: Mapping[str, str | None]) -> str:
+    """The prompt with the row's texts in it. Raises DataError E1301 where one is missing."""
+
+    def text_of(found: re.Match[str]) -> str:
+        if found[0] in ("{{", "}}"):
+            return found[0][0]
+        text = texts[found[1]]
+        if text is None or not text.strip():
+            raise DataError(
+                "E1301", "a column that the prompt names is null, empty or white space."
+            )
+        return text.strip()
+
+    return BRACES.sub(text_of, prompt)
 
 
 def ask(row: Row, asked: Any, limit: int) -> None:

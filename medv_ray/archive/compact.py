@@ -57,7 +57,7 @@ def merge(store: Store, ledger: Ledger, names: list[str]) -> None:
         table = rows.read_part(store, name, ledger.files[name].sha256)
         keys = {ledger.commits[source_key].key for source_key in ledger.held[name]}
         tables.append(rows.only(table, keys, None))
-    data = rows.render(pa.concat_tables(tables).sort_by(rows.ORDER))
+    data = rows.render(pa.concat_tables(tables, promote_options="default").sort_by(rows.ORDER))
     merged = f"{rows.FOLDER}/merged-{uuid4().hex[:16]}.parquet"
     store.write(merged, data)
     file = PartFile(hashlib.sha256(data).hexdigest(), len(data))

@@ -73,8 +73,9 @@ class Plan:
         settings = self.archive.settings.model_dump(mode="json")
         for field_name in ("archive", "questions", "images", "token_file"):
             del settings[field_name]
-        if settings["choices_column"] is None:  # as before there were any
-            del settings["choices_column"]
+        for field_name in ("choices_column", "prompt", "system_column"):
+            if settings[field_name] is None:  # as before there were any
+                del settings[field_name]
         files = {file.name: file.digest for file in self.files}
         return {"archive": settings, "files": files, "images": self.images.digest}
 

@@ -6,7 +6,7 @@ files. Only sorting without a limit, and the user's own table, are held whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from medv_ray.archive.pseudonyms import Pseudonyms
 from medv_ray.archive.rows import read_run
 from medv_ray.archive.store import Store
 from medv_ray.errors import CATALOGUE, RunError, SettingsError
-from medv_ray.schema import ANSWER_SCHEMA, STATUSES
+from medv_ray.schema import ANSWER_SCHEMA, STATUSES, is_ours
 
 BATCH_ROWS = 65_536
 """Small parts of an unfinished run are put together to so many rows."""
@@ -102,10 +102,15 @@ def batches(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
             held.append(table)
             count += table.num_rows
         if count >= BATCH_ROWS:
-            yield pa.concat_tables(held)
+            yield together(held)
             held, count, yielded = [], 0, True
     if count or not yielded:
-        yield pa.concat_tables(held)
+        yield together(held)
+
+
+def together(tables: Sequence[pa.Table]) -> pa.Table:
+    """One table, with the columns of all: only a run's own rows have its blanks."""
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _limited(tables: Iterator[pa.Table], limit: int | None) -> Iterator[pa.Table]:
@@ -125,9 +130,9 @@ def _sorted(tables: Iterator[pa.Table], choice: Choice) -> Iterator[pa.Table]:
         if choice.limit is None:
             whole.append(table)
         else:
-            kept = pa.concat_tables([kept, table]).sort_by(choice.order()).slice(0, choice.limit)
+            kept = together([kept, table]).sort_by(choice.order()).slice(0, choice.limit)
             kept = kept.combine_chunks()  # a slice would hold on to what it was cut from
-    yield pa.concat_tables([kept, *whole]).sort_by(choice.order()) if whole else kept
+    yield together([kept, *whole]).sort_by(choice.order()) if whole else kept
 
 
 class Join:
@@ -162,7 +167,7 @@ class Join:
                 texts = [None if k is None else pseudonyms.of_id(k) for k in self._keys.to_pylist()]
                 self._keys = pa.array(texts, pa.string())
             table = table.drop_columns([on])
-        names = [TABLE + n if n in ANSWER_SCHEMA.names else n for n in table.column_names]
+        names = [TABLE + n if is_ours(n) else n for n in table.column_names]
         self._table = table.rename_columns(names)
 
     def add(self, rows: pa.Table) -> pa.Table:

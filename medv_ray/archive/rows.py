@@ -16,7 +16,7 @@ from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.ledger import Ledger
 from medv_ray.archive.store import Store, escaped
 from medv_ray.errors import DataError, RunError
-from medv_ray.schema import ANSWER_SCHEMA, STATUSES
+from medv_ray.schema import ANSWER_SCHEMA, STATUSES, is_of_blank
 
 FOLDER = "rows"
 GROUP_ROWS = 16_384
@@ -90,8 +90,14 @@ def image_paths(row: Row, shard: str | None = None) -> list[str | None] | None:
     return [name if name is None else escaped(name) for name in whole]
 
 
-def write_part(store: Store, chunk: Chunk, records: Sequence[dict[str, Any]]) -> Part:
-    """Write a chunk's output rows, one dict a row with names of ANSWER_SCHEMA; durable on return.
+def write_part(
+    store: Store,
+    chunk: Chunk,
+    records: Sequence[dict[str, Any]],
+    blanks: Sequence[pa.Field] = (),
+) -> Part:
+    """Write a chunk's output rows, one dict a row with names of ANSWER_SCHEMA, and of `blanks`
+    where the answers have a form; durable on return.
 
     `file` and `chunk` are filled in here. Raises RunError E1510 unless there is exactly one record
     for every row of the chunk, E1503 when the disk is full.
@@ -99,7 +105,7 @@ def write_part(store: Store, chunk: Chunk, records: Sequence[dict[str, Any]]) ->
     check_records(chunk, records)
     ordered = sorted(records, key=lambda record: int(record["row"]))
     full = [{**record, "file": chunk.file, "chunk": chunk.key} for record in ordered]
-    data = render(pa.Table.from_pylist(full, schema=ANSWER_SCHEMA))
+    data = render(pa.Table.from_pylist(full, schema=pa.schema([*ANSWER_SCHEMA, *blanks])))
     attempt = uuid4().hex[:12]  # a chunk may be tried twice at the same time
     name = f"{FOLDER}/part-{chunk.key[:16]}.parquet"
     hidden = f"{FOLDER}/part-{chunk.key[:16]}-{attempt}.parquet"
@@ -149,6 +155,8 @@ def read_part(
     opened = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
     table = opened.read(columns, use_threads=False)
     wanted = [ANSWER_SCHEMA.field(name) for name in columns or ANSWER_SCHEMA.names]
+    if columns is None:
+        wanted += [field for field in table.schema if is_of_blank(field.name)]
     return pa.table(
         [
             table.column(field.name)

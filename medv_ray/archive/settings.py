@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -12,6 +13,23 @@ from medv_ray.tables.columns import Asked
 from medv_ray.tables.encoding import known_encoding
 from medv_ray.tables.record import CELL_BYTES
 from medv_ray.tables.records import Reading
+
+QUESTION = "question"
+"""In a prompt: the row's question, whatever its column is called."""
+BRACES = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
+
+
+def names_of(prompt: str) -> list[str]:
+    """The columns that a prompt names."""
+    return [name for name in BRACES.findall(prompt) if name]
+
+
+def check_prompt(prompt: str) -> None:
+    """Raises ValueError for braces that name nothing."""
+    if not prompt.strip():
+        raise ValueError("prompt is empty or white space")
+    if re.search(r"[{}]", BRACES.sub("", prompt)):
+        raise ValueError("prompt has a brace without its partner; {{ and }} are braces of the text")
 
 
 class ArchiveSettings(Settings):
@@ -40,6 +58,12 @@ class ArchiveSettings(Settings):
     choices_column: str | None = None
     """Allowed answers, a list of two texts or more: each is scored beside the free answer. Default:
     `choices` where it exists; `none`: no column."""
+    prompt: str | None = None
+    """What is asked, with the row's question and columns: `Modality: {modality}. {question}`. `{{`
+    is a brace. Without `{question}` no question column is looked at."""
+    system_column: str | None = None
+    """Column of system sentences, in place of the one of the prompt settings; an empty cell
+    leaves that."""
     chunk_rows: Annotated[int, Field(ge=1, le=4096)] = 32
     """Rows that are read, answered and committed together: what a kill can cost."""
     limit: PositiveInt | None = None
@@ -64,6 +88,8 @@ class ArchiveSettings(Settings):
             raise ValueError("question is empty or white space")
         if self.question is not None and self.questions is not None:
             raise ValueError("give questions or question, not both")
+        if self.prompt is not None:
+            check_prompt(self.prompt)
         if self.encoding is not None:
             known_encoding(self.encoding)
         if is_dicomweb(self.archive):
@@ -76,9 +102,19 @@ class ArchiveSettings(Settings):
     @property
     def asked(self) -> Asked:
         """The columns that are looked for."""
-        question = None if self.question is not None else self.question_column
+        named = [] if self.prompt is None else names_of(self.prompt)
+        no_question = self.question is not None or bool(named) and QUESTION not in named
         return Asked(
-            self.image_column, question, self.id_column, self.answer_column, self.choices_column
+            self.image_column,
+            None if no_question else self.question_column,
+            self.id_column,
+            self.answer_column,
+            self.choices_column,
+            tuple(
+                name
+                for name in dict.fromkeys([*named, self.system_column])
+                if name and name != QUESTION
+            ),
         )
 
     @property

@@ -39,7 +39,7 @@ from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.store import Stored, absolute, resolve
 from medv_ray.dicomweb.address import is_dicomweb
 from medv_ray.dicomweb.search import Instance
-from medv_ray.errors import DataError
+from medv_ray.errors import DataError, SettingsError
 from medv_ray.slide_parts import SlideFiles
 from medv_ray.tables.records import ENDINGS as TABLE_ENDINGS
 
@@ -95,6 +95,7 @@ def open_archive(
     """
     left_out = LeftOut()
     if is_dicomweb(settings.archive):
+        check_no_columns(settings, "a PACS")
         return asked_of_pacs(settings, left_out, salt)
     if settings.questions is not None:
         images = absolute(settings.images or settings.archive)
@@ -107,12 +108,21 @@ def open_archive(
     found = list_files(settings.archive, left_out)
     kind, chosen, beside = choose(settings, found, left_out, known or {})
     if kind == "images":
+        check_no_columns(settings, "a folder of images")
         name = posixpath.basename(folder.rstrip("/")) or "images"
         size = sum(file.size for file in chosen)
         whole = SourceFile(name, resolve(folder)[1], size, 0, clean_stem(name))
         return Archive(settings, kind, folder, (whole,), images, left_out, images=tuple(chosen))
     paths = by_path(resolve(folder)[1], beside)
     return Archive(settings, kind, folder, source_files(chosen), images, left_out, paths)
+
+
+def check_no_columns(settings: ArchiveSettings, what: str) -> None:
+    """Raises SettingsError E1001 where --prompt or --system-column names a column."""
+    if settings.asked.more:
+        name = settings.asked.more[0][:30]
+        rule = f"{what} has no columns; give a table with --questions"
+        raise SettingsError("E1001", f"--prompt or --system-column names {name!r}, but {rule}.")
 
 
 def asked_by_table(settings: ArchiveSettings, images: str, left_out: LeftOut) -> Archive:

@@ -159,6 +159,7 @@ def check_columns(settings: ArchiveSettings, name: str, reader: Reader) -> None:
             f"{name}: no member holds a question (key.txt, key.json); give --question TEXT.",
         )
     if not reader.names:
+        columns.check_more(settings.asked, (), name)
         return
     names = tuple(reader.names)
     asked, found = settings.asked, columns.resolve(settings.asked, names)
@@ -173,6 +174,7 @@ def check_columns(settings: ArchiveSettings, name: str, reader: Reader) -> None:
         missing["choices"] = str(asked.choices)
     if missing:
         raise columns.no_column(name, missing, names)
+    columns.check_more(asked, names, name)
 
 
 def row_id(settings: ArchiveSettings, key: str, cells: dict[str, Any]) -> Any:

@@ -38,6 +38,7 @@ app = typer.Typer(
 
 Option = typer.Option
 Text = str | None
+MAX_CANVAS_BYTES = 2**20
 
 
 def score_command(
@@ -54,6 +55,13 @@ def score_command(
     question_column: Annotated[Text, Option(help="Column of questions.")] = None,
     answer_column: Annotated[Text, Option(help="Column of known answers, copied.")] = None,
     choices_column: Annotated[Text, Option(help="Column of allowed answers, scored.")] = None,
+    prompt: Annotated[
+        Text, Option(help="What is asked: 'Modality: {modality}. {question}', by columns.")
+    ] = None,
+    system_column: Annotated[Text, Option(help="Column of system sentences.")] = None,
+    canvas: Annotated[
+        Path | None, Option(help="File of the answers' form: text with blanks, or JSON schema.")
+    ] = None,
     encoding: Annotated[Text, Option(help="Of text tables: latin-1, say; default UTF-8.")] = None,
     token_file: Annotated[Text, Option(help="Of a PACS: file of its token.")] = None,
     max_cell_bytes: Annotated[
@@ -100,11 +108,13 @@ def score_command(
         config,
         {
             "out": out,
+            "canvas": None if canvas is None else read_canvas(canvas),
             "archive": {
                 "archive": archive, "questions": questions, "question": question,
                 "images": images, "id_column": id_column, "image_column": image_column,
                 "question_column": question_column, "answer_column": answer_column,
                 "choices_column": choices_column, "limit": limit,
+                "prompt": prompt, "system_column": system_column,
                 "encoding": encoding, "max_cell_bytes": max_cell_bytes,
                 "token_file": token_file,
             },
@@ -136,6 +146,23 @@ def score_command(
     outcome = score(settings, mode, address=address)
     print_json(summary_of(outcome, settings))
     return outcome.exit_code
+
+
+def read_canvas(path: Path) -> str:
+    """The text of a file of a form. Raises SettingsError E1001."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CANVAS_BYTES + 1)
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        rule = f"--canvas {path.name}: {error.strerror or type(error).__name__}."
+        raise SettingsError("E1001", rule) from None
+    except UnicodeDecodeError:
+        raise SettingsError("E1001", f"--canvas {path.name}: it is no text (UTF-8).") from None
+    if len(data) > MAX_CANVAS_BYTES:
+        rule = f"it has over {MAX_CANVAS_BYTES} bytes"
+        raise SettingsError("E1001", f"--canvas {path.name}: {rule}.")
+    return text
 
 
 def score_settings(

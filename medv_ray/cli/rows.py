@@ -139,10 +139,12 @@ def show(tables: list[pa.Table], most: int | None, shown: tuple[str, ...] = SHOW
 
 
 def is_joined(name: str) -> bool:
-    """Whether a column is the user's."""
-    from medv_ray.schema import ANSWER_SCHEMA
+    """Whether a column is the user's, or what a blank has come to."""
+    from medv_ray.schema import ANSWER_SCHEMA, is_of_blank
 
-    return name not in ANSWER_SCHEMA.names
+    return name not in ANSWER_SCHEMA.names and not (
+        is_of_blank(name) and not name.startswith("blank_")
+    )
 
 
 def cell(name: str, row: dict[str, Any]) -> str:

@@ -56,6 +56,18 @@ def template_of(schema: Any) -> Template:
     return Template(tuple(builder.parts), is_json=True)
 
 
+def template_of_text(text: str) -> Template:
+    """A form as a file holds it: a JSON schema where it is an object of JSON, else a template.
+    Raises DataError E1309."""
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError):
+        return Template.parse(text.removesuffix("\n"))
+    if not isinstance(schema, dict):
+        return Template.parse(text.removesuffix("\n"))
+    return template_of(schema)
+
+
 class _Builder:
     """Parts of a template, in their order."""
 

@@ -108,6 +108,7 @@ class ScoreChunk:
             settings.answer,
             lambda: make(settings),
             work.pseudonyms,
+            settings.template,
         ).result()
         self._supervisor.ready.remote(self._me)
         return scorer

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
+from medv_ray.archive import blanks
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.mapping import write_chunk
 from medv_ray.archive.pseudonyms import Pseudonyms
@@ -14,6 +16,7 @@ from medv_ray.archive.reading import read_rows
 from medv_ray.archive.rows import Part, image_paths, quarantine_record, tile_record, write_part
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
+from medv_ray.data.canvas import Template
 from medv_ray.data.prompts import Role, Turn
 from medv_ray.engine import Answer, Request, row_seed
 from medv_ray.errors import DataError
@@ -40,11 +43,14 @@ class ChunkScorer:
         answer: AnswerSettings,
         make: Callable[[], RowPredictor],
         pseudonyms: Pseudonyms | None = None,
+        template: Template | None = None,
     ) -> None:
+        """`template`: the answers' form."""
         self._archive = archive
         self._store = store
         self._settings = answer
         self._pseudonyms = pseudonyms
+        self._template, self._blanks = template, blanks.fields(template)
         self._predictor = ReloadingPredictor(make)
         self._new_pictures = 0
         self._pictures: set[bytes] = set()
@@ -91,7 +97,7 @@ class ChunkScorer:
             if self._pseudonyms.mapping:
                 write_chunk(self._store, chunk.source_key, records, self._pseudonyms)
             records = [self._pseudonyms.hide(record) for record in records]
-        return write_part(self._store, chunk, records)
+        return write_part(self._store, chunk, records, self._blanks)
 
     def take_counters(self) -> dict[str, int]:
         """What the predictor did since the last call; `images`: distinct pictures new to it;
@@ -116,7 +122,8 @@ class ChunkScorer:
         return None
 
     def _request(self, row: Row) -> Request:
-        return request_of(row, row_seed(self._settings.seed, row.id))
+        request = request_of(row, row_seed(self._settings.seed, row.id))
+        return replace(request, template=self._template)
 
     def _answer(self, rows: list[Row]) -> list[Answer | DataError]:
         """All rows in one call, rows of one picture side by side."""
@@ -183,6 +190,7 @@ class ChunkScorer:
             "image_sha256": " ".join(ended.image_sha256) or None,
             "prompt_sha256": ended.prompt_sha256,
             **choices_record(ended),
+            **blanks.record(ended.blanks, self._blanks),
         }
 
 
@@ -201,7 +209,7 @@ def request_of(row: Row, seed: int = 0) -> Request:
     """What is asked of the engine for a row."""
     history = tuple(Turn(cast(Role, role), text) for role, text in row.history)
     return Request(
-        row.question or "",
+        row.prompt or row.question or "",
         row.pictures,
         history,
         seed=seed,

@@ -8,14 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from medv_ray import __version__
 from medv_ray.archive.pseudonyms import PrivacySettings, Pseudonyms
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.store import is_local
+from medv_ray.data.canvas import Template
+from medv_ray.data.json_schema import template_of_text
 from medv_ray.dicomweb.token import VARIABLE as TOKEN_FILE
-from medv_ray.errors import SettingsError
+from medv_ray.errors import DataError, SettingsError
 from medv_ray.serving.options import ServeSettings
 from medv_ray.settings import (
     AnswerSettings,
@@ -65,6 +67,24 @@ class ScoreSettings(AnswerSettings):
     engine: EngineSettings = EngineSettings()
     pool: PoolSettings = PoolSettings()
     privacy: PrivacySettings = PrivacySettings()
+    canvas: str | None = None
+    """The answers' form (docs/canvas.md): a text with blanks, or a JSON schema. `--canvas` reads it
+    from a file."""
+
+    @field_validator("canvas")
+    @classmethod
+    def _is_a_form(cls, canvas: str | None) -> str | None:
+        if canvas is not None:
+            try:
+                template_of_text(canvas)
+            except DataError as error:
+                raise ValueError(error.detail) from None
+        return canvas
+
+    @property
+    def template(self) -> Template | None:
+        """The answers' form; None for free text."""
+        return None if self.canvas is None else template_of_text(self.canvas)
 
     @property
     def answer(self) -> AnswerSettings:
@@ -122,8 +142,10 @@ class ScoreSettings(AnswerSettings):
         # a run without an adapter is named as it was before there were any
         adapter = {} if adapter_sha256 is None else {"adapter_sha256": adapter_sha256}
         privacy = {} if pseudonyms is None else {"privacy": pseudonyms.identity}
+        canvas = {} if self.canvas is None else {"canvas": self.canvas}
         return {
             **privacy,
+            **canvas,
             "settings": self.answer.model_dump(mode="json"),
             "slides": self.slides.model_dump(mode="json", exclude={"seconds"}),
             "model": {

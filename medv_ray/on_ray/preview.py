@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from medv_ray.archive.reading import read_rows
 from medv_ray.archive.slides import slide_counts
 from medv_ray.archive.survey import Survey, survey
 from medv_ray.canvases import TileSettings
+from medv_ray.data.canvas import Template
 from medv_ray.data.decode_child import Decoder
 from medv_ray.errors import DataError, shows_names
 from medv_ray.file_parts import Picture
@@ -185,14 +186,16 @@ def take_probe(rows: list[Row], settings: ScoreSettings, factory: str | None) ->
         return {"skipped": "no GPU here: run --plan on a machine like the actors'"}
     predictor = find(factory or PREDICTOR)(settings)
     try:
-        return time_probe(predictor, rows)
+        return time_probe(predictor, rows, settings.template)
     finally:
         predictor.close()
 
 
-def time_probe(predictor: RowPredictor, rows: list[Row]) -> dict[str, Any]:
+def time_probe(
+    predictor: RowPredictor, rows: list[Row], template: Template | None = None
+) -> dict[str, Any]:
     """Seconds a row on this machine, after one row that warms up."""
-    requests = [request_of(row) for row in rows]
+    requests = [replace(request_of(row), template=template) for row in rows]
     predictor.answer(requests[:1])
     timed = requests[1:] or requests
     started = time.perf_counter()

@@ -23,8 +23,12 @@ from medv_ray.archive.sources import open_archive
 from medv_ray.archive.store import is_local
 from medv_ray.archive.summary import Summary
 from medv_ray.data.frames import splitter
+from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.data.slide_child import reader_of, splitter_of
-from medv_ray.errors import DataError, RunError
+from medv_ray.engine.layout import Tokens, layout_of
+from medv_ray.engine.resolve import resolve
+from medv_ray.errors import DataError, RunError, SettingsError
+from medv_ray.model.weights import read_headers
 from medv_ray.on_ray.cluster import cluster_address, running_ray
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, model_digests
 from medv_ray.on_ray.preflight import size_pool
@@ -104,6 +108,7 @@ def planned(
     """The plan of the archive and the identity of the run, without opening the run folder."""
     resume = resume or Resume()
     identity = settings.identity(*model_digests(settings.model), pseudonyms)
+    check_form(settings)
     prior = Prior() if resume.new_run else Prior.read(settings.out)
     archive = open_archive(settings.archive, prior.images, prior.salt)
     reader = reader_of(settings.image, settings.slides)
@@ -111,6 +116,23 @@ def planned(
     split = splitter_of(reader, settings.slides, splitter(settings.image.frames), is_on_disk)
     archive = replace(archive, slides=reader)
     return make_plan(archive, identity_digest(identity), prior, split), identity
+
+
+def check_form(settings: ScoreSettings) -> None:
+    """Raises SettingsError E1001 where no answer can have the form that is asked for."""
+    if settings.template is None:
+        return
+    tokenizer = load_tokenizer(settings.model.path)
+    special = SpecialIds.of(tokenizer)
+    spec = resolve(settings.sampler, tokenizer, special)
+    try:
+        layout = layout_of(settings.template, spec, Tokens(tokenizer, len(tokenizer)))
+    except DataError as error:
+        raise SettingsError("E1001", f"canvas: {error.detail}") from None
+    most = read_headers(settings.model.path)[0].max_length
+    if layout.spec.gen_length > most:
+        rule = f"it takes {layout.spec.gen_length} positions; the model has {most} for all"
+        raise SettingsError("E1001", f"canvas: {rule}.")
 
 
 def score(

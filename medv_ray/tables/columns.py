@@ -27,6 +27,8 @@ class Asked(NamedTuple):
     id: str | None = None
     answer: str | None = None
     choices: str | None = None
+    more: tuple[str, ...] = ()
+    """Others, which a prompt or a system sentence takes."""
 
 
 class Columns(NamedTuple):
@@ -40,13 +42,14 @@ class Columns(NamedTuple):
     """Of a dialogue, in place of the question."""
     choices: str | None = None
     answer_type: str | None = None
+    more: tuple[str, ...] = ()
 
     @property
     def cells(self) -> list[str]:
         """All but the image's, each once."""
         named = (
             *(self.id, self.question, self.answer),
-            *(self.turns, self.choices, self.answer_type),
+            *(self.turns, self.choices, self.answer_type, *self.more),
         )
         return [name for name in dict.fromkeys(named) if name is not None]
 
@@ -86,6 +89,7 @@ def resolve(asked: Asked, names: tuple[str, ...]) -> Columns:
         turns,
         choices=None if asked.choices == NO_COLUMN else there(choices),
         answer_type=there(ANSWER_TYPE),
+        more=tuple(name for name in asked.more if name in known),
     )
 
 
@@ -110,14 +114,27 @@ def find(asked: Asked, names: Sequence[str], file: str) -> Columns:
     missing = {kind: str(getattr(asked, kind)) for kind, name in needed if name is None}
     if missing:
         raise no_column(file, missing, names)
+    check_more(asked, names, file)
     if list(names).count(ANSWER_TYPE) > 1:  # nobody asked for it, nor for this:
         found = found._replace(answer_type=None)
     if asked.choices is None and list(names).count(found.choices or "") > 1:
         found = found._replace(choices=None)
-    twice = next((name for name in found if name is not None and list(names).count(name) > 1), None)
+    twice = next((name for name in found.cells if list(names).count(name) > 1), None)
+    if twice is None and found.image is not None and list(names).count(found.image) > 1:
+        twice = found.image
     if twice is not None:
         raise DataError("E1109", f"{file}: two columns have the name {twice[:30]!r}.")
     return found
+
+
+def check_more(asked: Asked, names: Sequence[str], file: str) -> None:
+    """Raises DataError E1101 for a column of a prompt or a system sentence that is not there."""
+    lacks = next((name for name in asked.more if name not in names), None)
+    if lacks is not None:
+        rule = "which --prompt or --system-column names"
+        raise DataError(
+            "E1101", f"{file} has no column {lacks[:30]!r}, {rule}; it has {listed(names)}."
+        )
 
 
 _LIKELY = {
