@@ -164,7 +164,7 @@ def check_columns(settings: ArchiveSettings, name: str, reader: Reader) -> None:
     names = tuple(reader.names)
     asked, found = settings.asked, columns.resolve(settings.asked, names)
     missing = {}
-    if not (found.question or found.turns or reader.num_texts):
+    if asked.question is not None and not (found.question or found.turns or reader.num_texts):
         missing["question"] = settings.question_column
     if asked.id not in (None, columns.NO_COLUMN) and found.id is None:
         missing["id"] = str(asked.id)
