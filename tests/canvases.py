@@ -6,7 +6,7 @@ Half are templates, half schemas. The model is random logits of the toy's vocabu
 the response as it stands, so every step of every rule is taken: any sizes of blocks and steps,
 presets, temperature, guidance, random remasking. Of each: no pinned token changed, every blank
 holds what it may, the text is the template's own around the values; JSON parses and is valid by
-jsonschema. Every 200th goes through batches of 1, 2 and 8 rows together as well, and has to come out
+jsonschema. Every 200th goes through batches of 2 and 8 rows together as well, and has to come out
 the same to the last bit.
 Prints one JSON line of counts; exit code 1 where one of them is not 0 that has to be.
 """
