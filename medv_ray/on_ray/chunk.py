@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from medv_ray.archive import blanks
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.mapping import write_chunk
 from medv_ray.archive.pseudonyms import Pseudonyms
@@ -21,6 +20,7 @@ from medv_ray.data.prompts import Role, Turn
 from medv_ray.engine import Answer, Request, row_seed
 from medv_ray.errors import DataError
 from medv_ray.file_parts import Picture
+from medv_ray.on_ray import blanks
 from medv_ray.on_ray.predictor import Failed, ReloadingPredictor, RowPredictor
 from medv_ray.settings import AnswerSettings
 

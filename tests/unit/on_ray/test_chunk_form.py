@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medv_ray.archive.blanks import fields
 from medv_ray.archive.plan import plan
 from medv_ray.archive.results import Choice, batches
 from medv_ray.archive.rows import read_part
@@ -19,6 +18,7 @@ from medv_ray.data.canvas import Template
 from medv_ray.data.json_schema import template_of_text
 from medv_ray.engine import Predictor
 from medv_ray.errors import SettingsError
+from medv_ray.on_ray.blanks import fields
 from medv_ray.on_ray.chunk import ChunkScorer
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.score import check_form
