@@ -52,6 +52,8 @@ class Canvas:
     length: int | None = None
     """Of the answer, where it is known: all of it is filled however many steps that takes, no stop
     sequence ends it, and positions from here on stay masked."""
+    tails: Sequence[range] = ()
+    """Positions that are of no use behind the first of them that takes `end`."""
     end: int | None = None
     """Token of positions that turn out to be of no use."""
 

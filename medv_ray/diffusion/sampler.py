@@ -368,6 +368,8 @@ class Denoising:
             row, masks = self.row(b), [i for i, hidden in enumerate(masked) if hidden]
             if row.spans and not failed:
                 masks = self._fill_spans(b, masks)
+            if row.canvas is not None and row.canvas.tails and not failed:
+                masks = self._fill_tails(b, masks)
             none = stop == self.length or row.whole
             row.advance(masks, None if none else stop, failed, bool(need))
 
@@ -395,6 +397,19 @@ class Denoising:
             self._put(b, [(i, row.canvas.end or 0, sure) for i in sorted(void & left)])
             left -= void
         return sorted(left)
+
+    def _fill_tails(self, b: int, masks: list[int]) -> list[int]:
+        """Fill what is of no use behind an end token of row b; what is masked now."""
+        canvas, x = self.row(b).canvas, self.x[b].tolist()
+        assert canvas is not None
+        void = set[int]()
+        for tail in canvas.tails:
+            positions = [self.start + i for i in tail]
+            ends = [i for i in positions if x[i] == canvas.end]
+            void |= {i for i in positions if ends and i > ends[0]}
+        left = [i for i in masks if i in void]
+        self._put(b, [(i, canvas.end or 0, 1.0) for i in left])
+        return [i for i in masks if i not in void]
 
     def _put(self, b: int, taken: list[tuple[int, int, float]]) -> None:
         """Commit (position, token, confidence) of row b."""

@@ -255,7 +255,10 @@ def layout_of(template: Template, spec: SampleSpec, tokens: Tokens) -> Layout:
     if not {*stop} & {*spec.excluded, spec.mask_id}:
         pinned |= dict(enumerate(stop, at))
         at += len(stop)
-    canvas = Canvas(pinned, allowed, spans, at, end)
+    tails = [
+        place for part, place, _ in parts if isinstance(part, Words) and part.least < part.most
+    ]
+    canvas = Canvas(pinned, allowed, spans, at, tails, end)
     return Layout(tuple(parts), canvas, _long_enough(spec, at), tokens)
 
 

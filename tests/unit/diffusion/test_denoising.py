@@ -140,7 +140,8 @@ def canvas_of(draw: st.DrawFn, length: int) -> Canvas:
     span = Span(places, Whole(options).pieces, {options[0]: void})
     free = {i: t for i, t in pinned.items() if i not in places}
     whole = draw(st.none() | st.integers(places[-1] + 1, length))
-    return Canvas(free, allowed, [span], whole, end=1)
+    tails = [range(*sorted(draw(st.tuples(positions, positions))))]
+    return Canvas(free, allowed, [span], whole, tails, end=1)
 
 
 class Whole:
