@@ -8,8 +8,9 @@ prepared: the questions whose answer is yes or no. One process, one thread, L = 
 `exact` and `fast` answer freely; an answer counts when it is the reference, letters' case and a dot
 aside. `choices` is the form {{answer:choice=yes|no}}, one pass a question; `likelihood` is
 `Engine.choose`, what `medv eval` scores. First all rows are answered by every arm; then a repeat
-takes the first `--timed` of them with each arm in turn, every time with a fresh engine: decoding,
-vision tower, denoising. Accuracies with 95 % intervals (bootstrap over rows).
+takes the first `--timed` of them with each arm in turn, every time with a fresh engine whose
+decoder has started: decoding, vision tower, denoising. Accuracies with 95 % intervals (bootstrap
+over rows).
 Prints one JSON line.
 """
 
@@ -82,43 +83,47 @@ class Arms:
         self._model = weights.load(folder, dtype=torch.float32, device="cpu", logit_size=size)
         self._model.pack(PACK_BYTES)
         self._length = length
-        self.all: dict[str, Callable[[Sequence[Row]], tuple[list[str], int]]] = {
-            "exact": lambda rows: self._free(rows, "exact"),
-            "fast": lambda rows: self._free(rows, "fast"),
-            "choices": self._choices,
-            "likelihood": self._likelihood,
+        self.all: dict[str, Callable[[Predictor, Sequence[Row]], tuple[list[str], int]]] = {
+            "exact": _free,
+            "fast": _free,
+            "choices": _choices,
+            "likelihood": _likelihood,
         }
 
-    def _predictor(self, preset: str = "exact") -> Predictor:
+    def predictor(self, name: str) -> Predictor:
+        """A fresh engine for an arm."""
+        preset = "fast" if name == "fast" else "exact"
         n = self._length
         sampler = SamplerSettings(preset=preset, gen_length=n, block_length=n, steps=n)  # type: ignore[arg-type]
         answer = AnswerSettings(sampler=sampler)
         return Predictor(Engine(self._model, self._tokenizer, answer, EngineSettings()))
 
-    def _answered(
-        self, rows: Sequence[Row], preset: str, form: Template | None
-    ) -> tuple[list[str], int]:
-        with self._predictor(preset) as predictor:
-            ended = predictor.answer([Request(r.question, r.images, template=form) for r in rows])
-        answers = [one for one in ended if isinstance(one, Answer)]
-        if len(answers) < len(rows):
-            raise SystemExit("wrong result, not timed: a row was refused")
-        return [one.text for one in answers], sum(one.forward_passes for one in answers)
 
-    def _free(self, rows: Sequence[Row], preset: str) -> tuple[list[str], int]:
-        return self._answered(rows, preset, None)
+def _answered(
+    predictor: Predictor, rows: Sequence[Row], form: Template | None
+) -> tuple[list[str], int]:
+    ended = predictor.answer([Request(r.question, r.images, template=form) for r in rows])
+    answers = [one for one in ended if isinstance(one, Answer)]
+    if len(answers) < len(rows):
+        raise SystemExit("wrong result, not timed: a row was refused")
+    return [one.text for one in answers], sum(one.forward_passes for one in answers)
 
-    def _choices(self, rows: Sequence[Row]) -> tuple[list[str], int]:
-        texts, passes = self._answered(rows, "exact", FORM)
-        if not {*texts} <= {*CHOICES}:
-            raise SystemExit("wrong result, not timed: an answer is none of the choices")
-        return texts, passes
 
-    def _likelihood(self, rows: Sequence[Row]) -> tuple[list[str], int]:
-        with self._predictor() as predictor:
-            found = [predictor.engine.choose(Request(r.question, r.images), CHOICES) for r in rows]
-        best = [max(one, key=lambda c: c.log_likelihood).text for one in found]
-        return best, len(rows)  # one token each: one pass
+def _free(predictor: Predictor, rows: Sequence[Row]) -> tuple[list[str], int]:
+    return _answered(predictor, rows, None)
+
+
+def _choices(predictor: Predictor, rows: Sequence[Row]) -> tuple[list[str], int]:
+    texts, passes = _answered(predictor, rows, FORM)
+    if not {*texts} <= {*CHOICES}:
+        raise SystemExit("wrong result, not timed: an answer is none of the choices")
+    return texts, passes
+
+
+def _likelihood(predictor: Predictor, rows: Sequence[Row]) -> tuple[list[str], int]:
+    found = [predictor.engine.choose(Request(r.question, r.images), CHOICES) for r in rows]
+    best = [max(one, key=lambda c: c.log_likelihood).text for one in found]
+    return best, len(rows)  # one token each: one pass
 
 
 def main() -> None:
@@ -131,10 +136,12 @@ def main() -> None:
     given = asked.parse_args()
     torch.set_num_threads(1)
     rows = prepared(given.data, given.rows) if given.data else tiles(given.rows)
-    arms = Arms(given.model, given.length).all
+    made = Arms(given.model, given.length)
+    arms = made.all
     figures: dict[str, dict[str, Any]] = {}
     for name, arm in arms.items():
-        texts, passes = arm(rows)
+        with made.predictor(name) as predictor:
+            texts, passes = arm(predictor, rows)
         right = [float(said(text) == row.answer) for text, row in zip(texts, rows, strict=True)]
         found = interval(np.array(right))
         figures[name] = {
@@ -146,9 +153,11 @@ def main() -> None:
     timed = rows[: given.timed]
     for _ in range(given.repeats):
         for name, arm in arms.items():
-            start = time.perf_counter()
-            arm(timed)
-            times[name].append(time.perf_counter() - start)
+            with made.predictor(name) as predictor:
+                arm(predictor, rows[-1:])
+                start = time.perf_counter()
+                arm(predictor, timed)
+                times[name].append(time.perf_counter() - start)
     for name, took in times.items():
         ratios = [a / b for a, b in zip(times["exact"], took, strict=True)]
         figures[name] |= {
