@@ -18,6 +18,9 @@ from medv_ray.archive.ledger import Ledger, PartFile
 from medv_ray.archive.store import Store
 
 TARGET_BYTES = 64 * 2**20
+MOST_ROWS = 2**18
+"""In one file: short answers pack so well that a file of the target size holds millions of them,
+and a merge has all of its rows in memory."""
 
 
 def small_parts(ledger: Ledger) -> list[str]:
@@ -36,16 +39,24 @@ def compact(store: Store, ledger: Ledger) -> None:
 
 def groups(ledger: Ledger) -> Iterator[list[str]]:
     """Files to be merged with each other: parts, and merged files far below the target size."""
-    small = [n for n, part in ledger.files.items() if part.size < TARGET_BYTES // 2]
+    rows_of = {
+        name: sum(ledger.commits[source_key].rows for source_key in held)
+        for name, held in ledger.held.items()
+    }
+    small = [
+        name
+        for name, part in ledger.files.items()
+        if part.size < TARGET_BYTES // 2 and rows_of[name] < MOST_ROWS // 2
+    ]
     small.sort(key=lambda name: min(ledger.commits[p].number for p in ledger.held[name]))
     group: list[str] = []
-    size = 0
+    size = count = 0
     for name in small:
-        if group and size + ledger.files[name].size > TARGET_BYTES:
+        size, count = size + ledger.files[name].size, count + rows_of[name]
+        if group and (size > TARGET_BYTES or count > MOST_ROWS):
             yield group
-            group, size = [], 0
+            group, size, count = [], ledger.files[name].size, rows_of[name]
         group.append(name)
-        size += ledger.files[name].size
     if len(group) > 1:
         yield group
 

@@ -59,6 +59,7 @@ ARMS = ("kills", "stuck", "burst", "overload", "attacks", "leave", "redeploy")
 RUNS = {
     "kill_runs": ["tests.chaos.kill_runs"],
     "many_rows": ["tests.chaos.many_rows"],
+    "driver_memory": ["tests.chaos.many_rows", "--kills", "2"],
     "kill_train": ["tests.chaos.kill_train"],
     "bit_flips": ["tests.chaos.bit_flips"],
     "serve_runs": ["tests.chaos.serve_runs", *(w for arm in ARMS for w in ("--only", arm))],
@@ -147,7 +148,7 @@ FIGURES = (
         "60 s at a million rows, on a quiet machine",
     ),
     Figure(
-        "memory of the driver", "many_rows",
+        "memory of the driver, merges of a million rows included", "driver_memory",
         lambda lines: f"{lines[-1]['peak_mib']['driver']} MiB", "1,024 MiB at a million rows",
     ),
     Figure(

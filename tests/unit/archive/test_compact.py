@@ -133,3 +133,18 @@ def test_a_reader_gets_a_chunk_once_that_is_tried_again_meanwhile(make, tmp_path
     found += list(reader)
     rows = [row for table in found for row in table.column("row").to_pylist()]
     assert sorted(rows) == list(range(12))
+
+
+def test_a_merge_has_few_rows_in_memory(make, planned, out, monkeypatch):
+    """However well they pack; and what is merged so is not merged again."""
+    commit_all(make, planned, out)
+    store, merged = Store(out), []
+    monkeypatch.setattr(compacting, "MOST_ROWS", 12)
+    merge = compacting.merge
+    monkeypatch.setattr(
+        compacting, "merge", lambda *given: (merged.append(given[2]), merge(*given))
+    )
+    for _ in range(2):
+        compact(store, Ledger.load(store))
+    assert [len(names) for names in merged] == [3, 3, 3], "of 4 rows each"
+    assert sorted(rows_of(out)) == [(f, r) for f in (0, 1) for r in range(20)]
