@@ -27,7 +27,10 @@ CHROMIUM = [
 ]
 
 
-@pytest.fixture(scope="module")
+SIZE = {"width": 1280, "height": 900}
+
+
+@pytest.fixture(scope="package")
 def page_url() -> Iterator[str]:
     """Where the page is: at MEDV_PAGE_URL, or at an endpoint of the toy in this process."""
     given = os.environ.get("MEDV_PAGE_URL")
@@ -40,7 +43,7 @@ def page_url() -> Iterator[str]:
     service.close()
 
 
-@pytest.fixture(scope="module")  # its event loop would be in the way of other tests
+@pytest.fixture(scope="package")  # its event loop would be in the way of other tests
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium")
@@ -52,26 +55,52 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
-@pytest.fixture
-def page(browser: Any, page_url: str) -> Iterator[Any]:
-    """The page in a window of its own. Fails for a script error, for whatever the content security
-    policy had to stop, and for a request to another host."""
-    window = browser.new_context(viewport={"width": 1280, "height": 900})
+class Tab:
+    """A page, what went wrong in it, and the addresses that it has asked for."""
+
+    def __init__(self, window: Any) -> None:
+        self.page = window.new_page()
+        self.faults: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("console", lambda line: self._heard(line.text))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+
+    def _heard(self, text: str) -> None:
+        if "Security Policy" in text:
+            self.faults.append(text)
+
+    def renew(self) -> None:
+        """As a tab that has just been opened, as far as the page can tell: to open one takes a
+        second of a core."""
+        self.page.unroute_all(behavior="ignoreErrors")
+        self.page.evaluate("sessionStorage.clear()")
+        self.page.goto("about:blank")
+        self.page.mouse.move(0, 0)
+        self.page.emulate_media(color_scheme="null")
+        self.page.set_viewport_size(SIZE)
+
+
+@pytest.fixture(scope="package")
+def tab(browser: Any) -> Iterator[Tab]:
+    window = browser.new_context(viewport=SIZE)
     window.set_default_timeout(10_000)
     window.grant_permissions(["clipboard-read", "clipboard-write"])
-    page = window.new_page()
-    faults: list[str] = []
-    asked: list[str] = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on(
-        "console",
-        lambda line: faults.append(line.text) if "Security Policy" in line.text else None,
-    )
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(page_url)
-    page.get_by_label("Preset").wait_for()  # the endpoint has sent its defaults
-    yield page
+    yield Tab(window)
     window.close()
-    assert faults == []
-    hosts = {urlsplit(url).netloc for url in asked if not url.startswith(("blob:", "data:"))}
+
+
+@pytest.fixture
+def page(tab: Tab, page_url: str) -> Iterator[Any]:
+    """The page as one finds it. Fails for a script error, for whatever the content security policy
+    had to stop, and for a request to another host."""
+    tab.faults.clear()
+    tab.asked.clear()
+    tab.page.goto(page_url)
+    tab.page.get_by_label("Preset").wait_for()  # the endpoint has sent its defaults
+    yield tab.page
+    tab.renew()
+    assert tab.faults == []
+    local = ("blob:", "data:", "about:")
+    hosts = {urlsplit(url).netloc for url in tab.asked if not url.startswith(local)}
     assert hosts == {urlsplit(page_url).netloc}

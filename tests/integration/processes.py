@@ -15,6 +15,7 @@ def environment(ray_folder: Path) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
         "RAY_TMPDIR": str(ray_folder),
         "OMP_NUM_THREADS": "1",
     }

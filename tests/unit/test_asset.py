@@ -91,8 +91,9 @@ def test_answers_fresh_tiles(questions, ask):
 
 
 def test_answers_and_describes_fresh_tiles_at_24_tokens(rows, ask):
-    answers = ask(rows, LONG_SAMPLER)
-    scores = by_type(rows, answers)
+    half = rows[: len(rows) // 2]  # of every type; at once all of them are asked below
+    answers = ask(half, LONG_SAMPLER)
+    scores = by_type(half, answers)
     assert set(scores) == {*toy_questions.QUESTION_TYPES, "caption"}
     assert min(scores.values()) >= 0.95, scores
     assert {answer.finish for answer in answers} == {"stop"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from medv_ray.training.rows import RowEncoder
 from medv_ray.training.stages import ShardSettings
 
 STEPS = (30, 4, 2)
+BRIEF = (2, 1, 1)
+"""What is the same or another by the seed shows after few steps."""
 NUM_TILES = 24
 
 
@@ -68,15 +71,25 @@ def first(tmp_path_factory):
     return made(tmp_path_factory.mktemp("tiny") / "first")
 
 
-@pytest.mark.integration
-def test_same_seed_gives_the_same_folder(first, tmp_path):
-    assert weights.digest(made(tmp_path / "again")) == weights.digest(first)
+@pytest.fixture(scope="module")
+def brief(first, tmp_path_factory):
+    """On the data and from the fresh weights of `first`."""
+    folder = tmp_path_factory.mktemp("tiny") / "brief"
+    for name in ("data", "fresh"):
+        shutil.copytree(first.parent / name, folder / name)
+    return made(folder, steps=BRIEF)
 
 
 @pytest.mark.integration
-def test_another_seed_gives_other_weights(first, tmp_path):
+def test_same_seed_gives_the_same_folder(brief, tmp_path):
+    """Data and fresh weights are made once more."""
+    assert weights.digest(made(tmp_path / "again", steps=BRIEF)) == weights.digest(brief)
+
+
+@pytest.mark.integration
+def test_another_seed_gives_other_weights(brief, tmp_path):
     other = made(tmp_path, seed=1, steps=(1, 1, 1))
-    one, two = (load_file(path / "model.safetensors") for path in (first, other))
+    one, two = (load_file(path / "model.safetensors") for path in (brief, other))
     assert one.keys() == two.keys()
     assert not torch.equal(one["lm_head.weight"], two["lm_head.weight"])
 
