@@ -81,8 +81,3 @@ OF_BLANKS = ("blank_", "confidence_", "probabilities_")
 def is_of_blank(name: str) -> bool:
     """Whether a column is one of the run's blanks."""
     return name.startswith(OF_BLANKS) and name not in ANSWER_SCHEMA.names
-
-
-def is_ours(name: str) -> bool:
-    """Whether a column may be a run's own."""
-    return name in ANSWER_SCHEMA.names or is_of_blank(name)

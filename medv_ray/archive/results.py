@@ -18,7 +18,7 @@ from medv_ray.archive.pseudonyms import Pseudonyms
 from medv_ray.archive.rows import read_run
 from medv_ray.archive.store import Store
 from medv_ray.errors import CATALOGUE, RunError, SettingsError
-from medv_ray.schema import ANSWER_SCHEMA, STATUSES, is_ours
+from medv_ray.schema import ANSWER_SCHEMA, STATUSES
 
 BATCH_ROWS = 65_536
 """Small parts of an unfinished run are put together to so many rows."""
@@ -167,8 +167,7 @@ class Join:
                 texts = [None if k is None else pseudonyms.of_id(k) for k in self._keys.to_pylist()]
                 self._keys = pa.array(texts, pa.string())
             table = table.drop_columns([on])
-        names = [TABLE + n if is_ours(n) else n for n in table.column_names]
-        self._table = table.rename_columns(names)
+        self._table = table
 
     def add(self, rows: pa.Table) -> pa.Table:
         """The rows with the table's columns behind; null where the table has no such row."""
@@ -182,7 +181,11 @@ class Join:
         self.partners += len(index) - index.null_count
         found = self._table.take(index)
         for name in found.column_names:
-            rows = rows.append_column(found.schema.field(name), found.column(name))
+            field = found.schema.field(name)
+            taken = name in rows.column_names
+            rows = rows.append_column(
+                field.with_name(TABLE + name) if taken else field, found.column(name)
+            )
         return rows
 
 
