@@ -199,10 +199,10 @@ class BadRequest(DataError):
 W = TypeVar("W", bound=Wire)
 
 
-def parse(kind: type[W], body: bytes) -> W:
+def parse(kind: type[W], body: bytes, what: str = "the body") -> W:
     """A body as `kind`. Raises BadRequest E1701 that names the field and never what it holds."""
     try:
-        value = _json(body)
+        value = _json(body, what)
         _leave_out_neutral(value, kind)
         return kind.model_validate(value)
     except ValidationError as error:
@@ -242,7 +242,7 @@ def _asking_for_nothing(value: Any, table: dict[str, tuple[Any, ...]]) -> list[s
     return [n for n in table.keys() & value.keys() if asks_for_nothing(value[n], table[n])]
 
 
-def _json(body: bytes) -> Any:
+def _json(body: bytes, what: str) -> Any:
     """What a body says. Raises BadRequest E1701 that tells what is wrong with it, and where."""
     try:
         text = body.removeprefix(BOM_UTF8).decode()
@@ -257,15 +257,15 @@ def _json(body: bytes) -> Any:
         except BadRequest:
             raise
         except json.JSONDecodeError as error:  # its text holds nothing of the body
-            what = error.msg.removesuffix(" at").removesuffix(" starting")
-            rule = f"{what[:1].lower()}{what[1:]} in line {error.lineno}, column {error.colno}"
+            found = error.msg.removesuffix(" at").removesuffix(" starting")
+            rule = f"{found[:1].lower()}{found[1:]} in line {error.lineno}, column {error.colno}"
         except RecursionError:
             rule = "it is nested too deeply"
         except UnicodeEncodeError:
             rule = "a text holds half a surrogate pair, which is no character"
         except ValueError:  # Python's own limit
             rule = "a whole number has thousands of digits"
-    raise BadRequest("E1701", f"the body is no JSON that can be read: {rule}.")
+    raise BadRequest("E1701", f"{what} is no JSON that can be read: {rule}.")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
