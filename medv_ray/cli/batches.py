@@ -20,7 +20,9 @@ def run_batch_command(
     requests: Annotated[Path, typer.Argument(help="JSON lines as OpenAI's batches have them.")],
     answers: Annotated[Path, typer.Argument(help="JSON lines to write; errors go beside it.")],
     model: Annotated[Text, Option(help="Checkpoint folder; default: the embedded toy.")] = None,
-    name: Annotated[Text, Option(help="What the lines call the model; default: its folder.")] = None,
+    name: Annotated[
+        Text, Option(help="What the lines call the model; default: its folder.")
+    ] = None,
     adapter: Annotated[
         list[str] | None, Option(help="NAME=FOLDER: a LoRA adapter that lines call by NAME.")
     ] = None,

@@ -53,6 +53,7 @@ from medv_ray.serving.replies import (
     status_of,
 )
 from medv_ray.serving.requests import identity, json_body
+from medv_ray.serving.responses import ResponsesCompletion, ResponsesRequest
 from medv_ray.serving.service import Service, model_object, models_list
 from medv_ray.serving.translate import request_of, sampler_of, viewed
 from medv_ray.settings import SamplerSettings
@@ -67,13 +68,21 @@ CHAT_ANSWERS = {
     "application/json": {"schema": ANSWER},
     "text/event-stream": {"itemSchema": EVENT},
 }
+RESPONSES = {
+    "application/json": {"schema": {"type": "object", "required": ["id", "output", "usage"]}},
+    "text/event-stream": {"itemSchema": EVENT},
+}
+NO_COMPLETIONS = (
+    "/v1/completions is not answered here: this model answers dialogues. Ask /v1/chat/completions; "
+    "to fill the text between a prompt and a suffix, give it a canvas with a blank between both."
+)
 PICTURE_ANSWERS = {"application/json": {"schema": PICTURE}}
 T = TypeVar("T")
 LEFT = 499
 """Status that is counted for a client that has left."""
 ROUTES = (
-    "/", "/v1/models", "/v1/chat/completions", "/v1/inspect", "/v1/picture", "/v1/files",
-    "/v1/batches", "/health", "/ping", "/version", "/metrics",
+    "/", "/v1/models", "/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/inspect",
+    "/v1/picture", "/v1/files", "/v1/batches", "/health", "/ping", "/version", "/metrics",
 )  # fmt: skip
 """Paths that are counted by name."""
 FAMILIES = ("/v1/models", "/v1/files", "/v1/batches")
@@ -174,6 +183,8 @@ class Routes:
         self.app.serve("GET", "/v1/models", self.models)
         self.app.serve("GET", "/v1/models/{name:path}", self.one_model)
         self.app.serve("POST", "/v1/chat/completions", self.chat, ChatRequest, CHAT_ANSWERS)
+        self.app.serve("POST", "/v1/responses", self.respond, ResponsesRequest, RESPONSES)
+        self.app.serve("POST", "/v1/completions", self.completions)
         self.app.serve("POST", "/v1/inspect", self.inspect, InspectRequest)
         self.app.serve("POST", "/v1/picture", self.picture, PictureRequest, PICTURE_ANSWERS)
         self.app.serve("GET", "/health", self.health)
@@ -218,8 +229,26 @@ class Routes:
 
     async def chat(self, request: Request) -> Response:
         """An answer to a question about images, whole or as a stream."""
-        started_s = time.monotonic()
         asked = parse(ChatRequest, await json_body(request))
+        return await self._asked(request, asked, Completion)
+
+    async def respond(self, request: Request) -> Response:
+        """An answer in the words of OpenAI's Responses API; nothing is kept."""
+        asked = parse(ResponsesRequest, await json_body(request))
+        try:
+            return await self._asked(request, asked.of_chat(), partial(ResponsesCompletion, asked))
+        except BadRequest as error:
+            raise asked.in_own_words(error) from None
+
+    async def completions(self) -> Response:
+        """Refused: the model has no text to go on with."""
+        raise BadRequest("E1706", NO_COMPLETIONS)
+
+    async def _asked(
+        self, request: Request, asked: ChatRequest, kind: Callable[..., Completion]
+    ) -> Response:
+        """Raises MedvError."""
+        started_s = time.monotonic()
         texts = self.service.model(asked.model)
         owner = str(request.scope["state"]["key"])
         permits = self._permits_of(request)
@@ -227,7 +256,7 @@ class Routes:
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
         seed = self._settings.seed if asked.seed is None else asked.seed
         seeds = [(seed + i) % 2**63 for i in range(asked.num_choices)]
-        said = Completion(asked, texts, seeds, sampler, *identity(request))
+        said = kind(asked, texts, seeds, sampler, *identity(request))
         answering = self._answer(asked, said, sampler, owner, permits, started_s)
         return await unless_left(request, answering) or Response(status_code=LEFT)
 

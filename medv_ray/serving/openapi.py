@@ -126,7 +126,7 @@ class Api(FastAPI):
         answers: dict[str, dict[str, Any]] | None = None,
         form: dict[str, Any] | None = None,
     ) -> None:
-        """A route. `body` or `form`: what it takes; `answers`: its media types, as OpenAPI describes
+        """A route. `body` or `form`: what it takes; `answers`: its media types; all as OpenAPI has
         them."""
         extra: dict[str, Any] = {}
         if body is not None:

@@ -95,8 +95,8 @@ class BatchSettings(Settings):
     upload_seconds: PositiveFloat = 600.0
     """Time for a whole file to arrive; a slower sender is refused (408)."""
     keep_seconds: Annotated[PositiveInt, Field(ge=3600)] = 30 * 86400
-    """Files are removed so long after they were made, unless an unfinished batch reads them; batches
-    so long after they ended. Clients may ask for less."""
+    """Files are removed so long after they were made, unless an unfinished batch reads them;
+    batches so long after they ended. Clients may ask for less."""
     in_flight: PositiveInt | None = None
     """A batch's next line starts only while the replica makes fewer answers than this, those of
     other clients included. None: one more than `engine.slots`."""

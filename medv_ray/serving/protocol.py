@@ -25,6 +25,7 @@ from medv_ray.serving.neutral import (
     OF_MESSAGE,
     OF_PART,
     OF_REQUEST,
+    Tables,
     asks_for_nothing,
     what_is_taken,
 )
@@ -50,6 +51,9 @@ class Wire(BaseModel):
     )
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Fields that `parse` leaves out where they have these values; with others they are unknown."""
+    entries: ClassVar[tuple[str, Tables]] = ("messages", (OF_MESSAGE, OF_PART))
+    """The field that is a list of messages, and the tables of a message and of a part of one."""
+    part_types: ClassVar[tuple[str, ...]] = ("text", "image_url")
 
 
 class TextPart(Wire):
@@ -71,6 +75,7 @@ class ImagePart(Wire):
     image_url: ImageUrl
 
 
+PART_TYPES = ("text", "image_url", "input_text", "output_text", "input_image")
 MAX_FIELDS = 1000
 """Of an object in a body."""
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
@@ -210,25 +215,29 @@ def parse(kind: type[W], body: bytes, what: str = "the body") -> W:
     path = _path(first["loc"])
     rule = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        rule = what_is_taken(first["loc"]) or "there is no such field"
+        tables = (kind.neutral, *kind.entries[1])
+        rule = what_is_taken(first["loc"], tables, kind.entries[0]) or "there is no such field"
     elif first["type"] == "missing":
         rule = "is missing"
     elif first["type"] == "union_tag_invalid":  # pydantic's own text repeats what was sent
-        rule = "type must be text or image_url"
+        rule = f"type must be {' or '.join(kind.part_types)}"
     elif first["type"] in ("model_type", "dict_type"):
         rule = "an object is expected"
     raise BadRequest("E1701", f"{path}: {rule}." if path else f"{rule}.", path or None)
 
 
 def _leave_out_neutral(value: Any, kind: type[Wire]) -> None:
-    for one in _asking_for_nothing(value, kind.neutral):
-        del value[one]
-    for message in _list(value, "messages")[:MAX_MESSAGES]:
-        for one in _asking_for_nothing(message, OF_MESSAGE):
-            del message[one]
+    name, (of_entry, of_part) = kind.entries
+    _leave_out(value, kind.neutral)
+    for message in _list(value, name)[:MAX_MESSAGES]:
+        _leave_out(message, of_entry)
         for part in _list(message, "content"):
-            for one in _asking_for_nothing(part, OF_PART):
-                del part[one]
+            _leave_out(part, of_part)
+
+
+def _leave_out(value: Any, table: dict[str, tuple[Any, ...]]) -> None:
+    for one in _asking_for_nothing(value, table):
+        del value[one]
 
 
 def _list(value: Any, name: str) -> list[Any]:
@@ -291,7 +300,7 @@ def _path(loc: tuple[int | str, ...]) -> str:
     kept = [
         part
         for before, part in zip(["", *parts], parts, strict=False)
-        if not part.startswith("(") and not (before.isdigit() and part in ("text", "image_url"))
+        if not part.startswith("(") and not (before.isdigit() and part in PART_TYPES)
     ]
     return shown(".".join(kept))
 

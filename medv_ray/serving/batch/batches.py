@@ -162,7 +162,7 @@ class Batches:
         return last(self.path(batch.id, JOURNAL))
 
     def cancel(self, batch: Batch) -> None:
-        """Have whoever works on it end it. Raises BadRequest E1714 where it is over."""
+        """Have whoever works on it end it. Raises BadRequest E1701 where it is over."""
         if self._is_over(batch):
             raise BadRequest("E1701", "the batch is over; there is nothing to cancel.", "id")
         path = self.path(batch.id, CANCEL)
@@ -205,9 +205,9 @@ class Batches:
         """Remove batches that ended long ago."""
         for batch in self.everyones():
             done = self.progress(batch)
-            if done is not None and done.is_over:
-                if done.time + self.shelf.settings.keep_seconds < time.time():
-                    shutil.rmtree(self.path(batch.id), ignore_errors=True)
+            keep_s = self.shelf.settings.keep_seconds
+            if done is not None and done.is_over and done.time + keep_s < time.time():
+                shutil.rmtree(self.path(batch.id), ignore_errors=True)
 
     def shown(self, batch: Batch) -> dict[str, Any]:
         """A batch as OpenAI's clients see it. Raises RunError E1506."""

@@ -1,4 +1,4 @@
-"""One batch: its lines asked, a bounded number at a time, and what comes of them committed in order.
+"""One batch: its lines asked, some at a time, and what comes of them committed in their order.
 
 Nothing of it is held but the lines that are under way. The same code answers batches of an endpoint
 (`runner`) and files from the command line (`offline`).
@@ -35,7 +35,7 @@ TRIES = 3
 """For a line that is refused for want of memory, or in time."""
 Over = Literal["cancelled", "expired"] | None
 Ask = Callable[[str, bytes, str], Awaitable[tuple[int, bytes]]]
-"""Status and body of url, body and request id. Raises RunError where nobody can be asked any more."""
+"""Status and body, given url, body and request id. Raises RunError where nobody answers any more."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,7 @@ class Job:
         else:
             await asyncio.sleep(LOOK_S)
 
-    def _begin(
-        self, raw: Raw, found: lines.Survey, why: Over
-    ) -> Ended | asyncio.Task[Ended]:
+    def _begin(self, raw: Raw, found: lines.Survey, why: Over) -> Ended | asyncio.Task[Ended]:
         if lines.is_blank(raw):
             return Ended(raw)
         name = f"batch_req_{digest(self._name, raw.number)}"
@@ -247,4 +245,3 @@ def _tokens(body: dict[str, Any]) -> tuple[int, int]:
     asked = usage.get("prompt_tokens", usage.get("input_tokens", 0))
     said = usage.get("completion_tokens", usage.get("output_tokens", 0))
     return asked, said
-

@@ -1,8 +1,8 @@
-"""How far a batch has come: a line a commit, each with its checksum, as the archive's ledger has them.
+"""How far a batch has come: a line a commit, with its checksum, as the archive's ledger has it.
 
-A commit says how many bytes of the input are done and how long the output and error files are with
-what came of them. Whatever lies behind those lengths never happened: whoever goes on cuts it off. So
-each line of the input stands once in one of both, whenever the process is killed.
+A commit says how many bytes of the input are done, and how long the output and error files are with
+what came of them. Whatever lies behind those lengths never happened: whoever goes on cuts it off.
+So each line of the input stands once in one of both, whenever the process is killed.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Journal:
     """The one writer of a batch's commits."""
 
     def __init__(self, path: str) -> None:
-        """Opened at its last whole record; a torn one is cut off. Raises RunError E1506, OSError."""
+        """Open it behind its last whole record; a torn one is cut off. Raises RunError E1506,
+        OSError."""
         self.progress = last(path)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         size = os.fstat(self._file).st_size

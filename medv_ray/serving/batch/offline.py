@@ -1,8 +1,8 @@
 """A batch file answered without a server, by the same code.
 
-    out.jsonl         lines that were answered
-    out.errors.jsonl  lines that were not, each with its error
-    out.jsonl.run/    how far it has come, and a lock; the same command goes on
+out.jsonl         lines that were answered
+out.errors.jsonl  lines that were not, each with its error
+out.jsonl.run/    how far it has come, and a lock; the same command goes on
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ class Spool:
     async def take(self, headers: dict[str, str], receive: Receive) -> dict[str, Any]:
         """Id, name, size and the form's other fields; the content lies in `incoming`.
 
-        Raises Refusal for what is no such form, too large, too slow, or cut short by its client, and
-        for a disk that takes it not.
+        Raises Refusal for what is no such form, too large, too slow, or cut short by its client,
+        and for a disk that takes it not.
         """
         settings = self._settings
         if headers.get("content-encoding", "identity").lower() != "identity":
