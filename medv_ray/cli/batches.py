@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -59,8 +58,7 @@ def run_batch_command(
         "adapters": {name: lora.adapter_digest(one) for name, one in settings.adapters.items()},
         "name": settings.served_name,
     }
-    with closing(Service.load(settings)) as service:
-        done = answer_file(run, service, identity)
+    done = answer_file(run, identity, lambda: Service.load(settings))
     print_json(
         {
             "summary": "done",

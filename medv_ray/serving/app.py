@@ -99,9 +99,8 @@ def make_app(service: Service, keys: Keys, audit: AuditLog | None = None) -> App
     routes = Routes(service, audit)
     uploads, wake = None, lambda: None
     if shelf is not None:
-        runner = Runner(
-            shelf, routes.asking, routes.has_room, service.settings.limits.max_body_bytes
-        )
+        limit = service.settings.limits.max_body_bytes
+        runner = Runner(shelf, routes.asking, routes.has_room, limit, routes.count_lines)
         service.beside.append(runner.close)
         uploads, wake = Spool(shelf), runner.wake
     BatchRoutes(shelf, wake).add_to(routes.app)
@@ -297,6 +296,11 @@ class Routes:
     def has_room(self, under_way: int) -> bool:
         """Whether one more line of a batch may start."""
         return max(under_way, self.service.scheduler.ongoing) < self.service.in_flight
+
+    def count_lines(self, completed: int, failed: int) -> None:
+        """Count lines of a batch that are committed now."""
+        self.service.meters.add("medv_batch_lines", completed, outcome="answered")
+        self.service.meters.add("medv_batch_lines", failed, outcome="failed")
 
     def _permits_of(self, request: Request) -> Permits:
         found: Permits = request.scope["state"].get("permits", self._permits)

@@ -35,7 +35,7 @@ TRIES = 3
 """For a line that is refused for want of memory, or in time."""
 Over = Literal["cancelled", "expired"] | None
 Ask = Callable[[str, bytes, str], Awaitable[tuple[int, bytes]]]
-"""Status and body, given url, body and request id. Raises RunError where nobody answers any more."""
+"""Status and body, given url, body and request id. Raises RunError where nobody can answer."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Job:
         endpoint: str | None = None,
         over: Callable[[], Over] = lambda: None,
         check: Callable[[], None] = lambda: None,
+        count: Callable[[int, int], None] = lambda completed, failed: None,
     ) -> None:
         """
         Args:
@@ -84,9 +85,11 @@ class Job:
             endpoint: the only url of its lines, if there is only one.
             over: whether it is to end before its last line.
             check: raises RunError when this process is no longer its one writer.
+            count: is told how many more lines were answered, and how many failed.
         """
         self._name, self._paths, self._ask, self._has_room = name, paths, ask, has_room
-        self._limit, self._endpoint, self._over, self._check = limit, endpoint, over, check
+        self._limit, self._endpoint, self._over = limit, endpoint, over
+        self._check, self._count = check, count
         self._ready: list[Ended] = []
         self._ready_bytes = 0
         self._committed = 0.0
@@ -219,6 +222,8 @@ class Job:
             input_tokens=done.input_tokens + sum(one.tokens[0] for one in ready),
             output_tokens=done.output_tokens + sum(one.tokens[1] for one in ready),
         )
+        now = self._progress
+        self._count(now.completed - done.completed, now.failed - done.failed)
 
     def _note(self, **changes: Any) -> None:
         self._progress = replace(self._progress, time=time.time(), **changes)

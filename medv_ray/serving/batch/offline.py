@@ -11,7 +11,10 @@ import asyncio
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from medv_ray import files
@@ -21,7 +24,7 @@ from medv_ray.disk import disk_errors
 from medv_ray.errors import RunError, SettingsError
 from medv_ray.serving.app import Routes
 from medv_ray.serving.batch.job import Job, Paths
-from medv_ray.serving.batch.journal import Journal, Progress
+from medv_ray.serving.batch.journal import Journal, Progress, last
 from medv_ray.serving.service import Service
 
 ABOUT = "run.json"
@@ -71,10 +74,11 @@ class BatchRun:
                 raise RunError("E1507", "the output is the input; name another one.")
 
 
-def answer_file(run: BatchRun, service: Service, identity: dict[str, Any]) -> Progress:
+def answer_file(run: BatchRun, identity: dict[str, Any], load: Callable[[], Service]) -> Progress:
     """Answer what is left of a file.
 
     `identity`: what answers depend on, beside the input; a run goes on with the same one only.
+    `load`: makes the service, which is closed again; not called where nothing is left.
     Raises RunError E1501 while another process works on it, E1502 for a run of another input or
     identity, E1503, E1506, E1511, E1708.
     """
@@ -85,37 +89,41 @@ def answer_file(run: BatchRun, service: Service, identity: dict[str, Any]) -> Pr
     lock.acquire()
     try:
         with disk_errors("the run's folder"):
-            _same(run, {**identity, "input": files.file_sha256(run.input)})
-        routes = Routes(service, None)
-        job = Job(
-            "run", run.paths, routes.asking(""), routes.has_room,
-            service.settings.limits.max_body_bytes, check=lock.check,
-        )  # fmt: skip
-        done = asyncio.run(job.run())
-        return done if done.is_over else _ended(run, done)
+            name = _same(run, {**identity, "input": files.file_sha256(run.input)})
+        found = last(run.paths.journal)
+        if found is not None and found.is_over:
+            return found
+        with closing(load()) as service:
+            routes = Routes(service, None)
+            limit = service.settings.limits.max_body_bytes
+            ask, has_room = routes.asking(""), routes.has_room
+            job = Job(name, run.paths, ask, has_room, limit, check=lock.check)
+            return _ended(run, asyncio.run(job.run()))
     finally:
         lock.release()
 
 
-def _same(run: BatchRun, identity: dict[str, Any]) -> None:
+def _same(run: BatchRun, identity: dict[str, Any]) -> str:
+    """What tells the run from others. Raises RunError E1502 where it was begun otherwise."""
     path = os.path.join(run.folder, ABOUT)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     whole = {**identity, "sha256": digest}
     if not os.path.exists(path):
         files.write_atomic(path, json.dumps(whole, indent=1).encode())
-        return
+        return digest
     with open(path, "rb") as file:
         found = json.load(file)
     if found != whole:
         changed = [name for name in whole if found.get(name) != whole[name] and name != "sha256"]
         rule = f"{', '.join(changed)} changed since this run began; name another output, or delete "
         raise RunError("E1502", f"{rule}the output, its .errors.jsonl and its .run folder.")
+    return digest
 
 
 def _ended(run: BatchRun, done: Progress) -> Progress:
     """Note the end, and leave no empty file of errors."""
     if not done.error_bytes:
-        os.unlink(run.errors)
+        Path(run.errors).unlink(missing_ok=True)
     journal = Journal(run.paths.journal)
     try:
         done = replace(done, status="completed")

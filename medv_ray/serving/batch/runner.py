@@ -45,11 +45,16 @@ class Runner:
     """Answers batches until it is closed."""
 
     def __init__(
-        self, shelf: Shelf, ask: Callable[[str], Ask], has_room: Callable[[int], bool], limit: int
+        self,
+        shelf: Shelf,
+        ask: Callable[[str], Ask],
+        has_room: Callable[[int], bool],
+        limit: int,
+        count: Callable[[int, int], None],
     ) -> None:
-        """`ask`: for an API key's name; `has_room`, `limit`: see Job."""
+        """`ask`: for an API key's name; the rest as Job has it."""
         self._batches, self._shelf = Batches(shelf), shelf
-        self._ask, self._has_room, self._limit = ask, has_room, limit
+        self._ask, self._has_room, self._limit, self._count = ask, has_room, limit, count
         self._working: dict[str, asyncio.Task[None]] = {}
         self._owners: dict[str, str] = {}
         self._later: dict[str, float] = {}
@@ -142,6 +147,7 @@ class Runner:
             job = Job(
                 batch.id, paths, self._ask(batch.owner), self._has_room, self._limit,
                 endpoint=batch.endpoint, over=self._over(batch), check=lock.check,
+                count=self._count,
             )  # fmt: skip
             try:
                 done = await job.run()
