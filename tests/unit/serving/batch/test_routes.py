@@ -15,6 +15,8 @@ from medv_ray.archive.lock import Lock
 from medv_ray.archive.store import Store
 from medv_ray.serving.app import make_app
 from medv_ray.serving.batch import batches as module
+from medv_ray.serving.batch.runner import Runner
+from medv_ray.serving.batch.shelf import Shelf
 from medv_ray.serving.guard import App
 from medv_ray.serving.options import BatchSettings
 from medv_ray.serving.service import Service
@@ -24,6 +26,7 @@ from tests.unit.serving.conftest import KEYS, NO_KEYS, settings_of, until
 
 BOB = {"authorization": "Bearer key-of-bob-0123456789"}
 CHAT = "/v1/chat/completions"
+REAL = Runner._begin
 
 
 @pytest.fixture
@@ -51,7 +54,9 @@ def asked(text: str, **fields: Any) -> dict[str, Any]:
 
 
 def jsonl(*lines: Any) -> bytes:
-    return b"".join((one if isinstance(one, str) else json.dumps(one)).encode() + b"\n" for one in lines)
+    return b"".join(
+        (one if isinstance(one, str) else json.dumps(one)).encode() + b"\n" for one in lines
+    )
 
 
 def upload(app: App, data: bytes, key: dict[str, str] = BEARER, **named: Any) -> Reply:
@@ -62,9 +67,9 @@ def call(app: App, method: str, path: str, body: Any = b"", key: dict[str, str] 
     return ask(app, body, method=method, path=path, headers=key)
 
 
-def begin(app: App, file: str, **fields: Any) -> Reply:
-    given = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h", **fields}
-    return call(app, "POST", "/v1/batches", given)
+def begin(app: App, file: str, /, **fields: Any) -> Reply:
+    given = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+    return call(app, "POST", "/v1/batches", {**given, **fields})
 
 
 def ended(app: App, name: str) -> dict[str, Any]:
@@ -149,7 +154,6 @@ def test_a_batch_from_upload_to_delete(make: Callable[..., App], tmp_path: Path)
 @pytest.fixture
 def idle(make: Callable[..., App], monkeypatch: pytest.MonkeyPatch) -> Callable[..., App]:
     """An endpoint whose batches wait for ever."""
-    from medv_ray.serving.batch.runner import Runner
 
     async def nothing(self: Runner) -> None:
         return
@@ -170,15 +174,12 @@ def test_cancelled_before_it_began_and_needed_until_then(idle: Callable[..., App
 
 
 def test_a_cancelled_batch_tells_of_all_its_lines(
-    idle: Callable[..., App], make: Callable[..., App], monkeypatch: pytest.MonkeyPatch
+    idle: Callable[..., App], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = idle()
     file = upload(app, jsonl(asked("a"), asked("b"))).json()
     name = begin(app, file["id"]).json()["id"]
     call(app, "POST", f"/v1/batches/{name}/cancel")
-    monkeypatch.undo  # noqa: B018
-    from medv_ray.serving.batch.runner import Runner
-
     monkeypatch.setattr(Runner, "_begin", REAL)
     done = ended(app, name)
     assert done["status"] == "cancelled"
@@ -186,11 +187,6 @@ def test_a_cancelled_batch_tells_of_all_its_lines(
     assert done["request_counts"] == {"total": 2, "completed": 0, "failed": 2}
     errors = content(app, done["error_file_id"])
     assert [one["error"]["type"] for one in errors] == ["batch_cancelled"] * 2
-
-
-from medv_ray.serving.batch.runner import Runner  # noqa: E402
-
-REAL = Runner._begin
 
 
 def test_an_expired_batch(idle: Callable[..., App], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,11 +289,8 @@ def test_what_a_batch_can_not_be_made_of(idle: Callable[..., App]) -> None:
     app = idle()
     file = upload(app, jsonl(asked("a"))).json()
     for what, (fields, code, param) in BAD.items():
-        error = begin(app, file["id"], **{**{}, **fields} if "input_file_id" not in fields else {})
-        if "input_file_id" in fields:
-            given = {"endpoint": CHAT, "completion_window": "24h", **fields}
-            error = call(app, "POST", "/v1/batches", given)
-        assert (error.error["code"], error.error["param"]) == (code, param), what
+        error = begin(app, file["id"], **fields).error
+        assert (error["code"], error["param"]) == (code, param), what
     for purpose in ("fine-tune", ""):
         reply = upload(app, jsonl(asked("a")), purpose=purpose)
         assert (reply.error["code"], reply.error["param"]) == ("E1701", "purpose")
@@ -315,8 +308,6 @@ def test_a_file_of_blank_lines_behind_text_fails_as_a_whole(make: Callable[..., 
 
 
 def test_what_has_expired_is_removed(idle: Callable[..., App], monkeypatch: Any) -> None:
-    from medv_ray.serving.batch.shelf import Shelf
-
     app = idle(keep_seconds=3600)
     one, two = (upload(app, jsonl(asked(text))).json() for text in "ab")
     begin(app, one["id"])
