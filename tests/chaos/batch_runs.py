@@ -1,7 +1,7 @@
 """Batch files under kills, and one of a million lines.
 
-    python tests/chaos/batch_runs.py client --lines 60 --kills 2   # `openai`, a server killed by SIGKILL
-    python tests/chaos/batch_runs.py million --lines 1000000       # memory of validation and of a job
+    python tests/chaos/batch_runs.py client --lines 60 --kills 2  # `openai`; SIGKILL of the server
+    python tests/chaos/batch_runs.py million --lines 1000000      # memory of a whole job
 
 One JSON line each; exit code 1 if a line was lost or doubled.
 """

@@ -21,7 +21,7 @@ from medv_ray.serving.guard import App
 from medv_ray.serving.options import BatchSettings
 from medv_ray.serving.service import Service
 from tests.unit.serving.batch.test_upload import BEARER, FORM, form
-from tests.unit.serving.client import MODEL, Reply, ask, tiles
+from tests.unit.serving.client import MODEL, Reply, ask, body_of, tiles
 from tests.unit.serving.conftest import KEYS, NO_KEYS, settings_of, until
 
 BOB = {"authorization": "Bearer key-of-bob-0123456789"}
@@ -93,10 +93,7 @@ def content(app: App, name: str) -> list[dict[str, Any]]:
 def test_a_batch_from_upload_to_delete(make: Callable[..., App], tmp_path: Path) -> None:
     app = make()
     picture = tiles()[0]
-    with_picture = asked("p")
-    with_picture["body"] = {"model": MODEL, "messages": [
-        {"role": "user", "content": [{"type": "text", "text": picture.question}]}
-    ]}  # fmt: skip
+    with_picture = asked("p", body=body_of(picture))
     wrong = asked("model")
     wrong["body"]["model"] = "gpt-4"
     odd = asked("top_p")
