@@ -524,8 +524,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1706": Entry(
         "not_found",
-        "There is no such path, or no model of that name.",
-        "GET /v1/models lists the models.",
+        "There is no such path, or no model, file or batch of that name.",
+        "GET /v1/models lists the models, /v1/files and /v1/batches what this key has there.",
     ),
     "E1707": Entry(
         "too_many_requests",
@@ -557,6 +557,30 @@ CATALOGUE: dict[str, Entry] = {
         "method",
         "The path does not take this HTTP method.",
         "/openapi.json lists methods by path.",
+    ),
+    "E1713": Entry(
+        "no_batch_folder",
+        "The endpoint has no folder for files and batches.",
+        "Start it with --batch-folder FOLDER (batch.folder), or use `medv run-batch` without one.",
+    ),
+    "E1714": Entry(
+        "batch_limit",
+        "The API key has as many files, bytes or batches here as it may have, or a batch that is "
+        "not over needs the file.",
+        "Delete files, or cancel the batch; raise --set batch.files_per_key=... or "
+        "batch.bytes_per_key=...",
+    ),
+    "E1715": Entry(
+        "bad_line",
+        "A line of a batch file is no request: no JSON, too long, a field that is missing, unknown "
+        "or of the wrong type, another url or method, or a custom_id that an earlier line has.",
+        "The error names the line, the field and the rule; docs/batch-files.md shows a line. Send "
+        "the corrected lines as a new file.",
+    ),
+    "E1716": Entry(
+        "line_not_run",
+        "The batch was cancelled, or its completion_window ended, before this line was answered.",
+        "Send the lines of the error file that have this code as a new batch.",
     ),
 }
 

@@ -10,6 +10,7 @@ import typer
 from medv_ray import __version__
 from medv_ray.cli import options
 from medv_ray.cli.auditing import audit_app
+from medv_ray.cli.batches import run_batch_command
 from medv_ray.cli.calibrating import calibrate_command, consistency_command
 from medv_ray.cli.evaluating import compare_command, eval_command, judge_command
 from medv_ray.cli.exporting import export_answers_command, lmms_tasks_command
@@ -237,6 +238,7 @@ app.command("sweep")(told_cleanly(sweep_command))
 app.command("tune")(told_cleanly(tune_command))
 app.command("attention")(told_cleanly(attention_command))
 app.command("serve")(told_cleanly(serve_command))
+app.command("run-batch")(told_cleanly(run_batch_command))
 app.command("chat")(told_cleanly(chat_command))
 app.add_typer(bench_app, name="bench")
 app.add_typer(plan_app, name="plan")

@@ -29,6 +29,9 @@ def serve_command(
     ] = None,
     num_gpus: Annotated[float | None, Option(help="GPUs of a replica.")] = None,
     max_replicas: Annotated[int | None, Option(help="Replicas at most.")] = None,
+    batch_folder: Annotated[
+        Text, Option(help="Where files and batches lie; without it there are none.")
+    ] = None,
     config: options.Config = None,
     assignments: options.Sets = None,
     address: options.Address = None,
@@ -41,8 +44,9 @@ def serve_command(
     flags = {
         "model": {"path": model},
         "keys_file": keys_file,
-        "adapters": dict(_pair(text) for text in adapter or []),
+        "adapters": dict(pair(text) for text in adapter or []),
         "scaling": {"num_gpus": num_gpus, "max_replicas": max_replicas},
+        "batch": {"folder": batch_folder},
     }
     values = override(merged(read_yaml(config) if config else {}, flags), assignments or [])
     settings = serve_settings(values)
@@ -51,7 +55,8 @@ def serve_command(
     return run_endpoint(settings, host, port, address, typer.echo)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
+    """Name and folder of an adapter. Raises SettingsError E1001."""
     name, equals, folder = text.partition("=")
     if not equals or not name or not folder:
         raise SettingsError("E1001", f"--adapter {text[:60]!r}: expected NAME=FOLDER.")

@@ -104,6 +104,11 @@ class Engine:
         return self._tickets
 
     @property
+    def slots(self) -> int:
+        """Requests that are denoised together at most."""
+        return self._most
+
+    @property
     def idle(self) -> bool:
         """Nothing waits or runs, and `step` has nothing to return."""
         return not (self._waiting or self._running or self._ready or self._ended)

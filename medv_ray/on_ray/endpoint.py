@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from medv_ray import errors
 from medv_ray.errors import MedvError, RunError, SettingsError, is_out_of_memory
 from medv_ray.on_ray.cluster import Cluster, cluster_address, running_ray
-from medv_ray.on_ray.front import CALLBACK, LIMITS
+from medv_ray.on_ray.front import BATCH, CALLBACK, LIMITS
 from medv_ray.on_ray.options import PoolSettings
 from medv_ray.on_ray.preflight import Capacity
 from medv_ray.serving.auth import KEYS_FILE, Keys
@@ -53,6 +53,7 @@ def run_endpoint(
     # Serve's proxies take their environment from Ray's, and Ray its own from here
     os.environ[CALLBACK] = "medv_ray.on_ray.front:middlewares"
     os.environ[LIMITS] = settings.limits.model_dump_json()
+    os.environ[BATCH] = settings.batch.model_dump_json()
     if settings.keys_file:
         os.environ[KEYS_FILE] = os.path.abspath(settings.keys_file)
     for name, value in SOONER.items():

@@ -17,8 +17,10 @@ import uuid
 from starlette.middleware import Middleware
 
 from medv_ray.serving.auth import Keys
+from medv_ray.serving.batch.shelf import Shelf
+from medv_ray.serving.batch.upload import Spool
 from medv_ray.serving.guard import BODY, App, Guard, Message, Policy, Receive, Scope, Send
-from medv_ray.serving.options import LimitSettings
+from medv_ray.serving.options import BatchSettings, LimitSettings
 from medv_ray.serving.replies import (
     OURS,
     REQUEST_ID,
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 LIMITS = "MEDV_SERVE_LIMITS"
 """Environment variable: the settings of `limits` as JSON, for the proxies."""
+BATCH = "MEDV_SERVE_BATCH"
+"""Environment variable: the settings of `batch` as JSON. With a folder in them a proxy puts uploads
+there itself; without, it holds them, and takes none over `limits.max_body_bytes`."""
 REFUSALS = "medv_front_refusals"
 """Its line in the table of meters."""
 QUEUE_S = 30.0
@@ -61,7 +66,9 @@ def middlewares() -> list[Middleware]:
     def note(code: str) -> None:
         meters.add(REFUSALS, 1.0, {"code": code})
 
-    return [Middleware(Front, policy=Policy(limits, Keys.load(None), note))]
+    batch = BatchSettings.model_validate_json(os.environ.get(BATCH) or "{}")
+    uploads = None if batch.folder is None else Spool(Shelf(batch))
+    return [Middleware(Front, policy=Policy(limits, Keys.load(None), note, uploads))]
 
 
 class Front:

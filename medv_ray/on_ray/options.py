@@ -184,6 +184,10 @@ def serve_settings(values: dict[str, Any]) -> ServeSettings:
     if isinstance(path, str) and isinstance(sampler, dict):
         model["path"] = os.path.abspath(model_folder(path))
         sampler = checkpoint_defaults(model["path"]).get("sampler", {}) | sampler
+    batch = values.get("batch")
+    folder = batch.get("folder") if isinstance(batch, dict) else None
+    if isinstance(folder, str):  # replicas may work elsewhere
+        values = {**values, "batch": {**batch, "folder": os.path.abspath(folder)}}
     return build(ServeSettings, {**values, "model": model, "sampler": sampler})
 
 

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import time
-import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
@@ -22,9 +21,14 @@ from starlette.exceptions import HTTPException
 from medv_ray import __version__
 from medv_ray.data.canvas import Template
 from medv_ray.engine.request import Request as Asked
-from medv_ray.errors import MedvError, RunError
+from medv_ray.errors import MedvError, RunError, SettingsError
 from medv_ray.serving.audit import AuditLog
 from medv_ray.serving.auth import Keys
+from medv_ray.serving.batch.job import Ask
+from medv_ray.serving.batch.routes import BatchRoutes
+from medv_ray.serving.batch.runner import Runner, asker
+from medv_ray.serving.batch.shelf import Shelf
+from medv_ray.serving.batch.upload import Spool
 from medv_ray.serving.completions import Completion, inspection_body
 from medv_ray.serving.dialogue import Dialogue, dialogue_of
 from medv_ray.serving.exchange import HEADERS, Exchange
@@ -33,6 +37,7 @@ from medv_ray.serving.forms import check_positions, form_of
 from medv_ray.serving.guard import App, Guard, Message, Policy, Receive, Scope, Send
 from medv_ray.serving.meters import Meters
 from medv_ray.serving.openapi import ANSWER, EVENT, Api
+from medv_ray.serving.options import BatchSettings
 from medv_ray.serving.permits import Permits
 from medv_ray.serving.pictures import PICTURE, picture_body
 from medv_ray.serving.protocol import (
@@ -44,13 +49,13 @@ from medv_ray.serving.protocol import (
 )
 from medv_ray.serving.replies import (
     OURS,
-    REQUEST_ID,
     body_of,
     error_object,
     headers_of,
-    is_plain,
     status_of,
 )
+from medv_ray.serving.requests import identity, json_body
+from medv_ray.serving.responses import ResponsesCompletion, ResponsesRequest
 from medv_ray.serving.service import Service, model_object, models_list
 from medv_ray.serving.translate import request_of, sampler_of, viewed
 from medv_ray.settings import SamplerSettings
@@ -65,21 +70,53 @@ CHAT_ANSWERS = {
     "application/json": {"schema": ANSWER},
     "text/event-stream": {"itemSchema": EVENT},
 }
+RESPONSES = {
+    "application/json": {"schema": {"type": "object", "required": ["id", "output", "usage"]}},
+    "text/event-stream": {"itemSchema": EVENT},
+}
+NO_COMPLETIONS = (
+    "/v1/completions is not answered here: this model answers dialogues. Ask /v1/chat/completions; "
+    "to fill the text between a prompt and a suffix, give it a canvas with a blank between both."
+)
 PICTURE_ANSWERS = {"application/json": {"schema": PICTURE}}
 T = TypeVar("T")
 LEFT = 499
 """Status that is counted for a client that has left."""
 ROUTES = (
-    "/", "/v1/models", "/v1/chat/completions", "/v1/inspect", "/v1/picture", "/health", "/ping",
-    "/version", "/metrics",
+    "/", "/v1/models", "/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/inspect",
+    "/v1/picture", "/v1/files", "/v1/batches", "/health", "/ping", "/version", "/metrics",
 )  # fmt: skip
 """Paths that are counted by name."""
+FAMILIES = ("/v1/models", "/v1/files", "/v1/batches")
+"""Those that what lies below is counted with."""
 
 
 def make_app(service: Service, keys: Keys, audit: AuditLog | None = None) -> App:
-    """The whole endpoint as one ASGI application."""
-    app = Guard(Routes(service, audit).app, Policy(service.settings.limits, keys))
-    return Counted(app, service.meters)
+    """The whole endpoint as one ASGI application. Batches are worked on while the service is open.
+
+    Raises SettingsError E1001 for a folder of batches that cannot be used.
+    """
+    batch = service.settings.batch
+    shelf = None if batch.folder is None else open_shelf(batch)
+    routes = Routes(service, audit)
+    uploads, wake = None, lambda: None
+    if shelf is not None:
+        limit = service.settings.limits.max_body_bytes
+        runner = Runner(shelf, routes.asking, routes.has_room, limit, routes.count_lines)
+        service.beside.append(runner.close)
+        uploads, wake = Spool(shelf), runner.wake
+    BatchRoutes(shelf, wake).add_to(routes.app)
+    policy = Policy(service.settings.limits, keys, uploads=uploads)
+    return Counted(Guard(routes.app, policy), service.meters)
+
+
+def open_shelf(settings: BatchSettings) -> Shelf:
+    """Raises SettingsError E1001."""
+    try:
+        return Shelf(settings)
+    except OSError as error:
+        kind = type(error).__name__
+        raise SettingsError("E1001", f"batch.folder cannot be used ({kind}).") from None
 
 
 class Counted:
@@ -118,11 +155,15 @@ class Counted:
             if os.environ.get("MEDV_DEBUG"):
                 raise
         finally:
-            route = scope["path"] if scope["path"] in ROUTES else "other"
-            if scope["path"].startswith("/v1/models/"):
-                route = "/v1/models"
+            route = route_of(scope["path"])
             self._meters.add("medv_requests", route=route, status=status)
             self._meters.add("medv_request_seconds", time.monotonic() - started_s, route=route)
+
+
+def route_of(path: str) -> str:
+    """What a path is counted as."""
+    above = next((one for one in FAMILIES if path.startswith(f"{one}/")), path)
+    return above if above in ROUTES else "other"
 
 
 class Routes:
@@ -132,6 +173,9 @@ class Routes:
         self.service, self._audit = service, audit
         self._settings, self._limits = service.settings, service.settings.limits
         self._permits = Permits(self._limits)
+        # lines of batches are counted by `batch.in_flight`
+        many = {"ongoing": 2**31, "per_key": 2**31}
+        self._of_batches = Permits(self._limits.model_copy(update=many))
         self._fetch = fetcher(self._settings.fetch)
         self.app = Api()
         self.app.add_exception_handler(MedvError, self._medv_error)
@@ -140,6 +184,8 @@ class Routes:
         self.app.serve("GET", "/v1/models", self.models)
         self.app.serve("GET", "/v1/models/{name:path}", self.one_model)
         self.app.serve("POST", "/v1/chat/completions", self.chat, ChatRequest, CHAT_ANSWERS)
+        self.app.serve("POST", "/v1/responses", self.respond, ResponsesRequest, RESPONSES)
+        self.app.serve("POST", "/v1/completions", self.completions)
         self.app.serve("POST", "/v1/inspect", self.inspect, InspectRequest)
         self.app.serve("POST", "/v1/picture", self.picture, PictureRequest, PICTURE_ANSWERS)
         self.app.serve("GET", "/health", self.health)
@@ -184,17 +230,36 @@ class Routes:
 
     async def chat(self, request: Request) -> Response:
         """An answer to a question about images, whole or as a stream."""
-        started_s = time.monotonic()
         asked = parse(ChatRequest, await json_body(request))
+        return await self._asked(request, asked, Completion)
+
+    async def respond(self, request: Request) -> Response:
+        """An answer in the words of OpenAI's Responses API; nothing is kept."""
+        asked = parse(ResponsesRequest, await json_body(request))
+        try:
+            return await self._asked(request, asked.of_chat(), partial(ResponsesCompletion, asked))
+        except BadRequest as error:
+            raise asked.in_own_words(error) from None
+
+    async def completions(self) -> Response:
+        """Refused: the model has no text to go on with."""
+        raise BadRequest("E1706", NO_COMPLETIONS)
+
+    async def _asked(
+        self, request: Request, asked: ChatRequest, kind: Callable[..., Completion]
+    ) -> Response:
+        """Raises MedvError."""
+        started_s = time.monotonic()
         texts = self.service.model(asked.model)
         owner = str(request.scope["state"]["key"])
-        self._permits.check(owner, asked.num_choices)
+        permits = self._permits_of(request)
+        permits.check(owner, asked.num_choices)
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
         form = form_of(asked, self._limits)
         seed = self._settings.seed if asked.seed is None else asked.seed
         seeds = [(seed + i) % 2**63 for i in range(asked.num_choices)]
-        said = Completion(asked, texts, seeds, sampler, *identity(request))
-        answering = self._answer(asked, said, sampler, form, owner, started_s)
+        said = kind(asked, texts, seeds, sampler, *identity(request))
+        answering = self._answer(asked, said, sampler, form, owner, permits, started_s)
         return await unless_left(request, answering) or Response(status_code=LEFT)
 
     async def _answer(
@@ -204,6 +269,7 @@ class Routes:
         sampler: SamplerSettings,
         form: Template | None,
         owner: str,
+        permits: Permits,
         started_s: float,
     ) -> Response:
         """Raises MedvError."""
@@ -212,7 +278,7 @@ class Routes:
                 held.callback(self._note_chat, said, owner, started_s)
             seeds = [choice.seed for choice in said.choices]
             with said.noting():
-                held.enter_context(self._permits.taken(owner, len(seeds)))
+                held.enter_context(permits.taken(owner, len(seeds)))
                 dialogue = dialogue_of(asked.messages, self._limits)
                 said.warnings = dialogue.warnings
                 first = await self._read(asked.model, dialogue, sampler, form, seeds[0])
@@ -224,6 +290,25 @@ class Routes:
                 return await exchange.streamed(held.pop_all())
             return self._json(await exchange.whole())
         raise AssertionError("it has returned")
+
+    def asking(self, owner: str) -> Ask:
+        """How a batch of an API key asks: past the limits on what is answered at the same time, as
+        it has limits of its own."""
+        state = {"permits": self._of_batches}
+        return asker(self.app, owner, state, lambda: self.service.is_over)
+
+    def has_room(self, under_way: int) -> bool:
+        """Whether one more line of a batch may start."""
+        return max(under_way, self.service.scheduler.ongoing) < self.service.in_flight
+
+    def count_lines(self, completed: int, failed: int) -> None:
+        """Count lines of a batch that are committed now."""
+        self.service.meters.add("medv_batch_lines", completed, outcome="answered")
+        self.service.meters.add("medv_batch_lines", failed, outcome="failed")
+
+    def _permits_of(self, request: Request) -> Permits:
+        found: Permits = request.scope["state"].get("permits", self._permits)
+        return found
 
     def _note_chat(self, said: Completion, owner: str, started_s: float) -> None:
         prompts = sorted({answer.prompt_sha256 for answer in said.answers.values()})
@@ -408,23 +493,3 @@ async def unless_left(
 async def _left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def json_body(request: Request) -> bytes:
-    """Raises BadRequest E1710 for another kind: a form of another site's page needs no consent."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise BadRequest("E1710", "the body must be application/json.")
-    return await request.body()
-
-
-def identity(request: Request) -> tuple[str, int]:
-    """Id and time of a request, as the front gave them; a second try has the same."""
-    given = request.headers.get(REQUEST_ID) or request.headers.get("x-request-id", "")
-    created = request.headers.get("x-medv-created", "")
-    return (
-        given if is_plain(given) else uuid.uuid4().hex,
-        int(created)
-        if created.isascii() and created.isdecimal() and len(created) < 12
-        else int(time.time()),
-    )

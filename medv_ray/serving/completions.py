@@ -158,6 +158,19 @@ class Completion:
             "usage": usage_of(self._in_order()),
         }
 
+    def event(self, chunk: dict[str, Any]) -> bytes:
+        """A chunk as it is sent."""
+        return event(chunk)
+
+    def last(self) -> bytes:
+        """What ends a stream."""
+        usage = event(self.usage_chunk()) if self.request.wants_usage else b""
+        return usage + DONE
+
+    def failed(self, error: dict[str, Any]) -> bytes:
+        """What ends a stream early."""
+        return event({"error": error})
+
     def _begin(self, choice: Choice) -> list[dict[str, Any]]:
         if choice.begun:
             return []

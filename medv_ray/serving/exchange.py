@@ -1,4 +1,4 @@
-"""One request of /v1/chat/completions, from its events to its body or stream."""
+"""One request of /v1/chat/completions or /v1/responses, from its events to its body or stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from medv_ray.engine.request import Answer, Request
 from medv_ray.errors import MedvError, RunError
-from medv_ray.serving.completions import DONE, Completion, event
+from medv_ray.serving.completions import Completion
 from medv_ray.serving.replies import OURS, error_of
 from medv_ray.serving.service import Service
 
@@ -61,19 +61,20 @@ class Exchange:
         return Stream(self._events(first, chunks), held, seconds)
 
     async def _events(self, first: Chunks, chunks: AsyncIterator[Chunks]) -> AsyncIterator[bytes]:
-        yield _joined(first)
+        yield self._joined(first)
         try:
             async for more in chunks:
-                yield _joined(more)
+                yield self._joined(more)
         except Exception as error:  # a defect as well: the client would only see a cut connection
             if not isinstance(error, MedvError):
                 log.error("a stream ended with %s", type(error).__name__)
                 error = RunError("E1509", f"{type(error).__name__}: a defect of the endpoint.")
-            yield event({"error": error_of(error)})
+            yield self._said.failed(error_of(error))
             return
-        if self._said.request.wants_usage:
-            yield event(self._said.usage_chunk())
-        yield DONE
+        yield self._said.last()
+
+    def _joined(self, chunks: Chunks) -> bytes:
+        return b"".join(map(self._said.event, chunks))
 
     async def _chunks(self, watched: bool) -> AsyncGenerator[Chunks]:
         """What each event brings; empty ones only for a request that is not watched.
@@ -115,7 +116,3 @@ class Stream(StreamingResponse):
         # the client may be gone before the first event, and then the events never begin
         async with self._held, asyncio.timeout(self._seconds):
             await super().__call__(scope, receive, send)
-
-
-def _joined(chunks: Chunks) -> bytes:
-    return b"".join(event(chunk) for chunk in chunks)

@@ -11,7 +11,7 @@ import ipaddress
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from medv_ray.serving.auth import Keys
 from medv_ray.serving.options import LimitSettings
@@ -33,6 +33,10 @@ BODIES_BYTES = 256 * 2**20
 get 429."""
 BODY = "medv_body"
 """Key of a scope in which a front that has read the body hands it on."""
+UPLOAD = "medv_upload"
+"""Key of a scope in which whoever has put an upload on disk says where; no client can set one."""
+UPLOADS = "/v1/files"
+"""Where forms are taken."""
 MAX_STRUCTURE = 2**16
 """Braces, brackets and commas in a body: JSON of more is refused unparsed, as each costs memory."""
 
@@ -46,6 +50,16 @@ class Refusal(Exception):
         self.code, self.message, self.unread = code, message, unread
 
 
+class Uploads(Protocol):
+    """Takes forms that are too large to be held."""
+
+    async def take(self, headers: dict[str, str], receive: Receive) -> dict[str, Any]:
+        """What is to be known of a form whose file is on disk now. Raises Refusal, MedvError."""
+
+    def forget(self, taken: dict[str, Any]) -> None:
+        """Remove the file, unless it was put in place."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """Who is let in and with how much."""
@@ -54,6 +68,8 @@ class Policy:
     keys: Keys
     note: Callable[[str], None] = lambda code: None
     """Is called with the code of each refusal."""
+    uploads: Uploads | None = None
+    """None: a form is held like any other body, and no larger."""
 
 
 class Guard:
@@ -61,7 +77,7 @@ class Guard:
 
     def __init__(self, app: App, policy: Policy) -> None:
         self._app, self._limits, self._keys = app, policy.limits, policy.keys
-        self._note = policy.note
+        self._note, self._uploads = policy.note, policy.uploads
         self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,17 +87,23 @@ class Guard:
         if scope["type"] != "http":  # a websocket
             await send({"type": "websocket.close", "code": 1008})
             return
-        body = bytearray()
+        body, taken = bytearray(), None
         try:
             headers = self._headers(scope)
             scope.setdefault("state", {})["key"] = self._owner(scope, headers)
-            await self._read(headers, _at_hand(scope, receive), body)
+            coming = _at_hand(scope, receive)
+            if self._uploads is not None and is_form(scope, headers) and UPLOAD not in scope:
+                taken = scope[UPLOAD] = await self._uploads.take(headers, coming)
+            else:
+                await self._read(scope, headers, coming, body)
             await self._app(scope, _replay(bytes(body), receive), send)
         except Refusal as refused:
             self._note(refused.code)
             await self._refuse(refused, receive, send)
         finally:
             self._held_bytes -= len(body)
+            if taken is not None and self._uploads is not None:
+                self._uploads.forget(taken)
 
     def _headers(self, scope: Scope) -> dict[str, str]:
         pairs: list[tuple[bytes, bytes]] = scope["headers"]
@@ -103,9 +125,14 @@ class Guard:
         # a page on another site can make a browser send requests here, by a name that leads here
         if not (_is_local(scope) and _names_this_machine(headers.get("host", "localhost"))):
             raise Refusal("E1705", "without API keys, only clients on this machine are answered.")
+        # a page may send a form anywhere, without its reader's consent
+        if is_form(scope, headers) and not _is_own(headers.get("origin", "")):
+            raise Refusal("E1705", "without API keys, no page of another site is answered.")
         return ""
 
-    async def _read(self, headers: dict[str, str], receive: Receive, body: bytearray) -> None:
+    async def _read(
+        self, scope: Scope, headers: dict[str, str], receive: Receive, body: bytearray
+    ) -> None:
         limit = self._limits.max_body_bytes
         announced = headers.get("content-length", "0")
         if headers.get("content-encoding", "identity").lower() != "identity":
@@ -131,7 +158,7 @@ class Guard:
                 raise Refusal("E1703", f"the body has over {limit} bytes, the limit.")
             if not message.get("more_body", False):
                 break
-        if sum(body.count(mark) for mark in b"{[,") > MAX_STRUCTURE:
+        if not (is_form(scope, headers) or is_within_structure(body)):
             rule = f"the body has more than {MAX_STRUCTURE} values."
             raise Refusal("E1701", rule, unread=False)
 
@@ -152,6 +179,21 @@ class Guard:
 def is_open(path: str) -> bool:
     """Whether a path needs no key."""
     return any(path == one or (one.endswith("s/") and path.startswith(one)) for one in OPEN_PATHS)
+
+
+def is_form(scope: Scope, headers: dict[str, str]) -> bool:
+    """Whether a request brings a file, which goes to disk."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return (scope["method"], scope["path"]) == ("POST", UPLOADS) and kind == "multipart/form-data"
+
+
+def is_within_structure(body: bytes | bytearray) -> bool:
+    """Whether JSON has few enough values to be parsed."""
+    return sum(body.count(mark) for mark in b"{[,") <= MAX_STRUCTURE
+
+
+def _is_own(origin: str) -> bool:
+    return not origin or _names_this_machine(origin.partition("://")[2])
 
 
 def _is_local(scope: Scope) -> bool:

@@ -34,6 +34,7 @@ METERS: dict[str, Meter] = {
     "medv_image_cache_hits": Meter("counter", "Pictures whose features were there already."),
     "medv_image_tower_runs": Meter("counter", "Pictures that went through the vision tower."),
     "medv_prompt_cache_hits": Meter("counter", "Prompts whose beginning was there already."),
+    "medv_batch_lines": Meter("counter", "Lines of batch files by outcome.", ("outcome",)),
     "medv_memory_waits": Meter("counter", "Requests that waited for room for keys and values."),
     "medv_memory_shortages": Meter("counter", "Times that slots became fewer for want of memory."),
 }

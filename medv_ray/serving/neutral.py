@@ -119,17 +119,71 @@ OF_PART: dict[str, tuple[Any, ...]] = {
 }
 """Of a part of a message's content."""
 
+OF_RESPONSES: dict[str, tuple[Any, ...]] = {
+    # OpenAI's
+    "access_programs": (None,),
+    "background": (None, False),
+    "background_options": (None,),
+    "context_management": (None, []),
+    "conversation": (None,),
+    "image": (None,),
+    "include": (None, []),
+    "max_tool_calls": (None,),
+    "moderation": (None,),
+    "parallel_tool_calls": (None, False, True),
+    "previous_response_id": (None,),  # nothing is kept: send the dialogue
+    "prompt": (None,),
+    "prompt_cache_options": (None, {}),
+    "prompt_cache_retention": (None, "in_memory"),
+    "reasoning": (None, {}, {"effort": None}, {"effort": "none"}),
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+    "top_p": (None, 1),
+    "truncation": (None, "disabled"),
+    # vLLM's
+    "cache_salt": (None,),
+    "enable_response_messages": (None, False),
+    "include_stop_str_in_output": (None, False),
+    "mm_processor_kwargs": (None, {}),
+    "previous_input_messages": (None,),
+    "priority": (None, 0),
+    "repetition_penalty": (None, 1),
+    "request_id": (None,),
+    "skip_special_tokens": (None, True),
+    "top_k": (None, 0, -1),
+}
+"""Of a request to /v1/responses."""
+OF_ITEM: dict[str, tuple[Any, ...]] = {"phase": (None,)}
+"""Of an item of its input."""
+OF_INPUT_PART: dict[str, tuple[Any, ...]] = {
+    "annotations": (None, []),
+    "file_id": (None,),
+    "logprobs": (None, []),
+    "prompt_cache_breakpoint": (None,),
+}
+"""Of a part of an item's content."""
+
 
 def asks_for_nothing(value: Any, taken: tuple[Any, ...]) -> bool:
     """Whether a value is one of `taken`; true is not 1 here, and false not 0."""
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in taken)
 
 
-def what_is_taken(loc: Sequence[int | str]) -> str | None:
-    """What a field of a request may be, in words; None for one of no table."""
+Tables = Sequence[dict[str, tuple[Any, ...]]]
+
+
+def what_is_taken(loc: Sequence[int | str], tables: Tables, lists: str) -> str | None:
+    """What a field of a request may be, in words; None for one of no table.
+
+    `tables`: of the request, of an entry of its list named `lists`, and of a part of that.
+    """
     name = str(loc[-1])
-    inner = OF_PART if "content" in loc[:-1] else OF_MESSAGE
-    table = inner if "messages" in loc[:-1] else OF_REQUEST
+    table = tables[0]
+    if lists in loc[:-1]:
+        table = tables[2] if "content" in loc[:-1] else tables[1]
     if name not in table:
         return None
     *others, last = map(json.dumps, table[name])

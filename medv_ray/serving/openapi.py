@@ -139,16 +139,21 @@ class Api(FastAPI):
         route: Callable[..., Awaitable[Response]],
         body: type[Wire] | None = None,
         answers: dict[str, dict[str, Any]] | None = None,
+        form: dict[str, Any] | None = None,
     ) -> None:
-        """A route. `body`: what it takes; `answers`: its media types, as OpenAPI describes them."""
+        """A route. `body` or `form`: what it takes; `answers`: its media types; all as OpenAPI has
+        them."""
         extra: dict[str, Any] = {}
         if body is not None:
             schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
             self._schemas |= schema.pop("$defs", {}) | {body.__name__: schema}
             named = {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}
             extra["requestBody"] = {"required": True, "content": {"application/json": named}}
+        if form is not None:
+            content = {"multipart/form-data": {"schema": form}}
+            extra["requestBody"] = {"required": True, "content": content}
         few = (401, 403, 404, 429, 503) if "{" in path else (401, 403, 429, 503)
-        refusals = ANSWERS if body is not None else {k: ANSWERS[k] for k in few}
+        refusals = ANSWERS if body is not None or form is not None else {k: ANSWERS[k] for k in few}
         error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
         responses: dict[int | str, dict[str, Any]] = {
             k: {"description": v, "content": error} for k, v in refusals.items()

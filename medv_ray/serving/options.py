@@ -75,6 +75,35 @@ class FetchSettings(Settings):
     """For name, connection and picture together."""
 
 
+class BatchSettings(Settings):
+    """Files of requests that are answered when there is time (docs/batch-files.md)."""
+
+    folder: str | None = None
+    """Where files and batches lie, readable by this user alone; all replicas and proxies must share
+    it. None: /v1/files and /v1/batches are switched off."""
+    max_file_bytes: PositiveInt = 200 * 2**20
+    """Of an uploaded file. Of its lines each may be as long as a body (`limits.max_body_bytes`)."""
+    max_lines: PositiveInt = 1_000_000
+    """Of an uploaded file."""
+    files_per_key: PositiveInt = 1000
+    """Files of an API key, those that batches have written included; and as many batches."""
+    bytes_per_key: PositiveInt = 10 * 2**30
+    """Of all files of an API key. An upload that would go over it is refused; what a batch writes
+    is counted, but never cut."""
+    uploads: PositiveInt = 4
+    """Files that arrive at the same time in one process; further ones get 429."""
+    upload_seconds: PositiveFloat = 600.0
+    """Time for a whole file to arrive; a slower sender is refused (408)."""
+    keep_seconds: Annotated[PositiveInt, Field(ge=3600)] = 30 * 86400
+    """Files are removed so long after they were made, unless an unfinished batch reads them;
+    batches so long after they ended. Clients may ask for less."""
+    in_flight: PositiveInt | None = None
+    """A batch's next line starts only while the replica makes fewer answers than this, those of
+    other clients included. None: one more than `engine.slots`."""
+    side_by_side: PositiveInt = 4
+    """Batches that a replica works on at the same time."""
+
+
 class ScalingSettings(Settings):
     """How many replicas there are, and what each takes of the cluster."""
 
@@ -118,6 +147,7 @@ class ServeSettings(AnswerSettings):
     limits: LimitSettings = LimitSettings()
     fetch: FetchSettings = FetchSettings()
     scaling: ScalingSettings = ScalingSettings()
+    batch: BatchSettings = BatchSettings()
     keys_file: str | None = None
     """File of API keys, one `name key` a line. None: the environment's MEDV_API_KEYS_FILE; without
     any, only clients on the same machine are answered."""

@@ -25,6 +25,7 @@ from medv_ray.serving.neutral import (
     OF_MESSAGE,
     OF_PART,
     OF_REQUEST,
+    Tables,
     asks_for_nothing,
     what_is_taken,
 )
@@ -50,6 +51,9 @@ class Wire(BaseModel):
     )
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Fields that `parse` leaves out where they have these values; with others they are unknown."""
+    entries: ClassVar[tuple[str, Tables]] = ("messages", (OF_MESSAGE, OF_PART))
+    """The field that is a list of messages, and the tables of a message and of a part of one."""
+    part_types: ClassVar[tuple[str, ...]] = ("text", "image_url")
 
 
 class TextPart(Wire):
@@ -71,6 +75,7 @@ class ImagePart(Wire):
     image_url: ImageUrl
 
 
+PART_TYPES = ("text", "image_url", "input_text", "output_text", "input_image")
 MAX_FIELDS = 1000
 """Of an object in a body."""
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
@@ -220,10 +225,10 @@ class BadRequest(DataError):
 W = TypeVar("W", bound=Wire)
 
 
-def parse(kind: type[W], body: bytes) -> W:
+def parse(kind: type[W], body: bytes, what: str = "the body") -> W:
     """A body as `kind`. Raises BadRequest E1701 that names the field and never what it holds."""
     try:
-        value = _json(body)
+        value = _json(body, what)
         _leave_out_neutral(value, kind)
         return kind.model_validate(value)
     except ValidationError as error:
@@ -231,25 +236,29 @@ def parse(kind: type[W], body: bytes) -> W:
     path = _path(first["loc"])
     rule = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        rule = what_is_taken(first["loc"]) or "there is no such field"
+        tables = (kind.neutral, *kind.entries[1])
+        rule = what_is_taken(first["loc"], tables, kind.entries[0]) or "there is no such field"
     elif first["type"] == "missing":
         rule = "is missing"
     elif first["type"] == "union_tag_invalid":  # pydantic's own text repeats what was sent
-        rule = "type must be text or image_url"
+        rule = f"type must be {' or '.join(kind.part_types)}"
     elif first["type"] in ("model_type", "dict_type"):
         rule = "an object is expected"
     raise BadRequest("E1701", f"{path}: {rule}." if path else f"{rule}.", path or None)
 
 
 def _leave_out_neutral(value: Any, kind: type[Wire]) -> None:
-    for one in _asking_for_nothing(value, kind.neutral):
-        del value[one]
-    for message in _list(value, "messages")[:MAX_MESSAGES]:
-        for one in _asking_for_nothing(message, OF_MESSAGE):
-            del message[one]
+    name, (of_entry, of_part) = kind.entries
+    _leave_out(value, kind.neutral)
+    for message in _list(value, name)[:MAX_MESSAGES]:
+        _leave_out(message, of_entry)
         for part in _list(message, "content"):
-            for one in _asking_for_nothing(part, OF_PART):
-                del part[one]
+            _leave_out(part, of_part)
+
+
+def _leave_out(value: Any, table: dict[str, tuple[Any, ...]]) -> None:
+    for one in _asking_for_nothing(value, table):
+        del value[one]
 
 
 def _list(value: Any, name: str) -> list[Any]:
@@ -263,7 +272,7 @@ def _asking_for_nothing(value: Any, table: dict[str, tuple[Any, ...]]) -> list[s
     return [n for n in table.keys() & value.keys() if asks_for_nothing(value[n], table[n])]
 
 
-def _json(body: bytes) -> Any:
+def _json(body: bytes, what: str) -> Any:
     """What a body says. Raises BadRequest E1701 that tells what is wrong with it, and where."""
     try:
         text = body.removeprefix(BOM_UTF8).decode()
@@ -278,15 +287,15 @@ def _json(body: bytes) -> Any:
         except BadRequest:
             raise
         except json.JSONDecodeError as error:  # its text holds nothing of the body
-            what = error.msg.removesuffix(" at").removesuffix(" starting")
-            rule = f"{what[:1].lower()}{what[1:]} in line {error.lineno}, column {error.colno}"
+            found = error.msg.removesuffix(" at").removesuffix(" starting")
+            rule = f"{found[:1].lower()}{found[1:]} in line {error.lineno}, column {error.colno}"
         except RecursionError:
             rule = "it is nested too deeply"
         except UnicodeEncodeError:
             rule = "a text holds half a surrogate pair, which is no character"
         except ValueError:  # Python's own limit
             rule = "a whole number has thousands of digits"
-    raise BadRequest("E1701", f"the body is no JSON that can be read: {rule}.")
+    raise BadRequest("E1701", f"{what} is no JSON that can be read: {rule}.")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -312,7 +321,7 @@ def _path(loc: tuple[int | str, ...]) -> str:
     kept = [
         part
         for before, part in zip(["", *parts], parts, strict=False)
-        if not part.startswith("(") and not (before.isdigit() and part in ("text", "image_url"))
+        if not part.startswith("(") and not (before.isdigit() and part in PART_TYPES)
     ]
     return shown(".".join(kept))
 

@@ -118,6 +118,11 @@ class Scheduler:
         """Requests that have no answer yet."""
         return len(self._jobs)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the thread admits nobody any more."""
+        return self._over or not self._running
+
     def counters(self) -> dict[str, int]:
         """What all engines have done so far, added up."""
         total: dict[str, int] = {}

@@ -50,6 +50,11 @@ class Service:
         self._engines = dict(engines)  # for what any thread may call
         self._viewers: dict[TileSettings, Viewer] = {}
         self._opening = threading.Lock()
+        slots = max(engine.slots for engine in engines.values())
+        self.in_flight = settings.batch.in_flight or slots + 1
+        """Answers beside which no line of a batch starts."""
+        self.beside: list[Callable[[], None]] = []
+        """Ends what works beside the scheduler; called before it is closed."""
 
     @classmethod
     def load(
@@ -166,8 +171,15 @@ class Service:
             return f"one denoising step has taken {stuck_s:.0f} s; the limit is {limit_s:g} s"
         return None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can be answered here any more."""
+        return self.scheduler.is_over
+
     def close(self) -> None:
         """End the scheduler's thread, and processes."""
+        for end in self.beside:
+            end()
         self.scheduler.close()
         for viewer in self._viewers.values():
             viewer.close()

@@ -67,7 +67,9 @@ def serving(url: str | None) -> Iterator[str]:
         yield url.rstrip("/")
         return
     command = [sys.executable, "-c", "from medv_ray.cli import main; main()", "serve"]
-    server = subprocess.Popen([*command, "--port", "8765"], stdout=subprocess.PIPE, text=True)
+    kept = tempfile.TemporaryDirectory()
+    command += ["--port", "8765", "--batch-folder", kept.name]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         line = server.stdout.readline()
@@ -78,6 +80,7 @@ def serving(url: str | None) -> Iterator[str]:
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(60)
+        kept.cleanup()
 
 
 def what_is_asked(url: str, folder: Path) -> dict[str, Any]:

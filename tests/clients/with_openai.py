@@ -1,5 +1,7 @@
 """`openai`: a dialogue whose own answer is fed back as the object that it came as."""
 
+import json
+import time
 from typing import Any
 
 from cases import Given, case
@@ -42,6 +44,40 @@ def _(given: Given) -> list[str]:
             texts.append(final.choices[0].message.content)
             messages += [final.choices[0].message, {"role": "user", "content": following}]
     return texts
+
+
+@case("responses.create, its output items fed back")
+def _(given: Given) -> list[str]:
+    picture = {"type": "input_image", "image_url": given.data_url, "detail": "auto"}
+    asked: list[Any] = [
+        {"role": "user", "content": [{"type": "input_text", "text": given.first}, picture]}
+    ]
+    with client(given) as ours:
+        first = ours.responses.create(model=given.model, input=asked)
+        asked += [*first.output, {"role": "user", "content": given.second}]
+        with ours.responses.stream(model=given.model, input=asked) as stream:
+            second = stream.get_final_response()
+    return [first.output_text, second.output_text]
+
+
+@case("files and batches, from upload to delete")
+def _(given: Given) -> list[str]:
+    body = {"model": given.model, "messages": [{"role": "user", "content": given.content}]}
+    url = "/v1/chat/completions"
+    line = {"custom_id": "one", "method": "POST", "url": url, "body": body}
+    with client(given) as ours:
+        file = ours.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+        batch = ours.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        while batch.status not in ("completed", "failed", "expired", "cancelled"):
+            time.sleep(0.2)
+            batch = ours.batches.retrieve(batch.id)
+        answer = json.loads(ours.files.content(batch.output_file_id or "").text)
+        assert [one.id for one in ours.batches.list()][0] == batch.id
+        for one in list(ours.files.list()):
+            assert ours.files.delete(one.id).deleted
+    return [answer["response"]["body"]["choices"][0]["message"]["content"]]
 
 
 @case("tools", refused="tools")

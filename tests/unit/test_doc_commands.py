@@ -28,6 +28,7 @@ RUN_BY = {
     "medv plan train": "tests/unit/training/test_plan.py",
     "medv report": "tests/tutorials/test_tutorials.py",
     "medv rows": "tests/tutorials/test_tutorials.py",
+    "medv run-batch": "tests/unit/serving/batch/test_offline.py",
     "medv score": "tests/tutorials/test_tutorials.py",
     "medv serve": "tests/tutorials/test_tutorials.py",
     "medv sweep": "tests/unit/on_ray/test_look.py",

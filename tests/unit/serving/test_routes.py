@@ -90,6 +90,9 @@ def test_the_openapi_file_is_valid_in_the_version_that_it_names(app: App) -> Non
     assert made["openapi"] == "3.2.0"
     assert list(OpenAPIV32SpecValidator(made).iter_errors()) == []
     assert set(ROUTES) - {"/"} <= set(made["paths"])
+    assert {f"/v1/files/{'{name}'}/content", f"/v1/batches/{'{name}'}/cancel"} <= set(made["paths"])
+    form = made["paths"]["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    assert form["schema"]["required"] == ["file", "purpose"]
     assert {"tools", "top_k", "n"} <= set(
         made["components"]["schemas"]["ChatRequest"]["properties"]
     )

@@ -1,0 +1,1 @@
+"""Batch files: uploaded, answered line by line, kept for a while."""
