@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from medv_ray.engine.request import Answer
 from medv_ray.serving.completions import Choice, Completion, Texts, event, usage_of
@@ -65,12 +65,24 @@ Input = Annotated[Annotated[str, Tag("(text)")] | Annotated[Items, Tag("(list)")
 
 
 class TextFormat(Wire):
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.type == "json_schema") != (self.schema_ is not None):
+            raise ValueError("schema belongs to the type json_schema")
+        return self
 
     def of_chat(self) -> dict[str, Any]:
         """The same as a chat's `response_format`. What a JSON schema has here beside its type, a
         chat has under `json_schema`."""
-        return {"type": self.type}
+        if self.schema_ is None:
+            return {"type": self.type}
+        return {"type": self.type, "json_schema": {"name": self.name, "schema": self.schema_}}
 
 
 class TextConfig(Wire):
@@ -138,6 +150,7 @@ class ResponsesRequest(Wire):
         def named(text: str) -> str:
             text = re.sub(r"\bmessages\.(\d+)", lambda m: self._place(int(m[1]) - first), text)
             text = re.sub(r"\bmessages\b", "input", text).replace(".image_url.url", ".image_url")
+            text = re.sub(r"\bresponse_format\b", "text.format", text)
             return re.sub(r"\bmax(_completion)?_tokens\b", "max_output_tokens", text)
 
         param = None if error.param is None else named(error.param)
@@ -228,7 +241,11 @@ class ResponsesCompletion(Completion):
 
     def _format(self) -> dict[str, Any]:
         given = self._asked.text.format if self._asked.text is not None else None
-        return {"type": "text"} if given is None else given.model_dump(mode="json")
+        return (
+            {"type": "text"}
+            if given is None
+            else given.model_dump(mode="json", by_alias=True, exclude_none=True)
+        )
 
     def _message(self, answer: Answer) -> dict[str, Any]:
         return self._item_of(self._status(answer), [_part(self.text(answer))])

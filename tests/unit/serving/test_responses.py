@@ -25,6 +25,7 @@ from medv_ray.serving.responses import (
     TextConfig,
 )
 from tests.unit.serving.client import KEY, MODEL, ask, body_of, message, tiles, url_of
+from tests.unit.serving.test_forms import Report
 from tests.unit.serving.test_neutral import DOCS, names, taken
 
 RESPONSES = "/v1/responses"
@@ -74,7 +75,7 @@ def test_answers_are_a_chats(client: OpenAI, app: App) -> None:
     middle = len(kinds) - len(BEGINNING) - len(END) - 1
     delta = "response.output_text.delta"
     assert kinds == [*BEGINNING, *[delta] * middle, *END, "response.completed"]
-    assert middle > 1
+    assert middle >= 1
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert "".join(event.delta for event in events if event.type == delta) == want
     last = events[-1]
@@ -211,3 +212,12 @@ def test_completions_are_refused_with_a_way_out(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match=r"/v1/chat/completions.*canvas") as refused:
         client.completions.create(model=MODEL, prompt="x", suffix="y")
     assert refused.value.code == "E1706"
+
+
+def test_json_of_a_schema_by_the_clients_own_model(client: OpenAI, app: App) -> None:
+    got = client.responses.parse(model=MODEL, input=[picture()], text_format=Report)  # type: ignore[list-item]
+    assert got.output_parsed == Report.model_validate_json(got.output_text)
+    form = {"type": "json_schema", "name": "a", "schema": {"type": "string", "format": "date"}}
+    for given, param in ((form, "text.format"), ({"type": "json_schema"}, "text.format")):
+        reply = respond(app, "Is it?", text={"format": given})
+        assert (reply.status, reply.error["param"]) == (400, param)
