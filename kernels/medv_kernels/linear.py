@@ -47,7 +47,7 @@ class Int8Weight:
         self._values, self._scales = values, scales
 
     def product(self, rows: Tensor, times: Tensor | None = None, silu: bool = False) -> Tensor:
-        """bfloat16[..., D] -> bfloat16[..., V]; `times` and `silu` as of PackedWeight."""
+        """float[..., D] -> float[..., V] in bfloat16; `times` and `silu` as of PackedWeight."""
         flat = rows.reshape(-1, rows.shape[-1])
         flat = private_torch.int8_product(flat, self._values, self._scales)
         out = flat.view(*rows.shape[:-1], -1)

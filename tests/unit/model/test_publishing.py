@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_what_is_pushed_is_what_is_fetched(served: Hub, folder: Path) -> None:
     assert asked is not None
     assert weights.digest(fetched(asked)) == weights.digest(folder)
     assert [one for one in served.asked if one.startswith("PUT /lfs/")]  # the weights, by LFS
+
+
+def test_the_command_prints_the_commit(served: Hub, folder: Path) -> None:
+    from typer.testing import CliRunner
+
+    from medv_ray.cli import app
+
+    done = CliRunner().invoke(app, ["push", str(folder), NAME])
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert (done.exit_code, said["summary"], said["private"]) == (0, "pushed", True)
+    assert said["commit"] == served.repositories[f"models/{NAME}"].refs["main"]
+    (folder / "README.md").unlink()
+    assert CliRunner().invoke(app, ["push", str(folder), NAME]).exit_code == 2
 
 
 def test_the_same_again_is_no_new_commit(served: Hub, folder: Path) -> None:

@@ -71,8 +71,10 @@ def test_an_int8_weight_does_what_the_mlp_asks_of_one() -> None:
     rows = torch.randn(4, 32).to(torch.bfloat16)
     want = functional.linear(rows.float(), values.float() * 0.01)
     gate = weight.product(rows, silu=True)
-    assert torch.allclose(gate.float(), functional.silu(want), atol=0.1)
-    assert torch.allclose(weight.product(rows, times=gate).float(), want * gate.float(), atol=0.2)
+    assert torch.allclose(gate.float(), functional.silu(want), atol=0.1, rtol=0.02)
+    assert torch.allclose(
+        weight.product(rows, times=gate).float(), want * gate.float(), atol=0.2, rtol=0.03
+    )
 
 
 @needs_torchao
