@@ -168,10 +168,11 @@ def hub_errors(asked: Reference | str, raised: type[MedvError] = CheckpointError
     addresses and paths."""
     import httpx2
     from huggingface_hub import errors
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
     from huggingface_hub.utils import logging as hub_logging
 
-    hub_logging.set_verbosity_error()  # its warnings hold addresses
+    # its warnings hold addresses
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:

@@ -91,7 +91,7 @@ class Handler(fs.FSSpecHandler):  # type: ignore[misc]
     open_input_stream = open_input_file
 
 
-class Ranges(HfFileSystemFile):  # type: ignore[misc]
+class Ranges(HfFileSystemFile):
     """A file that is read by ranges: a range that comes short is asked for again, and is never
     taken for the file's end."""
 
@@ -109,5 +109,6 @@ class Ranges(HfFileSystemFile):  # type: ignore[misc]
     def read(self, length: int = -1) -> bytes:
         """As ranges in any case; the class above has another way for whole files."""
         left = self.size - self.loc
-        data: bytes = super().read(left if length is None or length < 0 else min(length, left))
+        wanted = left if length is None or length < 0 else min(length, left)
+        data: bytes = super().read(wanted)  # type: ignore[no-untyped-call]
         return data

@@ -88,9 +88,10 @@ def _config(how: str, group_size: int, place: str) -> Any:
 def _int8_kernel(matrix: Linear) -> Int8Weight | None:
     """torchao's own int8 product writes the whole matrix as bfloat16 first; torch has one for the
     CPU that does not."""
-    values = getattr(matrix.weight, "qdata", None)
+    weight: Any = matrix.weight  # of torchao's class
+    values = getattr(weight, "qdata", None)
     if values is None or values.dtype != torch.int8 or values.device.type != "cpu":
         return None
-    if matrix.weight.dtype != torch.bfloat16 or not private_torch.has_int8():
+    if weight.dtype != torch.bfloat16 or not private_torch.has_int8():
         return None
-    return Int8Weight(values, matrix.weight.scale.flatten().to(torch.bfloat16))
+    return Int8Weight(values, weight.scale.flatten().to(torch.bfloat16))
