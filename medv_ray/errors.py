@@ -389,6 +389,42 @@ CATALOGUE: dict[str, Entry] = {
         "The child process that reads a pickle passed its limit of memory or time, or crashed.",
         "No file of weights needs that much; do not use it.",
     ),
+    "E1414": Entry(
+        "no_kernel",
+        "This torch, torchao or processor cannot multiply by weights that are quantised so.",
+        "Use --set model.quantisation=int8 (or none), or the torch and torchao that "
+        "constraints.txt names.",
+    ),
+    "E1415": Entry(
+        "hub_not_found",
+        "The hub has no such model, dataset, revision or file, or hides a private one.",
+        "Check org/name@revision. A private one needs HF_TOKEN, or `hf auth login`, of an account "
+        "that may see it. A local folder is meant by ./name.",
+    ),
+    "E1416": Entry(
+        "hub_refuses",
+        "The hub refuses: a gated model, a token that is wrong, or one that may not write.",
+        "Accept a gated model's terms on its page; set HF_TOKEN to a token of that account, for "
+        "`medv push` one that may write.",
+    ),
+    "E1417": Entry(
+        "hub_unreachable",
+        "The hub does not answer, or HF_HUB_OFFLINE is set, and the cache lacks what is asked for.",
+        "Run the same command again, what has arrived is kept; or fetch it where there is a "
+        "network (`hf download org/name --revision COMMIT`) and carry HF_HOME over.",
+    ),
+    "E1418": Entry(
+        "hub_file_damaged",
+        "A file of the hub arrived cut short, or is not of the digest that the hub names.",
+        "Run the same command again: the damaged file is not kept. If it comes back, a proxy or "
+        "a mirror (HF_ENDPOINT) changes files.",
+    ),
+    "E1419": Entry(
+        "not_for_the_hub",
+        "The folder is no exported model or adapter with a model card that names its licence.",
+        "Export it with jobs/export_checkpoint.py, which writes README.md, and fill in `license:` "
+        "at its top.",
+    ),
     # runs
     "E1501": Entry(
         "output_in_use",
@@ -657,6 +693,15 @@ def explain(code: str) -> str:
             f"{code[:20]!r} is not a code of the catalogue ({min(CATALOGUE)} .. {max(CATALOGUE)}).",
         )
     return f"{code.upper()} {entry.reason}\n  cause: {entry.cause}\n  fix:   {entry.fix}"
+
+
+def no_torchao(quantisation: str) -> SettingsError:
+    """Of a model that is to be quantised without the package that does it."""
+    return SettingsError(
+        "E1003",
+        f"model.quantisation={quantisation} needs pip install 'medv-ray[quant]'; or set it to "
+        "none.",
+    )
 
 
 SHORT_OF_MEMORY = (

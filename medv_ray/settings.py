@@ -29,6 +29,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from medv_ray import hub
 from medv_ray.errors import SettingsError
 from medv_ray.formats import DEFAULT
 from medv_ray.setting_errors import kinds_of, refused
@@ -320,9 +321,11 @@ class ModelSettings(Settings):
     """Which checkpoint, and how it is held."""
 
     path: str
-    """Folder with config.json, tokenizer and safetensors; local."""
+    """Folder with config.json, tokenizer and safetensors; local, or `org/name@revision` of the
+    hub."""
     adapter: str | None = None
-    """Folder of a LoRA adapter that was trained on these weights; local. It is used unmerged."""
+    """Folder of a LoRA adapter that was trained on these weights, local or of the hub. It is used
+    unmerged."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Weights and activations; RoPE tables and softmax stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -330,6 +333,20 @@ class ModelSettings(Settings):
     logit_size: Literal["checkpoint", "tokenizer"] = "tokenizer"
     """Rows of the language head that take part: all, as LLaDA does, or len(tokenizer) as LLaDA-V's
     loader does."""
+    quantisation: Literal["none", "int8", "int4"] = "none"
+    """Weight-only, of the language tower's matrices: int8 with a scale for each row, int4 with one
+    for each group of a row. Needs the extra `medv-ray[quant]`; int4 needs dtype=bfloat16."""
+    group_size: Literal[32, 64, 128] = 128
+    """Of int4: weights of a row that share a scale. It divides each matrix's input width."""
+
+    @model_validator(mode="after")
+    def _int4_in_bfloat16(self) -> Self:
+        if self.quantisation == "int4" and self.dtype != "bfloat16":
+            raise ValueError(
+                f"quantisation=int4 multiplies in bfloat16, not {self.dtype}: set "
+                "model.dtype=bfloat16, or quantisation=int8"
+            )
+        return self
 
 
 class EngineSettings(Settings):
@@ -379,8 +396,12 @@ class AnswerSettings(Settings):
 
 
 def model_folder(model: str) -> str:
-    """`toy` is the checkpoint that comes with the package."""
-    return str(TOY) if model == "toy" else model
+    """A local folder: `toy` is the checkpoint that comes with the package, `org/name@revision` one
+    of the hub's, which is fetched. Raises SettingsError E1001, and as `hub.fetched`."""
+    if model == "toy":
+        return str(TOY)
+    asked = hub.reference(model)
+    return model if asked is None else hub.fetched(asked)
 
 
 def build(cls: type[S], values: dict[str, Any], quote: bool = True) -> S:

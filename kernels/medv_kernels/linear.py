@@ -36,6 +36,26 @@ class PackedWeight:
         return private_torch.product(rows, self._packed, "swish" if silu else "none")
 
 
+class Int8Weight:
+    """An int8[V, D] weight with a scale for each row, in bfloat16 on the CPU: torch's kernel widens
+    a few numbers at a time, where a product of its own would first write all of them as bfloat16.
+    """
+
+    def __init__(self, values: Tensor, scales: Tensor) -> None:
+        self.shape = values.shape
+        self.device, self.dtype = values.device, scales.dtype
+        self._values, self._scales = values, scales
+
+    def product(self, rows: Tensor, times: Tensor | None = None, silu: bool = False) -> Tensor:
+        """float[..., D] -> float[..., V] in bfloat16; `times` and `silu` as of PackedWeight."""
+        flat = rows.reshape(-1, rows.shape[-1])
+        flat = private_torch.int8_product(flat, self._values, self._scales)
+        out = flat.view(*rows.shape[:-1], -1)
+        if times is not None:
+            return out * times
+        return functional.silu(out) if silu else out
+
+
 def pack(weight: Tensor) -> Tensor | PackedWeight:
     """A PackedWeight for float32[V, D] on a CPU whose torch has oneDNN, else `weight` itself."""
     if weight.device.type != "cpu":
@@ -45,8 +65,8 @@ def pack(weight: Tensor) -> Tensor | PackedWeight:
     return weight
 
 
-def linear(rows: Tensor, weight: Tensor | PackedWeight) -> Tensor:
+def linear(rows: Tensor, weight: Tensor | PackedWeight | Int8Weight) -> Tensor:
     """float[N, D] -> float[N, V], a new tensor."""
-    if isinstance(weight, PackedWeight):
+    if isinstance(weight, PackedWeight | Int8Weight):
         return weight.product(rows)
     return functional.linear(rows, weight)

@@ -50,6 +50,7 @@ class Run:
         self.session = uuid4().hex[:12]
         self.ledger = Ledger(store)
         self.manifest: dict[str, Any] = {}
+        self._sources: dict[str, str] = {}
         self.skipped: dict[str, tuple[str, int]] = {}
         self._source_keys = {chunk.source_key for chunk in plan.chunks}
         self._events: list[str] = []
@@ -70,6 +71,7 @@ class Run:
         retry_quarantined: bool = False,
         pseudonyms: Pseudonyms | None = None,
         keep: Callable[[], None] = lambda: None,
+        sources: Mapping[str, str] | None = None,
     ) -> Run:
         """Take the folder, and continue the run in it or begin one.
 
@@ -78,6 +80,8 @@ class Run:
         answered again too), and accepts that images which rows name by path have changed.
         `allow_added` accepts new files and new rows behind the ones that the run has.
         `keep` is called before anything is written: it stores the salt of the `pseudonyms`.
+        `sources`: commits of a hub that model and input came from; recorded, and not compared, as
+        the digests of what they hold are.
         Raises RunError: E1501 in use, E1502 another run's (the fields are named), E1506 damaged,
         E1507 no run folder or inside the input.
         """
@@ -87,6 +91,7 @@ class Run:
         store.make()
         run = cls(store, plan, Lock(store))
         run.pseudonyms = pseudonyms
+        run._sources = dict(sources or {})
         run.lock.acquire(take_over)
         try:
             if new_run:
@@ -142,6 +147,7 @@ class Run:
             "grown": grown,
             "processors": [] if found is None else found["processors"],
             "started": started,
+            **({"sources": self._sources} if self._sources else {}),
         }
         if found != {**self.manifest, "sha256": (found or {}).get("sha256")}:
             manifests.write_manifest(self.store, self.manifest)

@@ -36,7 +36,8 @@ class ArchiveSettings(Settings):
     """Where the rows lie, which columns they have, and how they are cut into chunks."""
 
     archive: str
-    """File, folder, or pattern with `*`; local, or an `s3://` or `gs://` URI. Or a PACS:
+    """File, folder, or pattern with `*`; local, or an `s3://` or `gs://` URI; a dataset of the
+    hub, `hf://datasets/org/name@revision/folder`. Or a PACS:
     `dicomweb+https://host/dicom-web?Modality=CT`."""
     questions: str | None = None
     """A csv, tsv, jsonl, json or parquet file of questions; `archive` is then the folder of its

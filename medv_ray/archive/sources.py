@@ -36,7 +36,7 @@ from medv_ray.archive.listing import (
     some_files,
 )
 from medv_ray.archive.settings import ArchiveSettings
-from medv_ray.archive.store import Stored, absolute, resolve
+from medv_ray.archive.store import Stored, absolute, is_hub, resolve
 from medv_ray.dicomweb.address import is_dicomweb
 from medv_ray.dicomweb.search import Instance
 from medv_ray.errors import DataError, SettingsError
@@ -94,6 +94,7 @@ def open_archive(
     its kind is not clear.
     """
     left_out = LeftOut()
+    settings = at_commit(settings)
     if is_dicomweb(settings.archive):
         check_no_columns(settings, "a PACS")
         return asked_of_pacs(settings, left_out, salt)
@@ -123,6 +124,18 @@ def check_no_columns(settings: ArchiveSettings, what: str) -> None:
         name = settings.asked.more[0][:30]
         rule = f"{what} has no columns; give a table with --questions"
         raise SettingsError("E1001", f"--prompt or --system-column names {name!r}, but {rule}.")
+
+
+def at_commit(settings: ArchiveSettings) -> ArchiveSettings:
+    """With each place on the hub at a commit. Raises SettingsError E1001, DataError E1415 to
+    E1417."""
+    places = {name: getattr(settings, name) for name in ("archive", "images", "questions")}
+    if not any(is_hub(place or "") for place in places.values()):
+        return settings
+    from medv_ray.archive.hub_files import pinned  # here, as few jobs need the hub's client
+
+    at = {name: pinned(place) if is_hub(place or "") else place for name, place in places.items()}
+    return settings.model_copy(update=at)
 
 
 def asked_by_table(settings: ArchiveSettings, images: str, left_out: LeftOut) -> Archive:

@@ -53,7 +53,7 @@ class Listing(NamedTuple):
 
 
 def resolve(uri: str) -> tuple[Any, str]:
-    """A pyarrow filesystem and a path in it, from a local path or a URI (s3, gs, file).
+    """A pyarrow filesystem and a path in it, from a local path or a URI (s3, gs, hf, file).
 
     `AWS_ENDPOINT_URL` or `?endpoint_override=host:port&scheme=http` points s3 at another server.
     Raises SettingsError E1001 for a URI that pyarrow does not know.
@@ -62,12 +62,16 @@ def resolve(uri: str) -> tuple[Any, str]:
         raise SettingsError("E1001", "a path is not UTF-8; rename the folder.")
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(uri)
+    if is_hub(uri):
+        from medv_ray.archive import hub_files  # here, as few jobs need the hub's client
+
+        return hub_files.opened(uri)
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except (ValueError, *TROUBLE) as error:
         scheme = urlsplit(uri).scheme
         raise SettingsError(
-            "E1001", f"{scheme}://...: not a place that can be opened (local, s3://, gs://)."
+            "E1001", f"{scheme}://...: not a place that can be opened (local, s3://, gs://, hf://)."
         ) from error
     return filesystem, path.rstrip("/") or path
 
@@ -133,6 +137,11 @@ def _scan(
 def absolute(uri: str) -> str:
     """The same place, whatever folder a process works in."""
     return uri if "://" in uri else os.path.abspath(uri)
+
+
+def is_hub(uri: str) -> bool:
+    """Whether `uri` names something on the Hugging Face hub."""
+    return uri.startswith("hf://")
 
 
 def is_local(uri: str) -> bool:

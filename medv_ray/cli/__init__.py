@@ -15,6 +15,7 @@ from medv_ray.cli.calibrating import calibrate_command, consistency_command
 from medv_ray.cli.evaluating import compare_command, eval_command, judge_command
 from medv_ray.cli.exporting import export_answers_command, lmms_tasks_command
 from medv_ray.cli.pacs import export_sr_command, store_command
+from medv_ray.cli.pushing import push_command
 from medv_ray.cli.reporting import report_command
 from medv_ray.cli.rows import rows_command
 from medv_ray.cli.serving import bench_app, chat_command, serve_command
@@ -180,6 +181,8 @@ def score_settings(
     chosen = values["model"].get("path") if isinstance(values["model"], dict) else None
     if isinstance(chosen, str):
         chosen = values["model"]["path"] = model_folder(chosen)
+        if isinstance(adapter := values["model"].get("adapter"), str):
+            values["model"]["adapter"] = model_folder(adapter)
     whole = merged(checkpoint_defaults(str(chosen)), values)
     if "abstain_below" in values:  # null is a value here: nothing abstains
         whole["abstain_below"] = values["abstain_below"]
@@ -233,6 +236,7 @@ app.command("lmms-tasks")(told_cleanly(lmms_tasks_command))
 app.command("judge")(told_cleanly(judge_command))
 app.command("calibrate")(told_cleanly(calibrate_command))
 app.command("consistency")(told_cleanly(consistency_command))
+app.command("push")(told_cleanly(push_command))
 app.command("report")(told_cleanly(report_command))
 app.command("sweep")(told_cleanly(sweep_command))
 app.command("tune")(told_cleanly(tune_command))
@@ -266,7 +270,7 @@ def demo_command(
 def ask_command(
     image: Annotated[Path, typer.Argument(help="JPEG, PNG, TIFF, BMP, GIF, WebP or DICOM.")],
     question: Annotated[str, typer.Argument(help="In plain words.")],
-    model: Annotated[str, Option(help="Checkpoint folder; default: the embedded toy.")] = "toy",
+    model: Annotated[str, Option(help=options.A_MODEL)] = "toy",
     watch: Annotated[bool, Option("--watch", help="Show the answer coming out.")] = False,
     window: options.Window = None,
     assignments: Annotated[

@@ -118,7 +118,9 @@ def consistency_command(
 def model_of(model: str, adapter: str | None) -> Any:
     from medv_ray.settings import ModelSettings, model_folder
 
-    return ModelSettings(path=model_folder(model), adapter=adapter)
+    return ModelSettings(
+        path=model_folder(model), adapter=None if adapter is None else model_folder(adapter)
+    )
 
 
 def asked_of(

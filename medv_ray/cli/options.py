@@ -9,8 +9,12 @@ from typer import Option
 
 Text = str | None
 AsScore = Annotated[Text, Option(help="As for `medv score`.")]
-Model = Annotated[Text, Option(help="Checkpoint folder, or `toy`, the embedded one.")]
-Adapter = Annotated[Text, Option(help="Folder of a LoRA adapter on it.")]
+Model = Annotated[
+    Text,
+    Option(help="Checkpoint folder, org/name@revision of the hub, or `toy`, the embedded one."),
+]
+A_MODEL = "Checkpoint folder, or org/name@revision of the hub; default: the embedded toy."
+Adapter = Annotated[Text, Option(help="Folder, or org/name@revision, of a LoRA adapter on it.")]
 Config = Annotated[Path | None, Option(help="YAML file of settings; flags win.")]
 Window = Annotated[
     Text,

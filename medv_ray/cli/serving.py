@@ -19,7 +19,7 @@ Text = str | None
 
 
 def serve_command(
-    model: Annotated[Text, Option(help="Checkpoint folder; default: the embedded toy.")] = None,
+    model: Annotated[Text, Option(help=options.A_MODEL)] = None,
     host: Annotated[str, Option(help="Address to listen at; others than this machine's own need "
                                 "--keys-file.")] = "127.0.0.1",
     port: Annotated[int, Option(help="TCP port.", min=1, max=65535)] = 8000,

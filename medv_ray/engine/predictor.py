@@ -13,8 +13,10 @@ from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.engine.engine import Engine
 from medv_ray.engine.request import Answer, Counters, Request, View
 from medv_ray.errors import CheckpointError, DataError, SettingsError
+from medv_ray.hub import here
 from medv_ray.model import lora, weights
 from medv_ray.model.medv import Medv
+from medv_ray.model.quantise import quantise
 from medv_ray.settings import AnswerSettings, EngineSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -27,9 +29,9 @@ PACK_BYTES = 2**30
 def load_model(model: ModelSettings) -> tuple[Medv, PreTrainedTokenizerFast]:
     """A checkpoint folder's model, its adapter beside its weights if one is named, and tokenizer.
 
-    Raises CheckpointError E14xx, SettingsError E1001, E1003.
+    Raises CheckpointError E14xx, SettingsError E1001, E1003, E1414.
     """
-    folder = Path(model.path)
+    folder = Path(here(model.path))
     tokenizer = load_tokenizer(folder)
     device = model.device
     if device == "auto":
@@ -39,10 +41,15 @@ def load_model(model: ModelSettings) -> tuple[Medv, PreTrainedTokenizerFast]:
             "E1001", "model.device=cuda: torch sees no GPU; use cpu, without --num-gpus."
         )
     size = len(tokenizer) if model.logit_size == "tokenizer" else None
-    loaded = weights.load(folder, dtype=getattr(torch, model.dtype), device=device, logit_size=size)
+    quantised = model.quantisation != "none"
+    first = "cpu" if quantised else device  # a GPU never holds what is quantised in full
+    loaded = weights.load(folder, dtype=getattr(torch, model.dtype), device=first, logit_size=size)
     if model.adapter is not None:
-        lora.load_adapter(loaded, model.adapter, weights.digest(folder))
-    loaded.pack(PACK_BYTES)
+        lora.load_adapter(loaded, here(model.adapter), weights.digest(folder))
+    if quantised:
+        quantise(loaded, model.quantisation, model.group_size, device)
+    else:
+        loaded.pack(PACK_BYTES)
     if max(SpecialIds.of(tokenizer)) >= loaded.config.language.vocab_size:
         raise CheckpointError("E1408", "the tokenizer's special ids lie outside the vocabulary.")
     return loaded, tokenizer

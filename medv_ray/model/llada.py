@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from medv_kernels.linear import PackedWeight, linear, pack
+from medv_kernels.linear import Int8Weight, PackedWeight, linear, pack
 from medv_ray.model.config import LanguageConfig
 from medv_ray.model.keys import Keys
 
@@ -133,7 +133,7 @@ def cuts_of(
 class Linear(nn.Linear):
     """x W^T. After `pack`, inference reads a copy of the weight in the layout of oneDNN."""
 
-    packed: PackedWeight | None = None
+    packed: PackedWeight | Int8Weight | None = None
 
     def __init__(self, wide: int, narrow: int) -> None:
         super().__init__(wide, narrow, bias=False)
@@ -150,7 +150,7 @@ class Linear(nn.Linear):
         return linear(x, self.packed)
 
 
-def packed_of(module: nn.Module) -> PackedWeight | None:
+def packed_of(module: nn.Module) -> PackedWeight | Int8Weight | None:
     """What inference reads in place of the weight; nothing of an adapter around a Linear."""
     return module.packed if isinstance(module, Linear) and not torch.is_grad_enabled() else None
 

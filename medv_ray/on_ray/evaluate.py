@@ -32,6 +32,7 @@ from medv_ray.evaluation.comparison import ANSWERS, RESULTS
 from medv_ray.evaluation.question_only import question_only
 from medv_ray.evaluation.recipes import Question, Recipe
 from medv_ray.files import write_atomic
+from medv_ray.hub import name_of
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, checkpoint_defaults
 from medv_ray.on_ray.question_table import image_name, write_once
 from medv_ray.on_ray.score import score
@@ -225,7 +226,7 @@ def answered(
     manifest = read_manifest(Store(asked.out))
     assert manifest is not None  # the job has just written it
     model = {
-        "model": Path(settings.model.path).name,
+        "model": name_of(settings.model.path),
         "model_sha256": manifest["identity"]["model"]["sha256"],
     }
     return answers, scored, {**model, **counts, "forward_passes": steps}

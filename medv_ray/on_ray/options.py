@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,11 +14,12 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from medv_ray import __version__
 from medv_ray.archive.pseudonyms import PrivacySettings, Pseudonyms
 from medv_ray.archive.settings import ArchiveSettings
-from medv_ray.archive.store import is_local
+from medv_ray.archive.store import is_hub, is_local
 from medv_ray.data.canvas import Template
 from medv_ray.data.json_schema import template_of_text
 from medv_ray.dicomweb.token import VARIABLE as TOKEN_FILE
-from medv_ray.errors import DataError, SettingsError
+from medv_ray.errors import DataError, SettingsError, no_torchao
+from medv_ray.hub import here
 from medv_ray.serving.options import ServeSettings
 from medv_ray.settings import (
     AnswerSettings,
@@ -60,7 +62,7 @@ class ScoreSettings(AnswerSettings):
     """A scoring job. The fields of AnswerSettings stand at the top: `--set sampler.steps=32`."""
 
     out: str
-    """Run folder, local or `s3://`, `gs://`; outside the archive."""
+    """Run folder, local or `s3://`, `gs://`; outside the archive. Not on the hub."""
     archive: ArchiveSettings
     model: ModelSettings
     slides: SlideSettings = SlideSettings()
@@ -100,11 +102,19 @@ class ScoreSettings(AnswerSettings):
         return self.model.device
 
     def located(self, on_cluster: bool) -> ScoreSettings:
-        """With local folders as absolute paths, which mean the same in every process.
+        """With local folders as absolute paths, which mean the same in every process, and the hub's
+        models as such folders.
 
-        Raises SettingsError E1001 for a relative `out` on a cluster: the job's own folder there is
-        a temporary copy of the working directory.
+        Raises SettingsError E1001 for a relative `out` on a cluster (the job's own folder there is
+        a temporary copy of the working directory) and for one on the hub.
         """
+        if is_hub(self.out):
+            raise SettingsError(
+                "E1001",
+                "--out hf://...: a run commits each chunk by a small file and holds a lock, and on "
+                "the hub each of these would be a commit of git. Write to a disk, s3:// or gs://, "
+                "and put the finished rows there: hf upload org/name RUN/rows --repo-type dataset.",
+            )
         if on_cluster and is_local(self.out) and not os.path.isabs(self.out):
             raise SettingsError(
                 "E1001", f"--out {self.out!r}: on a cluster, give an absolute path or a URI."
@@ -120,11 +130,11 @@ class ScoreSettings(AnswerSettings):
         salt = self.privacy.salt_file
         salt_file = salt if salt is None else os.path.abspath(salt)
         privacy = self.privacy.model_copy(update={"salt_file": salt_file})
-        model = self.model
+        path = model_folder(self.model.path)
+        adapter = self.model.adapter and model_folder(self.model.adapter)
         if not on_cluster:  # there, a relative folder is one of the job's own on every node
-            adapter = model.adapter and os.path.abspath(model.adapter)
-            path = os.path.abspath(model.path)
-            model = model.model_copy(update={"path": path, "adapter": adapter})
+            path, adapter = os.path.abspath(path), adapter and os.path.abspath(adapter)
+        model = self.model.model_copy(update={"path": path, "adapter": adapter})
         changed = {"out": out, "archive": archive, "model": model, "privacy": privacy}
         return self.model_copy(update=changed)
 
@@ -143,6 +153,10 @@ class ScoreSettings(AnswerSettings):
         adapter = {} if adapter_sha256 is None else {"adapter_sha256": adapter_sha256}
         privacy = {} if pseudonyms is None else {"privacy": pseudonyms.identity}
         canvas = {} if self.canvas is None else {"canvas": self.canvas}
+        code = {"medv_ray": __version__, "torch": version("torch")}
+        quantised = quantised_as(self.model)
+        if quantised:
+            code["torchao"] = version("torchao")
         return {
             **privacy,
             **canvas,
@@ -150,13 +164,27 @@ class ScoreSettings(AnswerSettings):
             "slides": self.slides.model_dump(mode="json", exclude={"seconds"}),
             "model": {
                 **adapter,
+                **quantised,
                 "sha256": model_sha256,
                 "dtype": self.model.dtype,
                 "device": self.device,
                 "logit_size": self.model.logit_size,
             },
-            "code": {"medv_ray": __version__, "torch": version("torch")},
+            "code": code,
         }
+
+
+def quantised_as(model: ModelSettings) -> dict[str, Any]:
+    """What a manifest says of it, beside the digest of the weights in full; nothing for none.
+
+    Raises SettingsError E1003 without torchao.
+    """
+    if model.quantisation == "none":
+        return {}
+    if find_spec("torchao") is None:
+        raise no_torchao(model.quantisation)
+    group = {"group_size": model.group_size} if model.quantisation == "int4" else {}
+    return {"quantisation": model.quantisation, **group}
 
 
 def checkpoint_defaults(path: str) -> dict[str, Any]:
@@ -188,7 +216,11 @@ def serve_settings(values: dict[str, Any]) -> ServeSettings:
     folder = batch.get("folder") if isinstance(batch, dict) else None
     if isinstance(folder, str):  # replicas may work elsewhere
         values = {**values, "batch": {**batch, "folder": os.path.abspath(folder)}}
-    return build(ServeSettings, {**values, "model": model, "sampler": sampler})
+    settings = build(ServeSettings, {**values, "model": model, "sampler": sampler})
+    adapter = settings.model.adapter and model_folder(settings.model.adapter)
+    adapters = {name: model_folder(one) for name, one in settings.adapters.items()}
+    held = settings.model.model_copy(update={"adapter": adapter})
+    return settings.model_copy(update={"model": held, "adapters": adapters})
 
 
 def model_digests(model: ModelSettings) -> tuple[str, str | None]:
@@ -198,8 +230,9 @@ def model_digests(model: ModelSettings) -> tuple[str, str | None]:
     """
     from medv_ray.model import lora, weights  # here, as this module is to stay light
 
-    base = weights.digest(model.path)
+    base = weights.digest(here(model.path))
     if model.adapter is None:
         return base, None
-    lora.check_base(model.adapter, base)
-    return base, lora.adapter_digest(model.adapter)
+    adapter = here(model.adapter)
+    lora.check_base(adapter, base)
+    return base, lora.adapter_digest(adapter)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from medv_ray import hub
 from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.left_out import LeftOut
 from medv_ray.archive.plan import Plan
@@ -20,7 +21,7 @@ from medv_ray.archive.rows import Part
 from medv_ray.archive.run import Run
 from medv_ray.archive.slides import slide_counts
 from medv_ray.archive.sources import open_archive
-from medv_ray.archive.store import is_local
+from medv_ray.archive.store import is_hub, is_local
 from medv_ray.archive.summary import Summary
 from medv_ray.data.frames import splitter
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
@@ -169,6 +170,7 @@ def score(
         retry_quarantined=resume.retry_quarantined,
         pseudonyms=pseudonyms,
         keep=keep,
+        sources=sources(settings, plan),
     ) as run:
         tell_growth(plan)
         if run.todo():
@@ -183,6 +185,18 @@ def score(
             summary, session, committed, plan.rows, unreadable, plan.left_out, plan.growth.rows,
             plan.several_rows,
         )  # fmt: skip
+
+
+def sources(settings: ScoreSettings, plan: Plan) -> dict[str, str]:
+    """The commits of a hub that model, adapter and archive are of, for those that are of one."""
+    model = settings.model
+    found = {
+        "model": hub.origin(model.path),
+        "adapter": hub.origin(model.adapter or ""),
+        "archive": plan.archive.uri if is_hub(plan.archive.uri) else None,
+        "images": plan.archive.images_uri if is_hub(plan.archive.images_uri) else None,
+    }
+    return {name: str(one) for name, one in found.items() if one is not None}
 
 
 def tell(plan: Plan) -> None:

@@ -18,6 +18,7 @@ from medv_ray.archive.store import Store
 from medv_ray.disk import DISK, disk_error, disk_errors, is_full
 from medv_ray.errors import CheckpointError, DataError, MedvError, RunError, SettingsError
 from medv_ray.files import put_in_place, write_durably
+from medv_ray.hub import here
 from medv_ray.on_ray.cluster import running_ray
 from medv_ray.on_ray.curves import draw, no_matplotlib
 from medv_ray.on_ray.preflight import check_workers
@@ -174,13 +175,13 @@ def located(settings: TrainSettings) -> TrainSettings:
 
     Raises SettingsError E1001 for an object store.
     """
-    given = {name: getattr(settings, name) for name in ("model", "data", "out")}
+    model = model_folder(settings.model)
+    given = {"model": model, "data": settings.data, "out": settings.out}
     for name, path in given.items():
         if "://" in path:
             text = f"{name}: training reads and writes folders that all workers see, not addresses"
             raise SettingsError("E1001", f"{text}; mount it, or copy it to such a folder.")
     paths = {name: os.path.abspath(path) for name, path in given.items()}
-    paths["model"] = os.path.abspath(model_folder(given["model"]))
     return settings.model_copy(update=paths)
 
 
@@ -250,6 +251,7 @@ def work(config: dict[str, Any]) -> None:
 
     die_with_parent()  # else it goes on, and saves, for a second after its driver was killed
     settings = TrainSettings.model_validate(config["settings"])
+    settings = settings.model_copy(update={"model": here(settings.model)})
     out = Path(settings.out)
     if (out / FAILED).is_file():
         return  # the error of no worker alone; another try would end the same

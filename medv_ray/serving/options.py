@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from medv_ray.hub import name_of
 from medv_ray.settings import (
     AnswerSettings,
     EngineSettings,
@@ -169,4 +170,5 @@ class ServeSettings(AnswerSettings):
     @property
     def served_name(self) -> str:
         """What clients call the model."""
-        return self.name or self.model.path.rstrip("/").rpartition("/")[2] or "model"
+        of = name_of(self.model.path).partition("@")[0]
+        return self.name or of.rpartition("/")[2] or "model"

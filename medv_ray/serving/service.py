@@ -20,6 +20,7 @@ from medv_ray.engine.predictor import load_model
 from medv_ray.engine.request import Answer, Request, View
 from medv_ray.engine.running import default_budget
 from medv_ray.errors import MedvError, RunError, SettingsError
+from medv_ray.hub import here
 from medv_ray.model import lora, weights
 from medv_ray.model.config import no_vision
 from medv_ray.serving.completions import Texts
@@ -194,10 +195,10 @@ def load_engines(settings: ServeSettings) -> dict[str, Engine]:
     model, tokenizer = load_model(settings.model)
     models = {settings.served_name: model}
     if settings.adapters:
-        digest = weights.digest(settings.model.path)
+        digest = weights.digest(here(settings.model.path))
         for name, folder in settings.adapters.items():
             models[name] = lora.sharing_copy(model)
-            lora.load_adapter(models[name], folder, digest)
+            lora.load_adapter(models[name], here(folder), digest)
     share = settings.engine
     if len(models) > 1:
         whole = share.kv_cache_bytes or default_budget(model)

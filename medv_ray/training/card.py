@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medv_ray import hub
 from medv_ray.data.dataset import read_index
 from medv_ray.errors import DataError
 from medv_ray.model.importing import KNOWN_LICENCES, LICENCES, licence_of
@@ -92,7 +93,9 @@ def card(
 
 
 def name_of(folder: Path) -> str:
-    """A folder's name; of a run's model, the run's too."""
+    """A folder's name; of a run's model, the run's too; of one of the hub's, its commit too."""
+    if (of := hub.origin(str(folder))) is not None:
+        return str(of)
     return f"{folder.parent.name}/{folder.name}" if folder.name == MODEL else folder.name
 
 
