@@ -214,7 +214,7 @@ def serve_settings(values: dict[str, Any]) -> ServeSettings:
         sampler = checkpoint_defaults(model["path"]).get("sampler", {}) | sampler
     batch = values.get("batch")
     folder = batch.get("folder") if isinstance(batch, dict) else None
-    if isinstance(folder, str):  # replicas may work elsewhere
+    if isinstance(batch, dict) and isinstance(folder, str):  # replicas may work elsewhere
         values = {**values, "batch": {**batch, "folder": os.path.abspath(folder)}}
     settings = build(ServeSettings, {**values, "model": model, "sampler": sampler})
     adapter = settings.model.adapter and model_folder(settings.model.adapter)

@@ -50,7 +50,7 @@ class BatchRoutes:
         app.serve("GET", "/v1/files", self.files)
         app.serve("GET", "/v1/files/{name}", self.file)
         app.serve("DELETE", "/v1/files/{name}", self.delete)
-        text = {"application/jsonl": {}}
+        text: dict[str, Any] = {"application/jsonl": {}}
         app.serve("GET", "/v1/files/{name}/content", self.content, answers=text)
         app.serve("POST", "/v1/batches", self.create, BatchRequest)
         app.serve("GET", "/v1/batches", self.batches)

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -200,7 +200,7 @@ def _word(error: Exception) -> str:
     return error.code if isinstance(error, MedvError) else type(error).__name__
 
 
-def asker(app: App, owner: str, state: dict[str, object], is_lost: Callable[[], bool]) -> Ask:
+def asker(app: App, owner: str, state: Mapping[str, object], is_lost: Callable[[], bool]) -> Ask:
     """Requests to the routes of an application, without a wire: a line is answered as its body
     would be over HTTP.
 

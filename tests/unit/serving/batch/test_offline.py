@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import medv_ray.serving.batch.job as module
+from medv_ray.cli import app as command_line
 from medv_ray.errors import MedvError, RunError
 from medv_ray.serving.batch.offline import BatchRun, answer_file
 from medv_ray.serving.guard import App
@@ -125,3 +127,15 @@ def test_what_can_not_be_run(tmp_path: Path) -> None:
             run.check()
         assert refused.value.code == code
         assert str(tmp_path) not in str(refused.value)
+
+
+def test_by_its_command(tmp_path: Path) -> None:
+    rows: list[Any] = [*lines(2), "{bad"]
+    asked = write(tmp_path / "in.jsonl", rows)
+    sizes = ("gen_length", "block_length", "steps")
+    given = [word for name in sizes for word in ("--set", f"sampler.{name}=4")]
+    command = ["run-batch", str(asked), str(tmp_path / "out.jsonl"), *given]
+    done = CliRunner().invoke(command_line, command, standalone_mode=False)
+    assert done.return_value == 1, "lines failed"
+    assert [one["custom_id"] for one in read(tmp_path / "out.jsonl")] == ["r0", "r1"]
+    assert len(read(tmp_path / "out.errors.jsonl")) == 1
