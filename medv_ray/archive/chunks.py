@@ -59,8 +59,6 @@ class Row:
     file: int
     row: int
     question: str | None = None
-    prompt: str | None = None
-    """What is asked, where that is more than the question."""
     images: tuple[bytes, ...] = ()
     """Encoded bytes, in the order of the prompt. Repeats inside a chunk share one object."""
     image_names: tuple[str | None, ...] = ()
@@ -84,6 +82,8 @@ class Row:
     """Which part of its slide the row's one picture is, where rows are tiles."""
     file_sha256: str = ""
     """Of the file that the part is of."""
+    prompt: str | None = None
+    """What is asked, where that is more than the question."""
 
     @property
     def pictures(self) -> tuple[bytes | Picture, ...]:

@@ -350,7 +350,8 @@ def test_what_touches_the_state_runs_under_one_rule(folder: Path) -> None:
             }
             engine._at_work = [ticket]
             bound = {name for name in vars(engine) if not name.startswith("_")}
-            assert bound == {"counters", "spec", "text", "tiles", "token_text", "decode"}
+            known = {"counters", "spec", "text", "tiles", "token_text", "decode", "positions"}
+            assert bound == known
             assert not torch.is_inference_mode_enabled()
             getattr(engine, name)(*arguments.get(name, ()))
             ended = {}

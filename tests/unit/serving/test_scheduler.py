@@ -105,6 +105,9 @@ class FakeEngine:
     def text(self, ids: Any) -> str:
         return ""
 
+    def positions(self, template: Any, sampler: Any) -> int:
+        return 1
+
     def token_text(self, token: int) -> str:
         return "a"
 
