@@ -150,6 +150,8 @@ class Session {
     }
     this.problem = null;
     this.draft = "";
+    // On a phone the box would cover the answer.
+    if (matchMedia("(max-width: 44rem)").matches) formBox.open = false;
     const last = conversation.turns.at(-1);
     // The map of an earlier answer's token would look like one of this answer.
     inspector.clear();
