@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
 import { svelte, vitePreprocess } from "@sveltejs/vite-plugin-svelte";
-import { defineConfig } from "vite";
+import { defineConfig, type Rolldown } from "vite";
 
 /** sha256 of the sources: tests/unit/test_page_tables.py holds the built page to it, without node. */
 function sources(): string {
@@ -13,12 +13,26 @@ function sources(): string {
   return hash.digest("hex");
 }
 
+/** Of a part's styles: short, as it stands in the built files hundreds of times. */
+const cssHash = ({ hash, filename }: { hash: (text: string) => string; filename: string }): string =>
+  `s${hash(filename.split("/").at(-1) ?? "").slice(0, 3)}`;
+
+/** What Svelte and Lightning CSS write at length, and nobody reads here. */
+function shorten(file: Rolldown.OutputAsset | Rolldown.OutputChunk): void {
+  if (file.type === "chunk") file.code = file.code.replaceAll("https://svelte.dev/e/", "");
+  else if (typeof file.source === "string") file.source = file.source.replaceAll("--lightningcss-", "--");
+}
+
 const noted = { tag: "meta", attrs: { name: "sources", content: sources() }, injectTo: "head" } as const;
 
 export default defineConfig({
   // Relative addresses: the endpoint may stand behind a proxy under a path of its own.
   base: "./",
-  plugins: [svelte({ preprocess: vitePreprocess() }), { name: "sources", transformIndexHtml: () => [noted] }],
+  plugins: [
+    svelte({ preprocess: vitePreprocess(), compilerOptions: { cssHash } }),
+    { name: "sources", transformIndexHtml: () => [noted] },
+    { name: "shorter", generateBundle: (_, files) => Object.values(files).forEach(shorten) },
+  ],
   build: {
     outDir: "../medv_ray/serving/page",
     emptyOutDir: true,

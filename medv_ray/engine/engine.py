@@ -70,6 +70,7 @@ class Engine:
         self.spec, self.text = self._processor.spec, self._processor.text
         self.token_text, self.decode = self._processor.token_text, self._images.decode
         self.positions = self._processor.positions
+        self.placed = self._processor.placed
         self.tiles = self._images.tiles
         on_gpu = model.device.type != "cpu"
         self._batches = RunningBatches(model, engine, on_gpu if together is None else together)

@@ -38,8 +38,8 @@ MAX_LAYOUTS = 16
 
 
 class Processor:
-    """Both ends of a request. `spec`, `text`, `token_text` and `positions` may be called by any
-    thread."""
+    """Both ends of a request. `spec`, `text`, `token_text`, `positions` and `placed` may be called
+    by any thread."""
 
     def __init__(
         self,
@@ -79,7 +79,11 @@ class Processor:
 
     def positions(self, template: Template, settings: SamplerSettings) -> int:
         """How many an answer of a template takes. Raises DataError E1309, SettingsError E1001."""
-        return self.layout(template, self.spec(settings)).canvas.length or 0
+        return self.placed(template, settings).canvas.length or 0
+
+    def placed(self, template: Template, settings: SamplerSettings) -> Layout:
+        """A template's positions in an answer. Raises as `positions`."""
+        return self.layout(template, self.spec(settings))
 
     def form(self, request: Request) -> tuple[SampleSpec, Canvas]:
         """Settings and canvas of a request's response. Raises as `positions`."""
@@ -199,6 +203,7 @@ class Processor:
             waited_s=state.waited_s,
             vision_s=state.vision_s,
             last=last,
+            positions=tuple(kept),
             blanks=() if reading is None else reading.blanks,
         )
 

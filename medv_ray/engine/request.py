@@ -70,6 +70,8 @@ class Answer:
     """All positions as they stood at the end, those behind a stop sequence included."""
     choices: tuple[Choice, ...] = ()
     """The request's, in their order."""
+    positions: tuple[int, ...] = ()
+    """Where its tokens stand in the response, stop sequence excluded."""
     blanks: tuple[Filled, ...] = ()
     """Of the request's template, in their order; those that an answer leaves out are not there."""
 

@@ -258,7 +258,7 @@ class Routes:
         form = form_of(asked, self._limits)
         seed = self._settings.seed if asked.seed is None else asked.seed
         seeds = [(seed + i) % 2**63 for i in range(asked.num_choices)]
-        said = kind(asked, texts, seeds, sampler, *identity(request))
+        said = kind(asked, texts, seeds, sampler, *identity(request), form)
         answering = self._answer(asked, said, sampler, form, owner, permits, started_s)
         return await unless_left(request, answering) or Response(status_code=LEFT)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from medv_ray.data.canvas import Filled, Template
 from medv_ray.engine.inspection import Inspection
+from medv_ray.engine.layout import Layout
 from medv_ray.engine.request import Answer, View
 from medv_ray.errors import MedvError
 from medv_ray.serving.protocol import ChatRequest
@@ -39,6 +40,8 @@ class Texts:
     """Token sequences before which an answer ends. Raises BadRequest E1001."""
     positions: Callable[[Template, SamplerSettings], int]
     """How many an answer of a form takes. Raises DataError E1309."""
+    placed: Callable[[Template, SamplerSettings], Layout]
+    """Where the parts of a form stand in an answer. Raises DataError E1309."""
 
 
 @dataclass
@@ -51,6 +54,8 @@ class Choice:
     sent: set[int] = field(default_factory=set)
     """Positions whose commit has been sent."""
     begun: bool = False
+    placed: bool = False
+    """It has been sent where the blanks stand."""
 
 
 class Completion:
@@ -64,10 +69,11 @@ class Completion:
         sampler: SamplerSettings,
         request_id: str,
         created: int,
+        form: Template | None = None,
     ) -> None:
         # without the pictures, which would be held until the answer's end
         self.request = request.model_copy(update={"messages": []})
-        self._texts = texts
+        self._texts, self._sampler, self._form = texts, sampler, form
         self.id = f"chatcmpl-{request_id}"
         self._about = {"id": self.id, "created": created, "model": request.model}
         self.answers: dict[int, Answer] = {}
@@ -191,9 +197,11 @@ class Completion:
         if not self.request.wants_denoise:
             return []
         new = [p for p, i in enumerate(view.ids) if i is not None and p not in choice.sent]
+        chunks, steps = [], {view.token_step[p] for p in new}
+        blanks = None if self._form is None or choice.placed else self._blanks()
+        choice.placed = True
         choice.sent.update(new)
-        chunks = []
-        for step in sorted({view.token_step[p] for p in new}):
+        for step in sorted(steps if blanks is None else {-1, *steps}):
             committed = [
                 {
                     "position": p,
@@ -205,15 +213,35 @@ class Completion:
                 for p in new
                 if view.token_step[p] == step
             ]
-            denoise = {
+            denoise: dict[str, Any] = {
                 "index": choice.index,
                 "step": step,
                 "length": len(view.ids),
                 "committed": committed,
             }
+            if step < 0 and blanks is not None:
+                denoise["blanks"] = blanks
             chunk = {**self._about, "object": "chat.completion.chunk", "choices": []}
             chunks.append(chunk | {"denoise": denoise})
         return chunks
+
+    def _layout(self) -> Layout:
+        assert self._form is not None, "of an answer in a form"
+        return self._texts.placed(self._form, self._sampler)
+
+    def _blanks(self) -> list[dict[str, Any]]:
+        """Where each blank stands; those without a name are part of the form alone."""
+        return [
+            {"name": one.part.name, "start": one.positions.start, "stop": one.positions.stop}
+            for one in self._layout().parts
+            if not isinstance(one.part, str) and one.part.name
+        ]
+
+    def _left_out(self, answer: Answer) -> list[int]:
+        """Given positions that are no part of the answer: it chose to leave them out."""
+        kept = {*answer.positions}
+        given = [one.positions for one in self._layout().parts if isinstance(one.part, str)]
+        return [p for place in given for p in place if p not in kept]
 
     def _finish(self, answer: Answer) -> str:
         cut_short = len(self.text(answer)) < len(answer.text)
@@ -228,6 +256,8 @@ class Completion:
         }
         if answer.blanks:
             found["blanks"] = [blank_object(blank) for blank in answer.blanks]
+        if self._form is not None and self.request.wants_denoise:
+            found["left_out"] = self._left_out(answer)
         return found
 
     def _kept(self, answer: Answer) -> Sequence[int]:

@@ -36,7 +36,14 @@ export interface Question {
   messages: Message[];
   temperature?: number;
   seed?: number;
-  diffusion?: Partial<Omit<Sampler, "temperature">>;
+  diffusion?: Partial<Omit<Sampler, "temperature">> & Form;
+}
+
+/** The form of an answer: one of these. */
+export interface Form {
+  choices?: string[];
+  canvas?: string;
+  json_schema?: unknown;
 }
 
 export interface Committed {
@@ -44,6 +51,15 @@ export interface Committed {
   token: string;
   token_id: number;
   confidence: number;
+  /** Given by the form, and not by the model. */
+  pinned?: boolean;
+}
+
+/** Where a blank of a form stands: positions from `start` to before `stop`. */
+export interface Place {
+  name: string;
+  start: number;
+  stop: number;
 }
 
 export interface DenoiseEvent {
@@ -51,6 +67,17 @@ export interface DenoiseEvent {
   step: number;
   length: number;
   committed: Committed[];
+  /** Of an answer in a form, in the first event. */
+  blanks?: Place[];
+}
+
+/** What a blank has come to. */
+export interface Blank {
+  name: string;
+  value: unknown;
+  confidence: number;
+  /** Of a choice. */
+  probabilities?: Record<string, number>;
 }
 
 export interface Summary {
@@ -58,6 +85,9 @@ export interface Summary {
   forward_passes: number;
   seed: number;
   warnings: string[];
+  blanks?: Blank[];
+  /** Given positions that the answer does without. */
+  left_out?: number[];
 }
 
 export interface Chunk {
@@ -121,6 +151,8 @@ export class ApiError extends Error {
     readonly code: string,
     message: string,
     readonly retryAfter: number | null = null,
+    /** The field that it is about; empty where the endpoint names none. */
+    readonly param = "",
   ) {
     super(message);
   }
@@ -166,9 +198,9 @@ async function refusal(response: Response): Promise<ApiError> {
 }
 
 function errorOf(body: unknown, status: number, retryAfter: number | null = null): ApiError {
-  const error = (body as { error?: { message?: string; code?: string | null } } | null)?.error;
+  const error = (body as { error?: { message?: string; code?: string | null; param?: string | null } } | null)?.error;
   const message = error?.message ?? OTHERS[status] ?? `The endpoint answered with HTTP status ${status}.`;
-  return new ApiError(status, error?.code ?? `HTTP ${status}`, message, retryAfter);
+  return new ApiError(status, error?.code ?? `HTTP ${status}`, message, retryAfter, error?.param ?? "");
 }
 
 const AWAY = "A server in front of the endpoint does not reach it now.";

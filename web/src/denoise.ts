@@ -1,8 +1,9 @@
 // The answer's states, step by step. Pure: events in, states out.
 
-import type { Committed, DenoiseEvent } from "./api";
+import type { Committed, DenoiseEvent, Place } from "./api";
 
 export interface Commit extends Committed {
+  /** -1 for what is given. */
   step: number;
 }
 
@@ -13,9 +14,11 @@ export interface Denoise {
   steps: number;
   /** In the order in which they were committed. */
   commits: Commit[];
+  /** Of an answer in a form; null for a free one. */
+  blanks: Place[] | null;
 }
 
-export const nothing: Denoise = { length: 0, steps: 0, commits: [] };
+export const nothing: Denoise = { length: 0, steps: 0, commits: [], blanks: null };
 
 export function after(state: Denoise, event: DenoiseEvent): Denoise {
   const commits = event.committed.map((token) => ({ ...token, step: event.step }));
@@ -23,6 +26,7 @@ export function after(state: Denoise, event: DenoiseEvent): Denoise {
     length: event.length,
     steps: Math.max(state.steps, event.step + 1),
     commits: [...state.commits, ...commits],
+    blanks: event.blanks ?? state.blanks,
   };
 }
 
@@ -33,9 +37,9 @@ export function cellsAt(state: Denoise, steps: number): (Commit | null)[] {
   return cells;
 }
 
-/** Token ids before the step that committed `commit`: the state that an inspection starts from. */
-export const idsBefore = (state: Denoise, commit: Commit): (number | null)[] =>
-  cellsAt(state, commit.step).map((cell) => cell?.token_id ?? null);
+/** Token ids after `steps` steps: the state that an inspection starts from. */
+export const idsAt = (state: Denoise, steps: number): (number | null)[] =>
+  cellsAt(state, steps).map((cell) => cell?.token_id ?? null);
 
 /** `<|eot_id|>`, `<|endoftext|>`: written by name, not part of the answer. */
 export const isSpecial = (token: string): boolean => /^<\|.*\|>$/.test(token);
@@ -74,9 +78,35 @@ export function percent(share: number): string {
 export const textAt = (cells: readonly (Commit | null)[], end: number): string =>
   cells
     .slice(0, end)
-    .map((cell) => cell?.token ?? MASK)
+    .map((cell) => (cell ? (isSpecial(cell.token) ? "" : cell.token) : MASK))
     .join("")
     .trim();
+
+/** How a blank reads after some steps, up to its first end token, and how sure its tokens were. */
+export function blankAt(
+  { start, stop }: Place,
+  cells: readonly (Commit | null)[],
+  unused: ReadonlySet<number> = new Set(),
+): { text: string; confidence: number | null } {
+  const all = cells.slice(start, stop).filter((_, i) => !unused.has(start + i));
+  const end = endOf(all, false);
+  const said = all.slice(0, end).filter((cell) => cell !== null);
+  const sum = said.reduce((before, cell) => before + cell.confidence, 0);
+  return { text: textAt(all, end), confidence: said.length > 0 ? sum / said.length : null };
+}
+
+/** Positions of a form that are no part of the answer: end tokens, and what stands behind one in a blank. */
+export function tailsOf(cells: readonly (Commit | null)[], blanks: readonly Place[]): number[] {
+  const behind = blanks.map(({ start, stop }) => [start + endOf(cells.slice(start, stop), false), stop] as const);
+  return [...cells.keys()].filter((i) => {
+    const cell = cells[i];
+    return (cell && !cell.pinned && isSpecial(cell.token)) || behind.some(([end, stop]) => end <= i && i < stop);
+  });
+}
+
+/** A blank's value in words. */
+export const written = (value: unknown): string =>
+  typeof value === "string" ? value.trim() || "(empty)" : value === null ? "null" : String(value);
 
 const MASK = " ▢";
 
@@ -85,7 +115,7 @@ export function wordsOf(cells: readonly (Commit | null)[], step: number, end: nu
   const runs: string[] = [];
   let before = false;
   for (const cell of cells.slice(0, end)) {
-    const now = cell?.step === step;
+    const now = cell?.step === step && !isSpecial(cell.token);
     if (now) runs.push((before ? (runs.pop() ?? "") : "") + cell.token);
     before = now;
   }

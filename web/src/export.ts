@@ -1,7 +1,7 @@
 // A dialogue as a file that holds everything it needs. Pure but for `save`.
 
-import type { Sampler } from "./api";
-import { percent } from "./denoise";
+import type { Blank, Form, Sampler } from "./api";
+import { percent, written } from "./denoise";
 import { sentence } from "./warnings";
 
 export const NOTICE = "Research use only. Not a medical device. Confidence is not calibrated.";
@@ -15,6 +15,8 @@ export interface Said {
   seed: number | null;
   seconds: number;
   warnings: readonly string[];
+  /** Of an answer in a form. */
+  blanks: readonly Blank[];
 }
 
 export interface Exported {
@@ -28,7 +30,7 @@ export interface Exported {
   /** How it was looked at. */
   looks: Seen[];
   /** `look`: which of `looks`, from 0. */
-  turns: { question: string; asked_at: string; look: number; settings: Partial<Sampler>; answers: Said[] }[];
+  turns: { question: string; asked_at: string; look: number; settings: Partial<Sampler>; form: Form | null; answers: Said[] }[];
 }
 
 export interface Seen {
@@ -50,8 +52,10 @@ export function asMarkdown(dialogue: Exported): string {
       if (data) lines.push(`![The picture][picture${turn.look + 1}]`, "");
     }
     lines.push(`## ${i + 1}. Question`, "", quoted(turn.question), "");
+    if (turn.form) lines.push("**Form of the answer**", "", quoted(formText(turn.form)), "");
     for (const answer of turn.answers) {
       lines.push(`**Answer** (${answer.preset})`, "", quoted(answer.text || "(no answer)"), "", details(answer), "");
+      lines.push(...answer.blanks.map((blank) => `- ${quoted(blankText(blank)).slice(2)}`), "");
       lines.push(...answer.warnings.map((word) => `- ${sentence(word)}`), "");
     }
   }
@@ -63,10 +67,12 @@ export function asHtml(dialogue: Exported): string {
   const turns = dialogue.turns.map(
     (turn, i) => `${turn.look === dialogue.turns[i - 1]?.look ? "" : figure(dialogue.looks[turn.look] ?? NOWHERE)}
 <section><h2>${i + 1}. ${escaped(turn.question)}</h2>
+${turn.form ? `<p class="quiet">Form of the answer:</p><pre>${escaped(formText(turn.form))}</pre>` : ""}
 ${turn.answers
   .map(
     (answer) => `<blockquote>${escaped(answer.text || "(no answer)")}</blockquote>
 <p class="quiet">${escaped(answer.preset)}: ${escaped(details(answer))}</p>
+<ul>${answer.blanks.map((blank) => `<li>${escaped(blankText(blank))}</li>`).join("")}</ul>
 ${answer.warnings.map((word) => `<p class="quiet">${escaped(sentence(word))}</p>`).join("\n")}`,
   )
   .join("\n")}</section>`,
@@ -84,7 +90,7 @@ body { max-width: 46rem; margin: 2rem auto; padding: 0 1rem; font: 100%/1.5 syst
 figure { margin: 1.5rem 0 0 } img { max-width: 100%; max-height: 70vh }
 blockquote { margin: .5rem 0; padding-left: .9rem; border-left: 3px solid; font-size: 1.15rem; white-space: pre-wrap }
 h1, h2 { line-height: 1.25; overflow-wrap: anywhere } h2 { font-size: 1.1rem; white-space: pre-wrap }
-li { overflow-wrap: anywhere }
+li, pre { overflow-wrap: anywhere; white-space: pre-wrap }
 </style></head><body>
 <h1>Dialogue about a picture</h1>
 <p class="notice">${NOTICE}</p>
@@ -109,6 +115,15 @@ function facts({ exported_at, endpoint, model, medv_ray, picture }: Exported): s
     `Model: ${model} (medv_ray ${medv_ray}, ${endpoint})`,
     `Picture: ${picture.type}, ${picture.bytes} bytes${digest}`,
   ];
+}
+
+/** As it was written. */
+const formText = ({ choices, canvas, json_schema }: Form): string =>
+  choices?.join("\n") ?? canvas ?? JSON.stringify(json_schema, null, 2);
+
+function blankText({ name, value, confidence, probabilities = {} }: Blank): string {
+  const shares = Object.entries(probabilities).map(([text, share]) => `${text} ${percent(share)} %`);
+  return `${name}: ${written(value)} (${[`confidence ${percent(confidence)} %`, ...shares].join("; ")})`;
 }
 
 function details(answer: Said): string {

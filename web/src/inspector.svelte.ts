@@ -1,15 +1,21 @@
 // The one token that is looked at, and what the endpoint says about it.
 
 import { inspect, type Inspection } from "./api";
-import { idsBefore, type Commit } from "./denoise";
+import { idsAt, shown, type Commit } from "./denoise";
 import { givenUrl, type Picture } from "./picture";
 import type { Turn } from "./turn.svelte";
 
 export interface Target {
   turn: Turn;
-  commit: Commit;
   picture: Picture;
+  position: number;
+  /** Null for a position that is still masked. */
+  commit: Commit | null;
+  /** Steps before the state that is looked at. */
+  steps: number;
 }
+
+const keyOf = ({ turn, position, steps }: Target): string => `${turn.id} ${position} ${steps}`;
 
 /** A pointer that crosses a row of tokens must not start a forward pass for each of them. */
 const REST_MS = 180;
@@ -26,6 +32,8 @@ class Inspector {
   heat = $state(true);
 
   readonly #maps = $derived(this.inspection?.attention.filter(({ image }) => image === 0) ?? []);
+  /** What is looked at, as a cell shows it. */
+  readonly word = $derived(this.active?.commit ? shown(this.active.commit.token) : "the mask");
   /** The frame on which the map lies, where another one is shown; else 0. It would mislead there. */
   readonly elsewhere = $derived.by(() => {
     const [asked, seen] = [this.active?.turn.given.frame ?? 0, this.active?.picture.look.reading?.frame ?? 0];
@@ -34,8 +42,7 @@ class Inspector {
   /** The token's attention over the picture that is shown. */
   readonly grids = $derived(this.elsewhere ? [] : this.#maps);
 
-  #known = new WeakMap<Commit, Inspection>();
-  #asked: Commit | null = null;
+  #asked: string | null = null;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #controller: AbortController | null = null;
 
@@ -61,28 +68,30 @@ class Inspector {
 
   #look(): void {
     const target = this.active;
-    const wanted = target?.turn.finished ? target.commit : null;
+    const wanted = target?.turn.finished ? keyOf(target) : null;
     if (wanted === this.#asked) return;
     this.#asked = wanted;
     clearTimeout(this.#timer);
     this.#controller?.abort();
     this.failed = "";
-    this.inspection = wanted ? (this.#known.get(wanted) ?? null) : null;
+    this.inspection = wanted ? (target?.turn.inspections.get(wanted) ?? null) : null;
     if (target && wanted && !this.inspection)
       this.#timer = setTimeout(() => void this.#fetch(target), REST_MS);
   }
 
-  async #fetch({ turn, commit }: Target): Promise<void> {
+  async #fetch(target: Target): Promise<void> {
+    const { turn, position, steps } = target;
+    const wanted = keyOf(target);
     const controller = new AbortController();
     this.#controller = controller;
     try {
       const question = turn.request(await givenUrl(turn));
-      const state = { tokens: idsBefore(turn.denoise, commit), position: commit.position };
+      const state = { tokens: idsAt(turn.denoise, steps), position };
       const inspection = await inspect(question, state, controller.signal);
-      this.#known.set(commit, inspection);
-      if (this.#asked === commit) this.inspection = inspection;
+      turn.inspections.set(wanted, inspection);
+      if (this.#asked === wanted) this.inspection = inspection;
     } catch (error) {
-      if (controller.signal.aborted || this.#asked !== commit) return;
+      if (controller.signal.aborted || this.#asked !== wanted) return;
       this.failed = error instanceof Error ? error.message : String(error);
       // Not remembered: pointing at the token again tries again.
       this.#asked = null;

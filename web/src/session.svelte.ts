@@ -5,6 +5,7 @@ import { address, chat, models, version, type Model } from "./api";
 import { Countdown } from "./countdown.svelte";
 import { curl, IMAGE } from "./curl";
 import { NOTICE, sha256, type Exported, type Seen } from "./export";
+import { formBox } from "./form.svelte";
 import { inspector } from "./inspector.svelte";
 import { withKey } from "./key.svelte";
 import type { Given } from "./look.svelte";
@@ -102,6 +103,7 @@ class Session {
     this.open(null);
     pictures.forEach(forget);
     this.draft = "";
+    formBox.clear();
   }
 
   /** Whether this endpoint has the two presets. */
@@ -109,7 +111,7 @@ class Session {
     return COMPARED.every((preset) => this.model?.medv.presets.includes(preset));
   }
 
-  /** What the draft would be asked with. Null while there is no picture or no model. */
+  /** What the draft would be asked with. Null while there is no picture or no model. Raises FormError. */
   next(question: string): Turn | null {
     const { conversation, model } = this;
     if (!conversation || !model || !this.chosen) return null;
@@ -120,8 +122,9 @@ class Session {
   }
 
   #turn(question: string, conversation: Conversation, model: Model, chosen: Chosen): Turn {
-    const asked = { model: model.id, ...differing(chosen, model.medv.sampler) };
-    return new Turn(question, conversation.answered, asked, chosen, conversation.picture.look.given());
+    const form = formBox.asked;
+    const asked = { model: model.id, ...differing(chosen, model.medv.sampler, form) };
+    return new Turn(question, conversation.answered, asked, chosen, conversation.picture.look.given(), form);
   }
 
   /** The draft. `automatic`: by the clock, after the endpoint asked for patience. */
@@ -132,7 +135,14 @@ class Session {
     if (!automatic) this.#retries = 0;
     this.wait.stop();
     if (!this.model) await this.start();
-    const turn = this.next(question);
+    formBox.praise();
+    let turn: Turn | null;
+    try {
+      turn = this.next(question);
+    } catch (error) {
+      if (formBox.blame(error)) return;
+      throw error;
+    }
     if (!conversation || !turn || question === "") {
       const message = conversation ? "Write a question first." : "Add an image first.";
       if (this.model) this.problem = noteOf(message);
@@ -140,6 +150,8 @@ class Session {
     }
     this.problem = null;
     this.draft = "";
+    // On a phone the box would cover the answer.
+    if (matchMedia("(max-width: 44rem)").matches) formBox.open = false;
     const last = conversation.turns.at(-1);
     // The map of an earlier answer's token would look like one of this answer.
     inspector.clear();
@@ -188,6 +200,7 @@ class Session {
         asked_at: turn.asked_at.toISOString(),
         look: looks.findIndex(({ about }) => about === turn.given.about),
         settings: turn.settings,
+        form: turn.form,
         answers: (turn.beside ? [turn, turn.beside] : [turn]).map((one) => one.said),
       })),
     };
@@ -247,8 +260,9 @@ class Session {
   }
 
   #fail(error: unknown, turn: Turn): void {
-    this.problem = problemOf(error);
     this.draft ||= turn.question;
+    if (turn.form && formBox.blame(error)) return;
+    this.problem = problemOf(error);
     const { wait } = this.problem;
     if (wait === null || this.#retries >= AUTOMATIC_RETRIES) return;
     this.#retries += 1;

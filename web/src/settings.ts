@@ -1,7 +1,7 @@
 // Which sampler settings go together: block_length divides gen_length, and steps is a multiple of
 // the number of blocks (the endpoint refuses everything else with E1002).
 
-import type { Limits, Question, Sampler } from "./api";
+import type { Form, Limits, Question, Sampler } from "./api";
 
 export interface Chosen extends Sampler {
   /** null leaves it to the endpoint. */
@@ -42,9 +42,13 @@ export function withChange(chosen: Chosen, change: Partial<Chosen>, limits: Limi
   return next;
 }
 
-/** The part of a request that says what differs from the model's defaults. */
-export function differing(chosen: Chosen, defaults: Sampler): Pick<Question, "temperature" | "seed" | "diffusion"> {
-  const diffusion: Question["diffusion"] = {};
+/** The part of a request that says what differs from the model's defaults, and the answer's form. */
+export function differing(
+  chosen: Chosen,
+  defaults: Sampler,
+  form: Form | null = null,
+): Pick<Question, "temperature" | "seed" | "diffusion"> {
+  const diffusion: Question["diffusion"] = { ...form };
   if (chosen.preset !== defaults.preset) diffusion.preset = chosen.preset;
   for (const name of ["gen_length", "block_length", "steps"] as const)
     if (chosen[name] !== defaults[name]) diffusion[name] = chosen[name];

@@ -1,7 +1,7 @@
 // One question and what becomes of it.
 
-import type { Chunk, Message, Question, Summary } from "./api";
-import { after, cellsAt, differences, endOf, nothing, type Denoise } from "./denoise";
+import type { Chunk, Form, Inspection, Message, Question, Summary } from "./api";
+import { after, cellsAt, differences, endOf, nothing, tailsOf, type Denoise } from "./denoise";
 import type { Said } from "./export";
 import type { Given } from "./look.svelte";
 import type { Chosen } from "./settings";
@@ -25,12 +25,25 @@ export class Turn {
   readonly shownSteps = $derived(this.scrubbed ?? this.denoise.steps);
   readonly finished = $derived(this.status !== "asking");
   /** Of the newest state, whichever step is shown: what belongs to the answer does not change. */
-  readonly end = $derived(endOf(cellsAt(this.denoise, this.denoise.steps), this.status === "done"));
+  readonly end = $derived.by(() => {
+    const cells = cellsAt(this.denoise, this.denoise.steps);
+    return this.form ? cells.length : endOf(cells, this.status === "done");
+  });
   /** The answer filled its whole length without an end of turn. */
-  readonly cutShort = $derived(this.status === "done" && this.end > 0 && this.end === this.denoise.length);
+  readonly cutShort = $derived.by(
+    () => !this.form && this.status === "done" && this.end > 0 && this.end === this.denoise.length,
+  );
+  /** Positions of a form that are no part of the answer, as far as it is known. */
+  readonly unused = $derived.by(() => {
+    const cells = cellsAt(this.denoise, this.denoise.steps);
+    return new Set([...tailsOf(cells, this.denoise.blanks ?? []), ...(this.summary?.left_out ?? [])]);
+  });
 
-  /** Steps that were asked for; a threshold preset may need fewer. */
-  readonly plannedSteps: number;
+  /** Steps that were asked for; a threshold preset may need fewer, and a form has fewer positions. */
+  readonly plannedSteps = $derived.by(() => {
+    const open = this.denoise.length - this.denoise.commits.filter(({ pinned }) => pinned).length;
+    return this.form ? Math.min(this.settings.steps, open) : this.settings.steps;
+  });
   /** With a temperature: another seed gives another answer. */
   readonly sampled: boolean;
   /** The preset it is asked with. */
@@ -43,6 +56,8 @@ export class Turn {
     return both ? differences(this.denoise, beside.denoise, [this.end, beside.end]) : null;
   });
   readonly asked_at = new Date();
+  /** What the endpoint said of its positions, by `keyOf` of the inspector. */
+  readonly inspections = new Map<string, Inspection>();
 
   constructor(
     readonly question: string,
@@ -52,8 +67,9 @@ export class Turn {
     readonly settings: Chosen,
     /** The picture that it is asked about. */
     readonly given: Given,
+    /** The form of its answer; null for free text. */
+    readonly form: Form | null = null,
   ) {
-    this.plannedSteps = settings.steps;
     this.sampled = settings.temperature > 0;
     this.preset = settings.preset;
   }
@@ -68,11 +84,11 @@ export class Turn {
   get said(): Said {
     const { preset, text, status, seconds, summary } = this;
     const { confidence = null, forward_passes = null, seed = null, warnings = [] } = summary ?? {};
-    return { preset, text, status, confidence, forward_passes, seed, seconds, warnings };
+    return { preset, text, status, confidence, forward_passes, seed, seconds, warnings, blanks: summary?.blanks ?? [] };
   }
 
   get empty(): boolean {
-    return this.text === "" && this.denoise.commits.length === 0;
+    return (this.form !== null || this.text === "") && this.denoise.commits.every(({ pinned }) => pinned);
   }
 
   /** The request with `image` as the picture's address; the picture stands in the first message. */

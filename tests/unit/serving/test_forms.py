@@ -110,6 +110,27 @@ def test_a_canvas_in_a_stream_shows_what_is_given(app: App) -> None:
     found = {one["name"]: one["value"] for one in last["medv"]["blanks"]}
     note = found["note"]
     assert text == f"Cells: {found['cells']}. Vessel: {found['vessel']}. {note}"
+    assert last["medv"]["left_out"] == []
+    places = [e["denoise"].get("blanks") for e in events if "denoise" in e]
+    assert [one["name"] for one in places[0]] == ["cells", "vessel", "note"]
+    assert places[1:] == [None] * len(places[1:]), "said once"
+    blank = [p for one in places[0] for p in range(one["start"], one["stop"])]
+    assert sorted(blank) == sorted(one["position"] for one in committed if not one["pinned"])
+
+
+def test_a_stream_tells_which_given_tokens_the_answer_leaves_out(app: App) -> None:
+    item = {"type": "object", "properties": {"a": {"type": "boolean"}}}
+    schema = {"type": "array", "items": item, "maxItems": 3}
+    options = {"include_denoise": True}
+    fields = {"diffusion": {"json_schema": schema}, "stream": True, "stream_options": options}
+    events = ask(app, body_of(**fields)).events
+    text = "".join(c["delta"].get("content", "") for e in events for c in e["choices"])
+    (last,) = [e for e in events if "medv" in e]
+    out = last["medv"]["left_out"]
+    given = [one for one in events[1]["denoise"]["committed"] if one["pinned"]]
+    stay = "".join(one["token"] for one in given if one["position"] not in out)
+    assert stay.count('{"a":') == len(json.loads(text)) == len(last["medv"]["blanks"])
+    assert len(out) > 0 or len(json.loads(text)) == 3
 
 
 def test_a_position_of_a_canvas_can_be_looked_at(app: App) -> None:
