@@ -69,7 +69,6 @@ class Engine:
         # any thread may call these
         self.spec, self.text = self._processor.spec, self._processor.text
         self.token_text, self.decode = self._processor.token_text, self._images.decode
-        self.positions = self._processor.positions
         self.placed = self._processor.placed
         self.tiles = self._images.tiles
         on_gpu = model.device.type != "cpu"

@@ -38,8 +38,8 @@ MAX_LAYOUTS = 16
 
 
 class Processor:
-    """Both ends of a request. `spec`, `text`, `token_text`, `positions` and `placed` may be called
-    by any thread."""
+    """Both ends of a request. `spec`, `text`, `token_text` and `placed` may be called by any
+    thread."""
 
     def __init__(
         self,
@@ -77,16 +77,12 @@ class Processor:
         self._layouts = (*self._layouts[1 - MAX_LAYOUTS :], (template, spec, found))
         return found
 
-    def positions(self, template: Template, settings: SamplerSettings) -> int:
-        """How many an answer of a template takes. Raises DataError E1309, SettingsError E1001."""
-        return self.placed(template, settings).canvas.length or 0
-
     def placed(self, template: Template, settings: SamplerSettings) -> Layout:
-        """A template's positions in an answer. Raises as `positions`."""
+        """A template's positions in an answer. Raises DataError E1309, SettingsError E1001."""
         return self.layout(template, self.spec(settings))
 
     def form(self, request: Request) -> tuple[SampleSpec, Canvas]:
-        """Settings and canvas of a request's response. Raises as `positions`."""
+        """Settings and canvas of a request's response. Raises as `placed`."""
         spec = self.spec(request.sampler)
         if request.template is None:
             return spec, request.canvas or Canvas()

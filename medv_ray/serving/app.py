@@ -400,11 +400,11 @@ class Routes:
     ) -> Asked:
         """Raises BadRequest."""
         decode = partial(self.service.decode, model)
-        image, positions = self._settings.image, self.service.model(model).positions
+        image, placed = self._settings.image, self.service.model(model).placed
 
         def read() -> Asked:
             if form is not None:
-                check_positions(positions(form, sampler), self._limits)
+                check_positions(placed(form, sampler).canvas.length or 0, self._limits)
             found = request_of(dialogue, sampler, seed, image, self._fetch, decode)
             return replace(found, template=form)
 

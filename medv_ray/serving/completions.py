@@ -38,8 +38,6 @@ class Texts:
     """One token, special ones by their names."""
     stops: Callable[[SamplerSettings], Sequence[Sequence[int]]]
     """Token sequences before which an answer ends. Raises BadRequest E1001."""
-    positions: Callable[[Template, SamplerSettings], int]
-    """How many an answer of a form takes. Raises DataError E1309."""
     placed: Callable[[Template, SamplerSettings], Layout]
     """Where the parts of a form stand in an answer. Raises DataError E1309."""
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from medv_ray.data.canvas import Template
 from medv_ray.engine.request import Answer
 from medv_ray.serving.completions import Choice, Completion, Texts, event, usage_of
 from medv_ray.serving.neutral import OF_INPUT_PART, OF_ITEM, OF_RESPONSES, Tables
@@ -185,8 +186,9 @@ class ResponsesCompletion(Completion):
         sampler: SamplerSettings,
         request_id: str,
         created: int,
+        form: Template | None = None,
     ) -> None:
-        super().__init__(request, texts, seeds, sampler, request_id, created)
+        super().__init__(request, texts, seeds, sampler, request_id, created, form)
         self.id = f"resp_{request_id}"
         self._item = f"msg_{request_id}"
         self._created, self._events = created, 0

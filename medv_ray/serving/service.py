@@ -230,7 +230,7 @@ def texts_of(engine: Engine) -> Texts:
             rule = "diffusion: forbidden names no special token of this model, or stop is empty."
             raise BadRequest(error.code, rule, "diffusion") from None
 
-    return Texts(engine.text, engine.token_text, stops, engine.positions, engine.placed)
+    return Texts(engine.text, engine.token_text, stops, engine.placed)
 
 
 def models_list(service: Service) -> dict[str, Any]:

@@ -325,7 +325,7 @@ def test_of_several_the_one_that_is_to_blame_is_found(
 def test_what_touches_the_state_runs_under_one_rule(folder: Path) -> None:
     """The state's tensors are made in inference mode, and outside of it nobody may write to them.
     What else is public may be called by any thread."""
-    free = {"idle", "close"}
+    free = {"idle", "slots", "close"}
     public = {name for name in vars(Engine) if not name.startswith("_")}
     ruled = {name for name in public if getattr(vars(Engine)[name], "stateful", False)}
     assert public == ruled | free
@@ -350,7 +350,7 @@ def test_what_touches_the_state_runs_under_one_rule(folder: Path) -> None:
             }
             engine._at_work = [ticket]
             bound = {name for name in vars(engine) if not name.startswith("_")}
-            known = {"counters", "spec", "text", "tiles", "token_text", "decode", "positions"}
+            known = {"counters", "spec", "text", "tiles", "token_text", "decode", "placed"}
             assert bound == known
             assert not torch.is_inference_mode_enabled()
             getattr(engine, name)(*arguments.get(name, ()))

@@ -37,11 +37,11 @@ class FakeEngine:
         self.counters = Counters()
         self.goes_on = threading.Event()
         self.waiting: list[tuple[int, Request]] = []
-        self.slots: dict[int, tuple[Request, int]] = {}
+        self.running: dict[int, tuple[Request, int]] = {}
         self.cancelled: list[int] = []
         self.threads: set[int] = set()
         self.closed = False
-        self._num_slots, self._tickets = slots, 0
+        self.slots, self._tickets = slots, 0
 
     def admit(self, request: Request) -> int:
         self.threads.add(threading.get_ident())
@@ -55,28 +55,28 @@ class FakeEngine:
 
     @property
     def idle(self) -> bool:
-        return not self.waiting and not self.slots
+        return not self.waiting and not self.running
 
     def cancel(self, ticket: int) -> None:
         self.cancelled.append(ticket)
         self.waiting = [entry for entry in self.waiting if entry[0] != ticket]
-        self.slots.pop(ticket, None)
+        self.running.pop(ticket, None)
 
     def give_up(self) -> int | None:
-        if len(self.slots) != 1:
+        if len(self.running) != 1:
             return None
-        (ticket,) = self.slots
-        self.slots.clear()
+        (ticket,) = self.running
+        self.running.clear()
         return ticket
 
     def step(self) -> list[tuple[int, Answer | DataError]]:
         self.threads.add(threading.get_ident())
         self.counters.forward_passes += 1
-        while self.waiting and len(self.slots) < self._num_slots:
+        while self.waiting and len(self.running) < self.slots:
             ticket, request = self.waiting.pop(0)
-            self.slots[ticket] = (request, 0)
+            self.running[ticket] = (request, 0)
         ended: list[tuple[int, Answer | DataError]] = []
-        for ticket, (request, step) in list(self.slots.items()):
+        for ticket, (request, step) in list(self.running.items()):
             if request.question == "raise" and step:
                 raise ValueError(SECRET)
             if request.question == "memory":
@@ -85,18 +85,18 @@ class FakeEngine:
                 raise torch.AcceleratorError(SECRET)
             if request.question == "slow":
                 self.goes_on.wait(10)
-            self.slots[ticket] = (request, step + 1)
+            self.running[ticket] = (request, step + 1)
             if request.question == "bad":
                 ended.append((ticket, DataError("E1301", "the question is empty.")))
             elif step == 2:
                 text = request.question
                 ended.append((ticket, Answer(text, (1,), (0.5,), (0,), 3, 0.1, "stop")))
         for ticket, _ in ended:
-            del self.slots[ticket]
+            del self.running[ticket]
         return ended
 
     def view(self, ticket: int) -> View | None:
-        found = self.slots.get(ticket)
+        found = self.running.get(ticket)
         return None if found is None else View(found[1], ("a",), (0.5,), (1,), (0,))
 
     def spec(self, settings: Any) -> Any:
@@ -105,8 +105,8 @@ class FakeEngine:
     def text(self, ids: Any) -> str:
         return ""
 
-    def positions(self, template: Any, sampler: Any) -> int:
-        return 1
+    def placed(self, template: Any, sampler: Any) -> None:
+        return None
 
     def token_text(self, token: int) -> str:
         return "a"
