@@ -22,12 +22,18 @@ SHOWN = {
     "medv_ray/client/report.py": {"report"},
     "medv_ray/dicomweb/client.py": {"_retry_after"},
     "medv_ray/on_ray/front.py": {"_pass"},
-    "medv_ray/serving/app.py": {"identity"},
+    "medv_ray/serving/requests.py": {"identity"},
     "medv_ray/serving/audit.py": {"write"},
+    "medv_ray/serving/batch/batches.py": {"create", "over", "publish", "sweep"},
+    "medv_ray/serving/batch/job.py": {"_all", "_note", "_opened"},
+    "medv_ray/serving/batch/routes.py": {"put"},
+    "medv_ray/serving/batch/runner.py": {"_end", "_lock", "_lost"},
+    "medv_ray/serving/batch/shelf.py": {"all", "get", "sweep"},
     "medv_ray/training/writers.py": {"_add"},
 }
-"""Functions that ask for the time of day, to write it down, to show how old a lock is, or as a
-server named a date until which to wait, which is taken for a minute or a day at most."""
+"""Functions that ask for the time of day, to write it down, to show how old a lock is, as a server
+named a date until which to wait, which is taken for a minute or a day at most, or as a file or a
+batch of a client ends at a date, whichever replica lives then."""
 
 
 def asked(tree: ast.AST, inside: str = "") -> Iterator[str]:

@@ -18,6 +18,7 @@ from medv_ray.archive.sources import open_archive
 from medv_ray.errors import RunError
 from medv_ray.on_ray import score
 from medv_ray.on_ray.score import tell
+from medv_ray.settings import ModelSettings
 
 
 @pytest.mark.parametrize("texts", [0, 1, 2])
@@ -145,7 +146,12 @@ def test_growth_is_said_once_the_run_takes_it(tmp_path, capsys, monkeypatch, tak
     (tmp_path / "a.png").write_text("x")
     made = plan(open_archive(ArchiveSettings(archive=str(tmp_path), question="q?")), "settings")
     made = replace(made, growth=Growth(is_known=True, rows=1))
-    settings = SimpleNamespace(located=lambda **_: settings, out="out", privacy=PrivacySettings())
+    settings = SimpleNamespace(
+        located=lambda **_: settings,
+        out="out",
+        privacy=PrivacySettings(),
+        model=ModelSettings(path="model"),
+    )
     monkeypatch.setattr(score, "planned", lambda *_: (made, {}))
 
     def opened(*_, **__):
