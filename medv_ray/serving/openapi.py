@@ -152,7 +152,7 @@ class Api(FastAPI):
         if form is not None:
             content = {"multipart/form-data": {"schema": form}}
             extra["requestBody"] = {"required": True, "content": content}
-        few = (401, 403, 404, 429, 503) if "{" in path else (401, 403, 429, 503)
+        few = (400, 401, 403, 404, 429, 503)
         refusals = ANSWERS if body is not None or form is not None else {k: ANSWERS[k] for k in few}
         error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
         responses: dict[int | str, dict[str, Any]] = {
