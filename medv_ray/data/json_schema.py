@@ -4,6 +4,7 @@ what is left, so that every answer parses and is valid.
 Every property is said. What JSON Schema leaves open has a bound here: a string STRING_TOKENS tokens
 (`x-tokens` for another number), a list MAX_ITEMS items, an integer six digits, a number two places
 or as many as tell a hundred numbers apart. A keyword that is not understood is refused by name.
+Longer than a module should be: one builder, a method for each type.
 Source of the keywords: JSON Schema 2020-12, validation vocabulary.
 """
 
