@@ -3,7 +3,7 @@
 A step: hidden rows of the positions that may be committed -> token and odds of each (medv_kernels)
 -> the best k take theirs. State is token ids plus a boolean of masked positions, made from
 positions and never found by comparing ids. The host plans a step from what it read after the last
-one: one read a step, whatever the number of rows; a row whose span or blank is filled in takes more.
+one: one read a step, whatever the number of rows; filling in a row's span or blank takes more.
 
 Longer than a module should be: it is that one state machine.
 
