@@ -111,6 +111,7 @@ def test_what_a_choice_leaves_out_takes_the_end_token(denoiser: Any) -> None:
         x, steps = got.x[0].tolist(), got.token_step[0].tolist()
         assert MASK not in x
         assert x[7] == 9
+        assert got.row(0).total == max(steps) + 1, "no step for what is of no use"
         if tuple(x[:3]) == OPTIONS[0]:
             late = [i for i in (3, 4, 5, 6) if steps[i] >= steps[0] and x[i] == 10]
             early = [i for i in (3, 4, 5, 6) if steps[i] < steps[0]]
