@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
+# else every process of a test compiles the package again
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-fast test-ray test-slow test-long test-kills test-tutorials lint format clean chaos corpus fuzz site release
 
