@@ -58,6 +58,8 @@ def template_of(schema: Any) -> Template:
         json.dumps(schema, allow_nan=False)
     except ValueError:
         raise _refused("#", "holds a number that is none in JSON") from None
+    except RecursionError:
+        raise _refused("#", f"is nested over {MAX_DEPTH} deep") from None
     builder = _Builder(schema)
     builder.value(schema, "", "#", False, ())
     if all(isinstance(part, str) for part in builder.parts):

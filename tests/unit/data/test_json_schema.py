@@ -230,6 +230,7 @@ def doubling(levels: int) -> dict[str, Any]:
         ({"oneOf": [{"type": ["string", "null"]}, {"type": "null"}]}, "#/oneOf: two of its"),
         ({"const": 5}, "has no blank"),
         (deep(40), "nested over 32 deep"),
+        (deep(2000), "nested over 32 deep"),
         (doubling(25), "has over 2000 parts"),
     ],
 )  # fmt: skip
