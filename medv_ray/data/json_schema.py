@@ -81,13 +81,18 @@ def _named_once(parts: Sequence[Part]) -> Iterator[Part]:
 def template_of_text(text: str) -> Template:
     """A form as a file holds it: a JSON schema where it is an object of JSON, else a template.
     Raises DataError E1309."""
+    schema = None
     try:
         schema = json.loads(text)
+    except json.JSONDecodeError as error:  # its text holds nothing of the file
+        if text.lstrip().startswith("{") and "{{" not in text:
+            rule = f"{error.msg} (line {error.lineno}, column {error.colno})"
+            raise DataError("E1309", f"it has no blank, and is no JSON: {rule}.") from None
     except (ValueError, RecursionError):
-        return Template.parse(text.removesuffix("\n"))
-    if not isinstance(schema, dict):
-        return Template.parse(text.removesuffix("\n"))
-    return template_of(schema)
+        pass
+    if isinstance(schema, dict):
+        return template_of(schema)
+    return Template.parse(text.removesuffix("\n").removesuffix("\r"))
 
 
 class _Builder:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from medv_ray.data.canvas import Choice, Number, Template, Words, shown
-from medv_ray.data.json_schema import template_of
+from medv_ray.data.json_schema import template_of, template_of_text
 from medv_ray.errors import DataError
 
 
@@ -251,6 +251,18 @@ def test_what_is_said_of_a_schema_anywhere_is_found() -> None:
         [part] = template_of({**kinds, "$ref": reference}).parts
         assert isinstance(part, Choice)
         assert part.values == values
+
+
+def test_a_file_is_a_schema_or_a_template() -> None:
+    assert template_of_text('{"type": "boolean"}\n').is_json
+    for text in ("{{a:tokens=2}}\n", "{{a:tokens=2}}\r\n", "{{a:tokens=2}}"):
+        assert template_of_text(text).parts == (Words("a", 2, 2),)
+    assert template_of_text('{"a": {{a:tokens=2}},}').names == ["a"]
+    with pytest.raises(DataError, match=r"no JSON: .* \(line \d, column \d+\)"):
+        template_of_text('{"type": "boolean",\n}')
+    for text in ("[1]", "5", "no blank", '"x"', "[" * 100_000, "9" * 5000):
+        with pytest.raises(DataError, match="has no blank"):
+            template_of_text(text)
 
 
 def test_blanks_of_properties_that_share_a_name() -> None:
