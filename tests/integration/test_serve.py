@@ -106,8 +106,8 @@ def test_a_batch_whose_file_is_longer_than_a_body(http: httpx2.Client) -> None:
     body = body_of(diffusion={"gen_length": 4, "block_length": 4, "steps": 4})
     line = {"custom_id": "a", "method": "POST", "url": CHAT, "body": body}
     data = json.dumps(line).encode() + b"\n" + b"x" * 21 * 2**20
-    sent = {"files": {"file": ("in.jsonl", data)}, "data": {"purpose": "batch"}}
-    file = http.post("/v1/files", **sent).json()  # type: ignore[arg-type]
+    sent = {"file": ("in.jsonl", data)}
+    file = http.post("/v1/files", files=sent, data={"purpose": "batch"}).json()
     assert file["bytes"] == len(data)
     asked = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"}
     batch = http.post("/v1/batches", json=asked).json()

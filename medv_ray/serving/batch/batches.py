@@ -165,9 +165,9 @@ class Batches:
         try:
             return last(path)
         except RunError as error:
-            at = os.stat(path).st_mtime
-            about = {"status": "failed", "code": error.code, "message": error.detail}
-            return Progress(began=batch.created_at, time=at, total=0, **about)  # type: ignore[arg-type]
+            began, at = batch.created_at, os.stat(path).st_mtime
+            code, message = error.code, error.detail
+            return Progress(began, at, total=0, status="failed", code=code, message=message)
 
     def cancel(self, batch: Batch) -> None:
         """Have whoever works on it end it. Raises BadRequest E1701 where it is over."""
