@@ -104,7 +104,9 @@ class Guard:
         try:
             headers = self._headers(scope)
             scope.setdefault("state", {})["key"] = self._owner(scope, headers)
-            if self._uploads is not None and is_form(scope, headers) and UPLOAD not in scope:
+            if UPLOAD in scope:  # the front has put it on disk, and its length is the file's
+                pass
+            elif self._uploads is not None and is_form(scope, headers):
                 taken = scope[UPLOAD] = await self._uploads.take(headers, coming)
             else:
                 await self._read(scope, headers, coming, body)

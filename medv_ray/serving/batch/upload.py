@@ -144,7 +144,7 @@ class Form:
             raise Refusal("E1701", "the form ends before its last boundary.")
         if self._filename is None:
             raise Refusal("E1701", "file: is missing.")
-        if not self._head.strip():
+        if not self._head:
             raise Refusal("E1701", "file: it is empty.")
         if not _is_text(self._head, self._bytes):
             rule = "file: this is no text in UTF-8; a batch file has a JSON object a line."
@@ -203,7 +203,8 @@ class Form:
         if self._lines > self._settings.max_lines:
             limit = self._settings.max_lines
             raise Refusal("E1701", f"file: it has over {limit} lines, the limit.")
-        self._head += piece[: HEAD_BYTES - len(self._head)]
+        if len(self._head) < HEAD_BYTES:  # without the blank lines before it
+            self._head = (self._head + piece).lstrip()[:HEAD_BYTES]
         self.pending += piece
 
     def _end(self) -> None:
