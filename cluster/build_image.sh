@@ -7,6 +7,7 @@
 # --name NAME: another name than medv-ray. --base IMAGE@sha256:...: a base image that is pinned already.
 # Ends with 0 when the image is built, 2 for a wrong option, 6 where nothing can be built here.
 set -euo pipefail
+here=$PWD
 cd "$(dirname "$0")/.."
 
 refuse() { echo "build_image.sh: $2" >&2; exit "$1"; }
@@ -30,7 +31,7 @@ case $target in
         case $torch in
             "") refuse 2 "the CPU image wants --torch-cpu: a folder with torch's wheel for CPUs, or the index that has it" ;;
             http://* | https://*) options+=(--build-arg "TORCH_CPU_INDEX=$torch") ;;
-            *) [ -d "$torch" ] || refuse 2 "--torch-cpu is no folder"
+            *) torch=$(cd "$here" && cd "$torch" 2> /dev/null && pwd) || refuse 2 "--torch-cpu is no folder"
                options+=(--build-context "wheels=$torch") ;;
         esac ;;
     gpu) [ -z "$torch" ] || refuse 2 "--torch-cpu is for the CPU image" ;;
