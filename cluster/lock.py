@@ -29,7 +29,7 @@ OUT = ROOT / "cluster/requirements"
 PYTHON = (3, 11)
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)]
 PLATFORMS += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"]
-EXTRAS = ("train", "dicom", "report")
+EXTRAS = ("train", "dicom", "report", "cloud")
 TOOLS = {"build": "pip\nsetuptools\n", "sbom": "cyclonedx-bom\n"}
 HEADER = """\
 # Written by cluster/lock.py (`make lock`) for Python 3.11 on x86-64 Linux; do not edit.

@@ -1,5 +1,6 @@
-"""The wheel in an environment of its own, outside any clone: demo, score, serve. `make dist` downloads
-its packages; here they are those of the environment that the tests run in.
+"""The wheel in an environment of its own, outside any clone: demo, score, serve.
+
+`make dist` downloads its packages; here they are those of the environment that the tests run in.
 """
 
 from __future__ import annotations
