@@ -4,9 +4,8 @@
 
 `uv` resolves `pyproject.toml` within `constraints.txt`; kept are the digests of those wheels only
 that Python 3.11 on x86-64 Linux can install, and of the source where a package has no wheel.
-The builds of torch differ: the one for CPUs (`+cpu`, not on the usual index) asks for none of
-NVIDIA's packages and for no Triton, so that constraints.txt chooses it; the other one asks for one
-release of Triton, and gets it.
+The builds of torch differ: the one for CPUs (`+cpu`) is not on the usual index and asks for none of
+CUDA's packages. The other one asks for one release of Triton, which constraints.txt names too.
 """
 
 from __future__ import annotations
@@ -105,8 +104,7 @@ def main() -> None:
             source = Path(folder, f"{target}.in")
             source.write_text(text)
             write(target, resolve(source, constraints))
-    gpu = re.sub(r"^triton==.*\n", "", constraints, flags=re.M)
-    write("gpu", resolve(project, gpu, *extras))
+    write("gpu", resolve(project, constraints, *extras))
     cpu = re.sub(r"^(torch==[\d.]+)$", r"\1+cpu", constraints, flags=re.M)
     source_of = "--find-links" if Path(where).is_dir() else "--extra-index-url"
     write("cpu", resolve(project, cpu, *extras, source_of, where))
