@@ -23,7 +23,7 @@ SHELL = {
     *(".", "cd", "cp", "curl", "export", "head", "kill", "true", "truncate", "wait"),
 }
 RAY = {"start", "stop", "job", "get-auth-token", "metrics"}
-FOREIGN = {"lmms-eval"}
+FOREIGN = {"lmms-eval", "docker", "cluster/build_image.sh"}
 OTHERS = {"--model_args", "--pred", "--candidate", "--entrypoint-num-cpus", "--dashboard-host"}
 """Of programs that are not ours, in running text."""
 
@@ -183,7 +183,9 @@ def ray(words: list[str]) -> str | None:
 
 def make(words: list[str]) -> str | None:
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
-    return next((f"there is no make {one}" for one in words if one not in targets), None)
+    return next(
+        (f"there is no make {one}" for one in words if one not in targets and "=" not in one), None
+    )
 
 
 def pip(words: list[str]) -> str | None:

@@ -10,7 +10,9 @@ from tests.doc_commands import ROOT, Command, commands_of, fault, programs, span
 
 PAGES = doc_commands.pages()
 RUN_BY = {
+    "cluster/build_image.sh": "tests/unit/test_image.py",
     "make corpus": ".ci/run",
+    "make dist": "tests/integration/test_wheel.py",
     "make demo": ".ci/run",
     "make chaos": ".ci/run",
     "medv ask": "tests/unit/on_ray/test_cli.py",
@@ -20,6 +22,7 @@ RUN_BY = {
     "medv calibrate": "tests/unit/evaluation/test_calibrating.py",
     "medv chat": "tests/unit/on_ray/test_chat.py",
     "medv compare": "tests/tutorials/test_tutorials.py",
+    "medv demo": "tests/wheel.py",
     "medv doctor": "tests/unit/on_ray/test_cli.py",
     "medv eval": "tests/tutorials/test_tutorials.py",
     "medv explain": "tests/unit/on_ray/test_cli.py",
@@ -49,6 +52,8 @@ RUN_BY = {
 """Which test or check runs a command of README and docs, on small data."""
 NOT_RUN = {
     "lmms-eval": "a package of its own that the tests do without; tests/clients/run_lmms_eval.py",
+    "docker run": "there is no Docker in tests",
+    "make lock": "registries are not asked in tests",
     "make fuzz": "takes hours; tests/unit/test_fuzz.py has the short form",
     "make lint": "the check itself",
     "python tests.chaos.release": "takes hours; tests/unit/test_release.py has its parts",
