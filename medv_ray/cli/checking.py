@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from medv_ray.cli.terminal import merged
 from medv_ray.errors import SettingsError
 
+KUSTOMIZATION = "kustomization.yaml"
 MAX_BYTES = 2**20
 
 
@@ -34,14 +36,46 @@ def file_faults(path: Path) -> list[str]:
     """Of all documents of a file. Raises SettingsError E1001 for one that is no YAML."""
     from medv_ray.on_ray.deploy_files import commands, faults
 
+    try:
+        documents = whole_documents(path)
+    except KeyError as error:
+        return [f"there is no {error.args[0]} beside it"]
     found = []
-    documents = read_documents(path)
     for i, document in enumerate(documents, 1):
         mine = faults(document)
         if isinstance(document, dict):
             mine += [one for place, line in commands(document) if (one := said(place, line))]
         found += [f"document {i}: {one}" if len(documents) > 1 else one for one in mine]
     return found
+
+
+def whole_documents(path: Path) -> list[Any]:
+    """As Kubernetes gets them: what a kustomization changes is put in, and a file of changes stands
+    for what it changes. Raises KeyError with the name of what a kustomization lacks."""
+    documents = read_documents(path)
+    beside = path.with_name(KUSTOMIZATION)
+    if not beside.exists():
+        return documents
+    made = read_documents(beside)[0]
+    if not isinstance(made, dict) or not isinstance(made.get("resources"), list):
+        return documents
+    changes = [one["path"] for one in made.get("patches") or []]
+    if path.name not in (KUSTOMIZATION, *changes):
+        return documents
+    for name in (*made["resources"], *changes):
+        if not path.with_name(name).exists():
+            raise KeyError(name)
+    under = [one for name in made["resources"] for one in read_documents(path.with_name(name))]
+    for one in [one for name in changes for one in read_documents(path.with_name(name))]:
+        if name_of(one) not in map(name_of, under):
+            raise KeyError(" ".join(name_of(one)))
+        under = [merged(old, one) if name_of(old) == name_of(one) else old for old in under]
+    return [made, *under] if path.name == KUSTOMIZATION else under
+
+
+def name_of(document: dict[str, Any]) -> tuple[str, str]:
+    """Kind and name of a manifest."""
+    return str(document.get("kind")), str((document.get("metadata") or {}).get("name"))
 
 
 def said(place: str, line: str) -> str | None:
@@ -73,7 +107,7 @@ def flag_fault(words: list[str]) -> str | None:
 
 def read_documents(path: Path) -> list[Any]:
     """The documents of a YAML file. Raises SettingsError E1001."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     def wrong(what: str) -> SettingsError:
         return SettingsError("E1001", f"{path.name}: {what}.")

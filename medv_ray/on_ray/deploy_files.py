@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ValidationError
 
 from medv_ray.errors import MedvError
@@ -27,6 +27,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OURS = "medv_ray.on_ray.serve:build"
 TOKEN_MODE = "RAY_AUTH_MODE=token"
 TOKEN_FILE = ".ray/auth_token"
+RESOURCES = {"CPU", "GPU", "memory", "object_store_memory"}
+"""What our actors ask for; Ray takes any name."""
 START = re.compile(r"\bray start\b(.*)", re.S)
 OPTION = re.compile(r"(?:-e|--env)[= ]\S|(?:-v|--volume|--ulimit|--shm-size)[= ]\S|--gpus|--ipc")
 """Of `docker run`, those that are understood here."""
@@ -154,6 +156,8 @@ def _ray_up(document: dict[str, Any]) -> Iterator[str]:
         place = f"available_node_types.{name}"
         if node is not None:
             yield from _of(node, kind["node_config"], f"{place}.node_config")
+        for what in sorted(kind["resources"].keys() - RESOURCES):
+            yield f"{place}.resources: {what!r} is none of {', '.join(sorted(RESOURCES))}"
         if name == document.get("head_node_type"):
             for what in ("CPU", "GPU"):
                 if kind["resources"].get(what) != 0:

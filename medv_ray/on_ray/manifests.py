@@ -17,6 +17,7 @@ Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|
 Port = Annotated[int, Field(ge=1, le=65535)]
 Path = Annotated[str, Field(pattern="^/")]
 GPU = "nvidia.com/gpu"
+Amounts = dict[Literal["cpu", "memory", "ephemeral-storage", "nvidia.com/gpu"], Quantity]
 
 
 class Strict(BaseModel):
@@ -33,8 +34,8 @@ class Metadata(Strict):
 
 
 class Resources(Strict):
-    requests: dict[str, Quantity]
-    limits: dict[str, Quantity]
+    requests: Amounts
+    limits: Amounts
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -310,7 +311,7 @@ class RayService(RayManifest):
 
 
 class ClaimResources(Strict):
-    requests: dict[str, Quantity]
+    requests: dict[Literal["storage"], Quantity]
 
 
 class ClaimSpec(Strict):
