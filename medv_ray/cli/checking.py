@@ -80,7 +80,10 @@ def name_of(document: dict[str, Any]) -> tuple[str, str]:
 
 def said(place: str, line: str) -> str | None:
     """What is wrong with a command line that begins with `medv`; None for any other."""
-    words = shlex.split(line)
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        return f"{place}: {error}"
     wrong = flag_fault(words[1:]) if words[:1] == ["medv"] else None
     return wrong and f"{place}: {wrong}"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import functools
 import re
-import shlex
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,29 +35,39 @@ OPTION = re.compile(r"(?:-e|--env)[= ]\S|(?:-v|--volume|--ulimit|--shm-size)[= ]
 
 def faults(document: Any) -> list[str]:
     """Empty for a file that is right, as far as it can be seen without a cluster."""
+    return list(look(document))
+
+
+def look(document: Any) -> Iterator[str]:
+    """The same, one after the other."""
     if not isinstance(document, dict):
-        return ["the file must hold names and values"]
-    if "kind" in document:
-        return list(_manifest(document))
-    if "provider" in document:
-        return list(_ray_up(document))
-    if "applications" in document:
-        return list(_serve(document))
-    if document.keys() & {"working_dir", "py_modules", "env_vars", "pip", "uv"}:
-        return list(_runtime_env(document))
-    return [
-        "neither a `ray up` file, a Kubernetes manifest, a Serve file nor a runtime environment"
-    ]
+        yield "the file must hold names and values"
+    elif "kind" in document:
+        yield from _manifest(document)
+    elif "provider" in document:
+        yield from _ray_up(document)
+    elif "applications" in document:
+        yield from _serve(document)
+    elif document.keys() & {"working_dir", "py_modules", "env_vars", "pip", "uv"}:
+        yield from _runtime_env(document)
+    else:
+        yield "no `ray up` file, Kubernetes manifest, Serve file or runtime environment"
 
 
 def commands(document: dict[str, Any]) -> list[tuple[str, str]]:
     """Place and text of each command line that a file has a shell run."""
     found = []
-    for key in document:
-        if key.endswith("_commands"):
-            found += [(f"{key}[{i}]", one) for i, one in enumerate(document[key] or [])]
-    entrypoint = (document.get("spec") or {}).get("entrypoint")
-    return [*found, ("spec.entrypoint", entrypoint)] if entrypoint else found
+    for key, lines in document.items():
+        if str(key).endswith("_commands") and isinstance(lines, list):
+            found += [(f"{key}[{i}]", one) for i, one in enumerate(lines)]
+    found.append(("spec.entrypoint", under(document, "spec").get("entrypoint")))
+    return [(place, one) for place, one in found if isinstance(one, str)]
+
+
+def under(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Named values under a name; empty for anything else, which a schema tells of."""
+    found = values.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _said(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
@@ -125,7 +134,7 @@ def _groups(spec: ClusterSpec) -> Iterator[str]:
 
 def _reached(serve: dict[str, Any], spec: ClusterSpec) -> Iterator[str]:
     """The endpoint of pods: its port, and the keys in every pod that may answer."""
-    http = serve.get("http_options") or {}
+    http = under(serve, "http_options")
     head = spec.headGroupSpec.template.spec.containers[0]
     if http.get("port", 8000) not in [one.containerPort for one in head.ports]:
         yield f"serveConfigV2: port {http.get('port', 8000)} is none of the head's ports"
@@ -141,29 +150,29 @@ def _reached(serve: dict[str, Any], spec: ClusterSpec) -> Iterator[str]:
 def _ray_up(document: dict[str, Any]) -> Iterator[str]:
     from medv_ray.on_ray.private_ray import filled_out
 
-    provider = document["provider"] or {}
+    provider = under(document, "provider")
     if provider.get("type") not in PROVIDERS:
         yield f"provider.type: {provider.get('type')!r} is none of {', '.join(PROVIDERS)}"
         return
     fields, node = PROVIDERS[provider["type"]]
     yield from _of(fields, provider, "provider")
+    kinds = under(document, "available_node_types")
+    for name in kinds if node is not None else ():
+        yield from _of(node, under(kinds, name).get("node_config"), f"{name}.node_config")
     try:
         filled_out(document)
     except Exception as error:  # jsonschema's, Ray's
         yield str(getattr(error, "message", error)).splitlines()[0]
         return
-    for name, kind in (document.get("available_node_types") or {}).items():
-        place = f"available_node_types.{name}"
-        if node is not None:
-            yield from _of(node, kind["node_config"], f"{place}.node_config")
+    for name, kind in kinds.items():
         for what in sorted(kind["resources"].keys() - RESOURCES):
-            yield f"{place}.resources: {what!r} is none of {', '.join(sorted(RESOURCES))}"
+            yield f"{name}.resources: {what!r} is none of {', '.join(sorted(RESOURCES))}"
         if name == document.get("head_node_type"):
             for what in ("CPU", "GPU"):
                 if kind["resources"].get(what) != 0:
-                    yield f"{place}.resources: {what} must be 0, so that no actor lies on the head"
+                    yield f"{name}.resources: {what} must be 0, so that no actor lies on the head"
         elif "max_workers" not in kind:
-            yield f"{place}: max_workers is missing; it bounds what the cluster costs"
+            yield f"{name}: max_workers is missing; it bounds what the cluster costs"
     yield from _started(document)
 
 
@@ -176,7 +185,7 @@ def _of(model: type[BaseModel], value: Any, place: str) -> Iterator[str]:
 
 def _started(document: dict[str, Any]) -> Iterator[str]:
     """How nodes start Ray: with flags that there are, closed to others, and with the token."""
-    options = (document.get("docker") or {}).get("run_options") or []
+    options = under(document, "docker").get("run_options") or []
     for i, one in enumerate(options):
         if not OPTION.match(one):
             yield f"docker.run_options[{i}]: {one.split()[0]} is not understood here"
@@ -186,11 +195,12 @@ def _started(document: dict[str, Any]) -> Iterator[str]:
         yield f"file_mounts: ~/{TOKEN_FILE} is missing; no node could join"
     for who in ("head", "worker"):
         key = f"{who}_start_ray_commands"
-        starts = [one for line in document.get(key) or [] for one in START.findall(line)]
+        lines = [line for place, line in commands(document) if place.startswith(key)]
+        starts = [one for line in lines for one in START.findall(line)]
         if len(starts) != 1:
             yield f"{key}: one `ray start` is needed"
             continue
-        words = shlex.split(starts[0])
+        words = starts[0].split()
         given = dict(word.partition("=")[::2] for word in words if word.startswith("--"))
         for flag in sorted(given.keys() - start_flags()):
             yield f"{key}: `ray start` has no {flag}"
@@ -227,7 +237,7 @@ def _serve(document: dict[str, Any]) -> Iterator[str]:
     except ValidationError as error:
         yield from _said(error, ServeDeploySchema)
         return
-    host = (document.get("http_options") or {}).get("host", "0.0.0.0")
+    host = under(document, "http_options").get("host", "0.0.0.0")
     for i, one in enumerate(document["applications"]):
         if one["import_path"] != OURS:
             yield f"applications[{i}].import_path: {one['import_path']!r} is not {OURS}"
@@ -277,7 +287,7 @@ def _runtime_env(document: dict[str, Any], local: bool = True) -> Iterator[str]:
     for key in document.keys() - set(known):
         near = get_close_matches(str(key), known) or known
         yield f"{key}: no such field; there are: {', '.join(near)}"
-    for key in (document.get("config") or {}).keys() - RuntimeEnvConfig.known_fields:
+    for key in under(document, "config").keys() - RuntimeEnvConfig.known_fields:
         yield f"config.{key}: no such field; Ray would pass over it"
     folders = [document.get("working_dir"), *(document.get("py_modules") or [])] if local else []
     for folder in folders:
