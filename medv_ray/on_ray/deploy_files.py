@@ -94,7 +94,7 @@ def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 
 
 def _manifest(document: dict[str, Any]) -> Iterator[str]:
-    model = KINDS.get(document["kind"])
+    model = KINDS.get(str(document["kind"]))
     if model is None:
         yield f"kind: {document['kind']!r} is none of {', '.join(KINDS)}"
         return
@@ -185,7 +185,7 @@ def _of(model: type[BaseModel], value: Any, place: str) -> Iterator[str]:
 
 def _started(document: dict[str, Any]) -> Iterator[str]:
     """How nodes start Ray: with flags that there are, closed to others, and with the token."""
-    options = under(document, "docker").get("run_options") or []
+    options = [str(one) for one in under(document, "docker").get("run_options") or []]
     for i, one in enumerate(options):
         if not OPTION.match(one):
             yield f"docker.run_options[{i}]: {one.split()[0]} is not understood here"

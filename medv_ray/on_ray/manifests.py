@@ -16,7 +16,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_len
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Path = Annotated[str, Field(pattern="^/")]
-GPU = "nvidia.com/gpu"
+GPU: Literal["nvidia.com/gpu"] = "nvidia.com/gpu"
 Amounts = dict[Literal["cpu", "memory", "ephemeral-storage", "nvidia.com/gpu"], Quantity]
 
 

@@ -51,7 +51,7 @@ def fit_of(
     """Ray's own rank of a kind of node for what waits; None where nothing of it fits there."""
     from ray.autoscaler._private import resource_demand_scheduler as scheduler
 
-    score = scheduler._default_utilization_scorer
+    score: Any = scheduler._default_utilization_scorer
     fit: tuple[Any, ...] | None = score(
         node_resources, resources, node_type, node_availability_summary=summary
     )
