@@ -287,6 +287,10 @@ def _runtime_env(document: dict[str, Any], local: bool = True) -> Iterator[str]:
     for key in document.keys() - set(known):
         near = get_close_matches(str(key), known) or known
         yield f"{key}: no such field; there are: {', '.join(near)}"
+    for key in ("env_vars", "config"):
+        if not isinstance(document.get(key, {}), dict):
+            yield f"{key}: must hold names and values"
+            return
     for key in under(document, "config").keys() - RuntimeEnvConfig.known_fields:
         yield f"config.{key}: no such field; Ray would pass over it"
     folders = [document.get("working_dir"), *(document.get("py_modules") or [])] if local else []

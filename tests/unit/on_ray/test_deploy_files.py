@@ -205,7 +205,8 @@ def test_what_is_no_yaml(tmp_path: Path, text: str, said: str) -> None:
         ({"provider": "aws"}, "provider.type: None is none of"),
         ({"provider": {"type": "aws"}, "available_node_types": 1}, "provider.region"),
         ({"applications": 3}, "applications"),
-        ({"env_vars": 3, "config": 3}, "config"),
+        ({"env_vars": 3, "config": 3}, "env_vars: must hold names and values"),
+        ({"working_dir": ".", "config": 3}, "config: must hold names and values"),
     ],
 )
 def test_other_things(document: Any, said: str) -> None:
