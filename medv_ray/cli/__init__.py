@@ -12,6 +12,7 @@ from medv_ray.cli import options
 from medv_ray.cli.auditing import audit_app
 from medv_ray.cli.batches import run_batch_command
 from medv_ray.cli.calibrating import calibrate_command, consistency_command
+from medv_ray.cli.checking import check_command
 from medv_ray.cli.evaluating import compare_command, eval_command, judge_command
 from medv_ray.cli.exporting import export_answers_command, lmms_tasks_command
 from medv_ray.cli.pacs import export_sr_command, store_command
@@ -244,6 +245,7 @@ app.command("attention")(told_cleanly(attention_command))
 app.command("serve")(told_cleanly(serve_command))
 app.command("run-batch")(told_cleanly(run_batch_command))
 app.command("chat")(told_cleanly(chat_command))
+app.command("check")(told_cleanly(check_command))
 app.add_typer(bench_app, name="bench")
 app.add_typer(plan_app, name="plan")
 app.add_typer(data_app, name="data")

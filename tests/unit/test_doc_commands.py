@@ -21,6 +21,7 @@ RUN_BY = {
     "medv bench serve": "tests/unit/client/test_load.py",
     "medv calibrate": "tests/unit/evaluation/test_calibrating.py",
     "medv chat": "tests/unit/on_ray/test_chat.py",
+    "medv check": "tests/unit/on_ray/test_deploy_files.py",
     "medv compare": "tests/tutorials/test_tutorials.py",
     "medv demo": "tests/wheel.py",
     "medv doctor": "tests/unit/on_ray/test_cli.py",
@@ -51,6 +52,8 @@ RUN_BY = {
 }
 """Which test or check runs a command of README and docs, on small data."""
 NOT_RUN = {
+    "helm": "needs a Kubernetes",
+    "kubectl": "needs a Kubernetes; tests/unit/test_cluster_walk.py reads the manifests",
     "lmms-eval": "a package of its own that the tests do without; tests/clients/run_lmms_eval.py",
     "docker run": "there is no Docker in tests",
     "make lock": "registries are not asked in tests",
@@ -77,8 +80,11 @@ NOT_RUN = {
     "python benchmarks/pathvqa_scale.py": "measures for minutes",
     "python benchmarks/run_gpu.py": "needs a GPU",
     "python tests/unit/kernels/compile_kernels.py": "tests/unit/kernels/test_package.py runs it",
+    "ray dashboard": "needs a cloud",
     "ray get-auth-token": "Ray's own",
+    "ray up": "needs a cloud; tests/unit/on_ray/test_deploy_files.py checks the files",
     "ray stop": "Ray's own; it would end other tests' Ray",
+    "serve shutdown": "Serve's own",
     "serve deploy": "needs a cluster with the package on its nodes",
 }
 """Why a command is looked at and not run."""

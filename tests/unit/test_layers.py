@@ -97,7 +97,9 @@ THIRD_PARTY = {
         "python_multipart",
     },
     "medv_ray.evaluation": {"numpy", "jinja2", "httpx2", "matplotlib", "pydicom", "highdicom"},
-    "medv_ray.on_ray": {"ray", "starlette", "numpy", "pyarrow", "rich", "torch", "pydantic"},
+    "medv_ray.on_ray": {
+        *("ray", "starlette", "numpy", "pyarrow", "rich", "torch", "pydantic", "yaml"),
+    },
     "medv_ray.cli": {"typer", "rich", "yaml", "pyarrow"},
     # an extra: nothing of ours imports this room (it stands in the last row), lmms-eval does
     "medv_ray.lmms_eval": {"lmms_eval", "accelerate", "torch", "PIL"},
