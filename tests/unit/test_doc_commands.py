@@ -20,7 +20,7 @@ RUN_BY = {
     "medv calibrate": "tests/unit/evaluation/test_calibrating.py",
     "medv chat": "tests/unit/on_ray/test_chat.py",
     "medv compare": "tests/tutorials/test_tutorials.py",
-    "medv doctor": "tests/unit/on_ray/test_cli.py",
+    "medv doctor": "tests/unit/on_ray/test_doctor.py",
     "medv eval": "tests/tutorials/test_tutorials.py",
     "medv explain": "tests/unit/on_ray/test_cli.py",
     "medv export-answers": "tests/unit/evaluation/test_answer_files.py",
