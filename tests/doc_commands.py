@@ -22,9 +22,16 @@ TYPED = {"bash", "sh", "console"}
 SHELL = {
     *(".", "cd", "cp", "curl", "export", "head", "kill", "true", "truncate", "wait"),
 }
-RAY = {"start", "stop", "job", "get-auth-token", "metrics"}
+RAY = {"start", "stop", "status", "job", "get-auth-token", "metrics"}
 FOREIGN = {"lmms-eval"}
-OTHERS = {"--model_args", "--pred", "--candidate", "--entrypoint-num-cpus", "--dashboard-host"}
+OTHERS = {
+    "--model_args",
+    "--pred",
+    "--candidate",
+    "--entrypoint-num-cpus",
+    "--dashboard-host",
+    "--temp-dir",
+}
 """Of programs that are not ours, in running text."""
 
 
@@ -202,7 +209,10 @@ CHECKS: dict[str, Callable[[list[str]], str | None]] = {
     "pip": pip,
     "pytest": lambda words: None,
     "timeout": lambda words: fault(Command("", 0, tuple(words[words.index("medv") :]))),
-    "serve": lambda words: None if words[0] == "deploy" else f"there is no serve {words[0]}",
+    "serve": lambda words: (
+        None if words[0] in ("deploy", "status") else f"there is no serve {words[0]}"
+    ),
+    "prometheus": lambda words: None,
 }
 
 

@@ -60,6 +60,7 @@ NOT_RUN = {
     "medv export-sr": "tests/chaos/orthanc_round_trip.py; test_sr.py runs its parts",
     "medv store": "tests/chaos/orthanc_round_trip.py; test_sr.py runs its parts",
     "pip install": "registries are not asked in tests",
+    "prometheus": "no package of Python's; test_observability.py reads its files",
     "pytest": "the tests themselves",
     "python benchmarks/bench_engine.py": "measures for minutes",
     "python benchmarks/bench_quant.py": "measures for minutes",
