@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -444,3 +445,45 @@ def test_every_finding_that_is_not_fine_has_a_next_step() -> None:
         text = Path(str(module.__file__)).read_text()
         for call in re.findall(r'Check\(\s*"(?:fault|warning)",(.*?)\)\n', text, re.DOTALL):
             assert call.count(",") >= 2, (module.__name__, call)
+
+
+@pytest.mark.parametrize(("guarded", "kind"), [(False, "open"), (True, "token")])
+def test_the_way_in_which_ray_itself_refuses_strangers(
+    guarded: bool, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own middleware before the two routes; tests/integration/test_doctor.py asks whole
+    dashboards."""
+    import ray
+    from aiohttp import web
+    from ray._private.authentication import authentication_utils
+    from ray._private.authentication.http_token_authentication import get_token_auth_middleware
+
+    monkeypatch.setattr(authentication_utils, "is_token_auth_enabled", lambda: guarded)
+    head = Path(ray.__file__).parent / "dashboard"
+    assert f'"{MODE}",' in (head / "http_server_head.py").read_text(), "open without a token"
+    assert f'routes.get("{JOBS}")' in (head / "modules" / "job" / "job_head.py").read_text()
+
+    async def jobs(_: Any) -> Any:
+        return web.json_response([])
+
+    async def mode(_: Any) -> Any:
+        return web.json_response({"authentication_mode": "token" if guarded else "disabled"})
+
+    middleware = get_token_auth_middleware(SimpleNamespace(web=web), [MODE], ["/static/"])
+    made = web.Application(middlewares=[middleware])
+    made.add_routes([web.get(JOBS, jobs), web.get(MODE, mode)])
+    loop = asyncio.new_event_loop()
+    web_runner = web.AppRunner(made)
+    loop.run_until_complete(web_runner.setup())
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        loop.run_until_complete(web.SockSite(web_runner, listening).start())
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        reply = ask("127.0.0.1", listening.getsockname()[1])
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(web_runner.cleanup())
+    loop.close()
+    assert reply.kind == kind
+    assert reply.date is not None
