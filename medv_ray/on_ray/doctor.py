@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -47,7 +47,7 @@ def check_all(
         dashboard: address of a Ray dashboard to look at, beside those of this machine.
         out: a folder for results, which is to be writable.
     """
-    checks = {
+    checks: dict[str, Callable[[], Iterator[Check]]] = {
         "python": check_python,
         "packages": check_packages,
         "pictures": check_pictures,

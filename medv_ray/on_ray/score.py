@@ -346,7 +346,7 @@ def _take(
         return
     session.rows += part.rows
     session.reasons.update(result["reasons"])
-    rows = {status: getattr(part, status) for status in STATUSES}
+    rows: dict[str, int] = {status: getattr(part, status) for status in STATUSES}
     progress.add(rows)
     if session.meters is not None:
         session.meters.take(rows, result["reasons"])
