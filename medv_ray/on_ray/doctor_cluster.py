@@ -27,7 +27,7 @@ PORT = 8265
 TABLES, LISTEN = ("/proc/net/tcp", "/proc/net/tcp6"), "0A"
 NAMED = ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
 JOBS, MODE = "/api/jobs/", "/api/authentication_mode"
-ASK_S = 3.0
+ASK_S = 10.0
 ANSWER_BYTES = 2**20
 START = "RAY_AUTH_MODE=token ray start --head --dashboard-host=127.0.0.1"
 TOKEN_FIX = f"`ray stop`, `ray get-auth-token --generate`, then `{START}`"
@@ -54,9 +54,15 @@ def check_cluster(named: str | None = None) -> Iterator[Check]:
     told += [given for name in NAMED if (given := os.environ.get(name))]
     asked: set[tuple[str, int]] = set()
     for address in told:
-        where = urlsplit(address if "://" in address else f"http://{address}")
-        host, port = where.hostname or "", where.port or PORT
-        if host and (host, port) not in asked:
+        try:
+            where = urlsplit(address if "://" in address else f"http://{address}")
+            host, port = where.hostname or "", where.port or PORT
+        except ValueError:
+            host, port = "", 0
+        if not host or where.scheme not in ("http", "https"):
+            said = "an address that was named is none of HTTP"
+            yield Check("fault", "ray dashboard", said, "give it as http://HOST:8265")
+        elif (host, port) not in asked:
             asked.add((host, port))
             yield from _dashboard(host, port, where.scheme, True)
     for listener in sorted(listeners(PORT), key=str):
@@ -87,6 +93,9 @@ def _dashboard(host: str, port: int, scheme: str, must_answer: bool) -> Iterator
         yield Check("warning", name, said, "find out what listens there, and who can reach it")
     elif must_answer:
         yield Check("fault", name, "nothing answers", "check the address; does the head run?")
+    else:
+        said = f"something listens there and has not answered within {ASK_S:g} s"
+        yield Check("warning", name, said, "find out what it is, and who can reach it")
     if reply.date is not None:
         yield from _agrees(name, reply.date)
 

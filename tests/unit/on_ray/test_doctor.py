@@ -158,6 +158,23 @@ def test_a_named_dashboard_that_does_not_answer_is_a_fault() -> None:
     assert found.fix
 
 
+@pytest.mark.parametrize("address", ["http://a:99999", "ray://a:10001", "http://", "[::1"])
+def test_a_name_that_is_no_address_is_a_fault(address: str) -> None:
+    found = only(check_cluster(address))
+    assert (found.state, "http://HOST:8265" in found.fix) == ("fault", True)
+
+
+def test_what_listens_and_says_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_cluster, "ASK_S", 0.05)
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        monkeypatch.setattr(doctor_cluster, "PORT", mute.getsockname()[1])
+        monkeypatch.setattr(doctor_cluster, "listeners", lambda port: {"127.0.0.1"})
+        found = only(check_cluster())
+    assert (found.state, "has not answered" in found.said) == ("warning", True)
+
+
 def test_dashboards_of_this_machine_are_found_by_themselves(
     serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
