@@ -72,7 +72,7 @@ def check_cluster(named: str | None = None) -> Iterator[Check]:
         if (host, PORT) not in asked:
             asked.add((host, PORT))
             yield from _dashboard(host, PORT, "http", False)
-    if not asked:
+    if not asked and not told:
         yield Check("ok", "ray dashboard", f"none at port {PORT} of this machine")
 
 

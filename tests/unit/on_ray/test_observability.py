@@ -95,13 +95,14 @@ def expressions() -> Iterator[tuple[str, str]]:
     for file in BOARDS:
         for panel in json.loads(file.read_text())["panels"]:
             for target in panel.get("targets", []):
-                yield f"{file.name}: {panel['title']}", target["expr"]
+                yield f"{file.name}: {panel['title']} {target['refId']}", target["expr"]
     for group in ALERTS["groups"]:
         for rule in group["rules"]:
             yield rule["alert"], rule["expr"]
 
 
 ASKED = dict(expressions())
+assert len(ASKED) == len([*expressions()])
 
 
 @pytest.mark.parametrize("where", ASKED)
