@@ -26,7 +26,14 @@ RAY = {
     *("start", "stop", "job", "get-auth-token", "metrics", "up", "down", "dashboard", "status"),
 }
 FOREIGN = {"lmms-eval", "docker", "cluster/build_image.sh", "kubectl", "helm"}
-OTHERS = {"--model_args", "--pred", "--candidate", "--entrypoint-num-cpus", "--dashboard-host"}
+OTHERS = {
+    "--model_args",
+    "--pred",
+    "--candidate",
+    "--entrypoint-num-cpus",
+    "--dashboard-host",
+    "--temp-dir",
+}
 """Of programs that are not ours, in running text."""
 
 
@@ -209,6 +216,7 @@ CHECKS: dict[str, Callable[[list[str]], str | None]] = {
     "serve": lambda words: (
         None if words[0] in ("deploy", "status", "shutdown") else f"there is no serve {words[0]}"
     ),
+    "prometheus": lambda words: None,
 }
 
 

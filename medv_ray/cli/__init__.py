@@ -13,6 +13,7 @@ from medv_ray.cli.auditing import audit_app
 from medv_ray.cli.batches import run_batch_command
 from medv_ray.cli.calibrating import calibrate_command, consistency_command
 from medv_ray.cli.checking import check_command
+from medv_ray.cli.doctor import doctor_command
 from medv_ray.cli.evaluating import compare_command, eval_command, judge_command
 from medv_ray.cli.exporting import export_answers_command, lmms_tasks_command
 from medv_ray.cli.pacs import export_sr_command, store_command
@@ -288,18 +289,7 @@ def ask_command(
     ask(image, question, model, [*shown, *(assignments or [])], watch)
 
 
-@app.command("doctor")
-@told_cleanly
-def doctor_command() -> int:
-    """Check this machine: versions, CPU, GPU, memory, Ray, the embedded model."""
-    from medv_ray.on_ray.doctor import check_all
-
-    faults = 0
-    for check in check_all():
-        faults += check.state == "fault"
-        typer.echo(f"{check.state:5}  {check.name}: {check.said}")
-    typer.echo(f"{faults} faults")
-    return int(faults > 0)
+app.command("doctor")(doctor_command)
 
 
 @app.command("explain")

@@ -34,9 +34,11 @@ from medv_ray.on_ray.cluster import cluster_address, running_ray
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, model_digests
 from medv_ray.on_ray.preflight import size_pool
 from medv_ray.on_ray.progress import Progress, interrupts
+from medv_ray.schema import STATUSES
 from medv_ray.settings import identity_digest
 
 if TYPE_CHECKING:
+    from medv_ray.on_ray.job_meters import ScoreMeters
     from medv_ray.on_ray.stream import Stream
 
 PASS_CHUNKS = 50_000
@@ -70,6 +72,8 @@ class Session:
     reasons: Counter[str] = field(default_factory=Counter)
     deaths: int = 0
     stopped: bool = False
+    meters: ScoreMeters | None = None
+    """Once Ray runs."""
     skipped_files: list[str] = field(default_factory=list)
 
     @property
@@ -233,8 +237,10 @@ def _drive(
         Progress(run.plan.rows, before) as progress,
         interrupts(progress.say) as interrupted,
     ):
+        from medv_ray.on_ray.job_meters import ScoreMeters
         from medv_ray.on_ray.stream import Stream
 
+        session.meters = ScoreMeters(run.plan.rows - before["rows"])
         patience = Patience()
 
         def check() -> bool:
@@ -329,6 +335,8 @@ def _take(
 ) -> None:
     """Commit one result, or note that its input was not there."""
     session.counters.update(result.get("counters", {}))
+    if session.meters is not None:
+        session.meters.work(result.get("counters", {}))
     if "skip" in result:
         run.skip(chunk, DataError(*result["skip"]))
         return
@@ -338,9 +346,10 @@ def _take(
         return
     session.rows += part.rows
     session.reasons.update(result["reasons"])
-    progress.add(
-        {"answered": part.answered, "abstained": part.abstained, "quarantined": part.quarantined}
-    )
+    rows: dict[str, int] = {status: getattr(part, status) for status in STATUSES}
+    progress.add(rows)
+    if session.meters is not None:
+        session.meters.take(rows, result["reasons"])
     for reason, code in GIVE_UP.items():
         defects = session.reasons[reason]
         if defects >= DEFECTS and 2 * defects > session.rows:

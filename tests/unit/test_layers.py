@@ -95,6 +95,7 @@ THIRD_PARTY = {
     "medv_ray.serving": {
         *("fastapi", "starlette", "pydantic", "prometheus_client", "httpx2", "torch", "numpy"),
         "python_multipart",
+        "opentelemetry",
     },
     "medv_ray.evaluation": {"numpy", "jinja2", "httpx2", "matplotlib", "pydicom", "highdicom"},
     "medv_ray.on_ray": {
