@@ -12,6 +12,7 @@ elastic training. One JSON line each; exit code 1 if a promise is not kept.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import random
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,7 @@ from tests.chaos.ray_nodes import (
     end_all,
     fake_cluster,
     free_port,
-    nodes_alive,
-    start,
+    join,
     wait_for,
 )  # fmt: skip
 from tests.integration import processes, stub
@@ -284,12 +285,11 @@ def train(folder: Path, counted: list[Counted], problems: Problems) -> Said:
     first = ["--head", "--node-ip-address", "127.0.0.1", "--port", address.rpartition(":")[2]]
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, nodes_folder, ignore_errors=True)
-        head = start(environment, *first, "--include-dashboard", "false")
+        head = join(environment, address, 1, *first, "--include-dashboard", "false")
         stack.callback(end_all, head)
-        wait_for(lambda: nodes_alive(address) == 1, "the head")
-        second = start(environment, "--address", address, "--node-ip-address", "127.0.0.2")
+        more = ["--address", address, "--node-ip-address", "127.0.0.2"]
+        second = join(environment, address, 2, *more)
         stack.callback(end_all, second)
-        wait_for(lambda: nodes_alive(address) == 2, "the second node")
         run = kill_train.Run(folder, random.Random(0), nodes_folder)
         run.process = process = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.train_job", str(folder)], text=True,

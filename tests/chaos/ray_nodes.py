@@ -29,6 +29,8 @@ PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeP
 HEAD = "ray.head.default"  # the provider knows the head by this name alone
 STORE_BYTES = 100_000_000
 START_S = 240.0
+LOOK_S = 0.5
+"""Between two counts of nodes."""
 BIN = Path(sys.executable).parent
 LISTS = (
     "cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands",
@@ -62,20 +64,35 @@ def start(environment: dict[str, str], *how: str, cpus: int = 1) -> subprocess.P
     )  # fmt: skip
 
 
-def ask_gcs(address: str) -> list[Any]:
-    """What the head's server says of the nodes alive; none where it does not answer. No driver: it
-    would be one more job of the cluster, and hang on one of its nodes."""
-    from ray._raylet import GcsClient
-
-    try:
-        nodes = GcsClient(address=address).get_all_node_info(timeout=5).values()
-    except Exception:  # of many kinds, while it comes up or is gone
-        return []
-    return [node for node in nodes if node.state == 0]
+def join(
+    environment: dict[str, str], address: str, number: int, *how: str, cpus: int = 1
+) -> subprocess.Popen[bytes]:
+    """A node that is in the cluster, which then has `number` of them. Ray gives a node 30 s to
+    start, which a busy machine may need more than; then it is started again."""
+    node = start(environment, *how, cpus=cpus)
+    deadline = time.monotonic() + START_S
+    while nodes_alive(address) < number:
+        if time.monotonic() > deadline:
+            end_all(node)
+            raise SystemExit(f"no {number} nodes in {START_S:.0f} s")
+        if node.poll() is not None:
+            node = start(environment, *how, cpus=cpus)
+        time.sleep(0.2)
+    return node
 
 
 def nodes_alive(address: str) -> int:
-    return len(ask_gcs(address))
+    """Nodes that the head's server calls alive; 0 where it does not answer. Asked without a driver:
+    that would be one more job of the cluster, and hang on one of its nodes."""
+    from ray._raylet import GcsClient
+
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), 1).close()  # Ray itself would wait for it
+        nodes = GcsClient(address=address).get_all_node_info(timeout=5).values()
+    except Exception:  # of many kinds, while it comes up or is gone
+        return 0
+    return sum(node.state == 0 for node in nodes)
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = START_S) -> None:
@@ -124,8 +141,7 @@ class FakeCluster:
         how = ["--head", "--node-ip-address", "127.0.0.1", "--temp-dir", str(self.folder)]
         how += ["--include-dashboard", str(self.dashboard).lower()]
         how += ["--autoscaling-config", str(config)]
-        self.head = start(environment, *how, *given, cpus=self.head_cpus)
-        wait_for(lambda: nodes_alive(self.address) >= 1, "the head")
+        self.head = join(environment, self.address, 1, *how, *given, cpus=self.head_cpus)
 
     def config(self) -> dict[str, Any]:
         """What `ray start --autoscaling-config` reads."""
@@ -181,7 +197,7 @@ def fake_cluster(**how: Any) -> Iterator[FakeCluster]:
 
 
 class Counted:
-    """How many nodes are alive, twice a second. Use as a context manager."""
+    """How many nodes are alive, every `LOOK_S`. Use as a context manager."""
 
     def __init__(self, address: str, more: Callable[[], int] | None = None) -> None:
         """`more`: something else to count beside."""
@@ -206,6 +222,7 @@ class Counted:
 
     @property
     def most(self) -> int:
+        """Nodes alive at once."""
         return max((nodes for _, nodes, _ in self.samples), default=0)
 
     @property
@@ -218,5 +235,5 @@ class Counted:
         return [one for one, old in zip(self.samples, before, strict=False) if one[1:] != old]
 
     def _count(self) -> None:
-        while not self._over.wait(0.5):
+        while not self._over.wait(LOOK_S):
             self.samples.append((self.now_s, nodes_alive(self._address), self._more()))

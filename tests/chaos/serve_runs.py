@@ -40,7 +40,7 @@ import yaml
 
 from medv_ray.data import synthetic
 from medv_ray.serving.options import LimitSettings
-from tests.chaos.ray_nodes import end_all, free_port
+from tests.chaos.ray_nodes import end_all, free_port, join, wait_for
 from tests.integration.processes import descendants
 
 ROOT = Path(__file__).parents[2]
@@ -720,31 +720,20 @@ def head() -> Iterator[Endpoint]:
     """A head of its own, and cluster/serve.yaml deployed on it."""
     from medv_ray.on_ray.front import CALLBACK
 
-    port, dashboard = free_port(), free_port()
+    port, gcs, dashboard = free_port(), free_port(), free_port()
     folder = Path(tempfile.mkdtemp(prefix="mh", dir="/tmp"))
     environment = OPEN | {CALLBACK: "medv_ray.on_ray.front:middlewares"}
-    ports = {"port": free_port(), "dashboard-port": dashboard}
+    ports = {"port": gcs, "dashboard-port": dashboard}
     ports |= {"dashboard-agent-listen-port": free_port(), "ray-client-server-port": free_port()}
-    start = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
-    start += ["--num-cpus", "2", "--temp-dir", str(folder)]
-    start += [word for name, one in ports.items() for word in (f"--{name}", str(one))]
-    process = subprocess.Popen(
-        start, env=environment, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    how = ["--head", "--node-ip-address", "127.0.0.1", "--temp-dir", str(folder)]
+    how += [word for name, one in ports.items() for word in (f"--{name}", str(one))]
+    process = join(environment, f"127.0.0.1:{gcs}", 1, *how, cpus=2)
     try:
         settings = yaml.safe_load((ROOT / "cluster/serve.yaml").read_text())
         settings["http_options"]["port"] = port
-        begun_s = time.monotonic()
-        while not answers(f"http://127.0.0.1:{dashboard}/api/version"):
-            if process.poll() is not None or time.monotonic() > begun_s + START_S:
-                raise RuntimeError("the head did not start")
-            time.sleep(0.5)
+        wait_for(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), "the dashboard")
         deploy(settings, dashboard)
-        while not answers(f"http://127.0.0.1:{port}/health"):
-            if time.monotonic() > begun_s + 2 * START_S:
-                raise RuntimeError("the application does not answer")
-            time.sleep(0.5)
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), "the application")
         yield Endpoint(port, MARK, dashboard)
     finally:
         end_all(process)
