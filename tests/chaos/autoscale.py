@@ -41,8 +41,9 @@ from tests.chaos.ray_nodes import (
 )  # fmt: skip
 from tests.integration import processes, stub
 
-ROWS = 1500
-"""Of the toy; eight actors answer some 100 a second on two cores, once they are up."""
+ROWS = 6000
+"""Of the toy, which answers some 100 a second on two cores: work for as long as it takes Ray to get
+from one node to five."""
 ENDED_S = 240.0
 """In which the scoring run must end on two cores, its nodes' start included."""
 IDLE_S = 90.0
@@ -65,7 +66,7 @@ class Scoring:
         """`stubbed`: questions for the stub, which does what they say; None: the toy's rows."""
         self.folder, self._cluster, self._stubbed = folder, cluster, stubbed
         if stubbed is None:
-            synthetic.write_archive(folder / "in.parquet", ROWS, 0)
+            synthetic.write_archive(folder / "in.parquet", ROWS, per_image=6)
         else:
             stub.write_archive(folder / "in.parquet", stubbed)
 
@@ -74,8 +75,9 @@ class Scoring:
             **processes.environment(self._cluster.folder), "RAY_ADDRESS": self._cluster.address
         }  # fmt: skip
         if self._stubbed is None:
-            words = ["score", str(self.folder / "in.parquet"), "--out", str(self.folder / "run")]
-            words += ["--max-actors", str(MOST_ACTORS), "--set", "archive.chunk_rows=8"]
+            words = ["--archive", str(self.folder / "in.parquet"), "--model", "toy"]
+            words += ["--out", str(self.folder / "run"), "--set", "archive.chunk_rows=8"]
+            words = ["score", *words, "--max-actors", str(MOST_ACTORS)]
             command = [*MEDV, *words]
         else:
             command = [sys.executable, "-m", "tests.integration.run_job", str(self.folder)]
