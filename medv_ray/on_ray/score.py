@@ -248,14 +248,14 @@ def _drive(
         while (todo := _open_chunks(run)) and not session.stopped:
             size = size_pool(settings.pool, cluster.capacity, len(todo))
             stream = Stream(todo[:PASS_CHUNKS], size, check)
-            lost: Lost | None = None
+            lost: RunError | None = None
             try:
                 _pass(run, settings, session, progress, stream, factory)
             except Lost as error:  # of a node; what it had not finished is tried again
                 cluster.check()
+                lost = RunError(error.code, error.detail)
                 if interrupted() or not (cluster.has_head() and stream.is_over()):
-                    raise
-                lost = error
+                    raise lost from None
             idle = idle + 1 if len(_open_chunks(run)) == len(todo) else 0
             if idle == IDLE_PASSES and not session.stopped:
                 none = RunError("E1512", f"no chunk came back with a result in {idle} passes.")

@@ -229,8 +229,9 @@ def test_nodes_that_are_lost_again_and_again_end_the_job(drive: Any) -> None:
 
 def test_a_job_without_a_head_ends_at_once(drive: Any) -> None:
     passes = Passes(4, lost(), 6)
-    with pytest.raises(RunError, match="E1512: the job's supervisor is gone"):
+    with pytest.raises(RunError, match="E1512: the job's supervisor is gone") as caught:
         drive(passes, has_head=False)
+    assert type(caught.value) is RunError  # whose name is said
     assert passes.open == 6
 
 
