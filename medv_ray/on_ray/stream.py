@@ -43,7 +43,8 @@ class Stream:
         self._chunks = chunks
         self._check = check
         self._size = size
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # not beside the actors, whose nodes come and go
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         remote: Any = ray.remote(Supervisor)
         self.supervisor: Any = remote.options(num_cpus=0, scheduling_strategy=here).remote(
             death_limit(size.largest)
