@@ -66,7 +66,7 @@ class Scoring:
         """`stubbed`: questions for the stub, which does what they say; None: the toy's rows."""
         self.folder, self._cluster, self._stubbed = folder, cluster, stubbed
         if stubbed is None:
-            synthetic.write_archive(folder / "in.parquet", ROWS, per_image=30)
+            synthetic.write_archive(folder / "in.parquet", ROWS, per_image=100)
         else:
             stub.write_archive(folder / "in.parquet", stubbed)
 
