@@ -51,6 +51,7 @@ chaos: $(VENV)/.installed  ## every harness of tests/chaos in full: kills, fault
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.orthanc_round_trip
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.bit_flips
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.fault_runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.autoscale
 
 release: $(VENV)/.installed  ## every figure of docs/reliability.md's first table; hours
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.release

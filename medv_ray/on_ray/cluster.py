@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -21,7 +22,12 @@ SERVERS = ("raylet", "gcs_server")
 STREAM = "medv-stream"
 """Name of the thread in which Ray Data runs. Ray ends the process of a thread that calls it once it
 is shut down, and says nothing: with this thread alive, Ray is left as it is; see `leave`."""
+HEAD_S = 5.0
 OBJECT_STORE_BYTES = 256 * 2**20  # only chunk descriptors and results pass through it
+
+
+class Lost(RunError):
+    """A node is gone, and with it a part of Ray's that Ray itself does not start again."""
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -36,12 +42,24 @@ class Cluster(NamedTuple):
     capacity: Capacity
     servers: tuple[int, ...] = ()
     """Process ids of Ray's servers, where this process started them."""
+    head: str = ""
+    """`host:port` of the head's server."""
 
     def check(self) -> None:
         """Raise RunError E1512 when one of our servers is gone; Ray itself waits a minute, then
         ends this process without a word."""
         if not all(_name(pid) in SERVERS for pid in self.servers):
             raise RunError("E1512", "Ray's server on this machine was ended.")
+
+    def has_head(self) -> bool:
+        """Whether the head's server takes connections. Ray itself would wait a minute for it, then
+        end this process without a word."""
+        host, _, port = self.head.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), HEAD_S).close()
+        except (OSError, ValueError):
+            return False
+        return True
 
 
 def streaming() -> bool:
@@ -99,7 +117,8 @@ def running_ray(address: str | None = None) -> Iterator[Cluster]:
             for node in ray.nodes()  # type: ignore[no-untyped-call]
             if node["Alive"]
         ]
-        yield Cluster(Capacity(tuple(nodes), elastic=bool(connect)), servers)
+        head = ray.get_runtime_context().gcs_address
+        yield Cluster(Capacity(tuple(nodes), elastic=bool(connect)), servers, head)
 
 
 def _start_local() -> None:

@@ -30,7 +30,7 @@ from medv_ray.engine.layout import Tokens, layout_of
 from medv_ray.engine.resolve import resolve
 from medv_ray.errors import DataError, RunError, SettingsError
 from medv_ray.model.weights import read_headers
-from medv_ray.on_ray.cluster import cluster_address, running_ray
+from medv_ray.on_ray.cluster import Lost, cluster_address, running_ray
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, model_digests
 from medv_ray.on_ray.preflight import size_pool
 from medv_ray.on_ray.progress import Progress, interrupts
@@ -254,10 +254,20 @@ def _drive(
         while (todo := _open_chunks(run)) and not session.stopped:
             size = size_pool(settings.pool, cluster.capacity, len(todo))
             stream = Stream(todo[:PASS_CHUNKS], size, check)
-            _pass(run, settings, session, progress, stream, factory)
+            lost: RunError | None = None
+            try:
+                _pass(run, settings, session, progress, stream, factory)
+            except Lost as error:  # of a node; what it had not finished is tried again
+                cluster.check()
+                lost = RunError(error.code, error.detail)
+                if interrupted() or not (cluster.has_head() and stream.is_over()):
+                    raise lost from None
             idle = idle + 1 if len(_open_chunks(run)) == len(todo) else 0
             if idle == IDLE_PASSES and not session.stopped:
-                raise RunError("E1512", f"no chunk came back with a result in {idle} passes.")
+                none = RunError("E1512", f"no chunk came back with a result in {idle} passes.")
+                raise lost or none
+            if lost:
+                progress.say("a node of Ray's was lost; the others go on.")
 
 
 class Patience:

@@ -18,9 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from medv_ray import errors
 from medv_ray.archive.chunks import Chunk
 from medv_ray.disk import is_full
-from medv_ray.errors import MedvError, RunError
+from medv_ray.errors import MedvError
 from medv_ray.on_ray.actor import ScoreChunk, Work
-from medv_ray.on_ray.cluster import STREAM, no_room
+from medv_ray.on_ray.cluster import STREAM, Lost, no_room
 from medv_ray.on_ray.preflight import PoolSize
 from medv_ray.on_ray.private_ray import set_window
 from medv_ray.on_ray.source import ChunkSource
@@ -28,6 +28,8 @@ from medv_ray.on_ray.supervisor import Supervisor, death_limit
 
 LOOK_S = 0.2
 PATIENCE_S = 5.0  # with running chunks and with the supervisor, once the job has failed
+LOST_S = 60.0
+"""In which Ray Data meets a lost supervisor, or node, too."""
 
 
 class Stream:
@@ -41,7 +43,8 @@ class Stream:
         self._chunks = chunks
         self._check = check
         self._size = size
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # not beside the actors, whose nodes come and go
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         remote: Any = ray.remote(Supervisor)
         self.supervisor: Any = remote.options(num_cpus=0, scheduling_strategy=here).remote(
             death_limit(size.largest)
@@ -96,6 +99,11 @@ class Stream:
             if self._pump.is_alive():
                 self._pump.join(PATIENCE_S)
 
+    def is_over(self) -> bool:
+        """Whether Ray Data ends soon, and so nothing of this pass goes on beside the next one."""
+        self._pump.join(LOST_S)
+        return not self._pump.is_alive()
+
     def _stop(self) -> None:
         self.stopped = True
         self.supervisor.stop.remote()
@@ -106,7 +114,7 @@ class Stream:
         return report
 
     def _ask(self, method: str, patience_s: float = math.inf) -> Any:
-        """The supervisor's answer. Raises RunError E1512 when there is none."""
+        """The supervisor's answer. Raises Lost, E1512, when there is none."""
         deadline = time.monotonic() + patience_s
         try:
             reply = getattr(self.supervisor, method).remote()
@@ -118,7 +126,7 @@ class Stream:
                     return ray.get(reply, timeout=LOOK_S)
         except ray.exceptions.RayError as error:
             kind = type(error).__name__
-            raise RunError("E1512", f"the job's supervisor is gone ({kind}).") from None
+            raise Lost("E1512", f"the job's supervisor is gone ({kind}).") from None
 
     def _feed(self, finished: list[int]) -> None:
         room = self._window - len(self._out)
@@ -166,7 +174,7 @@ class Stream:
         if fatal is None and self._full:
             return no_room()
         if fatal is None:
-            return RunError("E1512", f"Ray ended the job ({error}).")
+            return Lost("E1512", f"Ray ended the job ({error}).")
         kind, code, detail = fatal
         found: MedvError = getattr(errors, kind)(code, detail)
         return found

@@ -149,6 +149,25 @@ def test_a_killed_actor_costs_nothing(tmp_path: Path, soon: Any) -> None:
 
 
 @pytest.mark.slow
+def test_a_lost_supervisor_costs_nothing(
+    tmp_path: Path, soon: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.write_archive(tmp_path / "in.parquet", ["sleep:0.1 what is this?"] * 96)
+
+    def kill_it() -> None:
+        below = processes.descendants(os.getpid())
+        [pid] = [p for p in below if processes.command(p).startswith("ray::Supervisor")]
+        os.kill(pid, signal.SIGKILL)
+
+    soon(lambda: committed(tmp_path) >= 2, kill_it)
+    outcome = go(tmp_path)
+    assert outcome.exit_code == 0
+    assert "a node of Ray's was lost" in capsys.readouterr().err
+    assert set(rows_of(tmp_path).values()) == {"answered"}
+    assert len(rows_of(tmp_path)) == 96
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factory", "kind", "word"),
     [

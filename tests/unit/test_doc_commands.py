@@ -45,6 +45,7 @@ RUN_BY = {
     "python jobs/prepare_vqa.py": "tests/tutorials/test_tutorials.py",
     "python jobs/score_archive.py": "tests/integration/test_processes.py",
     "python jobs/train_tiny.py": "tests/unit/test_train_tiny.py",
+    "python tests.chaos.autoscale": "tests/unit/test_autoscale.py",
     "python tests.chaos.bit_flips": "tests/unit/test_bit_flips.py",
     "python tests.chaos.serve_runs": ".ci/run",
     "ray job": "tests/integration/test_processes.py",
