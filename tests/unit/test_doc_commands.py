@@ -61,6 +61,7 @@ NOT_RUN = {
     "medv store": "tests/chaos/orthanc_round_trip.py; test_sr.py runs its parts",
     "pip install": "registries are not asked in tests",
     "pytest": "the tests themselves",
+    "python benchmarks/bench_decode.py": "measures for minutes",
     "python benchmarks/bench_engine.py": "measures for minutes",
     "python benchmarks/bench_quant.py": "measures for minutes",
     "python benchmarks/bench_sampler.py": "measures for minutes",
