@@ -57,7 +57,7 @@ def photograph(width: int, height: int, rng: np.random.Generator, grey: bool) ->
             layer = Image.fromarray(small.astype(np.float32))
             total += np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC)) / scale
             scale *= 2
-        total += rng.normal(scale=0.004, size=total.shape)
+        total += rng.normal(scale=0.03, size=total.shape)
         low, high = total.min(), total.max()
         channels.append(np.uint8((total - low) * (255 / (high - low))))
     return Image.fromarray(channels[0] if grey else np.stack(channels, -1))

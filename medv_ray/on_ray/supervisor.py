@@ -70,7 +70,7 @@ class Deaths:
         self._alive.discard(actor)
         self._starting[actor] += 1
         if self._starting[actor] > START_DEATHS:
-            return f"A worker died {START_DEATHS} times in a row while it started."
+            return f"A worker died {START_DEATHS} times in a row while it loaded."
         if self.since_progress > self.limit:
             return f"Workers died {self.since_progress} times and no chunk was finished meanwhile."
         return ""

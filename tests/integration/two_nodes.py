@@ -30,6 +30,7 @@ from medv_ray.settings import TOY
 from tests import frame_files
 
 STORE_BYTES = 100 * 2**20
+PATIENCE_S = 300
 UNLIKE = ("seconds",)
 """Columns that tell how long something took."""
 
@@ -124,11 +125,10 @@ def main() -> None:
 
     folder = Path(sys.argv[1])
     rows = write_archive(folder / "in.parquet", 4)
-    head = {"num_cpus": 0, "num_gpus": 1, "include_dashboard": False}
-    cluster = Cluster(
-        initialize_head=True, head_node_args={**head, "object_store_memory": STORE_BYTES}
-    )
-    cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+    each = {"include_dashboard": False, "object_store_memory": STORE_BYTES, "wait": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 1, **each})
+    cluster.add_node(num_cpus=2, **each)
+    cluster.wait_for_nodes(timeout=PATIENCE_S)
     started = time.monotonic()
     figures: dict[str, Any] = {"bench": "two_nodes", "rows": rows}
     for name, decoders in (("whole", 0), ("split", 2)):
