@@ -4,7 +4,7 @@ r"""Pictures a second and core: the decode path beside Pillow alone in one proce
 
 Sizes are drawn between 43,000 and 1.1 million pixels, evenly on a logarithmic scale, as PathVQA's
 originals lie; sides 1:1 to 3:2. Contents are sums of noise at many scales, as photographs have
-them (4:2:0, quality 90, about 1 bit a pixel), in colour and grey. `jpeg` are baseline, `mixed` a
+them (4:2:0, quality 90, 1.5 to 2 bits a pixel), in colour and grey. `jpeg` are baseline, `mixed` a
 quarter progressive, `png` and `dicom` (16 bits, uncompressed, 512 x 512) are for comparison.
 
 `pillow` opens, decodes, converts to RGB and cuts the tiles in this process, with no check, limit or

@@ -1,9 +1,13 @@
 """Chunks that are decoded in front of the model: the same rows, in a small form that is exact."""
 
+import asyncio
 import io
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -15,8 +19,18 @@ from medv_ray.canvases import TileSettings
 from medv_ray.data.images import Prepared, Refused, prepare
 from medv_ray.errors import DataError, RunError
 from medv_ray.file_parts import FilePart, Picture
+from medv_ray.on_ray import actor, decode, worker
+from medv_ray.on_ray.actor import ScoreChunk, Work
 from medv_ray.on_ray.chunk import ChunkScorer, digest_of
-from medv_ray.on_ray.decode import ChunkDecoder, Decoded, pack, unpack
+from medv_ray.on_ray.decode import (
+    ChunkDecoder,
+    DecodeChunk,
+    Decoded,
+    DecodeWork,
+    pack,
+    unpack,
+)
+from medv_ray.on_ray.supervisor import Supervisor
 from medv_ray.settings import ImageSettings
 from tests.integration import stub
 
@@ -147,3 +161,70 @@ def test_the_same_records_either_way(tmp_path: Path) -> None:
     got = behind.answer(unpack(pack(decoder.decode(decoder.read(chunk)))).rows)
     assert got == want
     assert alone.take_counters()["images"] == behind.take_counters()["images"] == 3
+
+
+class Here:
+    """A supervisor whose methods are called at once, in this process."""
+
+    def __init__(self) -> None:
+        self.of = Supervisor(9, 9)
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        method = getattr(self.of, name)
+        return SimpleNamespace(remote=lambda *given: asyncio.run(method(*given)))
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Here:
+    """Actors without Ray."""
+    context = SimpleNamespace(get_actor_id=lambda: "me", was_current_actor_reconstructed=False)
+    fake = SimpleNamespace(get=lambda found: found, get_runtime_context=lambda: context)
+    for module in (actor, decode, worker):
+        monkeypatch.setattr(module, "ray", fake)
+    for module in (actor, decode):
+        monkeypatch.setattr(module, "die_with_parent", lambda: None)
+    return Here()
+
+
+def test_a_chunk_goes_from_actor_to_actor(tmp_path: Path, here: Here) -> None:
+    stub.write_archive(tmp_path / "in.parquet", ["a", "bad", "c"], per_image=2)
+    settings = stub.settings(tmp_path)
+    planned = plan(open_archive(settings.archive), "d")
+    text = json.dumps({"number": 3, "chunk": planned.chunks[0].to_json()})
+    decoding = DecodeWork(IMAGE, TILES, planned.archive, here)
+    first = DecodeChunk(decoding)
+    second = ScoreChunk(Work(settings, planned.archive, here, stub.STUB, decoding=decoding))
+    table = first(pa.table({"chunk": [text]}))
+    assert table.column_names == ["chunk", "decoded"]
+    assert second({name: table[name].to_numpy() for name in table.column_names}) == {"done": [1]}
+    [result] = [json.loads(one) for one in asyncio.run(here.of.results()) or ()]
+    assert result["number"] == 3
+    assert (result["part"]["answered"], result["part"]["quarantined"]) == (2, 1)
+    assert result["counters"]["decodes"] == 2 + 2, "the stub claims two of its own"
+    # a file that changed meanwhile is said by the one that commits
+    stub.write_archive(tmp_path / "in.parquet", ["another"])
+    table = first(pa.table({"chunk": [text]}))
+    second({name: table[name].to_numpy() for name in table.column_names})
+    [result] = [json.loads(one) for one in asyncio.run(here.of.results()) or ()]
+    assert result["skip"][0] == "E1107"
+    # once the job is asked to stop, a chunk is left for the next run
+    asyncio.run(here.of.stop())
+    table = first(pa.table({"chunk": [text]}))
+    assert table.to_pylist() == [{"chunk": "", "decoded": b""}]
+    second({name: table[name].to_numpy() for name in table.column_names})
+
+
+def test_a_broken_environment_is_reported_and_ends_the_job(
+    tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Prepared:
+        raise RunError("E1513", "no decoder starts.")
+
+    monkeypatch.setattr("medv_ray.data.decoders.Decoders.prepare", broken)
+    stub.write_archive(tmp_path / "in.parquet", ["a"])
+    planned = plan(open_archive(stub.settings(tmp_path).archive), "d")
+    text = json.dumps({"number": 0, "chunk": planned.chunks[0].to_json()})
+    with pytest.raises(RunError, match="E1513: the job's driver says more"):
+        DecodeChunk(DecodeWork(IMAGE, TILES, planned.archive, here))(pa.table({"chunk": [text]}))
+    fatal = asyncio.run(here.of.report())["fatal"]
+    assert fatal == ("RunError", "E1513", "no decoder starts.")
