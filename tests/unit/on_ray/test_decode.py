@@ -207,11 +207,16 @@ def test_a_chunk_goes_from_actor_to_actor(tmp_path: Path, here: Here) -> None:
     second({name: table[name].to_numpy() for name in table.column_names})
     [result] = [json.loads(one) for one in asyncio.run(here.of.results()) or ()]
     assert result["skip"][0] == "E1107"
-    # once the job is asked to stop, a chunk is left for the next run
+
+
+def test_a_job_that_stops_leaves_its_chunks_for_the_next_run(tmp_path: Path, here: Here) -> None:
+    stub.write_archive(tmp_path / "in.parquet", ["a"])
+    planned = plan(open_archive(stub.settings(tmp_path).archive), "d")
+    text = json.dumps({"number": 0, "chunk": planned.chunks[0].to_json()})
+    first = DecodeChunk(DecodeWork(IMAGE, TILES, planned.archive, here))
     asyncio.run(here.of.stop())
     table = first(pa.table({"chunk": [text]}))
     assert table.to_pylist() == [{"chunk": "", "decoded": b""}]
-    second({name: table[name].to_numpy() for name in table.column_names})
 
 
 def test_a_broken_environment_is_reported_and_ends_the_job(
