@@ -89,6 +89,9 @@ def score_command(
     max_actors: options.MaxActors = None,
     num_gpus: Annotated[float | None, Option(help="GPUs of an actor.")] = None,
     cpus_per_actor: Annotated[float | None, Option(help="CPU cores of an actor.")] = None,
+    decode_actors: Annotated[
+        int | None, Option(help="Actors that only read and decode, a CPU core each; 0: none.")
+    ] = None,
     address: options.Address = None,
     plan: Annotated[bool, Option("--plan", help="Say what would be done; write nothing.")] = False,
     resume: Annotated[
@@ -126,7 +129,7 @@ def score_command(
             "image": {"frames": frames, "window": window},
             "pool": {
                 "min_actors": min_actors, "max_actors": max_actors, "num_gpus": num_gpus,
-                "cpus_per_actor": cpus_per_actor,
+                "cpus_per_actor": cpus_per_actor, "decode_actors": decode_actors,
             },
             "privacy": {
                 "ids": "digest" if pseudonymise else None, "salt_file": salt_file,

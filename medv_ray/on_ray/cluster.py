@@ -23,7 +23,8 @@ STREAM = "medv-stream"
 """Name of the thread in which Ray Data runs. Ray ends the process of a thread that calls it once it
 is shut down, and says nothing: with this thread alive, Ray is left as it is; see `leave`."""
 HEAD_S = 5.0
-OBJECT_STORE_BYTES = 256 * 2**20  # only chunk descriptors and results pass through it
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Where only chunk descriptors and results pass through it."""
 
 
 class Lost(RunError):
@@ -82,8 +83,11 @@ def leave(code: int) -> None:
 
 
 @contextmanager
-def running_ray(address: str | None = None) -> Iterator[Cluster]:
-    """A running Ray, silent. `address` or RAY_ADDRESS connects; without, one is started and ended.
+def running_ray(
+    address: str | None = None, object_store_bytes: int | None = OBJECT_STORE_BYTES
+) -> Iterator[Cluster]:
+    """A running Ray, silent. `address` or RAY_ADDRESS connects; without, one is started and ended,
+    with room for so many bytes in its object store; None: 30 % of the memory, Ray's own rule.
 
     A Ray that runs in this process already is used and left alone.
     """
@@ -110,7 +114,7 @@ def running_ray(address: str | None = None) -> Iterator[Cluster]:
             if connect:
                 ray.init(address=connect, log_to_driver=False, logging_level=logging.ERROR)
             else:
-                _start_local()
+                _start_local(object_store_bytes)
                 servers = _servers()
         nodes = [
             Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
@@ -121,7 +125,7 @@ def running_ray(address: str | None = None) -> Iterator[Cluster]:
         yield Cluster(Capacity(tuple(nodes), elastic=bool(connect)), servers, head)
 
 
-def _start_local() -> None:
+def _start_local(object_store_bytes: int | None = OBJECT_STORE_BYTES) -> None:
     """Raises RunError E1512 where Ray's servers do not come up in time, E1503 on a full disk."""
     import ray
 
@@ -139,7 +143,7 @@ def _start_local() -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=object_store_bytes,
         )
     except Exception as error:  # no kind of its own: its text holds paths
         if is_full(error):

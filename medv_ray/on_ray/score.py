@@ -23,14 +23,16 @@ from medv_ray.archive.slides import slide_counts
 from medv_ray.archive.sources import open_archive
 from medv_ray.archive.store import is_hub, is_local
 from medv_ray.archive.summary import Summary
+from medv_ray.canvases import TileSettings
 from medv_ray.data.frames import splitter
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.data.slide_child import reader_of, splitter_of
 from medv_ray.engine.layout import Tokens, layout_of
 from medv_ray.engine.resolve import resolve
 from medv_ray.errors import DataError, RunError, SettingsError
+from medv_ray.hub import here
 from medv_ray.model.weights import read_headers
-from medv_ray.on_ray.cluster import Lost, cluster_address, running_ray
+from medv_ray.on_ray.cluster import OBJECT_STORE_BYTES, Lost, cluster_address, running_ray
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, model_digests
 from medv_ray.on_ray.preflight import size_pool
 from medv_ray.on_ray.progress import Progress, interrupts
@@ -232,8 +234,9 @@ def _drive(
     """Passes over the open chunks until none is left."""
     before = run.ledger.counts(set(run.ledger.commits) - {chunk.source_key for chunk in run.todo()})
     began = time.monotonic()
+    store = None if settings.pool.decode_actors else OBJECT_STORE_BYTES
     with (
-        running_ray(address) as cluster,
+        running_ray(address, store) as cluster,
         Progress(run.plan.rows, before) as progress,
         interrupts(progress.say) as interrupted,
     ):
@@ -270,6 +273,13 @@ def _drive(
                 progress.say("a node of Ray's was lost; the others go on.")
 
 
+def tiles_of(settings: ScoreSettings) -> TileSettings | None:
+    """How the model's pictures are cut; None for one that sees none. A machine that only decodes
+    need not have the model's folder. Raises CheckpointError E14xx."""
+    config = read_headers(here(settings.model.path))[0]
+    return None if config.vision is None else config.tiling(settings.image.aspect)
+
+
 class Patience:
     """Is over every `PATIENCE_S` anew."""
 
@@ -294,8 +304,9 @@ def waiting(pool: PoolSettings) -> str:
     import ray
 
     free = ray.available_resources()  # type: ignore[no-untyped-call]
+    decoders = f" {pool.decode_actors} that decode take 1 CPU each;" if pool.decode_actors else ""
     return (
-        "the workers load the model, or wait for room. One takes "
+        f"the workers load the model, or wait for room.{decoders} One takes "
         f"{pool.cpus:g} CPUs and {pool.num_gpus:g} GPUs; free in the whole cluster are "
         f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g}."
     )
@@ -315,11 +326,16 @@ def _pass(
 ) -> None:
     """Stream some chunks through a pool of actors."""
     from medv_ray.on_ray.actor import Work
+    from medv_ray.on_ray.decode import DecodeWork
     from medv_ray.on_ray.predictor import PREDICTOR
 
     began = time.monotonic()
     model = run.manifest["identity"]["model"]
     digests = (model["sha256"], model.get("adapter_sha256"))
+    decoding = None
+    if settings.pool.decode_actors:
+        tiles = tiles_of(settings)
+        decoding = DecodeWork(settings.image, tiles, run.plan.archive, stream.supervisor)
     work = Work(
         settings,
         run.plan.archive,
@@ -327,6 +343,7 @@ def _pass(
         factory or PREDICTOR,
         digests,
         run.pseudonyms,
+        decoding,
     )
     try:
         for chunk, result in stream.run(work):

@@ -71,6 +71,7 @@ NOT_RUN = {
     "pip install": "registries are not asked in tests",
     "prometheus": "no package of Python's; test_observability.py reads its files",
     "pytest": "the tests themselves",
+    "python benchmarks/bench_decode.py": "measures for minutes",
     "python benchmarks/bench_engine.py": "measures for minutes",
     "python benchmarks/bench_quant.py": "measures for minutes",
     "python benchmarks/bench_sampler.py": "measures for minutes",
