@@ -115,7 +115,7 @@ def read_documents(path: Path) -> list[Any]:
     def wrong(what: str) -> SettingsError:
         return SettingsError("E1001", f"{path.name}: {what}.")
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
         """A name that is given twice is a mistake."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:

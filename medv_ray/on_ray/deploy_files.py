@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from medv_ray.errors import MedvError
 from medv_ray.on_ray.machines import PROVIDERS
-from medv_ray.on_ray.manifests import KINDS, ClusterSpec
+from medv_ray.on_ray.manifests import KINDS, ClusterSpec, HeadGroup, WorkerGroup
 from medv_ray.on_ray.options import serve_settings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -124,9 +124,13 @@ def _inner(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {"": "no readable YAML"}
 
 
+def _every_group(spec: ClusterSpec) -> list[HeadGroup | WorkerGroup]:
+    return [spec.headGroupSpec, *spec.workerGroupSpecs]
+
+
 def _groups(spec: ClusterSpec) -> Iterator[str]:
     """Parameters of `ray start`; a head that is not open to others is the manifest's own rule."""
-    for group in (spec.headGroupSpec, *spec.workerGroupSpecs):
+    for group in _every_group(spec):
         unknown = {f"--{name}" for name in group.rayStartParams} - start_flags()
         for flag in sorted(unknown):
             yield f"rayStartParams: `ray start` has no {flag}"
@@ -140,7 +144,7 @@ def _reached(serve: dict[str, Any], spec: ClusterSpec) -> Iterator[str]:
         yield f"serveConfigV2: port {http.get('port', 8000)} is none of the head's ports"
     if http.get("host") in LOOPBACK:
         yield f"serveConfigV2: host {http['host']} is reached from no other pod: 0.0.0.0"
-    for group in (spec.headGroupSpec, *spec.workerGroupSpecs):
+    for group in _every_group(spec):
         one = group.template.spec.containers[0]
         for name in ("MEDV_API_KEYS_FILE", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"):
             if name not in [env.name for env in one.env]:
@@ -157,8 +161,9 @@ def _ray_up(document: dict[str, Any]) -> Iterator[str]:
     fields, node = PROVIDERS[provider["type"]]
     yield from _of(fields, provider, "provider")
     kinds = under(document, "available_node_types")
-    for name in kinds if node is not None else ():
-        yield from _of(node, under(kinds, name).get("node_config"), f"{name}.node_config")
+    if node is not None:
+        for name in kinds:
+            yield from _of(node, under(kinds, name).get("node_config"), f"{name}.node_config")
     try:
         filled_out(document)
     except Exception as error:  # jsonschema's, Ray's

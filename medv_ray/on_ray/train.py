@@ -249,7 +249,7 @@ def work(config: dict[str, Any]) -> None:
     """One worker, in a process of its own."""
     import torch
 
-    from medv_ray.on_ray.actor import die_with_parent
+    from medv_ray.on_ray.worker import die_with_parent
     from medv_ray.training.run import train_worker
 
     die_with_parent()  # else it goes on, and saves, for a second after its driver was killed
