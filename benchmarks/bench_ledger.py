@@ -9,7 +9,8 @@ one plans again and opens the run: that is the start of a resume. The last one c
 finishes; then every row is looked for in `rows/`. Each step is a process of its own, whose peak
 memory is its own too. Goals at the largest size: the resume starts in under 60 s and 1 GiB, and the
 planner's memory does not grow with the rows. A commit waits for the disk; so `--folder` lies in
-memory (/dev/shm) unless said, and the disk is measured apart by `--disk DIR`. One JSON line a size.
+memory (/dev/shm) unless said. `--starts` writes the ledger at once, without parts, and measures
+planning and resume alone. One JSON line a size.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medv_ray.archive import rows as parts
 from medv_ray.archive.chunks import Chunk
+from medv_ray.archive.ledger import render
 from medv_ray.archive.plan import Plan, plan
 from medv_ray.archive.prior import Prior
 from medv_ray.archive.rows import Part, read_run
-from medv_ray.archive.run import Run
+from medv_ray.archive.run import MERGE_AFTER, Run, commit_record
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.sources import open_archive
 from medv_ray.archive.store import Store
@@ -61,6 +63,7 @@ SEED = 7
 TOGETHER = 16
 """Chunks that come in while the driver commits the last ones."""
 STAGES = ("plan", "commit", "resume", "finish", "check")
+STARTS = ("plan", "ledger", "resume")
 
 
 def write_archive(folder: Path, rows: int) -> None:
@@ -175,6 +178,8 @@ def stage(name: str, folder: Path) -> dict[str, Any]:
     if name == "plan":
         found = watch.take("plan", lambda: planned(folder))
         more = {"rows": found.rows, "chunks": len(found.chunks)}
+    elif name == "ledger":
+        more["commits"] = watch.take("ledger", lambda: write_ledger(folder))
     elif name == "check":
         more = watch.take("check", lambda: look(folder))
     else:
@@ -194,6 +199,33 @@ def stage(name: str, folder: Path) -> dict[str, Any]:
     return {"s": seconds, "cpu_s": cpu, "base_mib": round(base), "peak_mib": round(peak), **more}
 
 
+def write_ledger(folder: Path) -> int:
+    """The ledger that nine tenths of the commits leave behind, merged 2,000 at a time, without the
+    simulation: the merged files hold nothing. How many commits that are."""
+    with Run.open(str(folder / "run"), planned(folder), {}) as run:
+        store, chunks = run.store, run.plan.chunks
+    lines, number, count = [], 0, int(DONE * len(chunks))
+    names: list[str] = []
+    for done, chunk in enumerate(islice(chunks, count), 1):
+        number += 1
+        size = len(chunk.rows)
+        part = Part(
+            chunk.key, chunk.source_key, "", f"{parts.FOLDER}/part-{chunk.key[:16]}.parquet",
+            "0" * 64, 9000, size, size, 0, 0,
+        )  # fmt: skip
+        lines.append(render({**commit_record(part), "number": number}))
+        names.append(part.name)
+        if len(names) == MERGE_AFTER or done == count:
+            number += 1
+            merged = f"{parts.FOLDER}/merged-{number:016x}.parquet"
+            store.write(merged, b"x" * 64)
+            record = {"op": "merge", "part": merged, "parts": names, "number": number}
+            lines.append(render({**record, "sha256": "0" * 64, "size": 64}))
+            names = []
+    store.write("ledger.jsonl", b"".join(lines))
+    return count
+
+
 def look(folder: Path) -> dict[str, int]:
     """Every row of the archive once in `rows/`?"""
     planned_rows = sum(
@@ -206,12 +238,12 @@ def look(folder: Path) -> dict[str, int]:
     return {"missing": int((seen == 0).sum()), "doubled": int((seen > 1).sum())}
 
 
-def measure(rows: int, folder: Path) -> dict[str, Any]:
-    """All stages at one size."""
+def measure(rows: int, folder: Path, stages: tuple[str, ...]) -> dict[str, Any]:
+    """Stages at one size."""
     shutil.rmtree(folder, ignore_errors=True)
     write_archive(folder / "archive", rows)
     line: dict[str, Any] = {"bench": "ledger", "rows": rows, "workers": WORKERS}
-    for name in STAGES:
+    for name in stages:
         command = [sys.executable, __file__, "--stage", name, "--folder", str(folder)]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         line[name] = json.loads(done.stdout)
@@ -224,13 +256,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=float, nargs="+", default=[1e5, 1e6, 1e7])
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/medv-ledger"))
-    parser.add_argument("--stage", choices=STAGES)
+    parser.add_argument("--starts", action="store_true", help="a ledger without its commits")
+    parser.add_argument("--stage", choices=(*STAGES, "ledger"))
     args = parser.parse_args()
     if args.stage:
         print(json.dumps(stage(args.stage, args.folder)), flush=True)
         os._exit(0)  # as by a kill: nothing is closed
     for rows in args.rows:
-        print(json.dumps(measure(int(rows), args.folder)), flush=True)
+        print(
+            json.dumps(measure(int(rows), args.folder, STARTS if args.starts else STAGES)),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
