@@ -283,7 +283,8 @@ class Run:
             said.append(part.source_key not in taken and self._is_wanted(part))
             if said[-1]:
                 taken[part.source_key] = part
-            else:
+        for part in parts:
+            if taken.get(part.source_key) != part:
                 self.store.delete(part.hidden)
         if not taken:
             return said
