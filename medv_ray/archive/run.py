@@ -284,7 +284,7 @@ class Run:
             if said[-1]:
                 taken[part.source_key] = part
         for part in parts:
-            if taken.get(part.source_key) != part:
+            if taken.get(part.source_key) != part and part.hidden not in self.ledger.files:
                 self.store.delete(part.hidden)
         if not taken:
             return said

@@ -1,7 +1,7 @@
 """What a scoring job past this machine would take: hours, price, requests, and what is in its way.
 
-Every figure says where it is from: `given` by the user, `measured` (by a probe of the user's, or by
-benchmarks/bench_ledger.py), or `assumed`. The rate of a GPU is never assumed. No Ray and no GPU is
+Every figure says where it is from: `given` by the user, `measured` by a probe of the user's, or
+`assumed`. The rate of a GPU is never assumed. No Ray and no GPU is
 looked at: docs/scale.md has the formulas and what was measured.
 """
 
@@ -22,8 +22,6 @@ from medv_ray.settings import Settings
 Source = Literal["given", "measured", "assumed"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MOST = 10**12
-MEASURED = ("commit_ms",)
-"""Defaults that a benchmark of this project measured; every other one is assumed."""
 
 
 class ScaleSettings(Settings):
@@ -183,7 +181,7 @@ def scale_plan(settings: ScaleSettings, rate_source: Source = "given") -> ScaleP
     figures = {
         name: Figure(
             getattr(settings, name),
-            "given" if name in given else "measured" if name in MEASURED else "assumed",
+            "given" if name in given else "assumed",
         )
         for name in type(settings).model_fields
     }

@@ -68,7 +68,7 @@ def test_every_figure_says_where_it_is_from():
     found = scale_plan(build(ScaleSettings, {"rows": 10, "rate": 1}), "measured")
     sources = {name: figure.source for name, figure in found.figures.items()}
     assert sources["rows"] == "given"
-    assert (sources["rate"], sources["commit_ms"]) == ("measured", "measured")
+    assert (sources["rate"], sources["commit_ms"]) == ("measured", "assumed")
     assert (sources["network"], sources["nodes"]) == ("assumed", "assumed")
     assert planned().figures["network"] == (1250, "given")
     assert sources.keys() == ScaleSettings.model_fields.keys()
