@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
+# else every process of a test compiles the package again
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-ray test-slow test-long test-kills test-tutorials lint format clean chaos corpus fuzz site release
+TORCH_CPU ?=
+
+.PHONY: lock dist demo test test-fast test-ray test-slow test-long test-kills test-tutorials lint format clean chaos corpus fuzz site release
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medv_ray needs Python 3.11 or newer; this is %d.%d. Use: make PYTHON=..." % sys.version_info[:2])'
@@ -47,6 +51,7 @@ chaos: $(VENV)/.installed  ## every harness of tests/chaos in full: kills, fault
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.orthanc_round_trip
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.bit_flips
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.fault_runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.autoscale
 
 release: $(VENV)/.installed  ## every figure of docs/reliability.md's first table; hours
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.release
@@ -58,6 +63,13 @@ fuzz: $(VENV)/.installed  ## every parser and the endpoint, ten minutes each or 
 corpus: $(VENV)/.installed  ## every kind of bad input through every path; writes the table of docs/reliability.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.corpus --write docs/reliability.md
 
+lock: $(VENV)/.installed  ## cluster/requirements/*.txt: what the images hold, with digests; TORCH_CPU=FOLDER_OR_URL has torch's CPU builds
+	$(BIN)/python -m pip install --quiet uv==0.13.9 packaging
+	$(BIN)/python cluster/lock.py --torch-cpu '$(TORCH_CPU)'
+
+dist: $(VENV)/.installed  ## dist/: wheel, sdist and SBOM, tried in an empty environment outside this clone (20 minutes)
+	$(BIN)/python -m tests.wheel --out dist
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,4 +80,4 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build site medv_ray.egg-info demo-run finetune-demo .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site medv_ray.egg-info demo-run finetune-demo .mypy_cache .ruff_cache

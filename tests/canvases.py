@@ -93,7 +93,8 @@ class Model:
 
     def __call__(self, x: torch.Tensor, need: list[int]) -> torch.Tensor:
         """float32[n, V] of some positions of int64[L]."""
-        mixed = self._table[x].mean(0) + self._places[need] + self._table[x[need]]
+        places = self._places[torch.tensor(need) % len(self._places)]  # JSON has no longest form
+        mixed = self._table[x].mean(0) + places + self._table[x[need]]
         return torch.tanh(mixed) @ self._out
 
 

@@ -20,11 +20,20 @@ from medv_ray.settings import Settings, override
 ROOT = Path(__file__).parents[1]
 TYPED = {"bash", "sh", "console"}
 SHELL = {
-    *(".", "cd", "cp", "curl", "export", "head", "kill", "true", "truncate", "wait"),
+    *(".", "cd", "cp", "curl", "export", "head", "kill", "sed", "true", "truncate", "wait"),
 }
-RAY = {"start", "stop", "job", "get-auth-token", "metrics"}
-FOREIGN = {"lmms-eval"}
-OTHERS = {"--model_args", "--pred", "--candidate", "--entrypoint-num-cpus", "--dashboard-host"}
+RAY = {
+    *("start", "stop", "job", "get-auth-token", "metrics", "up", "down", "dashboard", "status"),
+}
+FOREIGN = {"lmms-eval", "docker", "cluster/build_image.sh", "kubectl", "helm"}
+OTHERS = {
+    "--model_args",
+    "--pred",
+    "--candidate",
+    "--entrypoint-num-cpus",
+    "--dashboard-host",
+    "--temp-dir",
+}
 """Of programs that are not ours, in running text."""
 
 
@@ -183,7 +192,9 @@ def ray(words: list[str]) -> str | None:
 
 def make(words: list[str]) -> str | None:
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
-    return next((f"there is no make {one}" for one in words if one not in targets), None)
+    return next(
+        (f"there is no make {one}" for one in words if one not in targets and "=" not in one), None
+    )
 
 
 def pip(words: list[str]) -> str | None:
@@ -202,7 +213,10 @@ CHECKS: dict[str, Callable[[list[str]], str | None]] = {
     "pip": pip,
     "pytest": lambda words: None,
     "timeout": lambda words: fault(Command("", 0, tuple(words[words.index("medv") :]))),
-    "serve": lambda words: None if words[0] == "deploy" else f"there is no serve {words[0]}",
+    "serve": lambda words: (
+        None if words[0] in ("deploy", "status", "shutdown") else f"there is no serve {words[0]}"
+    ),
+    "prometheus": lambda words: None,
 }
 
 

@@ -84,10 +84,15 @@ class Row:
     """Of the file that the part is of."""
     prompt: str | None = None
     """What is asked, where that is more than the question."""
+    decoded: tuple[Any, ...] = ()
+    """What a decoder has made of the pictures, where it came before the model; each of `images` is
+    then empty."""
 
     @property
-    def pictures(self) -> tuple[bytes | Picture, ...]:
-        """What is to be decoded, in the order of the prompt."""
+    def pictures(self) -> tuple[Any, ...]:
+        """In the order of the prompt: encoded bytes, `Picture`s, or `decoded`."""
+        if self.decoded:
+            return self.decoded
         if self.part is None:
             return self.images
         return tuple(Picture(data, self.file_sha256, self.part) for data in self.images)

@@ -12,6 +12,8 @@ from medv_ray.cli import options
 from medv_ray.cli.auditing import audit_app
 from medv_ray.cli.batches import run_batch_command
 from medv_ray.cli.calibrating import calibrate_command, consistency_command
+from medv_ray.cli.checking import check_command
+from medv_ray.cli.doctor import doctor_command
 from medv_ray.cli.evaluating import compare_command, eval_command, judge_command
 from medv_ray.cli.exporting import export_answers_command, lmms_tasks_command
 from medv_ray.cli.pacs import export_sr_command, store_command
@@ -88,6 +90,9 @@ def score_command(
     max_actors: options.MaxActors = None,
     num_gpus: Annotated[float | None, Option(help="GPUs of an actor.")] = None,
     cpus_per_actor: Annotated[float | None, Option(help="CPU cores of an actor.")] = None,
+    decode_actors: Annotated[
+        int | None, Option(help="Actors that only read and decode, a CPU core each; 0: none.")
+    ] = None,
     address: options.Address = None,
     plan: Annotated[bool, Option("--plan", help="Say what would be done; write nothing.")] = False,
     resume: Annotated[
@@ -125,7 +130,7 @@ def score_command(
             "image": {"frames": frames, "window": window},
             "pool": {
                 "min_actors": min_actors, "max_actors": max_actors, "num_gpus": num_gpus,
-                "cpus_per_actor": cpus_per_actor,
+                "cpus_per_actor": cpus_per_actor, "decode_actors": decode_actors,
             },
             "privacy": {
                 "ids": "digest" if pseudonymise else None, "salt_file": salt_file,
@@ -245,6 +250,7 @@ app.command("attention")(told_cleanly(attention_command))
 app.command("serve")(told_cleanly(serve_command))
 app.command("run-batch")(told_cleanly(run_batch_command))
 app.command("chat")(told_cleanly(chat_command))
+app.command("check")(told_cleanly(check_command))
 app.add_typer(bench_app, name="bench")
 plan_app.command("score")(told_cleanly(plan_score_command))
 app.add_typer(plan_app, name="plan")
@@ -288,18 +294,7 @@ def ask_command(
     ask(image, question, model, [*shown, *(assignments or [])], watch)
 
 
-@app.command("doctor")
-@told_cleanly
-def doctor_command() -> int:
-    """Check this machine: versions, CPU, GPU, memory, Ray, the embedded model."""
-    from medv_ray.on_ray.doctor import check_all
-
-    faults = 0
-    for check in check_all():
-        faults += check.state == "fault"
-        typer.echo(f"{check.state:5}  {check.name}: {check.said}")
-    typer.echo(f"{faults} faults")
-    return int(faults > 0)
+app.command("doctor")(doctor_command)
 
 
 @app.command("explain")

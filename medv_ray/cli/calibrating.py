@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +61,8 @@ def calibrate_command(
     folder = model_of(model, adapter) if model is not None else None
     if store and folder is None:
         raise SettingsError("E1001", "--model is missing: --store writes beside it.")
+    if out is not None:
+        import_module("medv_ray.evaluation.plots")  # an extra: E1003 before rows are scored
     if run is None:
         if folder is None or out is None or data is None:
             raise SettingsError("E1001", "--model or --out is missing.")

@@ -35,9 +35,12 @@ class ChildTime:
 
     def _used(self) -> float:
         """0 where nobody tells: then the clock decides."""
-        try:
-            with open(self._stat, "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
+        try:  # asked several times a picture, so without what `open` does around it
+            file = os.open(self._stat, os.O_RDONLY)
+            try:
+                fields = os.read(file, 4096).rpartition(b")")[2].split()
+            finally:
+                os.close(file)
         except OSError:
             return 0.0
         return (int(fields[11]) + int(fields[12])) / _TICKS

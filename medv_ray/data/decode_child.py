@@ -49,6 +49,7 @@ _SIZE = struct.Struct(">Q")
 _REPLY = struct.Struct(">IQ")
 _REPLY_JSON_BYTES = 2**16
 _PIPE_BYTES = 2**20  # one tile of 384 x 384 fits, so that most replies are one write
+_KEPT_BYTES = 2**25  # the most that glibc takes for the first of the two
 _START_SECONDS = 60.0
 _ORPHAN_CHECK_SECONDS = 5.0
 _FEW_BYTES = b"GIF89a" + bytes(32)
@@ -180,6 +181,12 @@ class Decoder:
         found = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
         # each thread of a maths library would reserve address space
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        # memory of one picture is kept for the next one: given back and asked for again, page by
+        # page, it takes up to half as long as decoding
+        kept = {
+            "MALLOC_MMAP_THRESHOLD_": str(_KEPT_BYTES),
+            "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BYTES),
+        }
         try:
             process = subprocess.Popen(
                 [sys.executable, "-s", "-P", "-W", "ignore", "-m", __name__],
@@ -187,7 +194,7 @@ class Decoder:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
-                env={**keep, **one_thread, "PYTHONPATH": found, "LC_ALL": "C.UTF-8"},
+                env={**keep, **one_thread, **kept, "PYTHONPATH": found, "LC_ALL": "C.UTF-8"},
                 start_new_session=True,
             )
         except OSError as error:  # no room for a process, an open file or memory; no interpreter
@@ -278,9 +285,10 @@ def _wait(pipe: int, event: int, left: Left) -> None:
 def _send(pipe: int, data: bytes, left: Left) -> None:
     view = memoryview(data)
     while view:
-        _wait(pipe, select.POLLOUT, left)
-        with contextlib.suppress(BlockingIOError):
+        try:
             view = view[os.write(pipe, view) :]
+        except BlockingIOError:
+            _wait(pipe, select.POLLOUT, left)
 
 
 def _receive(pipe: int, size: int, left: Left) -> bytearray:
@@ -288,8 +296,11 @@ def _receive(pipe: int, size: int, left: Left) -> bytearray:
     result = bytearray(size)
     view = memoryview(result)
     while view:
-        _wait(pipe, select.POLLIN, left)
-        got = os.readv(pipe, [view])
+        try:
+            got = os.readv(pipe, [view])
+        except BlockingIOError:
+            _wait(pipe, select.POLLIN, left)
+            continue
         if not got:
             raise EOFError
         view = view[got:]

@@ -111,7 +111,8 @@ class Look:
         """Of stored integers int[H, W] and overlays bool[H, W]. Raises DataError E1208."""
         rescale = _macro(ds, "PixelValueTransformationSequence", frame)
         return GreyValues.of(
-            self.modality_values(stored),
+            stored,
+            self.modality_values,
             window=self.window,
             function=self.function,
             shown=_range(stored, self),

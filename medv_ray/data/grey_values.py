@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from medv_ray.data.pixels import (
     PHOTOMETRIC,
     SAMPLE_FORMAT,
     orientation,
+    strips,
     tag,
     upright,
 )
@@ -47,27 +49,34 @@ class GreyValues:
     @classmethod
     def of(
         cls,
-        values: NDArray[np.float64],
+        stored: NDArray[Any],
+        meaning: Callable[[NDArray[Any]], NDArray[np.float64]],
         window: tuple[float, float] | None = None,
         function: str = "LINEAR",
         shown: tuple[float, float] | None = None,
         **more: Any,
     ) -> Self:
-        """Of finite values float64[H, W]; `shown`: black and white where there is no window."""
-        low, high = float(values.min()), float(values.max())
+        """Of any[H, W], whose `meaning` are finite values float64[h, W], some rows at a time.
+
+        `shown`: black and white where there is no window. Raises what `meaning` raises.
+        """
+        parts = (meaning(stored[rows]) for rows in strips(stored))
+        ends = [(p.min(), p.max(), (p == np.rint(p)).all()) for p in parts]
+        low, high = float(min(e[0] for e in ends)), float(max(e[1] for e in ends))
+        is_whole = all(e[2] for e in ends)
         shown = shown or (low, high)
-        is_whole = bool((values == np.rint(values)).all())
         # padding of 32 bits must not cost the values their steps
         if is_whole and high - low > _MOST >= shown[1] - shown[0]:
             low, high = shown
-            values = np.clip(values, low, high)
         is_whole = is_whole and high - low <= _MOST
         step = 1.0 if is_whole or high == low else (high - low) / _MOST
         if window is None and is_whole:  # the rule for whole numbers, of which both ends count
             window, function = (sum(shown) / 2 + 0.5, max(1.0, shown[1] - shown[0] + 1)), "LINEAR"
         elif window is None:
             window, function = (sum(shown) / 2, shown[1] - shown[0]), "LINEAR_EXACT"
-        numbers = np.rint((values - low) / step).astype(np.uint16)
+        numbers = np.empty(stored.shape, np.uint16)
+        for rows in strips(stored):
+            numbers[rows] = np.rint((np.clip(meaning(stored[rows]), low, high) - low) / step)
         return cls(
             numbers=numbers, low=low, step=step, window=window, function=function, range=shown,
             **more,
@@ -144,7 +153,8 @@ def of_picture(source: ImageFile.ImageFile) -> GreyValues | None:
     unsigned = tag(source, BITS_PER_SAMPLE) == (32,) and 2 not in tag(source, SAMPLE_FORMAT)
     if source.mode == "I" and unsigned:
         values = values.view(np.uint32)
-    made = GreyValues.of(values.astype(np.float64), inverted=tag(source, PHOTOMETRIC) == (0,))
+    inverted = tag(source, PHOTOMETRIC) == (0,)
+    made = GreyValues.of(values, lambda strip: strip.astype(np.float64), inverted=inverted)
     turn = orientation(source) or 1
     if turn == 1:
         return made

@@ -63,6 +63,16 @@ class Prepared:
     """Which part of the file it is, where one was asked for."""
 
 
+@dataclass(frozen=True, eq=False)
+class Refused:
+    """What stands in the place of an image that could not be prepared."""
+
+    error: DataError
+    sha256: str
+    """Of the encoded bytes, as that of a `Prepared`."""
+    part: FilePart | None = None
+
+
 def prepare(
     data: bytes, image: ImageSettings, tiles: TileSettings, part: FilePart | None = None
 ) -> Prepared:

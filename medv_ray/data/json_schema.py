@@ -11,10 +11,12 @@ Source of the keywords: JSON Schema 2020-12, validation vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
+from urllib.parse import unquote
 
 from medv_ray.data.canvas import (
     MAX_CHOICES,
@@ -52,21 +54,45 @@ _KEYWORDS = {
 
 def template_of(schema: Any) -> Template:
     """Raises DataError E1309 that names the place and the keyword that cannot be had."""
+    try:
+        json.dumps(schema, allow_nan=False)
+    except ValueError:
+        raise _refused("#", "holds a number that is none in JSON") from None
+    except RecursionError:
+        raise _refused("#", f"is nested over {MAX_DEPTH} deep") from None
     builder = _Builder(schema)
     builder.value(schema, "", "#", False, ())
-    return Template(tuple(builder.parts), is_json=True)
+    if all(isinstance(part, str) for part in builder.parts):
+        raise _refused("#", "has no blank: it takes one value alone")
+    return Template(tuple(_named_once(builder.parts)), is_json=True)
+
+
+def _named_once(parts: Sequence[Part]) -> Iterator[Part]:
+    """Blanks whose names differ: a property `a.b` has the name of `b` in `a`."""
+    seen: Counter[str] = Counter()
+    for part in parts:
+        if not isinstance(part, str) and part.name:
+            seen[part.name] += 1
+            if seen[part.name] > 1:
+                part = replace(part, name=f"{part.name}#{seen[part.name]}")
+        yield part
 
 
 def template_of_text(text: str) -> Template:
     """A form as a file holds it: a JSON schema where it is an object of JSON, else a template.
     Raises DataError E1309."""
+    schema = None
     try:
         schema = json.loads(text)
+    except json.JSONDecodeError as error:  # its text holds nothing of the file
+        if text.lstrip().startswith("{") and "{{" not in text:
+            rule = f"{error.msg} (line {error.lineno}, column {error.colno})"
+            raise DataError("E1309", f"it has no blank, and is no JSON: {rule}.") from None
     except (ValueError, RecursionError):
-        return Template.parse(text.removesuffix("\n"))
-    if not isinstance(schema, dict):
-        return Template.parse(text.removesuffix("\n"))
-    return template_of(schema)
+        pass
+    if isinstance(schema, dict):
+        return template_of(schema)
+    return Template.parse(text.removesuffix("\n").removesuffix("\r"))
 
 
 class _Builder:
@@ -149,7 +175,9 @@ class _Builder:
             raise _refused(place, "must begin with #/ and stay in the schema", "$ref")
         found = self._root
         for step in reference.split("/")[1:]:
-            step = step.replace("~1", "/").replace("~0", "~")
+            step = unquote(step).replace("~1", "/").replace("~0", "~")
+            if isinstance(found, list):
+                found = {str(number): one for number, one in enumerate(found)}
             if not isinstance(found, dict) or step not in found:
                 raise _refused(place, "leads to nothing", "$ref")
             found = found[step]
@@ -194,11 +222,16 @@ class _Builder:
             variants = schema[several]
             if not isinstance(variants, list) or not variants:
                 raise _refused(place, "needs variants", several)
-        found, left = [], None
+        found, left, taken = [], None, set[str]()
         for number, variant in enumerate(variants):
             inner = place if several is None else f"{place}/{several}/{number}"
             one, inner, over = self._resolved(variant, inner, above)
-            named, kept, null = self._split(one, inner, null, over)
+            named, kept, is_null = self._split(one, inner, False, over)
+            values = {_alike(value) for value in (*named, *([None] if is_null else []))}
+            if several == "oneOf" and values & taken:
+                raise _refused(place, "two of its variants take the same value", several)
+            taken |= values
+            null = null or is_null
             found += named
             if kept is not None and left is not None:
                 raise _refused(place, "takes one kind of value beside named ones and null", "anyOf")
@@ -242,8 +275,10 @@ class _Builder:
         properties = schema.get("properties", {})
         if not isinstance(properties, dict):
             raise _refused(place, "must be an object", "properties")
-        lacks = [key for key in schema.get("required", ()) if key not in properties]
-        if lacks:
+        required = schema.get("required", [])
+        if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
+            raise _refused(place, "must be a list of names", "required")
+        if not {*required} <= properties.keys():
             raise _refused(place, "names a property that is not described", "required")
         begun = self._open("{", null)
         for number, (key, one) in enumerate(properties.items()):
@@ -304,8 +339,7 @@ class _Builder:
 
     def _number(self, schema: dict[str, Any], name: str, place: str, null: bool) -> None:
         whole, step = schema["type"] == "integer", schema.get("multipleOf")
-        given = [schema.get(word) for word in sorted(_OF_NUMBERS)]
-        if any(isinstance(one, bool) or not isinstance(one, int | float | None) for one in given):
+        if not all(_is_number(schema[word]) for word in _OF_NUMBERS & schema.keys()):
             raise _refused(place, "has a bound that is no number")
         low, high = _bounds(schema, place)
         places = 0 if whole or step is not None else 2
@@ -318,8 +352,10 @@ class _Builder:
             schema["exclusiveMinimum"]
         )
         last -= "exclusiveMaximum" in schema and last * unit >= _decimal(schema["exclusiveMaximum"])
-        if first > last:
+        if low > high:
             raise _refused(place, "lies below its minimum", "maximum")
+        if first > last:
+            raise _refused(place, f"has no number of {places} places within its bounds")
         if step is not None:
             self._multiples(step, first, last, name, place, null)
         elif first == last:
@@ -386,12 +422,24 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _alike(value: Any) -> str:
+    """The same text for values that are equal in JSON, as 1 and 1.0 are."""
+    whole = json.loads(json.dumps(value), parse_float=_number_of)
+    return json.dumps(whole, sort_keys=True)
+
+
+def _number_of(text: str) -> int | float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
 def _size(schema: Mapping[str, Any], word: str, default: Any, place: str) -> Any:
-    found = schema.get(word, default)
-    whole = found is None or _is_number(found) and 0 <= found < 10**6 and found == int(found)
-    if not whole:
+    if word not in schema:
+        return default
+    found = schema[word]
+    if not _is_number(found) or not 0 <= found < 10**6 or found != int(found):
         raise _refused(place, "must be a whole number from 0 on", word)
-    return found if found is None else int(found)
+    return int(found)
 
 
 def _decimal(value: float) -> Decimal:

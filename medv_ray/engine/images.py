@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from medv_ray.data.decode_child import Decoder
-from medv_ray.data.images import Prepared
+from medv_ray.data.decoders import Decoders, Key, key_of
+from medv_ray.data.images import Prepared, Refused
 from medv_ray.engine.request import Counters
 from medv_ray.errors import DataError
-from medv_ray.file_parts import FilePart, Picture
+from medv_ray.file_parts import Picture
 from medv_ray.model.config import no_vision
 from medv_ray.model.medv import Medv
 from medv_ray.settings import ImageSettings
@@ -28,10 +27,6 @@ class Features:
     sha256: str
     size_wh: tuple[int, int]
     """Of the upright picture, in pixels."""
-
-
-Key = tuple[str, FilePart | None, bool]
-"""Digest of the encoded bytes, the part of them, and whether it is one of a group."""
 
 
 class ImageStore:
@@ -50,16 +45,7 @@ class ImageStore:
         self._counters = counters
         self.tiles = model.config.tiling(image.aspect) if model.config.vision is not None else None
         """How a picture is cut that stands alone; None where the model sees none."""
-        tiles = self.tiles
-        # the reference pads each image of a group and cuts no tiles
-        self._decoders = (
-            {}
-            if tiles is None
-            else {
-                False: Decoder(image, tiles),
-                True: Decoder(image, replace(tiles, aspect="pad")),
-            }
-        )
+        self._decoders = None if self.tiles is None else Decoders(image, self.tiles)
 
     def decode(self, data: bytes | Picture, several: bool) -> bytes | Picture | Prepared:
         """An image ready for the vision tower, or `data` again where its features are kept.
@@ -69,9 +55,9 @@ class ImageStore:
         if key_of(data, several) in self._kept:
             return data
         self._counters.decodes += 1
-        return self._decoder(several).prepare(data)
+        return self._decoded(data, several)
 
-    def get(self, data: bytes | Picture | Prepared, several: bool) -> Features:
+    def get(self, data: bytes | Picture | Prepared | Refused, several: bool) -> Features:
         """Features of an image; `several`: it is one of a group. Raises DataError E12xx."""
         key = key_of(data, several)
         found = self._kept.get(key)
@@ -85,12 +71,16 @@ class ImageStore:
             raise found
         return found
 
-    def _make(self, data: bytes | Picture | Prepared, several: bool) -> Features | DataError:
+    def _make(
+        self, data: bytes | Picture | Prepared | Refused, several: bool
+    ) -> Features | DataError:
         prepared = data
+        if isinstance(prepared, Refused):
+            return prepared.error
         if not isinstance(prepared, Prepared):
             try:
                 self._counters.decodes += 1
-                prepared = self._decoder(several).prepare(prepared)
+                prepared = self._decoded(prepared, several)
             except DataError as error:
                 return error
         self._counters.tower_runs += 1
@@ -98,10 +88,10 @@ class ImageStore:
             tokens = self._model.encode_image(torch.from_numpy(prepared.tiles), prepared.size_wh)
         return Features(tokens, prepared.warnings, prepared.sha256, prepared.size_wh)
 
-    def _decoder(self, several: bool) -> Decoder:
-        if not self._decoders:
+    def _decoded(self, data: bytes | Picture, several: bool) -> Prepared:
+        if self._decoders is None:
             raise no_vision()
-        return self._decoders[several]
+        return self._decoders.prepare(data, several)
 
     def _keep(self, key: Key, made: Features | DataError) -> None:
         self._kept[key] = made
@@ -112,15 +102,8 @@ class ImageStore:
 
     def close(self) -> None:
         """End the decoder's child processes."""
-        for decoder in self._decoders.values():
-            decoder.close()
-
-
-def key_of(data: bytes | Picture | Prepared, several: bool) -> Key:
-    """What an image's features are kept under."""
-    if isinstance(data, bytes):
-        return (hashlib.sha256(data).hexdigest(), None, several)
-    return (data.sha256, data.part, several)
+        if self._decoders is not None:
+            self._decoders.close()
 
 
 def _size(made: Features | DataError) -> int:

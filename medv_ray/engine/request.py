@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medv_ray.data.canvas import Filled, Template
-from medv_ray.data.images import Prepared
+from medv_ray.data.images import Prepared, Refused
 from medv_ray.data.prompts import Turn
 from medv_ray.diffusion.canvas import Canvas
 from medv_ray.engine.choices import Choice
@@ -21,9 +21,9 @@ class Request:
     """One question about any number of images."""
 
     question: str
-    images: tuple[bytes | Picture | Prepared, ...] = ()
-    """Encoded files, parts of such, or what `Engine.decode` has made of them, in the order of the
-    prompt."""
+    images: tuple[bytes | Picture | Prepared | Refused, ...] = ()
+    """Encoded files, parts of such, or what a decoder has made of them (`Engine.decode`), in the
+    order of the prompt."""
     history: tuple[Turn, ...] = ()
     """Earlier turns, user first; the images belong to the first of them."""
     seed: int = 0

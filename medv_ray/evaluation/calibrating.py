@@ -12,7 +12,6 @@ from medv_ray.evaluation import calibration, calibrators
 from medv_ray.evaluation.abstention import Abstention, abstain_below
 from medv_ray.evaluation.calibrators import Calibrator, Method
 from medv_ray.evaluation.judged_rows import JudgedRows
-from medv_ray.evaluation.plots import Panel, Series, chart
 from medv_ray.evaluation.statistics import wilson
 
 LEAST = 50
@@ -59,6 +58,8 @@ def calibrated(rows: JudgedRows, target_risk: float, method: Method | None = Non
 
 def charts(rows: JudgedRows, fitted: Fitted, target_risk: float) -> str:
     """SVG: risk over coverage with Wilson's interval, and shares of right answers by confidence."""
+    from medv_ray.evaluation.plots import Panel, Series, chart  # matplotlib is an extra
+
     right = [float(hit) for hit in rows.right]
     coverage, risk = calibration.risk_coverage(rows.confidence, right)
     picked = thinned(len(coverage))

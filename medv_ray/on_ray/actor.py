@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import signal
 import threading
-from collections.abc import Callable
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
@@ -14,17 +12,17 @@ from typing import Any
 import numpy as np
 import ray
 
-from medv_ray.archive.chunks import Chunk, Row
+from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.pseudonyms import Pseudonyms
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
-from medv_ray.errors import DataError, MedvError, RunError
+from medv_ray.errors import DataError, RunError
 from medv_ray.on_ray.chunk import ChunkScorer, reasons_of
+from medv_ray.on_ray.decode import Decoded, DecodeWork, unpack
 from medv_ray.on_ray.options import ScoreSettings, model_digests
 from medv_ray.on_ray.predictor import PREDICTOR, find, processor
 from medv_ray.on_ray.supervisor import Orders
-
-PR_SET_PDEATHSIG = 1
+from medv_ray.on_ray.worker import Stopped, die_with_parent, guarded, obeyed
 
 
 class Work:
@@ -39,35 +37,24 @@ class Work:
         factory: str = PREDICTOR,
         digests: tuple[str, str | None] | None = None,
         pseudonyms: Pseudonyms | None = None,
+        decoding: DecodeWork | None = None,
     ) -> None:
         """`factory`: `module:function` from ScoreSettings to a predictor; tests put their own here.
         `digests`: of model and adapter, which the run is named after; the folders of every node
         must have them. None: not compared. `pseudonyms`: what rows are written under; None: their
-        own ids."""
+        own ids. `decoding`: of the actors in front of it, if there are any."""
         self.settings = settings
         self.archive = archive
         self.supervisor = supervisor
         self.factory = factory
         self.digests = digests
         self.pseudonyms = pseudonyms
-
-
-class Stopped(Exception):
-    """The job ends; this chunk is for the next run."""
-
-
-def die_with_parent() -> None:
-    """Have the kernel end this process when its raylet ends.
-
-    Ray's own workers notice it a second later; until then they go on with work whose driver may be
-    dead and whose rows the next run tries too. And Ray's exit can block for ever, in destructors.
-    The kernel forgets it with the thread that asks: that is the main one.
-    """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        self.decoding = decoding
 
 
 class ScoreChunk:
-    """Batch in: one chunk as JSON. Out: nothing; the supervisor gets the result.
+    """Batch in: one chunk as JSON, and its rows where they were read and decoded before. Out:
+    nothing; the supervisor gets the result.
 
     Ray calls from two threads, so that one chunk is read or written while another one is answered.
     A worker that took the place of a dead one handles one chunk at a time, so that the supervisor
@@ -83,13 +70,15 @@ class ScoreChunk:
         self._reading = ThreadPoolExecutor(1)
         self._answering = ThreadPoolExecutor(1)
         die_with_parent()
-        self._scorer: ChunkScorer = self._guarded(self._load, work)
+        self._scorer: ChunkScorer = guarded(self._supervisor, self._load, work)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
         text = str(batch["chunk"][0])
         if text:  # a source that was run again has nothing for a finished chunk
             message = json.loads(text)
-            self._guarded(self._handle, message["number"], Chunk.from_json(message["chunk"]))
+            chunk = Chunk.from_json(message["chunk"])
+            data = batch["decoded"][0] if "decoded" in batch else None
+            guarded(self._supervisor, self._handle, message["number"], chunk, data)
         return {"done": [1]}
 
     def _load(self, work: Work) -> ChunkScorer:
@@ -113,14 +102,14 @@ class ScoreChunk:
         self._supervisor.ready.remote(self._me)
         return scorer
 
-    def _handle(self, number: int, chunk: Chunk) -> None:
+    def _handle(self, number: int, chunk: Chunk, data: bytes | None) -> None:
         result: dict[str, Any] = {"number": number}
         with self._turn:
             try:
                 orders = None if isinstance(self._turn, nullcontext) else self._ask(chunk)
-                rows = self._reading.submit(self._scorer.read, chunk).result()
+                decoded = self._reading.submit(self._read, chunk, data).result()
                 records, counters = self._answering.submit(
-                    self._answer, chunk, rows, orders
+                    self._answer, chunk, decoded, orders
                 ).result()
                 part = self._scorer.write(chunk, records)
                 result |= {
@@ -138,31 +127,26 @@ class ScoreChunk:
 
     def _ask(self, chunk: Chunk) -> Orders:
         """Tell that the chunk is tried now. Raises Stopped, or DataError for a hopeless chunk."""
-        orders: Orders = ray.get(self._supervisor.start.remote(chunk.source_key))
-        if orders.skip == "stop":
-            raise Stopped
-        if orders.skip == "lost":
-            raise DataError("E1508", "workers died on a chunk of it; no row is to blame.")
-        return orders
+        return obeyed(ray.get(self._supervisor.start.remote(chunk.source_key)))
+
+    def _read(self, chunk: Chunk, data: bytes | None) -> Decoded:
+        """The chunk's rows. Raises DataError when its input was not there."""
+        decoded = Decoded(self._scorer.read(chunk)) if data is None else unpack(data)
+        if decoded.skip is not None:
+            raise decoded.skip
+        return decoded
 
     def _answer(
-        self, chunk: Chunk, rows: list[Row], orders: Orders | None
+        self, chunk: Chunk, decoded: Decoded, orders: Orders | None
     ) -> tuple[list[dict[str, Any]], dict[str, int]]:
         orders = orders or self._ask(chunk)
 
         def announce(row: int | None) -> None:
             ray.get(self._supervisor.row.remote(chunk.source_key, row))
 
-        records = self._scorer.answer(rows, orders.crashed, announce if orders.announce else None)
-        return records, self._scorer.take_counters()
-
-    def _guarded(self, call: Callable[..., Any], *given: Any) -> Any:
-        """Report an error that ends the job, and show Ray nothing of it."""
-        try:
-            return call(*given)
-        except MedvError as error:
-            raised = error
-        except Exception as error:
-            raised = RunError("E1509", f"{type(error).__name__} in a worker.")
-        ray.get(self._supervisor.fail.remote(type(raised).__name__, raised.code, raised.detail))
-        raise RunError(raised.code, "the job's driver says more.") from None
+        records = self._scorer.answer(
+            decoded.rows, orders.crashed, announce if orders.announce else None
+        )
+        counters = Counter(self._scorer.take_counters())
+        counters["decodes"] += decoded.decodes
+        return records, dict(counters)

@@ -16,6 +16,7 @@ from medv_ray.archive.rows import Part, image_paths, quarantine_record, tile_rec
 from medv_ray.archive.sources import Archive
 from medv_ray.archive.store import Store
 from medv_ray.data.canvas import Template
+from medv_ray.data.images import Prepared, Refused
 from medv_ray.data.prompts import Role, Turn
 from medv_ray.engine import Answer, Request, row_seed
 from medv_ray.errors import DataError
@@ -218,10 +219,12 @@ def request_of(row: Row, seed: int = 0) -> Request:
     )
 
 
-def digest_of(picture: bytes | Picture) -> bytes:
-    """12 bytes, other ones for other parts of one file."""
+def digest_of(picture: bytes | Picture | Prepared | Refused) -> bytes:
+    """12 bytes, other ones for other parts of one file; the same ones once it is decoded."""
     if isinstance(picture, bytes):
         return hashlib.sha256(picture).digest()[:12]
+    if picture.part is None:
+        return bytes.fromhex(picture.sha256)[:12]
     return hashlib.sha256(f"{picture.sha256} {picture.part.text}".encode()).digest()[:12]
 
 

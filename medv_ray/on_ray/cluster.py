@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -21,7 +22,13 @@ SERVERS = ("raylet", "gcs_server")
 STREAM = "medv-stream"
 """Name of the thread in which Ray Data runs. Ray ends the process of a thread that calls it once it
 is shut down, and says nothing: with this thread alive, Ray is left as it is; see `leave`."""
-OBJECT_STORE_BYTES = 256 * 2**20  # only chunk descriptors and results pass through it
+HEAD_S = 5.0
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Where only chunk descriptors and results pass through it."""
+
+
+class Lost(RunError):
+    """A node is gone, and with it a part of Ray's that Ray itself does not start again."""
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -36,12 +43,24 @@ class Cluster(NamedTuple):
     capacity: Capacity
     servers: tuple[int, ...] = ()
     """Process ids of Ray's servers, where this process started them."""
+    head: str = ""
+    """`host:port` of the head's server."""
 
     def check(self) -> None:
         """Raise RunError E1512 when one of our servers is gone; Ray itself waits a minute, then
         ends this process without a word."""
         if not all(_name(pid) in SERVERS for pid in self.servers):
             raise RunError("E1512", "Ray's server on this machine was ended.")
+
+    def has_head(self) -> bool:
+        """Whether the head's server takes connections. Ray itself would wait a minute for it, then
+        end this process without a word."""
+        host, _, port = self.head.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), HEAD_S).close()
+        except (OSError, ValueError):
+            return False
+        return True
 
 
 def streaming() -> bool:
@@ -64,8 +83,11 @@ def leave(code: int) -> None:
 
 
 @contextmanager
-def running_ray(address: str | None = None) -> Iterator[Cluster]:
-    """A running Ray, silent. `address` or RAY_ADDRESS connects; without, one is started and ended.
+def running_ray(
+    address: str | None = None, object_store_bytes: int | None = OBJECT_STORE_BYTES
+) -> Iterator[Cluster]:
+    """A running Ray, silent. `address` or RAY_ADDRESS connects; without, one is started and ended,
+    with room for so many bytes in its object store; None: 30 % of the memory, Ray's own rule.
 
     A Ray that runs in this process already is used and left alone.
     """
@@ -92,17 +114,18 @@ def running_ray(address: str | None = None) -> Iterator[Cluster]:
             if connect:
                 ray.init(address=connect, log_to_driver=False, logging_level=logging.ERROR)
             else:
-                _start_local()
+                _start_local(object_store_bytes)
                 servers = _servers()
         nodes = [
             Node(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
             for node in ray.nodes()  # type: ignore[no-untyped-call]
             if node["Alive"]
         ]
-        yield Cluster(Capacity(tuple(nodes), elastic=bool(connect)), servers)
+        head = ray.get_runtime_context().gcs_address
+        yield Cluster(Capacity(tuple(nodes), elastic=bool(connect)), servers, head)
 
 
-def _start_local() -> None:
+def _start_local(object_store_bytes: int | None = OBJECT_STORE_BYTES) -> None:
     """Raises RunError E1512 where Ray's servers do not come up in time, E1503 on a full disk."""
     import ray
 
@@ -120,7 +143,7 @@ def _start_local() -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=object_store_bytes,
         )
     except Exception as error:  # no kind of its own: its text holds paths
         if is_full(error):

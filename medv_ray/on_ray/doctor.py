@@ -2,175 +2,157 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import platform
+import re
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple
 
-from medv_ray.errors import MedvError
+from medv_ray.on_ray.doctor_cluster import check_clock, check_cluster
+from medv_ray.on_ray.doctor_gpu import check_processor
+from medv_ray.on_ray.doctor_model import check_model
+from medv_ray.on_ray.findings import Check, State, gib, guarded
 
-NEEDED = ("torch", "ray", "transformers", "safetensors", "pyarrow", "pillow", "numpy", "pydantic")
-DASHBOARD_PORT = 8265
-TABLES, LISTEN = ("/proc/net/tcp", "/proc/net/tcp6"), "0A"
+LEAST = {
+    "torch": "2.11",
+    "ray": "2.60",
+    "transformers": "5.0",
+    "safetensors": "0.6",
+    "pyarrow": "21",
+    "pillow": "12",
+    "numpy": "2.0",
+    "pydantic": "2.12",
+}
+"""As in pyproject.toml, which a test compares."""
+OPTIONAL = {"deepspeed": ("0.19", "train", "training with ZeRO")}
+"""Distribution: least version, extra, and what it is for."""
 LOW_BYTES = 2 * 2**30
+FULL = 0.95
+"""Share of a disk in use from which Ray makes no more objects (local_fs_capacity_threshold)."""
 
 
-class Check(NamedTuple):
-    """One finding."""
+def check_all(
+    model: str = "toy", dashboard: str | None = None, out: str | None = None
+) -> Iterator[Check]:
+    """All checks, each as it is done. None raises.
 
-    state: Literal["ok", "note", "fault"]
-    name: str
-    said: str
+    Args:
+        model: checkpoint folder, `toy`, or `org/name@revision` of the hub.
+        dashboard: address of a Ray dashboard to look at, beside those of this machine.
+        out: a folder for results, which is to be writable.
+    """
+    checks: dict[str, Callable[[], Iterator[Check]]] = {
+        "python": check_python,
+        "packages": check_packages,
+        "pictures": check_pictures,
+        "processor": check_processor,
+        "memory": check_memory,
+        "disk": partial(check_disk, out),
+        "clock": check_clock,
+        "ray cluster": partial(check_cluster, dashboard),
+        "model": partial(check_model, model),
+    }
+    for name, check in checks.items():
+        yield from guarded(name, check)
 
 
-def check_all() -> Iterator[Check]:
-    """All checks, each as it is done."""
-    for check in (_python, _packages, _pictures, _processor, _memory, _temporary, _cluster, _asset):
-        yield from check()
-
-
-def _python() -> Iterator[Check]:
+def check_python() -> Iterator[Check]:
+    """The interpreter's version."""
+    fine = sys.version_info >= (3, 11)
     said = platform.python_version()
-    yield Check("ok" if sys.version_info >= (3, 11) else "fault", "python", said)
+    yield Check(
+        "ok" if fine else "fault", "python", said, "" if fine else "3.11 or newer is needed"
+    )
 
 
-def _packages() -> Iterator[Check]:
-    for name in NEEDED:
-        try:
-            yield Check("ok", name, metadata.version(name))
-        except metadata.PackageNotFoundError:
-            yield Check("fault", name, "not installed; `pip install medv-ray` brings it")
+def check_packages() -> Iterator[Check]:
+    """Versions of what is needed, and of what training needs."""
+    for name, least in LEAST.items():
+        yield _package(name, least, "fault", "pip install --upgrade medv-ray")
+    for name, (least, extra, purpose) in OPTIONAL.items():
+        found = _package(name, least, "warning", f"pip install 'medv-ray[{extra}]'")
+        yield found if found.state == "ok" else found._replace(said=f"{found.said}; for {purpose}")
 
 
-def _pictures() -> Iterator[Check]:
+def _package(name: str, least: str, wrong: State, fix: str) -> Check:
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Check(wrong, name, "not installed", fix)
+    if numbers(version) < numbers(least):
+        return Check(wrong, name, f"{version}; {least} or newer is needed", fix)
+    return Check("ok", name, version)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The release of a version: `2.11.0+cpu` is (2, 11, 0)."""
+    release = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in release[0].split(".")) if release else ()
+
+
+def check_pictures() -> Iterator[Check]:
     """Each format is written and read again; E1513 is what a job would end with."""
     from medv_ray.data.causes import works
     from medv_ray.formats import DEFAULT
 
     for name in DEFAULT:
         if name != "DICOM" and not works(name):
-            yield Check("fault", "pictures", f"Pillow does not read a {name} that is sound")
+            said = f"Pillow does not read a {name} that is sound"
+            yield Check("fault", "pictures", said, "pip install --force-reinstall pillow")
     if find_spec("pydicom") is None:
-        yield Check("note", "pictures", "no pydicom; `pip install 'medv-ray[dicom]'` reads DICOM")
+        yield Check("warning", "pictures", "DICOM is not read", "pip install 'medv-ray[dicom]'")
 
 
-def _processor() -> Iterator[Check]:
-    yield Check("ok", "cpu", f"{len(os.sched_getaffinity(0))} cores")
-    import torch
-
-    if not torch.cuda.is_available():
-        yield Check("note", "gpu", "torch sees none; scoring runs on the CPU")
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        name = torch.cuda.get_device_name(index)
-        yield Check("ok", f"gpu {index}", f"{name}, {_gib(free)} of {_gib(total)} free")
-
-
-def _memory() -> Iterator[Check]:
+def check_memory() -> Iterator[Check]:
+    """Main memory and shared memory."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    yield Check("note" if free < LOW_BYTES else "ok", "memory", f"{_gib(free)} available")
+    low = free < LOW_BYTES
+    fix = "end other programs; a model of 8 billion parameters takes 16 GiB or more" if low else ""
+    yield Check("warning" if low else "ok", "memory", f"{gib(free)} available", fix)
     shared = Path("/dev/shm")
     if shared.is_dir():
         size = shutil.disk_usage(shared).free
-        state: Literal["ok", "note"] = "note" if size < LOW_BYTES // 4 else "ok"
-        yield Check(state, "shared memory", f"{_gib(size)} free for Ray's object store")
+        low = size < LOW_BYTES // 4
+        fix = (
+            "give the container more, as with --shm-size=2g; Ray uses the disk instead"
+            if low
+            else ""
+        )
+        said = f"{gib(size)} free for Ray's object store"
+        yield Check("warning" if low else "ok", "shared memory", said, fix)
 
 
-def _temporary() -> Iterator[Check]:
-    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+def check_disk(out: str | None) -> Iterator[Check]:
+    """The folder in which Ray keeps what it writes, and a folder for results."""
+    temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    yield _folder("temporary folder", temporary, "set RAY_TMPDIR to a folder with room")
+    if out is not None:
+        # a job makes the folder; what is above it must be there
+        there = next(
+            path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.is_dir()
+        )
+        yield _folder("results", str(there), "name another folder with --out")
+
+
+def _folder(name: str, folder: str, fix: str) -> Check:
     try:
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             file.write(b"medv")
             file.flush()
+        usage = shutil.disk_usage(folder)
     except OSError as error:
-        yield Check("fault", "temporary folder", f"not writable ({type(error).__name__})")
-        return
-    free = shutil.disk_usage(folder).free
-    yield Check("note" if free < LOW_BYTES else "ok", "temporary folder", f"{_gib(free)} free")
-
-
-def _cluster() -> Iterator[Check]:
-    """A dashboard without authentication runs any code that reaches it: ShadowRay."""
-    from ray import __version__
-
-    local = _listens("127.0.0.1")
-    if not local:
-        yield Check("ok", "ray cluster", f"none on this machine (ray {__version__})")
-        return
-    guarded = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
-    if not guarded and _open_to_others(DASHBOARD_PORT):
-        yield Check(
-            "fault",
-            "ray dashboard",
-            f"port {DASHBOARD_PORT} answers beyond this machine and RAY_AUTH_MODE is not `token`: "
-            "who reaches it can run code. Use --dashboard-host=127.0.0.1, or token mode.",
-        )
-        return
-    said = "token mode" if guarded else "this machine only"
-    yield Check("ok", "ray dashboard", f"port {DASHBOARD_PORT}, {said}")
-
-
-def _open_to_others(port: int) -> bool:
-    """Whether a process of this machine listens on the port at any address but the loopback."""
-    tables = [path for path in map(Path, TABLES) if path.exists()]
-    lines = [line for table in tables for line in table.read_text().splitlines()]
-    for fields in (line.split() for line in lines):
-        address, _, hexadecimal = fields[1].partition(":")
-        if fields[3] == LISTEN and int(hexadecimal, 16) == port and not _is_loopback(address):
-            return True
-    return False
-
-
-def _is_loopback(address: str) -> bool:
-    """Of an address in /proc/net/tcp: words of 4 bytes, each in the machine's order."""
-    words = [bytes.fromhex(address[i : i + 8]) for i in range(0, len(address), 8)]
-    packed = b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
-    found = ipaddress.ip_address(packed)
-    mapped = getattr(found, "ipv4_mapped", None)
-    return (mapped or found).is_loopback
-
-
-def _listens(address: str) -> bool:
-    try:
-        with socket.create_connection((address, DASHBOARD_PORT), timeout=0.5):
-            return True
-    except OSError:
-        return False
-
-
-def _asset() -> Iterator[Check]:
-    from medv_ray.data.synthetic import grey_image
-    from medv_ray.engine import Predictor, Request
-    from medv_ray.on_ray.options import checkpoint_defaults
-    from medv_ray.settings import TOY, AnswerSettings, ModelSettings
-
-    def answer() -> str:
-        settings = AnswerSettings.model_validate(checkpoint_defaults(str(TOY)))
-        with Predictor.load(ModelSettings(path=str(TOY), device="cpu"), settings) as predictor:
-            [ended] = predictor.answer([Request("ready?", (grey_image(),))])
-        return f"loads and answers in {getattr(ended, 'forward_passes', 0)} passes"
-
-    yield _attempt("embedded toy", answer)
-
-
-def _attempt(name: str, call: Callable[[], str]) -> Check:
-    try:
-        return Check("ok", name, call())
-    except MedvError as error:
-        return Check("fault", name, str(error))
-    except Exception as error:
-        return Check("fault", name, type(error).__name__)
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
+        return Check("fault", name, f"not writable ({type(error).__name__})", fix)
+    used = 1 - usage.free / usage.total if usage.total else 1.0
+    said = f"{gib(usage.free)} free, {used:.0%} of the disk in use"
+    if usage.free < LOW_BYTES or used > FULL:
+        why = "; from 95 % on Ray makes no more objects" if used > FULL else ""
+        return Check("warning", name, said + why, fix)
+    return Check("ok", name, said)

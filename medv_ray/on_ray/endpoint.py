@@ -22,6 +22,7 @@ from medv_ray.on_ray.options import PoolSettings
 from medv_ray.on_ray.preflight import Capacity
 from medv_ray.serving.auth import KEYS_FILE, Keys
 from medv_ray.serving.options import ScalingSettings, ServeSettings
+from medv_ray.serving.traces import check_tracing
 
 APPLICATION = "medv"
 SOONER = {
@@ -84,6 +85,7 @@ def _check_model(settings: ServeSettings) -> None:
     from medv_ray.data.prompts import load_tokenizer
     from medv_ray.model import lora, weights
 
+    check_tracing(settings.tracing)
     weights.check(settings.model.path)
     load_tokenizer(settings.model.path)
     if settings.adapters:

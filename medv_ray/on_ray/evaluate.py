@@ -151,7 +151,6 @@ def prepared(recipe: Recipe, source: Path, out: Path) -> Path:
         if not source.exists():
             said = f"--data has no {source.name!r}, a prepared dataset or the unpacked release."
             raise SettingsError("E1001", said)
-        out.mkdir(parents=True, exist_ok=True)
         asked = {"kind": recipe.dataset, "source": str(source), "out": str(folder)}
         prepare(build(PrepareSettings, asked))
     return folder

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from medv_ray import __version__
 from medv_ray.archive.pseudonyms import PrivacySettings, Pseudonyms
@@ -43,6 +43,9 @@ class PoolSettings(Settings):
     """GPUs of each actor; a fraction puts several actors on one GPU."""
     cpus_per_actor: Annotated[float, Field(ge=0)] | None = None
     """CPU cores and torch threads of each actor. None: 1 on CPU, 0 beside a GPU."""
+    decode_actors: NonNegativeInt = 0
+    """Actors of one CPU core each that read and decode in front of the others, on whatever node has
+    the core. 0: every scoring actor decodes its own pictures."""
 
     @model_validator(mode="after")
     def _min_below_max(self) -> PoolSettings:

@@ -7,6 +7,7 @@ Ray Data's default, would wait for ever.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from medv_ray.errors import RunError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from medv_ray.training.job import WorkerSettings
 
 EXACT = 1e-9  # 0.3 / 0.1 is 2.9999999999999996
+DECODE_IN_FLIGHT = 3
+"""Chunks that are sent to a decoding actor: one is decoded, one is read, one waits."""
 
 
 class Node(NamedTuple):
@@ -45,12 +48,21 @@ class Capacity(NamedTuple):
 
 
 class PoolSize(NamedTuple):
-    """Bounds of the actor pool."""
+    """Bounds of the actor pool, and how many decode in front of it."""
 
     smallest: int
     largest: int
     in_flight: int
     """Chunks that are sent to an actor ahead of their turn."""
+    decoders: int = 0
+
+    @property
+    def window(self) -> int:
+        """Chunks that are under way at one time, at most. Where they are decoded ahead of the
+        model, that many of them lie in Ray's object store."""
+        if self.decoders:
+            return self.largest * self.in_flight + self.decoders * DECODE_IN_FLIGHT + 2
+        return 2 * self.largest * self.in_flight + 2
 
 
 def size_pool(pool: PoolSettings, capacity: Capacity, num_chunks: int) -> PoolSize:
@@ -59,7 +71,17 @@ def size_pool(pool: PoolSettings, capacity: Capacity, num_chunks: int) -> PoolSi
     Who asks a cluster for more with `max_actors` expects it to grow, from nothing even: that job
     waits, and says so.
     """
-    fits = sum(node.room(pool) for node in capacity.nodes)
+    decoders = min(pool.decode_actors, max(num_chunks, 1))
+    nodes, left = without(capacity.nodes, decoders)
+    fits = sum(node.room(pool) for node in nodes)
+    beside = f" beside {decoders} that decode (--decode-actors)" if decoders else ""
+    if left and not capacity.elastic:
+        cpus = sum(node.cpus for node in capacity.nodes)
+        raise RunError(
+            "E1505",
+            f"{decoders} actors that decode take a CPU each (--decode-actors), and this machine "
+            f"has {cpus:g}. Use fewer; 0: each scoring actor decodes its own pictures.",
+        )
     asked = pool.min_actors or 1
     if not capacity.elastic:
         asked = max(asked, pool.max_actors or 1)
@@ -74,8 +96,8 @@ def size_pool(pool: PoolSettings, capacity: Capacity, num_chunks: int) -> PoolSi
         raise RunError(
             "E1505",
             f"{asked} actors of {pool.cpus:g} CPUs (--cpus-per-actor) and {pool.num_gpus:g} GPUs "
-            f"(--num-gpus) are asked for, and {fits} fit: the largest of {len(capacity.nodes)} "
-            f"nodes has {cpus:g} CPUs and {gpus:g} GPUs. {way_out}",
+            f"(--num-gpus) are asked for{beside}, and {fits} fit: the largest of "
+            f"{len(capacity.nodes)} nodes has {cpus:g} CPUs and {gpus:g} GPUs. {way_out}",
         )
     largest = min(pool.max_actors or fits, max(num_chunks, 1))
     smallest = pool.min_actors or (1 if capacity.elastic else largest)
@@ -83,7 +105,20 @@ def size_pool(pool: PoolSettings, capacity: Capacity, num_chunks: int) -> PoolSi
     # shares; and Ray Data starts more actors only when 1.75 x 2 (calls at once) wait for each
     fewest = 4 if capacity.elastic else 2
     in_flight = max(fewest, min(8, num_chunks // (2 * largest)))
-    return PoolSize(min(smallest, largest), largest, in_flight)
+    if decoders:  # what waits is large
+        in_flight = min(in_flight, 4)
+    return PoolSize(min(smallest, largest), largest, in_flight, decoders)
+
+
+def without(nodes: Sequence[Node], cpus: int) -> tuple[list[Node], int]:
+    """The nodes with whole cores taken away, from those without GPUs first, as Ray does; and how
+    many cores there were not."""
+    kept = []
+    for node in sorted(nodes, key=lambda node: node.gpus):
+        taken = min(cpus, int(node.cpus + EXACT))
+        cpus -= taken
+        kept.append(node._replace(cpus=node.cpus - taken))
+    return kept, cpus
 
 
 def check_workers(workers: WorkerSettings, capacity: Capacity) -> int:

@@ -1,5 +1,6 @@
-"""The names of Ray's that begin with an underscore, all that are used. Both save time and change no
-answer: a Ray that has them no more is named in a warning, and the work goes on without them.
+"""The names of Ray's that begin with an underscore, all that are used. Those of Ray Data and Serve
+save time and change no answer: a Ray that has them no more is named in a warning, and the work goes
+on without them. Those of the autoscaler check `ray up` files and rank kinds of node.
 """
 
 from __future__ import annotations
@@ -30,6 +31,31 @@ def ask_no_proxy(receive: Any) -> None:
     """Serve's `receive` of a request whose body is here no longer asks the proxy for it."""
     if _has(receive, RECEIVE, "each HTTP request takes two more calls, about 2 ms"):
         receive._receive_asgi_messages = _never
+
+
+def filled_out(config: dict[str, Any]) -> dict[str, Any]:
+    """A `ray up` file as Ray itself completes and checks it. Raises what Ray finds wrong."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared: dict[str, Any] = prepare_config(config)
+    validate_config(prepared)
+    return prepared
+
+
+def fit_of(
+    node_resources: dict[str, float],
+    resources: list[dict[str, float]],
+    node_type: str,
+    summary: Any,
+) -> tuple[Any, ...] | None:
+    """Ray's own rank of a kind of node for what waits; None where nothing of it fits there."""
+    from ray.autoscaler._private import resource_demand_scheduler as scheduler
+
+    score: Any = scheduler._default_utilization_scorer
+    fit: tuple[Any, ...] | None = score(
+        node_resources, resources, node_type, node_availability_summary=summary
+    )
+    return fit
 
 
 def _has(owner: object, name: str, otherwise: str) -> bool:

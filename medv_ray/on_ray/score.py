@@ -23,14 +23,16 @@ from medv_ray.archive.slides import slide_counts
 from medv_ray.archive.sources import open_archive
 from medv_ray.archive.store import is_hub, is_local
 from medv_ray.archive.summary import Summary
+from medv_ray.canvases import TileSettings
 from medv_ray.data.frames import splitter
 from medv_ray.data.prompts import SpecialIds, load_tokenizer
 from medv_ray.data.slide_child import reader_of, splitter_of
 from medv_ray.engine.layout import Tokens, layout_of
 from medv_ray.engine.resolve import resolve
 from medv_ray.errors import DataError, RunError, SettingsError
+from medv_ray.hub import here
 from medv_ray.model.weights import read_headers
-from medv_ray.on_ray.cluster import cluster_address, running_ray
+from medv_ray.on_ray.cluster import OBJECT_STORE_BYTES, Lost, cluster_address, running_ray
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, model_digests
 from medv_ray.on_ray.preflight import size_pool
 from medv_ray.on_ray.progress import Progress, interrupts
@@ -38,6 +40,7 @@ from medv_ray.schema import STATUSES
 from medv_ray.settings import identity_digest
 
 if TYPE_CHECKING:
+    from medv_ray.on_ray.job_meters import ScoreMeters
     from medv_ray.on_ray.stream import Stream
 
 PASS_CHUNKS = 50_000
@@ -71,6 +74,8 @@ class Session:
     reasons: Counter[str] = field(default_factory=Counter)
     deaths: int = 0
     stopped: bool = False
+    meters: ScoreMeters | None = None
+    """Once Ray runs."""
     skipped_files: list[str] = field(default_factory=list)
 
     @property
@@ -229,13 +234,16 @@ def _drive(
     """Passes over the open chunks until none is left."""
     before = run.settled()
     began = time.monotonic()
+    store = None if settings.pool.decode_actors else OBJECT_STORE_BYTES
     with (
-        running_ray(address) as cluster,
+        running_ray(address, store) as cluster,
         Progress(run.plan.rows, before) as progress,
         interrupts(progress.say) as interrupted,
     ):
+        from medv_ray.on_ray.job_meters import ScoreMeters
         from medv_ray.on_ray.stream import Stream
 
+        session.meters = ScoreMeters(run.plan.rows - before["rows"])
         patience = Patience()
 
         def check() -> bool:
@@ -249,10 +257,27 @@ def _drive(
         while (left := _left(run)) and not session.stopped:
             size = size_pool(settings.pool, cluster.capacity, left)
             stream = Stream(next_chunks(run, PASS_CHUNKS), size, check)
-            _pass(run, settings, session, progress, stream, factory)
+            lost: RunError | None = None
+            try:
+                _pass(run, settings, session, progress, stream, factory)
+            except Lost as error:  # of a node; what it had not finished is tried again
+                cluster.check()
+                lost = RunError(error.code, error.detail)
+                if interrupted() or not (cluster.has_head() and stream.is_over()):
+                    raise lost from None
             idle = idle + 1 if _left(run) == left else 0
             if idle == IDLE_PASSES and not session.stopped:
-                raise RunError("E1512", f"no chunk came back with a result in {idle} passes.")
+                none = RunError("E1512", f"no chunk came back with a result in {idle} passes.")
+                raise lost or none
+            if lost:
+                progress.say("a node of Ray's was lost; the others go on.")
+
+
+def tiles_of(settings: ScoreSettings) -> TileSettings | None:
+    """How the model's pictures are cut; None for one that sees none. A machine that only decodes
+    need not have the model's folder. Raises CheckpointError E14xx."""
+    config = read_headers(here(settings.model.path))[0]
+    return None if config.vision is None else config.tiling(settings.image.aspect)
 
 
 class Patience:
@@ -279,8 +304,9 @@ def waiting(pool: PoolSettings) -> str:
     import ray
 
     free = ray.available_resources()  # type: ignore[no-untyped-call]
+    decoders = f" {pool.decode_actors} that decode take 1 CPU each;" if pool.decode_actors else ""
     return (
-        "the workers load the model, or wait for room. One takes "
+        f"the workers load the model, or wait for room.{decoders} One takes "
         f"{pool.cpus:g} CPUs and {pool.num_gpus:g} GPUs; free in the whole cluster are "
         f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g}."
     )
@@ -307,11 +333,16 @@ def _pass(
 ) -> None:
     """Stream some chunks through a pool of actors."""
     from medv_ray.on_ray.actor import Work
+    from medv_ray.on_ray.decode import DecodeWork
     from medv_ray.on_ray.predictor import PREDICTOR
 
     began = time.monotonic()
     model = run.manifest["identity"]["model"]
     digests = (model["sha256"], model.get("adapter_sha256"))
+    decoding = None
+    if settings.pool.decode_actors:
+        tiles = tiles_of(settings)
+        decoding = DecodeWork(settings.image, tiles, run.plan.archive, stream.supervisor)
     work = Work(
         settings,
         run.plan.archive,
@@ -319,6 +350,7 @@ def _pass(
         factory or PREDICTOR,
         digests,
         run.pseudonyms,
+        decoding,
     )
     try:
         for results in stream.run(work):
@@ -342,6 +374,8 @@ def _take(
     parts, scored = [], []
     for chunk, result in results:
         session.counters.update(result.get("counters", {}))
+        if session.meters is not None:
+            session.meters.work(result.get("counters", {}))
         if "skip" in result:
             run.skip(chunk, DataError(*result["skip"]))
             continue
@@ -353,7 +387,10 @@ def _take(
             continue
         session.rows += part.rows
         session.reasons.update(result["reasons"])
-        progress.add({status: getattr(part, status) for status in STATUSES})
+        rows: dict[str, int] = {status: getattr(part, status) for status in STATUSES}
+        progress.add(rows)
+        if session.meters is not None:
+            session.meters.take(rows, result["reasons"])
     for reason, code in GIVE_UP.items():
         defects = session.reasons[reason]
         if defects >= DEFECTS and 2 * defects > session.rows:

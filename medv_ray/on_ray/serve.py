@@ -27,6 +27,7 @@ from medv_ray.serving.guard import BODY, App, Receive, Scope, Send
 from medv_ray.serving.meters import Meters
 from medv_ray.serving.options import ServeSettings
 from medv_ray.serving.service import Service
+from medv_ray.serving.traces import check_tracing
 from medv_ray.settings import build as settings_of
 
 log = logging.getLogger(__name__)
@@ -93,10 +94,11 @@ class Replica:
 def build(args: dict[str, Any]) -> serve.Application:
     """The application that a Serve YAML names; `args` are the values of ServeSettings.
 
-    Raises SettingsError E1001, E1002, E1702.
+    Raises SettingsError E1001, E1002, E1003, E1702.
     """
     settings = serve_settings(args)
     Keys.load(settings.keys_file)  # unreadable keys are an error now
+    check_tracing(settings.tracing)
     limits, scaling = settings.limits, settings.scaling
     deployment = serve.deployment(
         name="medv",

@@ -18,16 +18,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from medv_ray import errors
 from medv_ray.archive.chunks import Chunk
 from medv_ray.disk import is_full
-from medv_ray.errors import MedvError, RunError
+from medv_ray.errors import MedvError
 from medv_ray.on_ray.actor import ScoreChunk, Work
-from medv_ray.on_ray.cluster import STREAM, no_room
-from medv_ray.on_ray.preflight import PoolSize
+from medv_ray.on_ray.cluster import STREAM, Lost, no_room
+from medv_ray.on_ray.decode import DecodeChunk
+from medv_ray.on_ray.preflight import DECODE_IN_FLIGHT, PoolSize
 from medv_ray.on_ray.private_ray import set_window
 from medv_ray.on_ray.source import ChunkSource
 from medv_ray.on_ray.supervisor import Supervisor, death_limit
 
 LOOK_S = 0.2
 PATIENCE_S = 5.0  # with running chunks and with the supervisor, once the job has failed
+LOST_S = 60.0
+"""In which Ray Data meets a lost supervisor, or node, too."""
 
 
 class Stream:
@@ -41,14 +44,14 @@ class Stream:
         self._chunks = chunks
         self._check = check
         self._size = size
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # not beside the actors, whose nodes come and go
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         remote: Any = ray.remote(Supervisor)
         self.supervisor: Any = remote.options(num_cpus=0, scheduling_strategy=here).remote(
-            death_limit(size.largest)
+            death_limit(size.largest), death_limit(size.decoders)
         )
         self._out: dict[int, Chunk] = {}
         self._fed = 0
-        self._window = 2 * size.largest * size.in_flight + 2
         self._pump = threading.Thread(daemon=True)
         self._error: str | None = None
         """The name of the exception with which Ray Data ended."""
@@ -96,6 +99,11 @@ class Stream:
             if self._pump.is_alive():
                 self._pump.join(PATIENCE_S)
 
+    def is_over(self) -> bool:
+        """Whether Ray Data ends soon, and so nothing of this pass goes on beside the next one."""
+        self._pump.join(LOST_S)
+        return not self._pump.is_alive()
+
     def _stop(self) -> None:
         self.stopped = True
         self.supervisor.stop.remote()
@@ -106,7 +114,7 @@ class Stream:
         return report
 
     def _ask(self, method: str, patience_s: float = math.inf) -> Any:
-        """The supervisor's answer. Raises RunError E1512 when there is none."""
+        """The supervisor's answer. Raises Lost, E1512, when there is none."""
         deadline = time.monotonic() + patience_s
         try:
             reply = getattr(self.supervisor, method).remote()
@@ -118,10 +126,10 @@ class Stream:
                     return ray.get(reply, timeout=LOOK_S)
         except ray.exceptions.RayError as error:
             kind = type(error).__name__
-            raise RunError("E1512", f"the job's supervisor is gone ({kind}).") from None
+            raise Lost("E1512", f"the job's supervisor is gone ({kind}).") from None
 
     def _feed(self, finished: list[int]) -> None:
-        room = self._window - len(self._out)
+        room = self._size.window - len(self._out)
         new = self._chunks[self._fed : self._fed + room]
         messages = []
         for number, chunk in enumerate(new, self._fed):
@@ -136,9 +144,27 @@ class Stream:
         context = chunks.context  # this dataset's own copy
         context.enable_progress_bars = False
         context.target_max_block_size = 1  # a row is a block
-        set_window(context, self._window)
+        set_window(context, self._size.window)
         context.print_on_execution_start = False
         pool, settings = self._size, work.settings.pool
+        # a chunk is answered (or decoded) while another one is read or written; see ScoreChunk
+        calls: dict[str, Any] = {
+            "max_concurrent_calls_per_actor": 2,
+            "enable_true_multi_threading": True,
+        }
+        if work.decoding is not None:
+            chunks = chunks.map_batches(
+                DecodeChunk,
+                fn_constructor_args=(work.decoding,),
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=1,
+                compute=ActorPoolStrategy(
+                    size=pool.decoders,
+                    max_tasks_in_flight_per_actor=DECODE_IN_FLIGHT,
+                    **calls,
+                ),
+            )
         scored: ray.data.Dataset = chunks.map_batches(
             ScoreChunk,
             fn_constructor_args=(work,),
@@ -150,9 +176,7 @@ class Stream:
                 min_size=pool.smallest,
                 max_size=pool.largest,
                 max_tasks_in_flight_per_actor=pool.in_flight,
-                # one chunk is answered while another one is read or written; see ScoreChunk
-                max_concurrent_calls_per_actor=2,
-                enable_true_multi_threading=True,
+                **calls,
             ),
         )
         return scored
@@ -166,7 +190,7 @@ class Stream:
         if fatal is None and self._full:
             return no_room()
         if fatal is None:
-            return RunError("E1512", f"Ray ended the job ({error}).")
+            return Lost("E1512", f"Ray ended the job ({error}).")
         kind, code, detail = fatal
         found: MedvError = getattr(errors, kind)(code, detail)
         return found

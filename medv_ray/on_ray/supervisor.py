@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 BLAMED_DEATHS = 2  # with the anonymous one before it, a crashing row costs three workers
 CHUNK_DEATHS = 6  # deaths of a chunk that no row explains
 START_DEATHS = 3  # deaths of one actor in a row while it loads
+SCORE, DECODE = "score", "decode"
+"""What actors do. Their deaths are counted apart: a chunk that decodes is no progress of those that
+answer."""
 
 
 def death_limit(actors: int) -> int:
@@ -67,7 +70,7 @@ class Deaths:
         self._alive.discard(actor)
         self._starting[actor] += 1
         if self._starting[actor] > START_DEATHS:
-            return f"A worker died {START_DEATHS} times in a row while it loaded the model."
+            return f"A worker died {START_DEATHS} times in a row while it loaded."
         if self.since_progress > self.limit:
             return f"Workers died {self.since_progress} times and no chunk was finished meanwhile."
         return ""
@@ -118,8 +121,9 @@ class Supervisor:
     is on its way when the driver dies is done again); it keeps the error that ends the job.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, decode_limit: int = 0) -> None:
         self._deaths = Deaths(limit)
+        self._of = {SCORE: self._deaths, DECODE: Deaths(decode_limit)}
         self._waiting: dict[int, str] = {}
         self._fed = 0
         self._closed = False
@@ -156,18 +160,23 @@ class Supervisor:
         self._stopped = True
         self._more.set()
 
-    async def born(self, actor: str) -> str:
+    async def born(self, actor: str, role: str = SCORE) -> str:
         """See `Deaths.born`."""
-        return self._deaths.born(actor)
+        return self._of[role].born(actor)
 
-    async def ready(self, actor: str) -> None:
+    async def ready(self, actor: str, role: str = SCORE) -> None:
         """See `Deaths.ready`."""
-        self._deaths.ready(actor)
-        self._ready_s = self._ready_s or time.monotonic()
+        self._of[role].ready(actor)
+        if role == SCORE:
+            self._ready_s = self._ready_s or time.monotonic()
 
-    async def start(self, source_key: str) -> Orders:
+    async def start(self, source_key: str, role: str = SCORE) -> Orders:
         """See `Deaths.start`."""
-        return Orders(skip="stop") if self._stopped else self._deaths.start(source_key)
+        return Orders(skip="stop") if self._stopped else self._of[role].start(source_key)
+
+    async def decoded(self, source_key: str) -> None:
+        """The chunk is on its way to an actor with the model, or will not come."""
+        self._of[DECODE].done(source_key)
 
     async def row(self, source_key: str, row: int | None) -> None:
         """See `Deaths.row`."""
@@ -202,5 +211,5 @@ class Supervisor:
         return {
             "fatal": self._fatal,
             "ready_ago_s": self._ready_s and time.monotonic() - self._ready_s,
-            "deaths": self._deaths.total,
+            "deaths": sum(deaths.total for deaths in self._of.values()),
         }

@@ -163,7 +163,10 @@ def run_on_ray(
             (out / name).unlink(missing_ok=True)
         if warning := few_updates(settings.stage, identity["survey"]["rows"]):
             sys.stderr.write(f"{warning}\n")
-        with stopping(out), reporting(settings, tell, text):
+        from medv_ray.on_ray.job_meters import TrainMeters
+
+        meters = TrainMeters(settings.stage.name)
+        with stopping(out), reporting(settings, tell, text, meters.take):
             run_workers(settings, identity)
     if (out / FAILED).is_file():
         failed = json.loads((out / FAILED).read_text())
@@ -246,7 +249,7 @@ def work(config: dict[str, Any]) -> None:
     """One worker, in a process of its own."""
     import torch
 
-    from medv_ray.on_ray.actor import die_with_parent
+    from medv_ray.on_ray.worker import die_with_parent
     from medv_ray.training.run import train_worker
 
     die_with_parent()  # else it goes on, and saves, for a second after its driver was killed
@@ -316,9 +319,15 @@ def stopping(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def reporting(settings: TrainSettings, tell: Tell, waiting: str = "") -> Iterator[None]:
+def reporting(
+    settings: TrainSettings,
+    tell: Tell,
+    waiting: str = "",
+    show: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> Iterator[None]:
     """Hand on the last step, each validation and a worker's note, while the workers go on;
-    `waiting` each minute until the first step. A validation has the curves drawn anew."""
+    `waiting` each minute until the first step. A validation has the curves drawn anew. `show` gets
+    the last step's line of events.jsonl each time."""
     over, out = threading.Event(), Path(settings.out)
     begun = last_event(out).get("step")
     validates = settings.validation.every is not None
@@ -329,6 +338,7 @@ def reporting(settings: TrainSettings, tell: Tell, waiting: str = "") -> Iterato
         while True:
             ended = over.wait(TELL_S)
             event, looked = last_event(out), last_event(out, "validation") if validates else {}
+            show(event)
             if event and event["step"] != shown and not ended:
                 shown = event["step"]
                 tell(settings.stage.name, event_of(event))

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,6 +57,7 @@ from medv_ray.serving.replies import (
 from medv_ray.serving.requests import identity, json_body
 from medv_ray.serving.responses import ResponsesCompletion, ResponsesRequest
 from medv_ray.serving.service import Service, model_object, models_list
+from medv_ray.serving.traces import Tracing, current, open_tracing, part
 from medv_ray.serving.translate import request_of, sampler_of, viewed
 from medv_ray.settings import SamplerSettings
 
@@ -91,11 +92,17 @@ FAMILIES = ("/v1/models", "/v1/files", "/v1/batches")
 """Those that what lies below is counted with."""
 
 
-def make_app(service: Service, keys: Keys, audit: AuditLog | None = None) -> App:
+def make_app(
+    service: Service, keys: Keys, audit: AuditLog | None = None, tracing: Tracing | None = None
+) -> App:
     """The whole endpoint as one ASGI application. Batches are worked on while the service is open.
 
-    Raises SettingsError E1001 for a folder of batches that cannot be used.
+    `tracing`: None makes what the settings ask for. Raises SettingsError E1001 for a folder of
+    batches that cannot be used, E1003 for tracing without its package.
     """
+    tracing = tracing or open_tracing(service.settings.tracing)
+    if tracing is not None:
+        service.beside.append(tracing.close)
     batch = service.settings.batch
     shelf = None if batch.folder is None else open_shelf(batch)
     routes = Routes(service, audit)
@@ -107,7 +114,7 @@ def make_app(service: Service, keys: Keys, audit: AuditLog | None = None) -> App
         uploads, wake = Spool(shelf), runner.wake
     BatchRoutes(shelf, wake).add_to(routes.app)
     policy = Policy(service.settings.limits, keys, uploads=uploads)
-    return Counted(Guard(routes.app, policy), service.meters)
+    return Counted(Guard(routes.app, policy), service.meters, tracing)
 
 
 def open_shelf(settings: BatchSettings) -> Shelf:
@@ -120,11 +127,11 @@ def open_shelf(settings: BatchSettings) -> Shelf:
 
 
 class Counted:
-    """Counts requests by route and status, answers HEAD as GET without its body, and keeps what a
-    defect says out of the logs."""
+    """Counts requests by route and status, traces them, answers HEAD as GET without its body, and
+    keeps what a defect says out of the logs."""
 
-    def __init__(self, app: App, meters: Meters) -> None:
-        self._app, self._meters = app, meters
+    def __init__(self, app: App, meters: Meters, tracing: Tracing | None = None) -> None:
+        self._app, self._meters, self._tracing = app, meters, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -147,17 +154,22 @@ class Counted:
                 message = {**message, "body": b""}
             await send(message)
 
-        try:
-            await self._app(scope, receive, noting)
-        except Exception as error:
-            # answered already; raised on, it would be logged with its text, which may hold anything
-            log.error("a request ended with %s", type(error).__name__)
-            if os.environ.get("MEDV_DEBUG"):
-                raise
-        finally:
-            route = route_of(scope["path"])
-            self._meters.add("medv_requests", route=route, status=status)
-            self._meters.add("medv_request_seconds", time.monotonic() - started_s, route=route)
+        traced = nullcontext() if self._tracing is None else self._tracing.tracing(scope)
+        with traced as trace:
+            try:
+                await self._app(scope, receive, noting)
+            except Exception as error:
+                # answered already; raised on, it would be logged with its text, which may hold
+                # anything
+                log.error("a request ended with %s", type(error).__name__)
+                if os.environ.get("MEDV_DEBUG"):
+                    raise
+            finally:
+                route = route_of(scope["path"])
+                self._meters.add("medv_requests", route=route, status=status)
+                self._meters.add("medv_request_seconds", time.monotonic() - started_s, route=route)
+                if trace is not None:
+                    trace.end(route, status)
 
 
 def route_of(path: str) -> str:
@@ -276,6 +288,9 @@ class Routes:
         async with AsyncExitStack() as held:
             if self._audit is not None:
                 held.callback(self._note_chat, said, owner, started_s)
+            if (trace := current()) is not None:
+                trace.note(model=asked.model, answers=len(said.choices), stream=bool(asked.stream))
+                held.callback(lambda: trace.note(outcome=said.outcome))
             seeds = [choice.seed for choice in said.choices]
             with said.noting():
                 held.enter_context(permits.taken(owner, len(seeds)))
@@ -408,7 +423,10 @@ class Routes:
             found = request_of(dialogue, sampler, seed, image, self._fetch, decode)
             return replace(found, template=form)
 
-        return await in_thread(read)
+        with part("decode pictures") as about:
+            found = await in_thread(read)
+            about.attributes["pictures"] = len(found.images)
+        return found
 
     def _json(self, value: dict[str, Any]) -> JSONResponse:
         return JSONResponse(value, headers=HEADERS)
@@ -427,6 +445,8 @@ class Routes:
         return FileResponse(path, headers=headers)
 
     def _error(self, code: str, message: str, param: str | None = None) -> Response:
+        if (trace := current()) is not None:
+            trace.note(outcome=code)
         status = status_of(code)
         headers = HEADERS | headers_of(status, self._limits.retry_after_s)
         body = body_of(error_object(code, message, param))

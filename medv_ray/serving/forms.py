@@ -21,13 +21,13 @@ def form_of(asked: Prompted, limits: LimitSettings) -> Template | None:
     given = _of_diffusion(asked, limits)
     if isinstance(asked, ChatRequest):
         given |= _of_request(asked, given)
-    if not given:
-        if isinstance(asked, ChatRequest) and asked.top_logprobs:
-            rule = "of choices alone; /v1/inspect has the alternatives of a position"
-            raise BadRequest("E1701", f"top_logprobs: {rule}.", "top_logprobs")
-        return None
     if len(given) > 1:
         raise BadRequest("E1701", f"give one of {' and '.join(given)}.", [*given][0])
+    if isinstance(asked, ChatRequest) and asked.top_logprobs and "diffusion.choices" not in given:
+        rule = "of choices alone; /v1/inspect has the alternatives of a position"
+        raise BadRequest("E1701", f"top_logprobs: {rule}.", "top_logprobs")
+    if not given:
+        return None
     if isinstance(asked, ChatRequest) and asked.stops:
         raise BadRequest("E1701", "stop: an answer that has a form is not cut.", "stop")
     [(field, (made, value))] = given.items()

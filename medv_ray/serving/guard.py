@@ -44,10 +44,10 @@ MAX_STRUCTURE = 2**16
 class Refusal(Exception):
     """Ends a request before the application saw it."""
 
-    def __init__(self, code: str, message: str, unread: bool = True) -> None:
-        """`unread`: more of the body may be on its way."""
+    def __init__(self, code: str, message: str, late: bool = False) -> None:
+        """`late`: the body took too long, and no more of it is waited for."""
         super().__init__(code)
-        self.code, self.message, self.unread = code, message, unread
+        self.code, self.message, self.late = code, message, late
 
 
 class Uploads(Protocol):
@@ -72,6 +72,18 @@ class Policy:
     """None: a form is held like any other body, and no larger."""
 
 
+class Coming:
+    """A request's messages, and whether the last of them has come."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self.ended = receive, False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self.ended = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+
 class Guard:
     """Around an ASGI application. Requests reach it with a body that is whole and small enough."""
 
@@ -88,18 +100,20 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         body, taken = bytearray(), None
+        coming = Coming(_at_hand(scope, receive))
         try:
             headers = self._headers(scope)
             scope.setdefault("state", {})["key"] = self._owner(scope, headers)
-            coming = _at_hand(scope, receive)
-            if self._uploads is not None and is_form(scope, headers) and UPLOAD not in scope:
+            if UPLOAD in scope:  # the front has put it on disk, and its length is the file's
+                pass
+            elif self._uploads is not None and is_form(scope, headers):
                 taken = scope[UPLOAD] = await self._uploads.take(headers, coming)
             else:
                 await self._read(scope, headers, coming, body)
             await self._app(scope, _replay(bytes(body), receive), send)
         except Refusal as refused:
             self._note(refused.code)
-            await self._refuse(refused, receive, send)
+            await self._refuse(refused, coming, send)
         finally:
             self._held_bytes -= len(body)
             if taken is not None and self._uploads is not None:
@@ -146,9 +160,9 @@ class Guard:
             except TimeoutError:
                 seconds = self._limits.body_seconds
                 rule = f"the body took over {seconds:g} s to arrive."
-                raise Refusal("E1709", rule, unread=False) from None
+                raise Refusal("E1709", rule, late=True) from None
             if message["type"] != "http.request":  # the client is gone
-                raise Refusal("E1709", "the body ended early.", unread=False)
+                raise Refusal("E1709", "the body ended early.")
             piece = message.get("body", b"")
             body += piece
             self._held_bytes += len(piece)
@@ -160,9 +174,9 @@ class Guard:
                 break
         if not (is_form(scope, headers) or is_within_structure(body)):
             rule = f"the body has more than {MAX_STRUCTURE} values."
-            raise Refusal("E1701", rule, unread=False)
+            raise Refusal("E1701", rule)
 
-    async def _refuse(self, refused: Refusal, receive: Receive, send: Send) -> None:
+    async def _refuse(self, refused: Refusal, coming: Coming, send: Send) -> None:
         body = body_of(error_object(refused.code, refused.message))
         status = status_of(refused.code)
         headers = headers_of(status, self._limits.retry_after_s)
@@ -171,8 +185,8 @@ class Guard:
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body, "more_body": True})
-        if refused.unread:
-            await _throw_away(receive)
+        if not (refused.late or coming.ended):
+            await _throw_away(coming)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -105,6 +105,18 @@ class BatchSettings(Settings):
     """Batches that a replica works on at the same time."""
 
 
+class TracingSettings(Settings):
+    """Traces of requests, for a collector of OpenTelemetry (docs/observability.md). They hold
+    times, sizes, counts and codes, never what was asked or answered."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/[^\s@]*)?$")] | None = None
+    """A collector's OTLP/HTTP address, http://127.0.0.1:4318 say; needs the extra
+    `medv-ray[otel]`. Keys for it go into the environment: OTEL_EXPORTER_OTLP_HEADERS. None: nothing
+    is traced."""
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Of the requests that bring no trace of their own; for those that do, theirs decides."""
+
+
 class ScalingSettings(Settings):
     """How many replicas there are, and what each takes of the cluster."""
 
@@ -149,6 +161,7 @@ class ServeSettings(AnswerSettings):
     fetch: FetchSettings = FetchSettings()
     scaling: ScalingSettings = ScalingSettings()
     batch: BatchSettings = BatchSettings()
+    tracing: TracingSettings = TracingSettings()
     keys_file: str | None = None
     """File of API keys, one `name key` a line. None: the environment's MEDV_API_KEYS_FILE; without
     any, only clients on the same machine are answered."""

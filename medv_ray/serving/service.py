@@ -28,6 +28,7 @@ from medv_ray.serving.meters import Meters
 from medv_ray.serving.options import ServeSettings
 from medv_ray.serving.protocol import BadRequest
 from medv_ray.serving.scheduler import Event, Job, Scheduler, sink_to
+from medv_ray.serving.traces import current
 from medv_ray.settings import SamplerSettings
 
 
@@ -147,6 +148,8 @@ class Service:
             if isinstance(event, Answer):
                 left -= 1
                 self._count(event)
+                if (trace := current()) is not None:
+                    trace.answered(number, event)
             yield number, event
 
     def _count(self, answer: Answer) -> None:

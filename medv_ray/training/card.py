@@ -52,7 +52,9 @@ def card(
     front = ["---", "library_name: medv_ray", f"license: {licence if named else 'other'}"]
     front += [f"license_link: {link}"] if link else []
     front += [f"{LICENCE_NAME}: {json.dumps(licence)}"] if licence and not named else []
-    recipe = stage.model_dump(mode="json")
+    recipe = stage.model_dump(mode="json", include={*RECIPE})
+    if manifest["num_steps"] == stage.max_steps:
+        del recipe["epochs"]  # they were not what ended it
     ended = manifest["step"] < manifest["num_steps"]
     whole = f"{manifest['step']} of {manifest['num_steps']} updates" if ended else "all updates"
     looks = manifest.get("validation") or {}
@@ -75,7 +77,7 @@ def card(
         "",
         "| setting | value |",
         "|---|---|",
-        *(f"| {name} | {json.dumps(recipe[name])} |" for name in RECIPE),
+        *(f"| {name} | {json.dumps(recipe[name])} |" for name in RECIPE if name in recipe),
         "",
         "## Results",
         "",

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from medv_ray.serving.app import make_app
 from medv_ray.serving.audit import AuditLog, verify
 from medv_ray.serving.service import Service
+from medv_ray.serving.traces import Tracing
 from tests.canary import planting, search
 from tests.canary.planting import ANSWER, FILE, NUMBER, QUESTION, WORD
 from tests.unit.serving.client import (
@@ -202,3 +206,24 @@ def test_bodies_are_canaries() -> None:
             assert search.hits(encoded(body)), what
     with search.planted():
         assert search.in_text(json.dumps(HEADERS))
+
+
+def test_spans_hold_nothing_of_a_request(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the trace id of a `traceparent`, which is whatever its client made it."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(service, "beside", [])
+    app = make_app(service, KEYS, tracing=Tracing(provider))
+    headers = {**HEADERS, "traceparent": f"00-{WORD}", "tracestate": f"a={WORD}"}
+    for stream in (False, True):
+        assert ask(app, asked(stream=stream), headers=headers, path=PATH).status == 200
+    for body in refused().values():
+        ask(app, body, headers=headers, path=PATH)
+    for path, body in refused_beside().values():
+        ask(app, body, headers=headers, path=path)
+    get(app, f"/v1/models/{WORD}", headers=headers)
+    ask(app, asked(), headers=headers, method=WORD, path=f"/{WORD}")
+    said = "\n".join(span.to_json() for span in exporter.get_finished_spans())
+    assert said.count('"name": "denoise"') == 2
+    assert search.hits(said.encode()) == []

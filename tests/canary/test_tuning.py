@@ -92,7 +92,9 @@ def test_the_machine_and_the_plan(
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.setenv("RAY_TMPDIR", str(here))
-    monkeypatch.setattr("medv_ray.on_ray.doctor._asset", lambda: iter(()))  # a second of a model
+    monkeypatch.setattr(
+        "medv_ray.on_ray.doctor.check_model", lambda model: iter(())
+    )  # a second of a model
     medv("doctor")
     monkeypatch.setenv("RAY_TMPDIR", str(here / "no"))
     medv("doctor", fails=True)

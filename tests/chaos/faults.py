@@ -95,11 +95,14 @@ FAULTS = (
     Fault(
         6,
         "SIGKILL of the raylet and of the head's server; of one of two nodes, and of the head of a "
-        "cluster",
-        "without the node the job goes on, or ends with E1512 where Ray loses the supervisor with "
-        "it; without a head it ends; the same command goes on",
+        "cluster; of a node that the autoscaler had started; of a node in the middle of training",
+        "without the node the job goes on, and so does elastic training, with the workers that are "
+        "left; without a head it ends; the same command goes on",
         ("integration/test_ends.py::test_every_end_is_told_in_a_line_and_costs_no_row",),
-        ("fault_runs --only nodes",),
+        (
+            "fault_runs --only nodes",
+            "autoscale --only lost --only head --only train",
+        ),
     ),
     Fault(
         7,

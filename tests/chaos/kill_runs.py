@@ -1,11 +1,12 @@
 """Kill a scoring job again and again; at the end every row must be there once.
 
-    python -m tests.chaos.kill_runs [--short]
+    python -m tests.chaos.kill_runs [--short] [--decode-actors 1]
 
 1. SIGKILL the driver, each time at a random moment after that run's first new commit, and start the
    same job again at once. 2. SIGKILL scoring actors of the last run. 3. A row that aborts its
-   worker. The predictor sleeps 40 ms a row. One JSON line with the figures; exit code 1 if any of
-   them is not what the job promises.
+worker. The predictor sleeps 40 ms a row. With `--decode-actors`, every other run decodes in actors
+in front of the scoring ones, of which there is one less for each; both kinds are killed. One JSON
+line with the figures; exit code 1 if any of them is not what the job promises.
 """
 
 from __future__ import annotations
@@ -47,9 +48,17 @@ class Runs:
     """Every process that a job had."""
     problems: list[str] = field(default_factory=list)
     patience_s: float = PATIENCE_S
+    decode_actors: int | None = None
+    """Of every other run, the first among them; None: no run has any."""
+    started: int = 0
 
     def start(self) -> subprocess.Popen[str]:
-        more = {"chunk_rows": CHUNK_ROWS, "pool": {"max_actors": ACTORS}}
+        pool = {"max_actors": ACTORS}
+        if self.decode_actors is not None:
+            decoders = 0 if self.started % 2 else self.decode_actors
+            pool = {"max_actors": ACTORS - decoders, "decode_actors": decoders}
+        self.started += 1
+        more = {"chunk_rows": CHUNK_ROWS, "pool": pool}
         return subprocess.Popen(
             [sys.executable, "-m", "tests.integration.run_job", str(self.folder)],
             cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
@@ -130,7 +139,7 @@ def kill_actors(runs: Runs, kills: int) -> dict[str, object]:
     commits = before
     while killed < kills and runs.wait_for_commits(process, commits):
         time.sleep(runs.rng.uniform(0, ACTOR_WINDOW_S))
-        alive = processes.actors(process.pid)
+        alive = processes.actors(process.pid) + processes.decoding_actors(process.pid)
         if alive:
             runs.note(process)
             os.kill(runs.rng.choice(alive), signal.SIGKILL)
@@ -197,15 +206,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--short", action="store_true", help="3 + 2 kills over 800 rows")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--decode-actors", type=int, choices=range(1, ACTORS))
     args = parser.parse_args()
     rows, drivers, actors = (800, 3, 2) if args.short else (5000, 20, 10)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="medv-kill-") as name:
-        runs = Runs(Path(name), random.Random(args.seed))
+        runs = Runs(Path(name), random.Random(args.seed), decode_actors=args.decode_actors)
         (runs.folder / "attempts").mkdir()
         questions = [f"sleep:{ROW_S} row {number}" for number in range(rows)]
         stub.write_archive(runs.folder / "in.parquet", questions)
         figures: dict[str, object] = {"chaos": "kill_runs", "seed": args.seed}
+        figures["decode_actors"] = args.decode_actors
         figures |= kill_drivers(runs, drivers)
         figures |= kill_actors(runs, actors)
         figures |= check_rows(runs, rows)

@@ -42,7 +42,7 @@ from PIL import Image
 from medv_ray.archive.ledger import parse
 from medv_ray.engine import Answer, Request, row_seed
 from medv_ray.errors import DataError
-from tests.chaos.serve_runs import free_port
+from tests.chaos.ray_nodes import free_port
 from tests.integration import processes, stub
 
 ROOT = Path(__file__).parents[2]

@@ -63,6 +63,8 @@ RUNS = {
     "kill_train": ["tests.chaos.kill_train"],
     "bit_flips": ["tests.chaos.bit_flips"],
     "serve_runs": ["tests.chaos.serve_runs", *(w for arm in ARMS for w in ("--only", arm))],
+    "fault_runs": ["tests.chaos.fault_runs"],
+    "autoscale": ["tests.chaos.autoscale"],
     "soak": ["tests.chaos.serve_runs", "--only", "soak", "--requests", "100000"],
     "round_trip": ["tests.chaos.orthanc_round_trip"],
     "corpus": ["tests.corpus", "--check", "docs/reliability.md"],
@@ -92,6 +94,32 @@ def _arm(name: str) -> Callable[[list[Line]], Any]:
         return found
 
     return of
+
+
+def _nodes(lines: list[Line]) -> str:
+    line = lines[-1]["nodes"]
+    said = "{missing}, {duplicate} of {rows}; the job went on: {went_on_without_the_second_node}"
+    return said.format(**line)
+
+
+def _servers(lines: list[Line]) -> str:
+    line = lines[-1]["servers"]
+    said = (
+        f"{name}: {line[f'{name}_answers_again_s']} s, {line[f'{name}_connections_broken']}"
+        for name in ("ServeController", "ProxyActor")
+    )
+    return "; ".join(said)
+
+
+def _scaled(lines: list[Line]) -> str:
+    said = "{most_nodes}, then {nodes_at_the_end}; {missing}, {duplicate} of {rows:,} rows in "
+    return (said + "{job_s} s").format(**_arm("score")(lines))
+
+
+def _lost(lines: list[Line]) -> str:
+    each = (f"{name}: {{missing}}, {{duplicate}} of {{rows:,}}" for name in ("lost", "head"))
+    found = (_arm(name)(lines) for name in ("lost", "head"))
+    return "; ".join(said.format(**line) for said, line in zip(each, found, strict=True))
 
 
 def _server_errors(line: Line) -> str:
@@ -184,6 +212,29 @@ FIGURES = (
         + _server_errors(_arm("redeploy")(lines)), "20, 0",
     ),
     Figure(
+        "one of two nodes lost, then the head: rows lost, doubled", "fault_runs", _nodes,
+        "0, 0; the job goes on without the node",
+    ),
+    Figure(
+        "Serve's controller, its proxy killed: answers again after, connections broken",
+        "fault_runs", _servers, "0 and 8 of 4 clients",
+    ),
+    Figure(
+        "no room for Ray's folder: the job ended after", "fault_runs",
+        lambda lines: f"{lines[-1]['disk']['end_without_room_s']} s",
+    ),
+    Figure(
+        "autoscaling: nodes at once, after the job; rows lost, doubled", "autoscale", _scaled,
+        "4 and more, then 1; 0, 0; 240 s",
+    ),
+    Figure(
+        "a worker node killed, the head killed: rows lost, doubled", "autoscale", _lost, "0, 0"
+    ),
+    Figure(
+        "endpoint: replicas before, under load, after", "autoscale",
+        lambda lines: "0, {most_replicas}, 0".format(**_arm("endpoint")(lines)), "0, 2 and more, 0",
+    ),
+    Figure(
         "soak: requests, errors", "soak",
         lambda lines: "{requests:,}, {errors}".format(**lines[-1]), "100,000, 0",
     ),
@@ -216,7 +267,8 @@ FIGURES = (
 )  # fmt: skip
 NOT_HERE = {
     "16 requests at once for 10 minutes on one H200, 8B": "no GPU has run this project",
-    "errors of GPUs, NCCL hangs, lost nodes, spot reclaim": "one machine without a GPU",
+    "errors of GPUs, NCCL hangs, nodes that go with their network, spot reclaim": "one machine "
+    "without a GPU",
 }
 """Figures that cannot be had on such a machine, and why."""
 

@@ -19,10 +19,11 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections import Counter
@@ -39,6 +40,7 @@ import yaml
 
 from medv_ray.data import synthetic
 from medv_ray.serving.options import LimitSettings
+from tests.chaos.ray_nodes import end_all, free_port, join, wait_for
 from tests.integration.processes import descendants
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +74,8 @@ class Endpoint:
     port: int
     mark: bytes = b""
     """In the environment of its processes, so that those of another Ray are left alone."""
+    dashboard: int = 0
+    """The port to which `serve deploy` goes."""
 
     @property
     def url(self) -> str:
@@ -661,7 +665,7 @@ async def redeploy(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], lis
             old = set(endpoint.pids("ServeReplica"))
             assert old, "no replica runs"
             settings["applications"][0]["args"]["seed"] = number + 1
-            await asyncio.to_thread(deploy, settings)
+            await asyncio.to_thread(deploy, settings, endpoint.dashboard)
             for _ in range(600):
                 now = set(endpoint.pids("ServeReplica"))  # by a name they get when they are ready
                 if now and not old & now:
@@ -680,13 +684,16 @@ async def redeploy(endpoint: Endpoint, short: bool) -> tuple[dict[str, Any], lis
     return {"deployments": deployed, **seen.said()}, seen.problems
 
 
-def deploy(settings: dict[str, Any]) -> None:
-    """`serve deploy` of a file with these settings."""
+def deploy(settings: dict[str, Any], dashboard: int) -> None:
+    """`serve deploy` of a file with these settings, at a head's dashboard."""
     file = Path(f"/tmp/medv-serve-{os.getpid()}.yaml")
     file.write_text(yaml.safe_dump(settings))
-    command = [str(Path(sys.executable).with_name("serve")), "deploy", str(file)]
-    subprocess.run(command, check=True, capture_output=True, env=OPEN)
+    address = f"http://127.0.0.1:{dashboard}"
+    command = [str(Path(sys.executable).with_name("serve")), "deploy", "--address", address]
+    done = subprocess.run([*command, str(file)], capture_output=True, text=True, env=OPEN)
     file.unlink()
+    if done.returncode:
+        raise RuntimeError(f"serve deploy: {done.stderr.strip()[-300:]}")
 
 
 @contextmanager
@@ -713,34 +720,32 @@ def head() -> Iterator[Endpoint]:
     """A head of its own, and cluster/serve.yaml deployed on it."""
     from medv_ray.on_ray.front import CALLBACK
 
-    port, ray = free_port(), str(Path(sys.executable).with_name("ray"))
-    environment = ENVIRONMENT | {
-        "RAY_AUTH_MODE": "disabled",
-        CALLBACK: "medv_ray.on_ray.front:middlewares",
-    }
-    start = [ray, "start", "--head", "--num-cpus", "2", "--port", str(free_port())]
-    subprocess.run(start, check=True, capture_output=True, env=environment)
+    port, gcs, dashboard = free_port(), free_port(), free_port()
+    folder = Path(tempfile.mkdtemp(prefix="mh", dir="/tmp"))
+    environment = OPEN | {CALLBACK: "medv_ray.on_ray.front:middlewares"}
+    ports = {"port": gcs, "dashboard-port": dashboard}
+    ports |= {"dashboard-agent-listen-port": free_port(), "ray-client-server-port": free_port()}
+    how = ["--head", "--node-ip-address", "127.0.0.1", "--temp-dir", str(folder)]
+    how += [word for name, one in ports.items() for word in (f"--{name}", str(one))]
+    process = join(environment, f"127.0.0.1:{gcs}", 1, *how, cpus=2)
     try:
         settings = yaml.safe_load((ROOT / "cluster/serve.yaml").read_text())
         settings["http_options"]["port"] = port
-        deploy(settings)
-        begun_s = time.monotonic()
-        while time.monotonic() < begun_s + START_S:
-            try:
-                if httpx2.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
-                    break
-            except httpx2.HTTPError:
-                pass
-            time.sleep(0.5)
-        yield Endpoint(port, MARK)
+        wait_for(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), "the dashboard")
+        deploy(settings, dashboard)
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), "the application")
+        yield Endpoint(port, MARK, dashboard)
     finally:
-        subprocess.run([ray, "stop", "--force"], capture_output=True, env=environment)
+        end_all(process)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+def answers(url: str) -> bool:
+    """Whether it answers 200."""
+    try:
+        return httpx2.get(url, timeout=5, trust_env=False).status_code == 200
+    except httpx2.HTTPError:
+        return False
 
 
 def _descriptors(pid: int) -> int:

@@ -48,6 +48,12 @@ def _(given: Given) -> list[str]:
     return []
 
 
+@case("JSON_SCHEMA")
+def _(given: Given) -> list[str]:
+    assert isinstance(ask(given, instructor.Mode.JSON_SCHEMA), Reply)
+    return []
+
+
 @case("JSON", refused="response_format.type")
 def _(given: Given) -> list[str]:
     ask(given, instructor.Mode.JSON)

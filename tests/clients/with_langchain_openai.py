@@ -1,10 +1,11 @@
 """`langchain-openai`: ChatOpenAI with the messages of langchain-core."""
 
-from typing import Any
+from typing import Any, Literal
 
 from cases import Given, case
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
+from pydantic import BaseModel, Field
 
 
 def chat(given: Given, **more: Any) -> ChatOpenAI:
@@ -53,10 +54,29 @@ def _(given: Given) -> list[str]:
     return []
 
 
-@case("with_structured_output", refused="response_format.type")
+class Report(BaseModel):
+    """What is seen."""
+
+    kind: Literal["tile", "smear"]
+    cells: int = Field(ge=0, le=12)
+    note: str | None = Field(max_length=12)
+
+
+@case("with_structured_output: a pydantic model, its schema; invoked and streamed")
 def _(given: Given) -> list[str]:
-    schema = {"title": "Reply", "type": "object", "properties": {"answer": {"type": "string"}}}
-    asked = chat(given).with_structured_output(schema, method="json_schema")
+    messages = [HumanMessage(content=given.content)]
+    asked = chat(given).with_structured_output(Report)
+    found: Any = asked.invoke(messages)
+    assert isinstance(found, Report)
+    assert [*asked.stream(messages)][-1] == found
+    schema = chat(given).with_structured_output(Report.model_json_schema(), method="json_schema")
+    assert schema.invoke(messages) == found.model_dump()
+    return []
+
+
+@case("with_structured_output(method='json_mode')", refused="response_format.type")
+def _(given: Given) -> list[str]:
+    asked = chat(given).with_structured_output(Report, method="json_mode")
     asked.invoke([HumanMessage(content=given.content)])
     return []
 

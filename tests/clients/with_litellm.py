@@ -1,10 +1,11 @@
 """`litellm`, as it calls any OpenAI-compatible server."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import litellm
 from cases import Given, case
+from pydantic import BaseModel, Field
 
 litellm.telemetry = False
 
@@ -58,6 +59,26 @@ def _(given: Given) -> list[str]:
     messages: list[Any] = [{"role": "user", "content": given.content}]
     extra = {"repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0, "ignore_eos": False}
     return [ask(given, messages, top_p=1, extra_body=extra).choices[0].message.content]
+
+
+class Report(BaseModel):
+    kind: Literal["tile", "smear"]
+    cells: int = Field(ge=0, le=12)
+    note: str | None = Field(max_length=12)
+
+
+@case("response_format: a pydantic model, a JSON schema; streamed")
+def _(given: Given) -> list[str]:
+    messages: list[Any] = [{"role": "user", "content": given.content}]
+    schema = {"name": "report", "strict": True, "schema": Report.model_json_schema()}
+    texts = []
+    for kind in (Report, {"type": "json_schema", "json_schema": schema}):
+        texts.append(ask(given, messages, response_format=kind).choices[0].message.content)
+    chunks = list(ask(given, messages, response_format=Report, stream=True))
+    whole: Any = litellm.stream_chunk_builder(chunks, messages=messages)
+    texts.append(whole.choices[0].message.content)
+    assert len({Report.model_validate_json(text).model_dump_json() for text in texts}) == 1
+    return []
 
 
 @case("top_p=0.9", refused="top_p")

@@ -2,10 +2,11 @@
 
 import json
 import time
-from typing import Any
+from typing import Any, Literal
 
 from cases import Given, case
 from openai import OpenAI
+from pydantic import BaseModel, Field
 
 
 def client(given: Given) -> OpenAI:
@@ -89,14 +90,47 @@ def _(given: Given) -> list[str]:
     return []
 
 
-@case("response_format json_schema (parse)", refused="response_format.type")
+class Report(BaseModel):
+    kind: Literal["tile", "smear"]
+    cells: int = Field(ge=0, le=12)
+    note: str | None = Field(max_length=12)
+
+
+@case("parse and stream of a pydantic model, by chat and by responses")
 def _(given: Given) -> list[str]:
-    from pydantic import BaseModel
+    messages: Any = [{"role": "user", "content": given.content}]
+    asked: Any = {"model": given.model, "messages": messages, "response_format": Report}
+    with client(given) as ours:
+        whole = ours.chat.completions.parse(**asked).choices[0].message
+        with ours.chat.completions.stream(**asked) as stream:
+            streamed = stream.get_final_completion().choices[0].message
+        response = ours.responses.parse(model=given.model, input=given.first, text_format=Report)
+    assert isinstance(whole.parsed, Report)
+    assert streamed.parsed == whole.parsed
+    assert isinstance(response.output_parsed, Report)
+    return []
 
-    class Reply(BaseModel):
-        answer: str
 
+@case("choices with top_logprobs")
+def _(given: Given) -> list[str]:
     messages: Any = [{"role": "user", "content": given.content}]
     with client(given) as asked:
-        asked.chat.completions.parse(model=given.model, messages=messages, response_format=Reply)
+        reply = asked.chat.completions.create(
+            model=given.model, messages=messages, logprobs=True, top_logprobs=2,
+            extra_body={"diffusion": {"choices": ["yes", "no"]}},
+        )  # fmt: skip
+    [choice] = reply.choices
+    assert choice.logprobs is not None
+    [token] = choice.logprobs.content or []
+    assert {one.token for one in token.top_logprobs} == {"yes", "no"}
+    assert choice.message.content == token.token
+    return []
+
+
+@case("response_format json_object", refused="response_format.type")
+def _(given: Given) -> list[str]:
+    messages: Any = [{"role": "user", "content": given.content}]
+    kind: Any = {"type": "json_object"}
+    with client(given) as asked:
+        asked.chat.completions.create(model=given.model, messages=messages, response_format=kind)
     return []

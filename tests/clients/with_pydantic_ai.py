@@ -5,8 +5,8 @@ from contextlib import suppress
 from typing import Any
 
 from cases import Given, case
-from pydantic import BaseModel
-from pydantic_ai import Agent, BinaryContent, UnexpectedModelBehavior
+from pydantic import BaseModel, Field
+from pydantic_ai import Agent, BinaryContent, NativeOutput, UnexpectedModelBehavior
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -47,6 +47,17 @@ def _(given: Given) -> list[str]:
     first = asked.run_sync(question(given))
     with suppress(UnexpectedModelBehavior):  # what it calls an empty answer, the toy's here
         asked.run_sync(given.second, message_history=first.all_messages())
+    return []
+
+
+@case("structured output, NativeOutput")
+def _(given: Given) -> list[str]:
+    class Reply(BaseModel):
+        bright: bool
+        cells: int = Field(ge=0, le=12)
+
+    found = agent(given, output_type=NativeOutput(Reply)).run_sync(question(given)).output
+    assert isinstance(found, Reply)
     return []
 
 

@@ -1,5 +1,6 @@
 """One Ray for all tests of this folder that run in this process."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -30,12 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
+def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     import ray
     from ray._private import worker
 
     from tests.canary import search
 
+    kept = {"folder": str(tmp_path_factory.mktemp("batches"))}
+    os.environ["MEDV_SERVE_BATCH"] = json.dumps(kept)  # of Serve's proxies
     os.environ["MEDV_CHAOS"] = str(os.getpid())  # a mark, by which a test finds what it may kill
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,

@@ -50,3 +50,8 @@ def command(pid: int) -> str:
 def actors(root: int) -> list[int]:
     """Scoring actors below `root`."""
     return [pid for pid in descendants(root) if "ScoreChunk" in command(pid)]
+
+
+def decoding_actors(root: int) -> list[int]:
+    """Those that decode in front of them."""
+    return [pid for pid in descendants(root) if "DecodeChunk" in command(pid)]

@@ -22,9 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from medv_ray.data.images import Refused
 from medv_ray.engine import Answer, Request
 from medv_ray.errors import CheckpointError, DataError, RunError
 from medv_ray.on_ray.options import ScoreSettings
+from medv_ray.settings import TOY
 
 STUB = "tests.integration.stub:load"
 ATTEMPTS = "MEDV_TEST_ATTEMPTS"
@@ -68,8 +70,13 @@ class Stub:
                 Path(value).rename(Path(value).with_suffix(".moved"))
             elif name == "bad":
                 return DataError("E1303", "too long.")
-        held = (getattr(image, "data", image) for image in request.images)  # of parts the file
-        sha256 = tuple(hashlib.sha256(data).hexdigest() for data in held)
+        refused = [image.error for image in request.images if isinstance(image, Refused)]
+        if refused:
+            return refused[0]
+        sha256 = tuple(
+            hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else image.sha256
+            for image in request.images
+        )
         new = set(sha256) - self._seen
         self._seen |= new
         self.counters.decodes += len(new)
@@ -159,11 +166,13 @@ def settings(folder: Path, **more: Any) -> ScoreSettings:
     """A job on `folder/in.parquet` into `folder/run`."""
     chunk_rows = more.pop("chunk_rows", 8)
     pool = more.pop("pool", {})
+    # who decodes must know how the model's pictures are cut
+    model = TOY if "decode_actors" in pool else write_model(folder / "model")
     return ScoreSettings.model_validate(
         {
             "out": str(folder / "run"),
             "archive": {"archive": str(folder / "in.parquet"), "chunk_rows": chunk_rows},
-            "model": {"path": str(write_model(folder / "model"))},
+            "model": {"path": str(model)},
             "pool": pool,
             **more,
         }

@@ -149,6 +149,25 @@ def test_a_killed_actor_costs_nothing(tmp_path: Path, soon: Any) -> None:
 
 
 @pytest.mark.slow
+def test_a_lost_supervisor_costs_nothing(
+    tmp_path: Path, soon: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.write_archive(tmp_path / "in.parquet", ["sleep:0.1 what is this?"] * 96)
+
+    def kill_it() -> None:
+        below = processes.descendants(os.getpid())
+        [pid] = [p for p in below if processes.command(p).startswith("ray::Supervisor")]
+        os.kill(pid, signal.SIGKILL)
+
+    soon(lambda: committed(tmp_path) >= 2, kill_it)
+    outcome = go(tmp_path)
+    assert outcome.exit_code == 0
+    assert "a node of Ray's was lost" in capsys.readouterr().err
+    assert set(rows_of(tmp_path).values()) == {"answered"}
+    assert len(rows_of(tmp_path)) == 96
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factory", "kind", "word"),
     [
@@ -250,3 +269,38 @@ def test_a_full_disk_under_the_driver(tmp_path: Path, monkeypatch: pytest.Monkey
     assert cpus_come_free()
     assert go(tmp_path, pool=ALONE).exit_code == 0
     assert len(rows_of(tmp_path)) == 32
+
+
+@pytest.mark.slow
+def test_decoding_in_front_of_the_model_changes_no_row(tmp_path: Path, soon: Any) -> None:
+    """One actor decodes and one answers; a decoder is killed, and the rest is scored without."""
+    questions = [SLOW, "bad", "", "raise", *["sleep:0.1 what?"] * 60]
+    for name in ("split", "whole"):
+        stub.write_archive(tmp_path / name / "in.parquet", questions)
+    plain = go(tmp_path / "whole", pool={**ALONE, "decode_actors": 0})
+
+    def kill_one() -> None:
+        os.kill(processes.decoding_actors(os.getpid())[0], signal.SIGKILL)
+
+    soon(lambda: committed(tmp_path / "split") >= 1, kill_one)
+    outcome = go(tmp_path / "split", pool={**ALONE, "decode_actors": 1})
+    assert outcome.exit_code == 0
+    assert outcome.session.deaths <= 1
+    assert outcome.session.reasons == plain.session.reasons
+    assert rows_of(tmp_path / "split") == rows_of(tmp_path / "whole")
+    assert outcome.session.counters["images"] == plain.session.counters["images"]
+    again = go(tmp_path / "split", pool={**ALONE, "decode_actors": 0})
+    assert (again.exit_code, again.session.rows) == (0, 0)
+
+
+@pytest.mark.slow
+def test_a_broken_decoder_in_front_of_the_model_ends_the_job(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stub.write_archive(tmp_path / "in.parquet", [SLOW] * 16)
+    broken = {"image": {"decode_bytes": 2**20}}  # no interpreter starts in so little
+    with pytest.raises(RunError, match="E1513"):
+        go(tmp_path, pool={**ALONE, "decode_actors": 1}, **broken)
+    assert committed(tmp_path) == 0, "no row is quarantined for it"
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert cpus_come_free()

@@ -48,7 +48,10 @@ def endpoint(local_ray: None, audit: Path) -> Iterator[Endpoint]:
         http_options={"host": "127.0.0.1", "port": port},
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
-    settings = {"model": "toy", "audit_log": str(audit), "limits": {"queue": 200}}
+    settings = {
+        "model": "toy", "audit_log": str(audit), "limits": {"queue": 200},
+        "batch": json.loads(os.environ["MEDV_SERVE_BATCH"]),
+    }  # fmt: skip
     serve.run(build(settings), name="medv", route_prefix="/")
     yield Endpoint(port, MARK)
     serve.shutdown()
@@ -96,6 +99,29 @@ def test_head_and_methods_pass_through_serve(http: httpx2.Client) -> None:
         assert http.get("/ping").json()["status"] == "ok"
     refused = http.get(CHAT)
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+
+
+def test_a_batch_whose_file_is_longer_than_a_body(http: httpx2.Client) -> None:
+    """The proxy puts it on disk, a replica answers it."""
+    body = body_of(diffusion={"gen_length": 4, "block_length": 4, "steps": 4})
+    line = {"custom_id": "a", "method": "POST", "url": CHAT, "body": body}
+    data = json.dumps(line).encode() + b"\n" + b"x" * 21 * 2**20
+    sent = {"file": ("in.jsonl", data)}
+    file = http.post("/v1/files", files=sent, data={"purpose": "batch"}).json()
+    assert file["bytes"] == len(data)
+    asked = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"}
+    batch = http.post("/v1/batches", json=asked).json()
+    deadline = time.monotonic() + 30
+    while batch["status"] not in ("completed", "failed"):
+        assert time.monotonic() < deadline, batch["status"]
+        time.sleep(0.1)
+        batch = http.get(f"/v1/batches/{batch['id']}").json()
+    assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    [answer] = http.get(f"/v1/files/{batch['output_file_id']}/content").text.splitlines()
+    plain = http.post(CHAT, json=body).json()
+    assert json.loads(answer)["response"]["body"]["choices"] == plain["choices"]
+    [refused] = http.get(f"/v1/files/{batch['error_file_id']}/content").text.splitlines()
+    assert json.loads(refused)["error"]["code"] == "E1715"
 
 
 def test_page_and_health(http: httpx2.Client) -> None:

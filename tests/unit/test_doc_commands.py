@@ -10,7 +10,9 @@ from tests.doc_commands import ROOT, Command, commands_of, fault, programs, span
 
 PAGES = doc_commands.pages()
 RUN_BY = {
+    "cluster/build_image.sh": "tests/unit/test_image.py",
     "make corpus": ".ci/run",
+    "make dist": "tests/integration/test_wheel.py",
     "make demo": ".ci/run",
     "make chaos": ".ci/run",
     "medv ask": "tests/unit/on_ray/test_cli.py",
@@ -19,8 +21,10 @@ RUN_BY = {
     "medv bench serve": "tests/unit/client/test_load.py",
     "medv calibrate": "tests/unit/evaluation/test_calibrating.py",
     "medv chat": "tests/unit/on_ray/test_chat.py",
+    "medv check": "tests/unit/on_ray/test_deploy_files.py",
     "medv compare": "tests/tutorials/test_tutorials.py",
-    "medv doctor": "tests/unit/on_ray/test_cli.py",
+    "medv demo": "tests/wheel.py",
+    "medv doctor": "tests/unit/on_ray/test_doctor.py",
     "medv eval": "tests/tutorials/test_tutorials.py",
     "medv explain": "tests/unit/on_ray/test_cli.py",
     "medv export-answers": "tests/unit/evaluation/test_answer_files.py",
@@ -42,6 +46,7 @@ RUN_BY = {
     "python jobs/prepare_vqa.py": "tests/tutorials/test_tutorials.py",
     "python jobs/score_archive.py": "tests/integration/test_processes.py",
     "python jobs/train_tiny.py": "tests/unit/test_train_tiny.py",
+    "python tests.chaos.autoscale": "tests/unit/test_autoscale.py",
     "python tests.chaos.bit_flips": "tests/unit/test_bit_flips.py",
     "python tests.chaos.serve_runs": ".ci/run",
     "ray job": "tests/integration/test_processes.py",
@@ -49,7 +54,11 @@ RUN_BY = {
 }
 """Which test or check runs a command of README and docs, on small data."""
 NOT_RUN = {
+    "helm": "needs a Kubernetes",
+    "kubectl": "needs a Kubernetes; tests/unit/test_cluster_walk.py reads the manifests",
     "lmms-eval": "a package of its own that the tests do without; tests/clients/run_lmms_eval.py",
+    "docker run": "there is no Docker in tests",
+    "make lock": "registries are not asked in tests",
     "make fuzz": "takes hours; tests/unit/test_fuzz.py has the short form",
     "make lint": "the check itself",
     "python tests.chaos.release": "takes hours; tests/unit/test_release.py has its parts",
@@ -61,7 +70,9 @@ NOT_RUN = {
     "medv export-sr": "tests/chaos/orthanc_round_trip.py; test_sr.py runs its parts",
     "medv store": "tests/chaos/orthanc_round_trip.py; test_sr.py runs its parts",
     "pip install": "registries are not asked in tests",
+    "prometheus": "no package of Python's; test_observability.py reads its files",
     "pytest": "the tests themselves",
+    "python benchmarks/bench_decode.py": "measures for minutes",
     "python benchmarks/bench_engine.py": "measures for minutes",
     "python benchmarks/bench_ledger.py": "measures for minutes",
     "python benchmarks/bench_quant.py": "measures for minutes",
@@ -75,8 +86,11 @@ NOT_RUN = {
     "python benchmarks/pathvqa_scale.py": "measures for minutes",
     "python benchmarks/run_gpu.py": "needs a GPU",
     "python tests/unit/kernels/compile_kernels.py": "tests/unit/kernels/test_package.py runs it",
+    "ray dashboard": "needs a cloud",
     "ray get-auth-token": "Ray's own",
+    "ray up": "needs a cloud; tests/unit/on_ray/test_deploy_files.py checks the files",
     "ray stop": "Ray's own; it would end other tests' Ray",
+    "serve shutdown": "Serve's own",
     "serve deploy": "needs a cluster with the package on its nodes",
 }
 """Why a command is looked at and not run."""

@@ -95,9 +95,12 @@ THIRD_PARTY = {
     "medv_ray.serving": {
         *("fastapi", "starlette", "pydantic", "prometheus_client", "httpx2", "torch", "numpy"),
         "python_multipart",
+        "opentelemetry",
     },
     "medv_ray.evaluation": {"numpy", "jinja2", "httpx2", "matplotlib", "pydicom", "highdicom"},
-    "medv_ray.on_ray": {"ray", "starlette", "numpy", "pyarrow", "rich", "torch", "pydantic"},
+    "medv_ray.on_ray": {
+        *("ray", "starlette", "numpy", "pyarrow", "rich", "torch", "pydantic", "yaml"),
+    },
     "medv_ray.cli": {"typer", "rich", "yaml", "pyarrow"},
     # an extra: nothing of ours imports this room (it stands in the last row), lmms-eval does
     "medv_ray.lmms_eval": {"lmms_eval", "accelerate", "torch", "PIL"},

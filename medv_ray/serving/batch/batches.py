@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -13,11 +14,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from medv_ray import files
+from medv_ray.errors import RunError
 from medv_ray.serving.batch.job import Over, Paths, digest
 from medv_ray.serving.batch.journal import Progress, last
 from medv_ray.serving.batch.shelf import Shelf, StoredFile, is_name, read_about, write_about
 from medv_ray.serving.protocol import BadRequest, Wire
 
+log = logging.getLogger(__name__)
 JOURNAL, CANCEL = "ledger.jsonl", "cancel"
 
 
@@ -98,6 +101,10 @@ class Batches:
 
         Raises BadRequest E1706 where this key has no such file, E1701, E1714; OSError.
         """
+        name = f"batch-{digest(owner, *identity, asked.model_dump_json())}"
+        found = read_about(self.path(name), Batch)
+        if found is not None:
+            return found
         about = self.shelf.get(owner, asked.input_file_id)
         if about.purpose != "batch":
             rule = "input_file_id: a file that a batch wrote can not be asked."
@@ -109,7 +116,7 @@ class Batches:
         wanted = asked.output_expires_after
         keep = self.shelf.settings.keep_seconds
         batch = Batch(
-            id=f"batch-{digest(owner, *identity, asked.model_dump_json())}",
+            id=name,
             owner=owner,
             input_file_id=asked.input_file_id,
             endpoint=asked.endpoint,
@@ -119,12 +126,10 @@ class Batches:
             keep_seconds=keep if wanted is None else min(keep, wanted.seconds),
             metadata=asked.metadata,
         )
-        os.makedirs(self.path(batch.id), mode=0o700, exist_ok=True)
-        found = read_about(self.path(batch.id), Batch)
-        if found is None:
-            write_about(self.path(batch.id), asdict(batch))
-            files.sync(self.shelf.path("batches"))
-        return found or batch
+        os.makedirs(self.path(name), mode=0o700, exist_ok=True)
+        write_about(self.path(name), asdict(batch))
+        files.sync(self.shelf.path("batches"))
+        return batch
 
     def get(self, owner: str, name: str) -> Batch:
         """A batch of an owner. Raises BadRequest E1706."""
@@ -146,10 +151,7 @@ class Batches:
                 yield batch
 
     def unfinished(self) -> list[Batch]:
-        """Those that have lines to ask or files to put in place, the oldest first.
-
-        Raises RunError E1506.
-        """
+        """Those that have lines to ask or files to put in place, the oldest first."""
         found = [one for one in self.everyones() if not self._is_over(one)]
         return sorted(found, key=lambda one: (one.created_at, one.id))
 
@@ -158,8 +160,14 @@ class Batches:
         return done is not None and done.is_over
 
     def progress(self, batch: Batch) -> Progress | None:
-        """How far it has come. Raises RunError E1506."""
-        return last(self.path(batch.id, JOURNAL))
+        """How far it has come. One whose journal is damaged has failed, and the others go on."""
+        path = self.path(batch.id, JOURNAL)
+        try:
+            return last(path)
+        except RunError as error:
+            began, at = batch.created_at, os.stat(path).st_mtime
+            code, message = error.code, error.detail
+            return Progress(began, at, total=0, status="failed", code=code, message=message)
 
     def cancel(self, batch: Batch) -> None:
         """Have whoever works on it end it. Raises BadRequest E1701 where it is over."""
@@ -206,11 +214,15 @@ class Batches:
         for batch in self.everyones():
             done = self.progress(batch)
             keep_s = self.shelf.settings.keep_seconds
-            if done is not None and done.is_over and done.time + keep_s < time.time():
+            if done is None or not done.is_over:
+                continue
+            if done.code == "E1506":
+                log.error("the journal of a batch is damaged (E1506); it has failed")
+            if done.time + keep_s < time.time():
                 shutil.rmtree(self.path(batch.id), ignore_errors=True)
 
     def shown(self, batch: Batch) -> dict[str, Any]:
-        """A batch as OpenAI's clients see it. Raises RunError E1506."""
+        """A batch as OpenAI's clients see it."""
         done = self.progress(batch)
         cancel = self.path(batch.id, CANCEL)
         cancelling = int(os.stat(cancel).st_mtime) if os.path.exists(cancel) else None

@@ -157,17 +157,17 @@ class Job:
             await asyncio.sleep(LOOK_S)
 
     def _begin(self, raw: Raw, found: lines.Survey, why: Over) -> Ended | asyncio.Task[Ended]:
+        bare = raw._replace(data=b"")  # what waits has no bytes of its line, which may be pictures
         if lines.is_blank(raw):
-            return Ended(raw)
+            return Ended(bare)
         name = f"batch_req_{digest(self._name, raw.number)}"
         if why is not None:
-            return Ended(raw, error=lines.not_run(name, raw, why))
+            return Ended(bare, error=lines.not_run(name, raw, why))
         try:
             line = lines.read(raw, bool(found.repeats[raw.number]), self._endpoint, self._limit)
         except BadLine as error:
-            return Ended(raw, error=lines.refused(name, raw, error))
-        # from here on without the line's bytes, which may hold pictures
-        task = asyncio.ensure_future(self._answer(raw._replace(data=b""), line, name))
+            return Ended(bare, error=lines.refused(name, raw, error))
+        task = asyncio.ensure_future(self._answer(bare, line, name))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,11 @@ class BatchRun:
         name = os.path.basename(self.input)
         try:
             with open(self.input, "rb") as file:
-                head = file.read(1)
+                holds = any(piece.strip() for piece in iter(partial(file.read, 2**20), b""))
         except OSError as error:
             kind = type(error).__name__
             raise SettingsError("E1001", f"{name} cannot be read ({kind}).") from None
-        if not head:
+        if not holds:
             raise SettingsError("E1001", f"{name} is empty; it has a request a line.")
         for path in (self.output, self.errors):
             if os.path.exists(path) and not os.path.isdir(self.folder):

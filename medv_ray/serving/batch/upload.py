@@ -81,9 +81,9 @@ class Spool:
                     message = await asyncio.wait_for(receive(), left)
                 except TimeoutError:
                     rule = f"the file took over {self._settings.upload_seconds:g} s to arrive."
-                    raise Refusal("E1709", rule, unread=False) from None
+                    raise Refusal("E1709", rule, late=True) from None
                 if message["type"] != "http.request":  # the client is gone
-                    raise Refusal("E1709", "the file ended early.", unread=False)
+                    raise Refusal("E1709", "the file ended early.")
                 form.feed(message.get("body", b""))
                 more = message.get("more_body", False)
                 if len(form.pending) >= WRITE_BYTES or not more:
@@ -141,14 +141,14 @@ class Form:
     def finished(self) -> dict[str, Any]:
         """What is known of the form. Raises Refusal where it is no file to be kept."""
         if not self._ended:
-            raise Refusal("E1701", "the form ends before its last boundary.", unread=False)
+            raise Refusal("E1701", "the form ends before its last boundary.")
         if self._filename is None:
-            raise Refusal("E1701", "file: is missing.", unread=False)
-        if not self._head.strip():
-            raise Refusal("E1701", "file: it is empty.", unread=False)
+            raise Refusal("E1701", "file: is missing.")
+        if not self._head:
+            raise Refusal("E1701", "file: it is empty.")
         if not _is_text(self._head, self._bytes):
             rule = "file: this is no text in UTF-8; a batch file has a JSON object a line."
-            raise Refusal("E1701", rule, unread=False)
+            raise Refusal("E1701", rule)
         fields = {name: value.decode("utf-8", "replace") for name, value in self._fields.items()}
         return {"filename": printable(self._filename), "bytes": self._bytes, "fields": fields}
 
@@ -203,7 +203,8 @@ class Form:
         if self._lines > self._settings.max_lines:
             limit = self._settings.max_lines
             raise Refusal("E1701", f"file: it has over {limit} lines, the limit.")
-        self._head += piece[: HEAD_BYTES - len(self._head)]
+        if len(self._head) < HEAD_BYTES:  # without the blank lines before it
+            self._head = (self._head + piece).lstrip()[:HEAD_BYTES]
         self.pending += piece
 
     def _end(self) -> None:

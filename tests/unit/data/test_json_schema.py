@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from medv_ray.data.canvas import Choice, Number, Template, Words, shown
-from medv_ray.data.json_schema import template_of
+from medv_ray.data.json_schema import template_of, template_of_text
 from medv_ray.errors import DataError
 
 
@@ -202,9 +202,13 @@ def doubling(levels: int) -> dict[str, Any]:
         ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, "#/anyOf: takes one kind"),
         ({"anyOf": [{"type": "string"}, {"const": 5}]}, "#/anyOf: a value of some named ones"),
         ({"type": "integer", "minimum": 5, "maximum": 4}, "#/maximum: lies below"),
-        ({"type": "number", "exclusiveMinimum": 1, "maximum": 1}, "#/maximum: lies below"),
+        ({"type": "number", "exclusiveMinimum": 1, "maximum": 1}, "#: has no number of 9 places"),
+        ({"type": "integer", "minimum": 0.2, "maximum": 0.8}, "#: has no number of 0 places"),
         ({"type": "integer", "minimum": 1e300}, "over 15 digits"),
-        ({"type": "integer", "minimum": float("nan")}, "over 15 digits"),
+        ({"type": "integer", "minimum": float("nan")}, "number that is none in JSON"),
+        ({"enum": [1.0, float("inf")]}, "number that is none in JSON"),
+        ({"type": "integer", "minimum": None}, "a bound that is no number"),
+        ({"type": "integer", "multipleOf": None}, "a bound that is no number"),
         ({"type": "integer", "minimum": "1"}, "a bound that is no number"),
         ({"type": "integer", "multipleOf": 0}, "#/multipleOf: must be a whole"),
         ({"type": "number", "multipleOf": 0.01}, "#/multipleOf: must be a whole"),
@@ -215,8 +219,18 @@ def doubling(levels: int) -> dict[str, Any]:
         ({"type": "array", "items": {"type": "null"}, "minItems": 3, "maxItems": 2}, "#/minItems"),
         ({"type": "object", "properties": []}, "#/properties: must be an object"),
         ({"type": "object", "required": ["a"]}, "#/required: names a property"),
+        ({"type": "object", "required": 5}, "#/required: must be a list"),
+        ({"type": "object", "required": None}, "#/required: must be a list"),
+        ({"type": "object", "properties": {"a": {}}, "required": "a"}, "#/required: must be"),
+        ({"type": "object", "required": [["a"]]}, "#/required: must be a list"),
+        ({"type": "array", "items": {"type": "null"}, "maxItems": None}, "#/maxItems: must be"),
+        ({"type": "string", "x-tokens": None}, "#/x-tokens: must be a whole"),
+        ({"oneOf": [{"enum": [1, 2]}, {"const": 2.0}]}, "#/oneOf: two of its variants"),
+        ({"oneOf": [{"type": "boolean"}, {"const": True}]}, "#/oneOf: two of its variants"),
+        ({"oneOf": [{"type": ["string", "null"]}, {"type": "null"}]}, "#/oneOf: two of its"),
         ({"const": 5}, "has no blank"),
         (deep(40), "nested over 32 deep"),
+        (deep(2000), "nested over 32 deep"),
         (doubling(25), "has over 2000 parts"),
     ],
 )  # fmt: skip
@@ -225,6 +239,37 @@ def test_what_is_not_understood_is_refused_by_name(schema: Any, rule: str) -> No
         template_of(schema)
     assert error.value.code == "E1309"
     assert rule in error.value.detail
+
+
+def test_what_is_said_of_a_schema_anywhere_is_found() -> None:
+    """References into lists and with escapes; one value of several variants of anyOf."""
+    kinds = {"$defs": {"a b/c": {"anyOf": [{"type": "boolean"}, {"enum": [None, True]}]}}}
+    for reference, values in (
+        ("#/$defs/a%20b~1c", (True, False, None)),
+        ("#/$defs/a b~1c/anyOf/1", (None, True)),
+    ):
+        [part] = template_of({**kinds, "$ref": reference}).parts
+        assert isinstance(part, Choice)
+        assert part.values == values
+
+
+def test_a_file_is_a_schema_or_a_template() -> None:
+    assert template_of_text('{"type": "boolean"}\n').is_json
+    for text in ("{{a:tokens=2}}\n", "{{a:tokens=2}}\r\n", "{{a:tokens=2}}"):
+        assert template_of_text(text).parts == (Words("a", 2, 2),)
+    assert template_of_text('{"a": {{a:tokens=2}},}').names == ["a"]
+    with pytest.raises(DataError, match=r"no JSON: .* \(line \d, column \d+\)"):
+        template_of_text('{"type": "boolean",\n}')
+    for text in ("[1]", "5", "no blank", '"x"', "[" * 100_000, "9" * 5000):
+        with pytest.raises(DataError, match="has no blank"):
+            template_of_text(text)
+
+
+def test_blanks_of_properties_that_share_a_name() -> None:
+    yes = {"type": "boolean"}
+    inner = {"type": "object", "properties": {"b": yes}}
+    schema = {"type": "object", "properties": {"a.b": yes, "a": inner, "": yes, "value": yes}}
+    assert template_of(schema).names == ["a.b", "a.b#2", "value", "value#2"]
 
 
 def test_numbers_have_bounds_where_the_schema_gives_none() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
 
@@ -157,3 +160,21 @@ def test_a_picture_of_one_value_has_a_window() -> None:
     values = values_of(buffer.getvalue())
     assert (values.low, values.window) == (0.5, (0.5, 0))
     assert not values.numbers.any()
+
+
+def test_a_large_picture_is_looked_at_in_strips() -> None:
+    """Its ends and its only fraction lie in different ones, and no float64 copy is made of it."""
+    stored = np.zeros((1000, 2000), np.int32)
+    stored[10, 0], stored[600, 5], stored[990, 1999] = -(2**20), 7, 2**20
+
+    def meaning(strip: NDArray[Any]) -> NDArray[np.float64]:
+        return strip.astype(np.float64) / 2
+
+    tracemalloc.start()
+    made = GreyValues.of(stored, meaning)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert made.step == 2**20 / 65535  # no whole numbers: 3.5 is among them
+    assert (made.low, made.range) == (-(2**19), (-(2**19), 2**19))
+    assert np.abs(made.low + made.step * made.numbers - stored / 2).max() <= made.step / 2
+    assert peak < 8 * stored.size

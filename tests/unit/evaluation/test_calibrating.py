@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,15 @@ def test_which_score_separates_better(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_is_read_whole(tmp_path: Path) -> None:
     assert len(judged_rows(write_run(tmp_path / "run", answers(60)))) == 60
+
+
+def test_without_matplotlib_nothing_is_scored_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "medv_ray.evaluation.plots", raising=False)
+    words = ["--model", "toy", "--data", "no-such-data", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, ["calibrate", *words])
+    assert done.exit_code == 2
+    assert "E1003" in done.output
+    assert not (tmp_path / "out").exists()

@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ from medv_ray.archive.summary import Summary
 from medv_ray.cli import app, exit_code_of, merged, score_settings, summary_of
 from medv_ray.errors import CATALOGUE, SettingsError
 from medv_ray.on_ray.demo import write_demo
-from medv_ray.on_ray.doctor import _open_to_others
 from medv_ray.on_ray.score import Outcome, Session
 from medv_ray.settings import TOY
 
@@ -187,13 +185,6 @@ def test_ask_about_something_else(tmp_path: Path) -> None:
     assert "E1202" in result.output
 
 
-def test_doctor_finds_no_fault() -> None:
-    result = runner.invoke(app, ["doctor"])
-    assert "embedded toy: loads" in result.output
-    assert result.exit_code == 0
-    assert str(Path.home()) not in result.output
-
-
 def test_the_last_line_has_the_accuracy_and_what_was_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,27 +202,6 @@ def test_the_last_line_has_the_accuracy_and_what_was_left_out(
             patch.setenv("MEDV_NAMES", "1")
             line = summary_of(Outcome(summary, Session(), 4, 4, (), left_out, 2), settings)
         assert line["left_out"]["groups"] == [{**group, "examples": ["a.txt"]}]
-
-
-@pytest.mark.parametrize(
-    ("address", "family", "is_open"),
-    [
-        ("127.0.0.1", socket.AF_INET, False),
-        ("0.0.0.0", socket.AF_INET, True),
-        ("::1", socket.AF_INET6, False),
-        ("::", socket.AF_INET6, True),
-    ],
-)
-def test_a_port_that_answers_beyond_the_machine(
-    address: str, family: socket.AddressFamily, is_open: bool
-) -> None:
-    with socket.socket(family) as listener:
-        try:
-            listener.bind((address, 0))
-        except OSError:
-            pytest.skip("no IPv6 here")
-        listener.listen()
-        assert _open_to_others(listener.getsockname()[1]) is is_open
 
 
 def test_eval_as_json_prints_one_document(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import ray
 
 from medv_ray.errors import RunError
-from medv_ray.on_ray.cluster import _start_local, end_workers, quiet
+from medv_ray.on_ray.cluster import Cluster, _start_local, end_workers, quiet
+from medv_ray.on_ray.preflight import Capacity
 
 NAMED = """
 import ctypes, sys
@@ -89,3 +91,13 @@ def test_a_log_of_rays_that_finds_no_room_prints_no_stack(
         logger.removeHandler(handler)
     assert logging.raiseExceptions
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_head_that_takes_no_connection_is_gone() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        server.listen()
+        assert Cluster(Capacity((), True), head=f"127.0.0.1:{port}").has_head()
+    assert not Cluster(Capacity((), True), head=f"127.0.0.1:{port}").has_head()
+    assert not Cluster(Capacity((), True)).has_head()

@@ -1,6 +1,8 @@
 """What the driver does with results, and what it compares before it goes on. No Ray here."""
 
 import json
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,12 @@ from medv_ray.archive.sources import open_archive
 from medv_ray.errors import CheckpointError, RunError
 from medv_ray.model import lora
 from medv_ray.on_ray import options
+from medv_ray.on_ray import score as scoring
+from medv_ray.on_ray.cluster import Lost
+from medv_ray.on_ray.preflight import Capacity, Node
+from medv_ray.on_ray.progress import Progress
 from medv_ray.on_ray.score import Session, _take, planned
+from medv_ray.schema import STATUSES
 from medv_ray.settings import SamplerSettings
 from medv_ray.training.check import check
 from tests.integration import stub
@@ -158,3 +165,79 @@ def test_the_processors_that_answered_stand_in_the_manifest(tmp_path: Path) -> N
             run.note_processor(name)
     found = json.loads((tmp_path / "run" / "run.json").read_text())
     assert found["processors"] == ["CPU AVX2", "NVIDIA H100"]
+
+
+class Passes:
+    """Stands in for streams over chunks: each pass commits some, or loses a node."""
+
+    def __init__(self, *ends: int | RunError) -> None:
+        """Of each pass: how many chunks it commits, after which it may lose its node."""
+        self.ends = list(ends)
+        self.open = 10
+        self.over = True
+
+    def todo(self) -> list[Any]:
+        return [SimpleNamespace(source_key=str(number)) for number in range(self.open)]
+
+    def take(self, *_: object) -> None:
+        end = self.ends.pop(0)
+        if isinstance(end, int):
+            self.open -= end
+            end = self.ends.pop(0) if self.ends and not isinstance(self.ends[0], int) else None
+        if end is not None:
+            raise end
+
+
+@pytest.fixture
+def drive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Drives a job whose passes end as given; returns what it said."""
+
+    def go(passes: Passes, has_head: bool = True) -> list[str]:
+        said: list[str] = []
+        cluster = SimpleNamespace(capacity=Capacity((Node(2, 0),), True), check=lambda: None)
+        cluster.has_head = lambda: has_head
+        stream = SimpleNamespace(is_over=lambda: passes.over)
+        made = SimpleNamespace(Stream=lambda *_: stream)
+        monkeypatch.setitem(sys.modules, "medv_ray.on_ray.stream", made)
+        monkeypatch.setattr(scoring, "running_ray", lambda address: nullcontext(cluster))
+        monkeypatch.setattr(scoring, "_pass", passes.take)
+        monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
+        ledger = SimpleNamespace(commits={}, counts=lambda keys: dict.fromkeys(STATUSES, 0))
+        run: Any = SimpleNamespace(
+            todo=passes.todo, skipped={}, plan=SimpleNamespace(rows=80), ledger=ledger
+        )
+        scoring._drive(run, stub.settings(tmp_path), Session(), None, None)
+        return said
+
+    return go
+
+
+def lost() -> RunError:
+    return Lost("E1512", "the job's supervisor is gone (ActorDiedError).")
+
+
+def test_a_lost_node_costs_a_pass(drive: Any) -> None:
+    passes = Passes(4, lost(), 3, lost(), lost(), 3)
+    assert drive(passes) == ["a node of Ray's was lost; the others go on."] * 3
+    assert passes.open == 0
+
+
+def test_nodes_that_are_lost_again_and_again_end_the_job(drive: Any) -> None:
+    with pytest.raises(RunError, match="E1512: the job's supervisor is gone"):
+        drive(Passes(4, lost(), lost(), lost(), lost(), 6))
+
+
+def test_a_job_without_a_head_ends_at_once(drive: Any) -> None:
+    passes = Passes(4, lost(), 6)
+    with pytest.raises(RunError, match="E1512: the job's supervisor is gone") as caught:
+        drive(passes, has_head=False)
+    assert type(caught.value) is RunError  # whose name is said
+    assert passes.open == 6
+
+
+def test_no_pass_begins_beside_one_that_goes_on(drive: Any) -> None:
+    passes = Passes(4, lost(), 6)
+    passes.over = False
+    with pytest.raises(RunError, match="E1512"):
+        drive(passes)
+    assert passes.open == 6

@@ -100,3 +100,28 @@ def test_training_workers_that_find_no_room_are_refused() -> None:
         check_workers(WorkerSettings(num_workers=1, num_gpus=1), TWO)
     assert check_workers(WorkerSettings(num_workers=3, min_workers=1), TWO) == 2  # elastic
     assert check_workers(WorkerSettings(num_workers=3), cluster((2, 0), elastic=True)) == 2
+
+
+def test_actors_that_decode_take_cores_from_the_others() -> None:
+    pool = PoolSettings(decode_actors=3)
+    size = size_pool(pool, cluster((4, 0), (2, 0)), 1000)
+    assert (size.largest, size.decoders) == (3, 3)
+    assert size.window == 3 * 4 + 3 * 3 + 2
+    assert size_pool(PoolSettings(), cluster((4, 0)), 1000).window == 2 * 4 * 8 + 2
+    beside_gpus = PoolSettings(decode_actors=8, num_gpus=1)
+    assert size_pool(beside_gpus, cluster((1, 4), (16, 0)), 1000).largest == 4
+    # nodes without a GPU are filled first
+    needy = PoolSettings(decode_actors=8, num_gpus=1, cpus_per_actor=2)
+    assert size_pool(needy, cluster((8, 4), (8, 0)), 1000).largest == 4
+    assert size_pool(pool, cluster((64, 0)), 2).decoders == 2
+
+
+def test_a_machine_without_cores_for_them_says_so() -> None:
+    with pytest.raises(RunError, match=r"E1505: 3 actors that decode .* has 2\. Use fewer; 0:"):
+        size_pool(PoolSettings(decode_actors=3), TWO, 1000)
+    said = "E1505: 1 actors .* beside 2 that decode"
+    with pytest.raises(RunError, match=said):
+        size_pool(PoolSettings(decode_actors=2), TWO, 1000)
+    # a cluster may grow
+    growing = PoolSettings(decode_actors=9, max_actors=4)
+    assert size_pool(growing, cluster((2, 0), elastic=True), 1000).decoders == 9

@@ -6,6 +6,7 @@ import pytest
 from medv_ray.on_ray.supervisor import (
     BLAMED_DEATHS,
     CHUNK_DEATHS,
+    DECODE,
     START_DEATHS,
     Deaths,
     Supervisor,
@@ -228,3 +229,25 @@ def test_the_first_fatal_error_is_kept() -> None:
         assert (await supervisor.report())["fatal"] == ("RunError", "E1503", "disk")
 
     asyncio.run(play())
+
+
+def test_a_chunk_that_decodes_is_no_progress_of_those_that_answer() -> None:
+    """Deaths of the two kinds of actors are counted apart."""
+
+    async def play() -> tuple[str, int]:
+        supervisor = Supervisor(1, 9)
+        why = ""
+        for number in range(4):
+            why = why or await supervisor.born("model")
+            await supervisor.ready("model")
+            await supervisor.born("decoder", DECODE)
+            await supervisor.ready("decoder", DECODE)
+            assert not (await supervisor.start(f"chunk {number}", DECODE)).announce
+            await supervisor.decoded(f"chunk {number}")
+        await supervisor.stop()
+        assert (await supervisor.start("chunk 9", DECODE)).skip == "stop"
+        return why, (await supervisor.report())["deaths"]
+
+    why, deaths = asyncio.run(play())
+    assert "died 2 times and no chunk was finished" in why
+    assert deaths == 6

@@ -166,6 +166,12 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type":
         ({"diffusion": {"choices": ["a", "b"], "canvas": CANVAS}}, "diffusion.canvas", "one of"),
         ({"diffusion": {"choices": ["a", "b"]}, "stop": "x"}, "stop", "is not cut"),
         ({"logprobs": True, "top_logprobs": 2}, "top_logprobs", "of choices alone"),
+        (
+            {"logprobs": True, "top_logprobs": 2, "diffusion": {"canvas": CANVAS}},
+            "top_logprobs",
+            "of choices alone",
+        ),
+        ({"logprobs": True, "top_logprobs": 2, "response_format": SCHEMA}, "top_logprobs", "alone"),
         ({"top_logprobs": 2, "diffusion": {"choices": ["a", "b"]}}, None, "needs logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "20"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema belongs"),

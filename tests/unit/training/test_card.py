@@ -61,6 +61,15 @@ def test_base_data_and_recipe(settings: TrainSettings, tmp_path: Path) -> None:
     assert "all updates" in write(settings, step=6)
 
 
+def test_epochs_are_named_where_they_end_the_stage(settings: TrainSettings) -> None:
+    stage = settings.stage.model_copy(update={"epochs": 1000, "max_steps": 6})
+    settings = settings.model_copy(update={"stage": stage})
+    said = write(settings, num_steps=6)
+    assert "| max_steps | 6 |" in said
+    assert "| epochs |" not in said
+    assert "| epochs | 1000.0 |" in write(settings, num_steps=5)
+
+
 def test_results(settings: TrainSettings) -> None:
     state = {"by": "loss", "last": FIGURES, "best": FIGURES | {"step": 2, "loss": None}}
     said = write(settings, validation=state)

@@ -192,6 +192,26 @@ def test_a_slow_line_does_not_let_the_others_pile_up(tmp_path: Path) -> None:
     assert [one["custom_id"] for one in read(tmp_path / "output")] == [str(i) for i in range(600)]
 
 
+def test_lines_that_wait_hold_no_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = write(tmp_path / "in", [line("slow"), *["{bad" + "x" * 1000] * 50, " " * 1000])
+    held: list[list[int]] = []
+    real = module.Job._take
+
+    async def slow(url: str, body: bytes, request_id: str) -> tuple[int, bytes]:
+        while max(map(len, held)) < 51:
+            await asyncio.sleep(0.001)
+        return await echo()(url, body, request_id)
+
+    def noted(self: module.Job, waiting: module.Waiting) -> None:
+        held.append([len(one.raw.data or b"") for one in waiting if isinstance(one, module.Ended)])
+        real(self, waiting)
+
+    monkeypatch.setattr(module.Job, "_take", noted)
+    done = asyncio.run(job(tmp_path, requests, slow).run())
+    assert (done.completed, done.failed) == (1, 50)
+    assert max(map(sum, held)) == 0
+
+
 def test_a_busy_endpoint_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "COMMIT_S", 0.01)
     requests = write(tmp_path / "in", [line("once"), line("always")])

@@ -117,7 +117,7 @@ def test_a_model_that_is_lost_stops_the_run(tmp_path: Path, load: Callable[[], A
 def test_what_can_not_be_run(tmp_path: Path) -> None:
     write(tmp_path / "there.jsonl", ["x"])
     empty = tmp_path / "empty.jsonl"
-    empty.write_bytes(b"")
+    empty.write_bytes(b"\n \n")
     for given, out, code in (
         ("nothing.jsonl", "out", "E1001"), ("empty.jsonl", "out", "E1001"),
         ("there.jsonl", "there.jsonl", "E1507"),

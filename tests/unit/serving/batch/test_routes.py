@@ -264,10 +264,15 @@ def test_limits_of_a_key(idle: Callable[..., App]) -> None:
     assert upload(app, b"{}\n").status == 200
     assert upload(app, b"{}\n").error["code"] == "E1714"
     assert upload(app, b"{}\n", BOB).status == 200
-    for _ in range(2):
-        assert begin(app, first["id"]).status == 200
+    front = {**BEARER, "x-medv-request-id": "one", "x-medv-created": "1"}
+    for key in (BEARER, front):
+        given = {"input_file_id": first["id"], "endpoint": CHAT, "completion_window": "24h"}
+        made = ask(app, given, path="/v1/batches", headers=key)
+        assert made.status == 200
     full = begin(app, first["id"])
     assert (full.status, full.error["code"]) == (400, "E1714")
+    again = ask(app, given, path="/v1/batches", headers=front)  # a second try is no other batch
+    assert again.json()["id"] == made.json()["id"]
 
 
 BAD: dict[str, tuple[dict[str, Any], str, str | None]] = {

@@ -179,6 +179,22 @@ def test_a_client_that_leaves_or_dawdles(tmp_path: Path) -> None:
         assert os.listdir(behind.shelf.path("incoming")) == []
 
 
+def test_blank_lines_before_the_first_request(tmp_path: Path) -> None:
+    behind = Behind(tmp_path)
+    data = b"\n \r\n" * 5000 + FILE
+    assert behind.send([form(data)[:30_000], form(data)[30_000:]]).status == 200
+    assert behind.content == data
+
+
+def test_a_front_hands_on_a_file_longer_than_a_body(tmp_path: Path) -> None:
+    """Serve's proxy has put it on disk; the replica sees the length that the client announced."""
+    front = Behind(tmp_path)
+    replica = Guard(front._answer, Policy(LimitSettings(max_body_bytes=10), Keys({})))
+    front.app = Guard(replica, Policy(LimitSettings(), Keys({}), uploads=Spool(front.shelf)))
+    assert front.send(form()).status == 200
+    assert front.content == FILE
+
+
 def test_so_many_at_once(tmp_path: Path) -> None:
     behind = Behind(tmp_path, uploads=1)
 

@@ -1,0 +1,138 @@
+"""`medv check`: files for a cluster, looked at before a cloud or Kubernetes sees them."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medv_ray.cli.terminal import merged
+from medv_ray.errors import SettingsError
+
+KUSTOMIZATION = "kustomization.yaml"
+MAX_BYTES = 2**20
+
+
+def check_command(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="`ray up`, KubeRay, Serve and runtime environment files (YAML)."),
+    ],
+) -> int:
+    """Find what is wrong with files for a cluster: names, flags, settings, an open dashboard."""
+    count = 0
+    for path in files:
+        found = file_faults(path)
+        count += len(found)
+        typer.echo(f"{path.name}: {len(found)} faults" if found else f"{path.name}: ok")
+        for one in found:
+            typer.echo(f"    {one}")
+    return 2 if count else 0
+
+
+def file_faults(path: Path) -> list[str]:
+    """Of all documents of a file. Raises SettingsError E1001 for one that is no YAML."""
+    from medv_ray.on_ray.deploy_files import commands, faults
+
+    try:
+        documents = whole_documents(path)
+    except KeyError as error:
+        return [f"there is no {error.args[0]} beside it"]
+    found = []
+    for i, document in enumerate(documents, 1):
+        mine = faults(document)
+        if isinstance(document, dict):
+            mine += [one for place, line in commands(document) if (one := said(place, line))]
+        found += [f"document {i}: {one}" if len(documents) > 1 else one for one in mine]
+    return found
+
+
+def whole_documents(path: Path) -> list[Any]:
+    """As Kubernetes gets them: what a kustomization changes is put in, and a file of changes stands
+    for what it changes. Raises KeyError with the name of what a kustomization lacks."""
+    documents = read_documents(path)
+    beside = path.with_name(KUSTOMIZATION)
+    if not beside.exists():
+        return documents
+    made = read_documents(beside)[0]
+    if not isinstance(made, dict) or not isinstance(made.get("resources"), list):
+        return documents
+    changes = [one["path"] for one in made.get("patches") or []]
+    if path.name not in (KUSTOMIZATION, *changes):
+        return documents
+    for name in (*made["resources"], *changes):
+        if not path.with_name(name).exists():
+            raise KeyError(name)
+    under = [one for name in made["resources"] for one in read_documents(path.with_name(name))]
+    for one in [one for name in changes for one in read_documents(path.with_name(name))]:
+        if name_of(one) not in map(name_of, under):
+            raise KeyError(" ".join(name_of(one)))
+        under = [merged(old, one) if name_of(old) == name_of(one) else old for old in under]
+    return [made, *under] if path.name == KUSTOMIZATION else under
+
+
+def name_of(document: dict[str, Any]) -> tuple[str, str]:
+    """Kind and name of a manifest."""
+    return str(document.get("kind")), str((document.get("metadata") or {}).get("name"))
+
+
+def said(place: str, line: str) -> str | None:
+    """What is wrong with a command line that begins with `medv`; None for any other."""
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        return f"{place}: {error}"
+    wrong = flag_fault(words[1:]) if words[:1] == ["medv"] else None
+    return wrong and f"{place}: {wrong}"
+
+
+def flag_fault(words: list[str]) -> str | None:
+    """What the command line's own parser says of `medv WORDS`."""
+    from medv_ray.cli import app
+
+    node: Any = typer.main.get_command(app)
+    name = "medv"
+    try:
+        while hasattr(node, "commands"):
+            name, inner, words = f"{name} {words[0]}", node.commands.get(words[0]), words[1:]
+            if inner is None:
+                return f"there is no `{name}`"
+            node = inner
+        node.make_context(name, list(words))
+    except IndexError:
+        return f"`{name}` takes a command"
+    except Exception as error:  # the parser's, of classes that are not public
+        return f"`{name}`: {getattr(error, 'message', '') or type(error).__name__}"
+    return None
+
+
+def read_documents(path: Path) -> list[Any]:
+    """The documents of a YAML file. Raises SettingsError E1001."""
+    import yaml  # type: ignore[import-untyped]
+
+    def wrong(what: str) -> SettingsError:
+        return SettingsError("E1001", f"{path.name}: {what}.")
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """A name that is given twice is a mistake."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value]
+            if len(set(names)) < len(names):
+                again = next(name for name in names if names.count(name) > 1)
+                raise wrong(f"line {node.start_mark.line + 1}: {again!r} is given twice")
+            return super().construct_mapping(node, deep)
+
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise wrong(f"over {MAX_BYTES} bytes")
+        return list(yaml.load_all(path.read_text(), Loader))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, SettingsError):
+            raise
+        kind = type(error).__name__
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", line {mark.line + 1}"
+        raise wrong(f"no readable YAML ({kind}{line})") from None

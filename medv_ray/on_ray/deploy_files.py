@@ -1,0 +1,309 @@
+"""What is wrong with a file of cluster/, or a user's copy of one, before a cloud sees it.
+
+Ray, Serve and Kubernetes take misspelt names silently in many places; each of those is looked at
+here. What is found is given as `place: what`, in the file's own words.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from pydantic import BaseModel, ValidationError
+
+from medv_ray.errors import MedvError
+from medv_ray.on_ray.machines import PROVIDERS
+from medv_ray.on_ray.manifests import KINDS, ClusterSpec, HeadGroup, WorkerGroup
+from medv_ray.on_ray.options import serve_settings
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+OURS = "medv_ray.on_ray.serve:build"
+TOKEN_MODE = "RAY_AUTH_MODE=token"
+TOKEN_FILE = ".ray/auth_token"
+RESOURCES = {"CPU", "GPU", "memory", "object_store_memory"}
+"""What our actors ask for; Ray takes any name."""
+START = re.compile(r"\bray start\b(.*)", re.S)
+OPTION = re.compile(r"(?:-e|--env)[= ]\S|(?:-v|--volume|--ulimit|--shm-size)[= ]\S|--gpus|--ipc")
+"""Of `docker run`, those that are understood here."""
+
+
+def faults(document: Any) -> list[str]:
+    """Empty for a file that is right, as far as it can be seen without a cluster."""
+    return list(look(document))
+
+
+def look(document: Any) -> Iterator[str]:
+    """The same, one after the other."""
+    if not isinstance(document, dict):
+        yield "the file must hold names and values"
+    elif "kind" in document:
+        yield from _manifest(document)
+    elif "provider" in document:
+        yield from _ray_up(document)
+    elif "applications" in document:
+        yield from _serve(document)
+    elif document.keys() & {"working_dir", "py_modules", "env_vars", "pip", "uv"}:
+        yield from _runtime_env(document)
+    else:
+        yield "no `ray up` file, Kubernetes manifest, Serve file or runtime environment"
+
+
+def commands(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """Place and text of each command line that a file has a shell run."""
+    found = []
+    for key, lines in document.items():
+        if str(key).endswith("_commands") and isinstance(lines, list):
+            found += [(f"{key}[{i}]", one) for i, one in enumerate(lines)]
+    found.append(("spec.entrypoint", under(document, "spec").get("entrypoint")))
+    return [(place, one) for place, one in found if isinstance(one, str)]
+
+
+def under(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Named values under a name; empty for anything else, which a schema tells of."""
+    found = values.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _said(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    """Each error of pydantic's, with the names that may be meant."""
+    for one in error.errors(include_url=False):
+        where = ".".join(map(str, one["loc"]))
+        if one["type"] == "extra_forbidden":
+            known = _fields(model, one["loc"][:-1])
+            near = get_close_matches(str(one["loc"][-1]), known) or sorted(known)
+            yield f"{where}: no such field; there are: {', '.join(near)}"
+        else:
+            yield f"{where}: {one['msg'].removeprefix('Value error, ')}"
+
+
+def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    from medv_ray.setting_errors import kinds_of
+
+    for part in path:
+        if isinstance(part, int):
+            continue
+        kinds = kinds_of(model.model_fields[part].annotation) if part in model.model_fields else ()
+        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def _manifest(document: dict[str, Any]) -> Iterator[str]:
+    model = KINDS.get(str(document["kind"]))
+    if model is None:
+        yield f"kind: {document['kind']!r} is none of {', '.join(KINDS)}"
+        return
+    try:
+        made: Any = model.model_validate(document)
+    except ValidationError as error:
+        yield from _said(error, model)
+        return
+    if document["kind"] == "RayCluster":
+        yield from _groups(made.spec)
+    elif document["kind"] == "RayJob":
+        yield from _groups(made.spec.rayClusterSpec)
+        inner, where = _inner(made.spec.runtimeEnvYAML or "{}"), "spec.runtimeEnvYAML"
+        yield from (f"{where}: {one}" for one in _runtime_env(inner, local=False))
+    elif document["kind"] == "RayService":
+        yield from _groups(made.spec.rayClusterConfig)
+        inner, where = _inner(made.spec.serveConfigV2), "spec.serveConfigV2"
+        yield from (f"{where}: {one}" for one in _serve(inner))
+        yield from _reached(inner, made.spec.rayClusterConfig)
+
+
+def _inner(text: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    return found if isinstance(found, dict) else {"": "no readable YAML"}
+
+
+def _every_group(spec: ClusterSpec) -> list[HeadGroup | WorkerGroup]:
+    return [spec.headGroupSpec, *spec.workerGroupSpecs]
+
+
+def _groups(spec: ClusterSpec) -> Iterator[str]:
+    """Parameters of `ray start`; a head that is not open to others is the manifest's own rule."""
+    for group in _every_group(spec):
+        unknown = {f"--{name}" for name in group.rayStartParams} - start_flags()
+        for flag in sorted(unknown):
+            yield f"rayStartParams: `ray start` has no {flag}"
+
+
+def _reached(serve: dict[str, Any], spec: ClusterSpec) -> Iterator[str]:
+    """The endpoint of pods: its port, and the keys in every pod that may answer."""
+    http = under(serve, "http_options")
+    head = spec.headGroupSpec.template.spec.containers[0]
+    if http.get("port", 8000) not in [one.containerPort for one in head.ports]:
+        yield f"serveConfigV2: port {http.get('port', 8000)} is none of the head's ports"
+    if http.get("host") in LOOPBACK:
+        yield f"serveConfigV2: host {http['host']} is reached from no other pod: 0.0.0.0"
+    for group in _every_group(spec):
+        one = group.template.spec.containers[0]
+        for name in ("MEDV_API_KEYS_FILE", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"):
+            if name not in [env.name for env in one.env]:
+                yield f"container {one.name}: env has no {name}"
+
+
+def _ray_up(document: dict[str, Any]) -> Iterator[str]:
+    from medv_ray.on_ray.private_ray import filled_out
+
+    provider = under(document, "provider")
+    if provider.get("type") not in PROVIDERS:
+        yield f"provider.type: {provider.get('type')!r} is none of {', '.join(PROVIDERS)}"
+        return
+    fields, node = PROVIDERS[provider["type"]]
+    yield from _of(fields, provider, "provider")
+    kinds = under(document, "available_node_types")
+    if node is not None:
+        for name in kinds:
+            yield from _of(node, under(kinds, name).get("node_config"), f"{name}.node_config")
+    try:
+        filled_out(document)
+    except Exception as error:  # jsonschema's, Ray's
+        yield str(getattr(error, "message", error)).splitlines()[0]
+        return
+    for name, kind in kinds.items():
+        for what in sorted(kind["resources"].keys() - RESOURCES):
+            yield f"{name}.resources: {what!r} is none of {', '.join(sorted(RESOURCES))}"
+        if name == document.get("head_node_type"):
+            for what in ("CPU", "GPU"):
+                if kind["resources"].get(what) != 0:
+                    yield f"{name}.resources: {what} must be 0, so that no actor lies on the head"
+        elif "max_workers" not in kind:
+            yield f"{name}: max_workers is missing; it bounds what the cluster costs"
+    yield from _started(document)
+
+
+def _of(model: type[BaseModel], value: Any, place: str) -> Iterator[str]:
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        yield from (f"{place}.{one}" for one in _said(error, model))
+
+
+def _started(document: dict[str, Any]) -> Iterator[str]:
+    """How nodes start Ray: with flags that there are, closed to others, and with the token."""
+    options = [str(one) for one in under(document, "docker").get("run_options") or []]
+    for i, one in enumerate(options):
+        if not OPTION.match(one):
+            yield f"docker.run_options[{i}]: {one.split()[0]} is not understood here"
+    if not any(TOKEN_MODE in one for one in options):
+        yield f"docker.run_options: `-e {TOKEN_MODE}` is missing; anybody could run code there"
+    if not any(str(one).endswith(TOKEN_FILE) for one in document.get("file_mounts") or {}):
+        yield f"file_mounts: ~/{TOKEN_FILE} is missing; no node could join"
+    for who in ("head", "worker"):
+        key = f"{who}_start_ray_commands"
+        lines = [line for place, line in commands(document) if place.startswith(key)]
+        starts = [one for line in lines for one in START.findall(line)]
+        if len(starts) != 1:
+            yield f"{key}: one `ray start` is needed"
+            continue
+        words = starts[0].split()
+        given = dict(word.partition("=")[::2] for word in words if word.startswith("--"))
+        for flag in sorted(given.keys() - start_flags()):
+            yield f"{key}: `ray start` has no {flag}"
+        if who == "head" and given.get("--dashboard-host") not in LOOPBACK:
+            yield f"{key}: --dashboard-host=127.0.0.1 is missing; `ray dashboard` reaches it"
+        if who == "head" and "--head" not in given:
+            yield f"{key}: --head is missing"
+        for flag in ("--num-cpus", "--num-gpus") if who == "head" else ():
+            if given.get(flag) != "0":
+                yield f"{key}: {flag}=0 is missing, so that no actor lies on the head"
+
+
+@functools.cache
+def start_flags() -> frozenset[str]:
+    """Options of `ray start`, out of its source: to import it takes seconds."""
+    from ray import scripts
+
+    tree = ast.parse(Path(scripts.__path__[0], "scripts.py").read_text())
+    [start] = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "start"]
+    words = [
+        n.value for d in start.decorator_list for n in ast.walk(d) if isinstance(n, ast.Constant)
+    ]
+    flags = {part for word in words if isinstance(word, str) for part in word.split("/")}
+    return frozenset(flag for flag in flags if re.fullmatch(r"--[\w-]+", flag))
+
+
+def _serve(document: dict[str, Any]) -> Iterator[str]:
+    """Serve's schema, the names that it lets through, and our own settings."""
+    from ray.serve.schema import ServeDeploySchema
+
+    yield from unknown_names(document, ServeDeploySchema)
+    try:
+        ServeDeploySchema.model_validate(document)
+    except ValidationError as error:
+        yield from _said(error, ServeDeploySchema)
+        return
+    host = under(document, "http_options").get("host", "0.0.0.0")
+    for i, one in enumerate(document["applications"]):
+        if one["import_path"] != OURS:
+            yield f"applications[{i}].import_path: {one['import_path']!r} is not {OURS}"
+            continue
+        try:
+            settings = serve_settings(one.get("args") or {})
+        except MedvError as error:
+            yield f"applications[{i}].args: {error}"
+            continue
+        if host not in LOOPBACK and not settings.keys_file:
+            yield f"applications[{i}].args: others reach host {host}: keys_file is missing"
+
+
+def unknown_names(node: Any, model: type[BaseModel], where: str = "") -> list[str]:
+    """Names in a Serve file that its schema does not have, at all levels; Serve takes them."""
+    from ray.serve import config, schema
+
+    inner: dict[str, type[BaseModel]] = {
+        "applications": schema.ServeApplicationSchema,
+        "deployments": schema.DeploymentSchema,
+        "http_options": schema.HTTPOptionsSchema,
+        "grpc_options": schema.gRPCOptionsSchema,
+        "logging_config": schema.LoggingConfig,
+        "autoscaling_config": config.AutoscalingConfig,
+        "backpressure_config": config.BackpressureConfig,
+        "request_router_config": config.RequestRouterConfig,
+        "ray_actor_options": schema.RayActorOptionsSchema,
+    }
+    bad = []
+    for key, value in node.items():
+        if key not in model.model_fields:
+            near = get_close_matches(str(key), model.model_fields) or sorted(model.model_fields)
+            bad.append(f"{where}{key}: no such field; there are: {', '.join(near)}")
+        elif key in inner:
+            for i, one in enumerate(value if isinstance(value, list) else [value]):
+                at = f"[{i}]" if isinstance(value, list) else ""
+                if isinstance(one, dict):
+                    bad += unknown_names(one, inner[key], f"{where}{key}{at}.")
+    return bad
+
+
+def _runtime_env(document: dict[str, Any], local: bool = True) -> Iterator[str]:
+    """`local`: folders are of this machine and must be there, as seen from where Ray is called."""
+    from ray.runtime_env import RuntimeEnv, RuntimeEnvConfig
+
+    known = sorted(one for one in RuntimeEnv.known_fields if not one.startswith("_"))
+    for key in document.keys() - set(known):
+        near = get_close_matches(str(key), known) or known
+        yield f"{key}: no such field; there are: {', '.join(near)}"
+    for key in ("env_vars", "config"):
+        if not isinstance(document.get(key, {}), dict):
+            yield f"{key}: must hold names and values"
+            return
+    for key in under(document, "config").keys() - RuntimeEnvConfig.known_fields:
+        yield f"config.{key}: no such field; Ray would pass over it"
+    folders = [document.get("working_dir"), *(document.get("py_modules") or [])] if local else []
+    for folder in folders:
+        if isinstance(folder, str) and "://" not in folder and not Path(folder).is_dir():
+            yield f"there is no folder {folder}, as seen from here"
+    shipped = ("working_dir", "py_modules")  # uploaded by the caller; Ray's check wants them there
+    try:
+        RuntimeEnv(**{k: v for k, v in document.items() if k in known and k not in shipped})
+    except Exception as error:
+        yield str(error).splitlines()[0]

@@ -1,0 +1,224 @@
+"""The YAML of cluster/ is right; each name of it, misspelt, is found, and so are wrong values."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from medv_ray.cli import app
+from medv_ray.cli.checking import file_faults, read_documents, whole_documents
+from medv_ray.errors import SettingsError
+from medv_ray.on_ray.deploy_files import faults, look, start_flags
+
+ROOT = Path(__file__).parents[3]
+FOLDERS = ("cluster", "cluster/kuberay")
+"""Others have files of other programs, and tests of their own."""
+FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.yaml"))]
+FREE = {
+    *("available_node_types", "file_mounts", "env_vars"),
+    *("labels", "annotations", "nodeSelector", "matchLabels", "selector"),
+}
+"""Whose names the user chooses; tests/unit/test_cluster_walk.py looks at those of ours."""
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT / "cluster").as_posix()
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_all_are_looked_at() -> None:
+    assert {named(path) for path in FILES} >= {
+        *("aws.yaml", "gcp.yaml", "on_prem.yaml", "serve.yaml"),
+        *("runtime_env.yaml", "runtime_env_pip.yaml", "runtime_env_uv.yaml"),
+        *(f"kuberay/{name}.yaml" for name in ("cluster", "score", "finetune", "endpoint")),
+        *(f"kuberay/{name}.yaml" for name in ("storage", "redis", "kustomization")),
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_shipped_files_are_right(path: Path) -> None:
+    assert file_faults(path) == []
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to each name of a document whose spelling matters."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if not path or path[-1] not in FREE:
+                yield (*path, key)
+            yield from places(value, (*path, key))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from places(value, (*path, i))
+
+
+def misspelt(document: dict[str, Any], place: tuple[Any, ...]) -> dict[str, Any]:
+    made = copy.deepcopy(document)
+    node: Any = made
+    for part in place[:-1]:
+        node = node[part]
+    node[f"{place[-1]}x"] = node.pop(place[-1])
+    return made
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_each_misspelt_name_is_found(path: Path) -> None:
+    passed = []
+    for document in whole_documents(path):
+        inner = list(places(document))
+        assert inner
+        passed += [place for place in inner if not any(look(misspelt(document, place)))]
+    assert passed == []
+
+
+def test_each_misspelt_name_of_a_text_is_found() -> None:
+    """Serve's file stands as text in the manifest of the endpoint."""
+    [manifest] = read_documents(ROOT / "cluster/kuberay/endpoint.yaml")
+    inner = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    passed = []
+    for place in places(inner):
+        manifest["spec"]["serveConfigV2"] = yaml.safe_dump(misspelt(inner, place))
+        passed += [] if any(look(manifest)) else [place]
+    assert passed == []
+
+
+CHANGES = [
+    ("aws.yaml", "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "--dashboard-host="),
+    ("aws.yaml", "--port=6379 --num", "--prt=6379 --num", "has no --prt"),
+    ("aws.yaml", "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "anybody could run code"),
+    ("aws.yaml", '"~/.ray/auth_token": "~/.ray/auth_token"', "/a: /b", "no node could join"),
+    ("aws.yaml", "MarketType: spot", "MarketType: spott", "MarketType"),
+    ("aws.yaml", "resources: {CPU: 0, GPU: 0}", "resources: {CPU: 4, GPU: 0}", "CPU must be 0"),
+    ("aws.yaml", "    max_workers: 8\n", "", "it bounds what the cluster costs"),
+    ("aws.yaml", "type: aws", "type: asw", "none of aws, gcp, local"),
+    ("aws.yaml", "head_node_type: head", "head_node_type: hed", "head_node_type"),
+    ("aws.yaml", "InstanceType: m6i.xlarge", "InstanceType: 4", "InstanceType"),
+    ("gcp.yaml", "acceleratorCount: 1", "acceleratorCount: one", "acceleratorCount"),
+    ("gcp.yaml", "--num-gpus=0", "--num-gpus=1", "--num-gpus=0 is missing"),
+    ("gcp.yaml", "ray start --address", "ray strat --address", "one `ray start` is needed"),
+    ("on_prem.yaml", "worker_ips: [WORKER1, WORKER2]", "worker_ips: []", "worker_ips"),
+    ("on_prem.yaml", "-e RAY_USAGE", "-env RAY_USAGE", "-env is not understood"),
+    ("on_prem.yaml", "ray start --head", "ray start", "--head is missing"),
+    ("serve.yaml", "serve:build", "serve:biuld", "import_path"),
+    ("serve.yaml", "max_replicas: 2", "max_replica: 2", "max_replicas"),
+    ("serve.yaml", "max_replicas: 2", "max_replicas: 0", "max_replicas"),
+    ("serve.yaml", "host: 127.0.0.1", "host: 0.0.0.0", "keys_file is missing"),
+    ("serve.yaml", "port: 8000", "port: many", "port"),
+    ("runtime_env.yaml", "kernels/medv_kernels", "kernels/medv_kernel", "no folder kernels/medv_k"),
+    ("runtime_env.yaml", 'ENABLED: "0"', "ENABLED: 0", "str"),
+    ("runtime_env_uv.yaml", "uv_pip_install_options", "uv_options", "uv"),
+    ("runtime_env_pip.yaml", "setup_timeout_seconds", "setup_timeout", "no such field"),
+    ("kuberay/cluster.yaml", 'dashboard-host: "127.0.0.1"', 'dashboard-host: "0.0.0.0"', "127.0"),
+    ("kuberay/cluster.yaml", "mode: token", "mode: disabled", "'token'"),
+    ("kuberay/cluster.yaml", 'num-cpus: "0"', 'num-cpus: "1"', 'must be "0"'),
+    ("kuberay/cluster.yaml", 'num-gpus: "0"', 'num-gpu: "0"', "has no --num-gpu"),
+    ("kuberay/cluster.yaml", '"2.60.0"', '"2.53.0"', "rayVersion"),
+    ("kuberay/cluster.yaml", "maxReplicas: 8", "maxReplicas: eight", "maxReplicas"),
+    ("kuberay/cluster.yaml", "memory: 16Gi", "ephemeral-storage: 16Gi", "memory must be set"),
+    ("kuberay/cluster.yaml", "memory: 16Gi", "memory: 16 GB", "memory"),
+    (
+        "kuberay/cluster.yaml",
+        "name: shared\n            persis",
+        "name: share\n            persis",
+        "shared",
+    ),
+    ("kuberay/cluster.yaml", "groupName: gpu-spot", "groupName: cpu", "given twice"),
+    ("kuberay/cluster.yaml", "runAsNonRoot: true", "runAsNonRoot: false", "runAsNonRoot"),
+    ("kuberay/score.yaml", "--max-actors", "--max-actor", "`medv score`: No such option"),
+    ("kuberay/score.yaml", "medv score", "medv scoer", "there is no `medv scoer`"),
+    ("kuberay/score.yaml", "    env_vars:\n", "    env_var:\n", "runtimeEnvYAML: env_var"),
+    ("kuberay/finetune.yaml", "backoffLimit: 2", "backoffLimit: -2", "backoffLimit"),
+    ("kuberay/endpoint.yaml", "port: 8000", "port: 8001", "8001 is none of the head's ports"),
+    (
+        "kuberay/endpoint.yaml",
+        "keys_file: /keys/keys.txt",
+        "kyes_file: /keys/keys.txt",
+        "keys_file",
+    ),
+    ("kuberay/endpoint.yaml", "host: 0.0.0.0", "host: 127.0.0.1", "from no other pod"),
+    (
+        "kuberay/endpoint.yaml",
+        "name: MEDV_API_KEYS_FILE",
+        "name: MEDV_KEYS",
+        "has no MEDV_API_KEYS",
+    ),
+    ("kuberay/endpoint.yaml", "type: NewCluster", "type: New", "NewCluster"),
+    ("kuberay/redis.yaml", "claimName", "claimname", "claimName"),
+    ("kuberay/storage.yaml", "ReadWriteMany", "ReadWriteAll", "ReadWriteMany"),
+    ("kuberay/kustomization.yaml", "- redis.yaml", "- rdis.yaml", "there is no rdis.yaml"),
+    ("kuberay/endpoint_redis.yaml", "medv-redis:6379", "medv-redis", "redisAddress"),
+    ("kuberay/endpoint_redis.yaml", "name: medv\n", "name: mdev\n", "there is no RayService mdev"),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new", "said"), CHANGES)
+def test_a_mistake_is_found(tmp_path: Path, name: str, old: str, new: str, said: str) -> None:
+    source = ROOT / "cluster" / name
+    for one in source.parent.glob("*.yaml"):  # a kustomization reads those beside it
+        (tmp_path / one.name).write_text(one.read_text())
+    text = source.read_text()
+    assert old in text, "the file has changed; so must this test"
+    changed = tmp_path / source.name
+    changed.write_text(text.replace(old, new))
+    found = "\n".join(file_faults(changed))
+    assert said in found
+
+
+def test_flags_are_those_of_ray() -> None:
+    assert {"--head", "--address", "--dashboard-host", "--autoscaling-config"} <= start_flags()
+    assert not start_flags() & {"--prt", "--help-all"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "no readable YAML (ParserError, line 1)"),
+        ("a: 1\nb: 2\na: 3\n", "line 1: 'a' is given twice"),
+        ("a: " + "x" * 2**20, "over 1048576 bytes"),
+    ],
+)
+def test_what_is_no_yaml(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=re.escape(f"mine.yaml: {said}")):
+        read_documents(path)
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ([1], "must hold names and values"),
+        ({"name": 1}, "no `ray up` file"),
+        ({"kind": "RayCron"}, "none of RayCluster"),
+        ({"kind": "RayJob"}, "apiVersion"),
+        ({"provider": "aws"}, "provider.type: None is none of"),
+        ({"provider": {"type": "aws"}, "available_node_types": 1}, "provider.region"),
+        ({"applications": 3}, "applications"),
+        ({"env_vars": 3, "config": 3}, "env_vars: must hold names and values"),
+        ({"working_dir": ".", "config": 3}, "config: must hold names and values"),
+    ],
+)
+def test_other_things(document: Any, said: str) -> None:
+    assert said in "\n".join(faults(document))
+
+
+def test_command(tmp_path: Path) -> None:
+    wrong = tmp_path / "mine.yaml"
+    wrong.write_text(
+        (ROOT / "cluster/serve.yaml").read_text().replace("route_prefix", "route_prefx")
+    )
+    done = CliRunner().invoke(app, ["check", "cluster/serve.yaml", str(wrong)])
+    assert done.exit_code == 2
+    assert done.output.splitlines()[0] == "serve.yaml: ok"
+    assert "applications[0].route_prefx: no such field; there are: route_prefix" in done.output
