@@ -111,9 +111,9 @@ def through_ray(folder: Path, ms: int, name: str, capacity: Any) -> tuple[float,
         stream = Stream(todo, size_pool(settings.pool, capacity, len(todo)))
         work = Work(settings, run.plan.archive, stream.supervisor, "benchmarks.bench_score:load")
         commits = []
-        for _, result in stream.run(work):
-            run.commit(Part(**result["part"]))
-            commits.append(time.perf_counter())
+        for results in stream.run(work):
+            run.commit_all([Part(**result["part"]) for _, result in results])
+            commits += [time.perf_counter()] * len(results)
     return commits[0] - started, (commits[-1] - commits[0]) / (len(commits) - 1)
 
 

@@ -26,6 +26,7 @@ FOLDER = ROOT / "docs" / "reference"
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 from medv_ray import cli, schema  # noqa: E402
+from medv_ray.archive.scale import ScaleSettings  # noqa: E402
 from medv_ray.client.questions import LoadSettings  # noqa: E402
 from medv_ray.data.vqa.settings import PrepareSettings  # noqa: E402
 from medv_ray.errors import CATALOGUE, RunError  # noqa: E402
@@ -42,6 +43,7 @@ ROOTS: dict[str, type[Settings]] = {
     "medv serve": ServeSettings,
     "jobs/finetune_pathvqa.py": TrainSettings,
     "jobs/prepare_vqa.py": PrepareSettings,
+    "medv plan score": ScaleSettings,
     "medv plan train": PlanSettings,
     "medv bench serve": LoadSettings,
 }
@@ -51,6 +53,7 @@ ALIASES = {
     "medv score": {"model": "model.path", "archive": "archive.archive"},
     "medv serve": {"model": "model.path", "adapter": "adapters"},
     "jobs/finetune_pathvqa.py": {"validate_every": "validation.every"},
+    "medv plan score": {"gpus_per_node": "gpus"},
     "medv plan train": {"rows": "rows.num_rows"},
     "medv bench serve": {"archive": "archive.archive"},
 }

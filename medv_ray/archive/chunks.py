@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -199,7 +199,7 @@ class Draft:
     """What a file's index says: how many rows, how they are cut, and their ids if they have any."""
 
     rows: int = 0
-    cuts: list[Cut] = field(default_factory=list)
+    cuts: Sequence[Cut] = field(default_factory=list)
     ids: Iterator[list[Any]] | None = None
     images: set[str] = field(default_factory=set)
     """Image paths that its rows name."""

@@ -39,10 +39,7 @@ def compact(store: Store, ledger: Ledger) -> None:
 
 def groups(ledger: Ledger) -> Iterator[list[str]]:
     """Files to be merged with each other: parts, and merged files far below the target size."""
-    rows_of = {
-        name: sum(ledger.commits[source_key].rows for source_key in held)
-        for name, held in ledger.held.items()
-    }
+    rows_of = ledger.rows
     small = [
         name
         for name, part in ledger.files.items()

@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from medv_ray.archive import images, pacs, parquet, tables, tars
-from medv_ray.archive.chunks import Chunk, Draft, Piece, SourceFile
+from medv_ray.archive.chunks import Chunk, Cut, Draft, Piece, SourceFile
 from medv_ray.archive.ids import row_numbers
 from medv_ray.archive.manifest import UNREADABLE
 from medv_ray.archive.prior import Prior
@@ -68,22 +73,81 @@ def draft_file(
     return entry
 
 
-def make_chunks(settings_digest: str, entries: list[Entry], duplicates: list[int]) -> list[Chunk]:
-    """Give every cut its keys and its share of the repeated ids."""
-    chunks: list[Chunk] = []
-    for number, entry in enumerate(entries):
-        ends = list(accumulate(piece.rows for piece in entry.pieces))
-        repeated: set[int] = set()
-        for at, ordinal in entry.ordinals.items():
-            first = ends[at] - entry.pieces[at].rows
-            found = row_numbers(duplicates, ordinal, entry.pieces[at].rows)
-            repeated |= {first + row for row in found}
-        for cut in entry.draft.cuts:
-            mine = tuple(r for r in cut.rows if r in repeated) if repeated else ()
-            rows = [cut.rows.start, cut.rows.stop] if isinstance(cut.rows, range) else cut.rows
-            piece = entry.pieces[bisect_right(ends, min(cut.rows))]
-            text = json.dumps([number, entry.file.name, piece.digest, cut.group, rows, mine])
-            source_key = hashlib.sha256(text.encode()).hexdigest()[:32]
-            key = hashlib.sha256(f"{source_key} {settings_digest}".encode()).hexdigest()[:32]
-            chunks.append(Chunk(key, source_key, number, *cut, mine))
-    return chunks
+class _FileChunks(NamedTuple):
+    """What the chunks of one file are made of."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+    ends: list[int]
+    """Row numbers at which the pieces end."""
+    cuts: Sequence[Cut]
+    repeated: npt.NDArray[np.int64]
+    """Sorted rows whose id another row holds already."""
+
+
+class Chunks(Sequence[Chunk]):
+    """The chunks of an archive, each made when it is asked for: every cut with its keys and its
+    share of the repeated ids. Of parquet, nothing is held that grows with the rows."""
+
+    def __init__(
+        self, settings_digest: str, entries: list[Entry], duplicates: npt.NDArray[np.int64]
+    ) -> None:
+        self._settings_digest = settings_digest
+        self._files = [_file_chunks(entry, duplicates) for entry in entries]
+        self._ends = list(accumulate(len(file.cuts) for file in self._files))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self.since(0)
+
+    def since(self, index: int) -> Iterator[Chunk]:
+        """Those from this one on."""
+        for number, (file, end) in enumerate(zip(self._files, self._ends, strict=True)):
+            begin = end - len(file.cuts)
+            for at in range(max(index - begin, 0), len(file.cuts)):
+                yield self._chunk(number, file, file.cuts[at])
+
+    @overload
+    def __getitem__(self, index: int) -> Chunk: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Chunk]: ...
+    def __getitem__(self, index: int | slice) -> Chunk | list[Chunk]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        at = range(len(self))[index]  # raises IndexError, and knows -1
+        number = bisect_right(self._ends, at)
+        file = self._files[number]
+        return self._chunk(number, file, file.cuts[at - self._ends[number] + len(file.cuts)])
+
+    def _chunk(self, number: int, file: _FileChunks, cut: Cut) -> Chunk:
+        mine = _repeated_in(cut, file.repeated)
+        rows = [cut.rows.start, cut.rows.stop] if isinstance(cut.rows, range) else cut.rows
+        piece = file.pieces[bisect_right(file.ends, min(cut.rows))]
+        text = json.dumps([number, file.name, piece.digest, cut.group, rows, mine])
+        source_key = hashlib.sha256(text.encode()).hexdigest()[:32]
+        key = hashlib.sha256(f"{source_key} {self._settings_digest}".encode()).hexdigest()[:32]
+        return Chunk(key, source_key, number, *cut, mine)
+
+
+def _file_chunks(entry: Entry, duplicates: npt.NDArray[np.int64]) -> _FileChunks:
+    ends = list(accumulate(piece.rows for piece in entry.pieces))
+    repeated = [np.empty(0, np.int64)]
+    for at, ordinal in sorted(entry.ordinals.items()):
+        rows = entry.pieces[at].rows
+        repeated.append(row_numbers(duplicates, ordinal, rows) + ends[at] - rows)
+    return _FileChunks(
+        entry.file.name, entry.pieces, ends, entry.draft.cuts, np.concatenate(repeated)
+    )
+
+
+def _repeated_in(cut: Cut, repeated: npt.NDArray[np.int64]) -> tuple[int, ...]:
+    """The rows of a cut that are among the repeated ones, in its own order."""
+    if not len(repeated):
+        return ()
+    if isinstance(cut.rows, range):
+        begin, end = np.searchsorted(repeated, [cut.rows.start, cut.rows.stop])
+        return tuple(repeated[begin:end].tolist())
+    rows = np.asarray(cut.rows)
+    return tuple(rows[np.isin(rows, repeated)].tolist())

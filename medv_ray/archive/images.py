@@ -32,14 +32,15 @@ SPLITTERS = 16
 def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
     """The images as the archive's listing has them, cut into chunks."""
     spots = list(islice(spots_of(archive), limit))
-    result = Draft(rows=len(spots))
+    cuts: list[Cut] = []
+    result = Draft(rows=len(spots), cuts=cuts)
     result.ids = iter([[row_id(*spot) for spot in spots]])
     borders = [border for border in file.borders() if border <= len(spots)]
     begin, size, last = 0, 0, ""
     for row in range(len(spots) + 1):
         full = row - begin == archive.settings.chunk_rows or size > CHUNK_BYTES
         if row > begin and (full or row == len(spots) or row in borders):
-            result.cuts.append(Cut(range(begin, row), at=tuple(spots[begin:row])))
+            cuts.append(Cut(range(begin, row), at=tuple(spots[begin:row])))
             begin, size, last = row, 0, ""
         if row < len(spots) and spots[row][0] != last:  # parts of one file share its bytes
             last = spots[row][0]

@@ -22,6 +22,7 @@ from medv_ray.errors import RunError
 
 FILE, FOLDER = "ledger.jsonl", "ledger"
 READERS = 16
+WRITERS = 16
 LOOKS = 8
 
 
@@ -55,7 +56,9 @@ class Ledger:
         self.commits: dict[str, Commit] = {}
         self.files: dict[str, PartFile] = {}
         self.held: dict[str, set[str]] = {}
-        """Places whose rows each file of `rows/` holds."""
+        """Source keys of the chunks whose rows each file of `rows/` holds."""
+        self.rows: dict[str, int] = {}
+        """How many rows each of these files is needed for."""
         self.number = 0
         self._records: dict[str, str] = {}  # object store: where a file's own record lies
         self._size = 0
@@ -125,11 +128,13 @@ class Ledger:
             source_keys = set().union(*(self.held.pop(old, set()) for old in record["parts"]))
             # after a crash between two merges, the later one's commits are in this file already
             self.held[name] = self.held.get(name, set()) | source_keys
+            self.rows[name] = self.rows.get(name, 0)
             self.files[name] = PartFile(record["sha256"], record["size"])
             for source_key in source_keys:
                 self.commits[source_key].part = name
             for old in record["parts"]:
                 self.files.pop(old, None)
+                self.rows[name] += self.rows.pop(old, 0)
         else:
             for source_key in record["source_keys"]:
                 self._forget(source_key)
@@ -147,6 +152,7 @@ class Ledger:
             record["number"],
         )
         self.held.setdefault(name, set()).add(source_key)
+        self.rows[name] = self.rows.get(name, 0) + int(record["rows"])
         self.files[name] = PartFile(record["sha256"], record["size"])
 
     def _forget(self, source_key: str) -> None:
@@ -154,32 +160,38 @@ class Ledger:
         if old is None:
             return
         self.held[old.part].discard(source_key)
+        self.rows[old.part] -= old.rows
         if not self.held[old.part]:
-            del self.held[old.part], self.files[old.part]
+            del self.held[old.part], self.files[old.part], self.rows[old.part]
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Make a record durable, then take it into account.
+    def append(self, *records: dict[str, Any]) -> None:
+        """Make records durable, all with one wait for the disk, then take them into account. A
+        crash on the way may leave some of them, the first ones on a disk.
 
         Raises RunError E1503 when the disk is full; the ledger is then as it was.
         """
-        record = {**record, "number": self.number + 1}
-        line = render(record)
+        new = [
+            {**record, "number": number} for number, record in enumerate(records, self.number + 1)
+        ]
         if self.store.local:
-            self._append_line(line)
+            self._append_lines(b"".join(map(render, new)))
         else:
-            name = object_name(record)
-            self.store.write(name, line)
-            self._records[record.get("part", name)] = name
-        record.pop("commits", None)
-        self.apply(record)
+            names = list(map(object_name, new))
+            with ThreadPoolExecutor(WRITERS) as pool:
+                list(pool.map(self.store.write, names, map(render, new)))
+            for name, record in zip(names, new, strict=True):
+                self._records[record.get("part", name)] = name
+        for record in new:
+            record.pop("commits", None)
+            self.apply(record)
 
-    def _append_line(self, line: bytes) -> None:
+    def _append_lines(self, lines: bytes) -> None:
         path = self.store.path(FILE)
         new = not self._size
-        with writing(path, len(line)):
+        with writing(path, len(lines)):
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             try:
-                left = memoryview(line)
+                left = memoryview(lines)
                 while left:  # a disk that fills up writes a piece first
                     left = left[os.write(handle, left) :]
                 os.fsync(handle)
@@ -190,7 +202,7 @@ class Ledger:
                 os.close(handle)
             if new:
                 files.sync(self.store.root)
-        self._size += len(line)
+        self._size += len(lines)
 
     def merge_record(self, names: list[str], merged: str, file: PartFile) -> dict[str, Any]:
         """The record of a merge. On an object store it repeats the commits: their records go."""

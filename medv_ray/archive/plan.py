@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from medv_ray.archive import images, pacs, pictures
-from medv_ray.archive.chunks import Chunk
-from medv_ray.archive.entries import Entry, draft_file, make_chunks
+from medv_ray.archive.entries import Chunks, Entry, draft_file
 from medv_ray.archive.fingerprints import digests
 from medv_ray.archive.growth import Growth, growth
 from medv_ray.archive.id_names import IdNames
@@ -38,7 +37,7 @@ class Plan:
     archive: Archive
     files: tuple[PlannedFile, ...]
     """In the order of `Chunk.file`; an unreadable file stands there without digest and rows."""
-    chunks: list[Chunk]
+    chunks: Chunks
     rows: int
     duplicates: int
     """Rows that get a longer id because another row has theirs."""
@@ -150,7 +149,7 @@ def plan(
         problem = next((entry.error for entry in reversed(entries) if entry.error), None)
         raise problem or DataError("E1110", "the archive's files hold no row.")
     duplicates = names_count.census.duplicates()
-    chunks = make_chunks(settings_digest, entries, duplicates)
+    chunks = Chunks(settings_digest, entries, duplicates)
     named = pictures.look_up(archive, set().union(*(entry.draft.images for entry in entries)))
     if not archive.by_image:
         inputs = [Image(*file) for file in named.files]

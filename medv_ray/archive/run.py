@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 from uuid import uuid4
@@ -20,6 +20,7 @@ from medv_ray.archive.folder import (
     check_is_run_folder,
     check_outside,
 )
+from medv_ray.archive.key_set import KeySet
 from medv_ray.archive.ledger import FILE as LEDGER
 from medv_ray.archive.ledger import FOLDER as LEDGER_FOLDER
 from medv_ray.archive.ledger import Ledger
@@ -52,7 +53,11 @@ class Run:
         self.manifest: dict[str, Any] = {}
         self._sources: dict[str, str] = {}
         self.skipped: dict[str, tuple[str, int]] = {}
-        self._source_keys = {chunk.source_key for chunk in plan.chunks}
+        self._source_keys = KeySet(chunk.source_key for chunk in plan.chunks)
+        self.open_chunks = len(plan.chunks)
+        """How many are not committed yet, or are to be tried again."""
+        self._first_open = 0  # no chunk of the plan before this one is open
+        self._parts = 0  # small files of rows/, those that a retry replaced since included
         self._events: list[str] = []
         self.pseudonyms: Pseudonyms | None = None
         self._retry_until = 0  # number of the last commit that may be superseded
@@ -152,7 +157,7 @@ class Run:
         if found != {**self.manifest, "sha256": (found or {}).get("sha256")}:
             manifests.write_manifest(self.store, self.manifest)
         self.ledger = Ledger.load(self.store, repair=True)
-        stale = sorted(set(self.ledger.commits) - self._source_keys)
+        stale = sorted(self._source_keys.missing(self.ledger.commits))
         if stale:  # the input changed under --allow-mixed: those rows are cut otherwise now
             self.ledger.append({"op": "drop", "source_keys": stale})
         self._check_files()  # first: of a ledger that lost lines, the sweep would take sound rows
@@ -160,6 +165,8 @@ class Run:
         if retry:
             self._retry_until = self.ledger.number
         done = len(self.ledger.commits)
+        self.open_chunks = len(self.plan.chunks) - sum(map(self._is_closed, self.ledger.commits))
+        self._parts = len(small_parts(self.ledger))
         self.event("open", session=self.session, chunks=len(self.plan.chunks), done=done)
 
     @staticmethod
@@ -228,13 +235,29 @@ class Run:
             if there.get(name) != part.size and self.store.size(name) != part.size:
                 raise RunError("E1506", f"{name} is missing or has another size than committed.")
 
-    def todo(self) -> list[Chunk]:
-        """The chunks that are not committed yet, in the plan's order."""
-        return [self._again(chunk) for chunk in self.plan.chunks if self._is_open(chunk.source_key)]
+    def todo(self, most: int | None = None) -> list[Chunk]:
+        """The first so many chunks that are not committed yet, in the plan's order; chunks that
+        could not be read in this session are among them."""
+        found: list[Chunk] = []
+        for index, chunk in enumerate(self.plan.chunks.since(self._first_open), self._first_open):
+            if self._is_closed(chunk.source_key):
+                continue
+            if not found:
+                self._first_open = index
+            found.append(self._again(chunk))
+            if len(found) == most:
+                break
+        return found
 
-    def _is_open(self, source_key: str) -> bool:
+    def settled(self) -> dict[str, int]:
+        """Rows by status, of the chunks that are not open."""
+        return self.ledger.counts(filter(self._is_closed, self.ledger.commits))
+
+    def _is_closed(self, source_key: str) -> bool:
         commit = self.ledger.commits.get(source_key)
-        return commit is None or (commit.quarantined > 0 and commit.number <= self._retry_until)
+        return commit is not None and not (
+            commit.quarantined > 0 and commit.number <= self._retry_until
+        )
 
     def _again(self, chunk: Chunk) -> Chunk:
         """A chunk that is committed already and tried again gets a key of its own."""
@@ -246,30 +269,45 @@ class Run:
 
     def commit(self, part: Part) -> bool:
         """Make a written part count. False when its chunk was committed already."""
+        return self.commit_all([part])[0]
+
+    def commit_all(self, parts: Sequence[Part]) -> list[bool]:
+        """Make written parts count, together: a wait for the disk costs the same for one and for
+        many. False for one whose chunk was committed already."""
+        if not parts:
+            return []
         self.lock.check()
-        committed = self.ledger.commits.get(part.source_key)
-        repeated = committed is not None and committed.key == part.key
-        if (
-            repeated
-            or part.source_key not in self._source_keys
-            or not self._is_open(part.source_key)
-        ):
-            self.store.delete(part.hidden)
-            return False
+        taken: dict[str, Part] = {}
+        said = []
+        for part in parts:
+            said.append(part.source_key not in taken and self._is_wanted(part))
+            if said[-1]:
+                taken[part.source_key] = part
+        for part in parts:
+            if taken.get(part.source_key) != part and part.hidden not in self.ledger.files:
+                self.store.delete(part.hidden)
+        if not taken:
+            return said
         if self.store.local:
-            if not self.store.exists(part.hidden):
+            if not all(self.store.exists(part.hidden) for part in taken.values()):
                 raise RunError(
                     "E1511", "a part is not there: all machines of a job must share the output."
                 )
-            self.store.reveal(part.hidden, part.name)
-        record = part.to_json()
-        del record["hidden"]
-        record["part"] = record.pop("name")
-        self.ledger.append({"op": "commit", **record})
-        self.skipped.pop(part.source_key, None)
-        if len(small_parts(self.ledger)) >= MERGE_AFTER:
+            self.store.reveal_all((part.hidden, part.name) for part in taken.values())
+        self.ledger.append(*map(commit_record, taken.values()))
+        self.open_chunks -= len(taken)
+        for source_key in taken:
+            self.skipped.pop(source_key, None)
+        self._parts += len(taken)
+        if self._parts >= MERGE_AFTER:
             self._compact()
-        return True
+        return said
+
+    def _is_wanted(self, part: Part) -> bool:
+        committed = self.ledger.commits.get(part.source_key)
+        repeated = committed is not None and committed.key == part.key
+        is_planned = part.source_key in self._source_keys
+        return is_planned and not repeated and not self._is_closed(part.source_key)
 
     def note_processor(self, name: str) -> None:
         """Record a kind of CPU or GPU that answers rows of this run, in run.json."""
@@ -305,6 +343,7 @@ class Run:
 
     def _compact(self) -> None:
         compact(self.store, self.ledger)
+        self._parts = len(small_parts(self.ledger))
         if self.pseudonyms is not None and self.pseudonyms.mapping:
             merge_mapping(self.store, self.ledger.commits.keys())
 
@@ -322,3 +361,11 @@ class Run:
         if self._events:
             data = "".join(self._events).encode()
             self.store.write(f"events/{self.session}.jsonl", data)
+
+
+def commit_record(part: Part) -> dict[str, Any]:
+    """A part as the ledger names it."""
+    record = part.to_json()
+    del record["hidden"]
+    record["part"] = record.pop("name")
+    return {"op": "commit", **record}

@@ -51,10 +51,10 @@ def survey(
     found = None if out is None else manifest.read_manifest(Store(out))
     if out is not None and found is not None:
         ledger = Ledger.load(Store(out))
-        source_keys = [
-            chunk.source_key for chunk in plan.chunks if chunk.source_key in ledger.commits
-        ]
-        done_chunks, done_rows = len(source_keys), ledger.counts(source_keys)["rows"]
+        for chunk in plan.chunks:
+            if chunk.source_key in ledger.commits:
+                done_chunks += 1
+                done_rows += ledger.commits[chunk.source_key].rows
         if identity is not None:
             now = {**identity, **plan.identity()}
             changes = plan.changes(found["identity"], now, allow_added)

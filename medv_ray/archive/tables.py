@@ -33,6 +33,7 @@ def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
         raise DataError("E1105", f"{file.name}: the file is empty.")
     asked = archive.settings.asked
     result = Draft()
+    made: list[Cut] = []
     found: Counter[str] = Counter()  # names of columns, in the order of their first use
     names: tuple[str, ...] | None = None
     ids: list[Any] = []
@@ -51,7 +52,7 @@ def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
                 found |= Counter(names)
             cells = pick(columns.resolve(asked, record.names), record.values)
             if result.rows in borders:
-                result.cuts += cuts(window, archive.settings.chunk_rows)
+                made += cuts(window, archive.settings.chunk_rows)
                 window = []
                 close_piece(result, proof)
                 proof = hashlib.sha256()
@@ -64,15 +65,15 @@ def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
             window.append(at)
             result.rows += 1
             if len(window) == WINDOW:
-                result.cuts += cuts(window, archive.settings.chunk_rows)
+                made += cuts(window, archive.settings.chunk_rows)
                 window = []
-    result.cuts += cuts(window, archive.settings.chunk_rows)
+    made += cuts(window, archive.settings.chunk_rows)
     close_piece(result, proof)
     header = tuple(found.elements())
     if header:
         columns.find(asked, header, file.name)
     header, style = table.header or header, tuple(table.style)
-    result.cuts = [cut._replace(header=header, style=style) for cut in result.cuts]
+    result.cuts = [cut._replace(header=header, style=style) for cut in made]
     if columns.resolve(asked, tuple(found)).id is not None:
         result.ids = iter([ids])
     return result

@@ -55,17 +55,19 @@ def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
     result.rows = len(members)
     if settings.id_column != columns.NO_COLUMN:
         result.ids = iter([ids])
+    cuts: list[Cut] = []
     begin, size = 0, 0
     for row, member in enumerate(members):
         more = member.image[1]
         full = row - begin == settings.chunk_rows or row in ends
         if full or (row > begin and size + more > CHUNK_BYTES):
             if row > begin:
-                result.cuts.append(cut(members, begin, row))
+                cuts.append(cut(members, begin, row))
             begin, size = row, 0
         size += more
     if members[begin:]:
-        result.cuts.append(cut(members, begin, len(members)))
+        cuts.append(cut(members, begin, len(members)))
+    result.cuts = cuts
     return result
 
 

@@ -17,6 +17,7 @@ from medv_ray.cli.doctor import doctor_command
 from medv_ray.cli.evaluating import compare_command, eval_command, judge_command
 from medv_ray.cli.exporting import export_answers_command, lmms_tasks_command
 from medv_ray.cli.pacs import export_sr_command, store_command
+from medv_ray.cli.planning import plan_score_command
 from medv_ray.cli.pushing import push_command
 from medv_ray.cli.reporting import report_command
 from medv_ray.cli.rows import rows_command
@@ -251,6 +252,7 @@ app.command("run-batch")(told_cleanly(run_batch_command))
 app.command("chat")(told_cleanly(chat_command))
 app.command("check")(told_cleanly(check_command))
 app.add_typer(bench_app, name="bench")
+plan_app.command("score")(told_cleanly(plan_score_command))
 app.add_typer(plan_app, name="plan")
 app.add_typer(data_app, name="data")
 app.add_typer(audit_app, name="audit")

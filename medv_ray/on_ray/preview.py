@@ -25,7 +25,7 @@ from medv_ray.errors import DataError, shows_names
 from medv_ray.file_parts import Picture
 from medv_ray.on_ray.chunk import digest_of, request_of
 from medv_ray.on_ray.options import ScoreSettings
-from medv_ray.on_ray.predictor import PREDICTOR, RowPredictor, find
+from medv_ray.on_ray.predictor import PREDICTOR, RowPredictor, find, processor
 from medv_ray.on_ray.score import Resume, planned, tell, tell_growth
 
 EXACT_ROWS = 20_000
@@ -186,7 +186,8 @@ def take_probe(rows: list[Row], settings: ScoreSettings, factory: str | None) ->
         return {"skipped": "no GPU here: run --plan on a machine like the actors'"}
     predictor = find(factory or PREDICTOR)(settings)
     try:
-        return time_probe(predictor, rows, settings.template)
+        probe = time_probe(predictor, rows, settings.template)
+        return {**probe, "processor": processor(settings.device)}
     finally:
         predictor.close()
 

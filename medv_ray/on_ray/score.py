@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +179,7 @@ def score(
         sources=sources(settings, plan),
     ) as run:
         tell_growth(plan)
-        if run.todo():
+        if run.open_chunks:
             started = time.monotonic()
             _drive(run, settings, session, address, factory)
             session.seconds = time.monotonic() - started
@@ -232,7 +232,7 @@ def _drive(
     run: Run, settings: ScoreSettings, session: Session, address: str | None, factory: str | None
 ) -> None:
     """Passes over the open chunks until none is left."""
-    before = run.ledger.counts(set(run.ledger.commits) - {chunk.source_key for chunk in run.todo()})
+    before = run.settled()
     began = time.monotonic()
     store = None if settings.pool.decode_actors else OBJECT_STORE_BYTES
     with (
@@ -254,9 +254,9 @@ def _drive(
 
         session.start_s = time.monotonic() - began
         idle = 0
-        while (todo := _open_chunks(run)) and not session.stopped:
-            size = size_pool(settings.pool, cluster.capacity, len(todo))
-            stream = Stream(todo[:PASS_CHUNKS], size, check)
+        while (left := _left(run)) and not session.stopped:
+            size = size_pool(settings.pool, cluster.capacity, left)
+            stream = Stream(next_chunks(run, PASS_CHUNKS), size, check)
             lost: RunError | None = None
             try:
                 _pass(run, settings, session, progress, stream, factory)
@@ -265,7 +265,7 @@ def _drive(
                 lost = RunError(error.code, error.detail)
                 if interrupted() or not (cluster.has_head() and stream.is_over()):
                     raise lost from None
-            idle = idle + 1 if len(_open_chunks(run)) == len(todo) else 0
+            idle = idle + 1 if _left(run) == left else 0
             if idle == IDLE_PASSES and not session.stopped:
                 none = RunError("E1512", f"no chunk came back with a result in {idle} passes.")
                 raise lost or none
@@ -312,8 +312,15 @@ def waiting(pool: PoolSettings) -> str:
     )
 
 
-def _open_chunks(run: Run) -> list[Chunk]:
-    return [chunk for chunk in run.todo() if chunk.source_key not in run.skipped]
+def _left(run: Run) -> int:
+    """Chunks that are open and have not been skipped."""
+    return run.open_chunks - len(run.skipped)
+
+
+def next_chunks(run: Run, most: int) -> list[Chunk]:
+    """The first of these."""
+    found = run.todo(most + len(run.skipped))
+    return [chunk for chunk in found if chunk.source_key not in run.skipped][:most]
 
 
 def _pass(
@@ -346,37 +353,44 @@ def _pass(
         decoding,
     )
     try:
-        for chunk, result in stream.run(work):
-            _take(run, session, progress, chunk, result)
+        for results in stream.run(work):
+            _take(run, session, progress, results)
     except Exception:  # nothing is committed any more
         stream.abandon()
         raise
-    session.stopped = stream.stopped and bool(_open_chunks(run))
+    session.stopped = stream.stopped and _left(run) > 0
     report = stream.report()
     session.deaths += report["deaths"]
     session.start_s += time.monotonic() - began - (report["ready_ago_s"] or 0.0)
 
 
 def _take(
-    run: Run, session: Session, progress: Progress, chunk: Chunk, result: dict[str, Any]
+    run: Run,
+    session: Session,
+    progress: Progress,
+    results: Sequence[tuple[Chunk, dict[str, Any]]],
 ) -> None:
-    """Commit one result, or note that its input was not there."""
-    session.counters.update(result.get("counters", {}))
-    if session.meters is not None:
-        session.meters.work(result.get("counters", {}))
-    if "skip" in result:
-        run.skip(chunk, DataError(*result["skip"]))
-        return
-    part = Part(**result["part"])
-    run.note_processor(result["processor"])
-    if not run.commit(part):
-        return
-    session.rows += part.rows
-    session.reasons.update(result["reasons"])
-    rows: dict[str, int] = {status: getattr(part, status) for status in STATUSES}
-    progress.add(rows)
-    if session.meters is not None:
-        session.meters.take(rows, result["reasons"])
+    """Commit results together, or note whose input was not there."""
+    parts, scored = [], []
+    for chunk, result in results:
+        session.counters.update(result.get("counters", {}))
+        if session.meters is not None:
+            session.meters.work(result.get("counters", {}))
+        if "skip" in result:
+            run.skip(chunk, DataError(*result["skip"]))
+            continue
+        run.note_processor(result["processor"])
+        parts.append(Part(**result["part"]))
+        scored.append(result)
+    for part, result, new in zip(parts, scored, run.commit_all(parts), strict=True):
+        if not new:
+            continue
+        session.rows += part.rows
+        session.reasons.update(result["reasons"])
+        rows: dict[str, int] = {status: getattr(part, status) for status in STATUSES}
+        progress.add(rows)
+        if session.meters is not None:
+            session.meters.take(rows, result["reasons"])
     for reason, code in GIVE_UP.items():
         defects = session.reasons[reason]
         if defects >= DEFECTS and 2 * defects > session.rows:

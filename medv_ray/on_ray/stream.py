@@ -1,4 +1,4 @@
-"""Chunks through Ray Data: one result each, in the order in which they finish."""
+"""Chunks through Ray Data: one result each, as many at a time as have finished meanwhile."""
 
 from __future__ import annotations
 
@@ -59,8 +59,9 @@ class Stream:
         self.stopped = False
         """No further chunk starts; those that run are finished and come out."""
 
-    def run(self, work: Work) -> Iterator[tuple[Chunk, dict[str, Any]]]:
-        """Each chunk with its result. Raises the error that an actor reported."""
+    def run(self, work: Work) -> Iterator[list[tuple[Chunk, dict[str, Any]]]]:
+        """Each chunk once with its result, those together that came in since the last ones were
+        taken. Raises the error that an actor reported."""
         self._feed([])
         given = (self._dataset(work),)
         self._pump = threading.Thread(target=self._consume, args=given, name=STREAM, daemon=True)
@@ -68,10 +69,9 @@ class Stream:
         self._pump.start()
         while (texts := self._ask("results")) is not None:
             results = [json.loads(text) for text in texts]
-            for result in results:
-                chunk = self._out.pop(result["number"], None)
-                if chunk is not None:  # else two attempts at it ended
-                    yield chunk, result
+            ended = [(self._out.pop(result["number"], None), result) for result in results]
+            # without a chunk: two attempts at it ended
+            yield [(chunk, result) for chunk, result in ended if chunk is not None]
             self._feed([result["number"] for result in results])
         self._pump.join()
         if self._error is not None:

@@ -207,7 +207,7 @@ class Bench:
 
         scorer = ChunkScorer(run.plan.archive, run.store, settings.answer, make)
         progress = mock.Mock()
-        while todo := scoring._open_chunks(run):
+        while todo := scoring.next_chunks(run, scoring.PASS_CHUNKS):
             for chunk in todo:
                 try:
                     part, reasons = scorer.score(chunk)
@@ -216,7 +216,7 @@ class Bench:
                 else:
                     result = {"part": part.to_json(), "reasons": reasons, "processor": "CPU"}
                 result["counters"] = scorer.take_counters()
-                scoring._take(run, session, progress, chunk, result)
+                scoring._take(run, session, progress, [(chunk, result)])
         if scorer._predictor._predictor is not self.__dict__.get("predictor"):
             scorer.close()
 

@@ -75,7 +75,7 @@ def steps(store: Store, monkeypatch, stop_at: int) -> None:
 
     monkeypatch.setattr(Store, "write", counted(Store.write))
     monkeypatch.setattr(Store, "delete", counted(Store.delete))
-    monkeypatch.setattr(Ledger, "_append_line", counted(Ledger._append_line))
+    monkeypatch.setattr(Ledger, "_append_lines", counted(Ledger._append_lines))
     monkeypatch.setattr(os, "replace", counted(os.replace))
 
 

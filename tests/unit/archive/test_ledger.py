@@ -36,6 +36,10 @@ def filled(store, count: int) -> Ledger:
 
 
 def state(ledger: Ledger):
+    needed = {
+        name: sum(ledger.commits[key].rows for key in held) for name, held in ledger.held.items()
+    }
+    assert ledger.rows == needed
     return ledger.commits, ledger.files, {k: set(v) for k, v in ledger.held.items()}, ledger.number
 
 
@@ -50,6 +54,15 @@ def test_what_was_appended_is_loaded(store):
     ledger = filled(store, 6)
     assert state(Ledger.load(store)) == state(ledger)
     assert ledger.counts() == {"rows": 192, "answered": 186, "abstained": 0, "quarantined": 6}
+
+
+def test_records_appended_together_are_those_appended_one_by_one(store):
+    ledger = Ledger.load(store, repair=True)
+    ledger.append(commit(0), commit(1))
+    ledger.append(commit(2))
+    ledger.append()
+    assert [ledger.commits[commit(n)["source_key"]].number for n in range(3)] == [1, 2, 3]
+    assert state(Ledger.load(store)) == state(ledger)
 
 
 def test_merges_and_drops_are_loaded(store):

@@ -1,7 +1,9 @@
 import json
+import tracemalloc
 
 import pytest
 
+from medv_ray.archive import id_hashes
 from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.reading import read_rows
 from medv_ray.errors import DataError
@@ -111,3 +113,17 @@ def test_archives_on_an_object_store(make, s3_server):
     with pytest.raises(DataError) as caught:
         make.plan(archive="s3://bucket/nothing")
     assert caught.value.code == "E1110"
+
+
+def test_memory_of_planning_does_not_grow_with_the_rows(make, monkeypatch):
+    monkeypatch.setattr(id_hashes, "HELD", 2**11)
+    monkeypatch.setattr(id_hashes, "COMPARED", 2**11)
+    peaks = []
+    for rows in (9_000, 9_000, 21_000):  # over a batch; the first time, modules are loaded
+        make.parquet(rows=rows, id=[f"study-{row}" for row in range(rows)], answer=None)
+        tracemalloc.start()
+        planned = make.plan(chunk_rows=8)
+        assert sum(1 for _ in planned.chunks) == len(planned.chunks) == rows / 8
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < peaks[1] + 2**17  # 12,000 hashes more have 2^17.6 bytes, 1,500 chunks 2^19

@@ -522,3 +522,47 @@ def test_a_kill_while_a_new_run_clears_the_folder(make, tmp_path, monkeypatch, d
 
 def ids_of_rows(out) -> list[str]:
     return [name for table in read_run(out) for name in table.column("id").to_pylist()]
+
+
+def test_parts_committed_together_wait_for_the_disk_once(make, planned, tmp_path, monkeypatch):
+    out, synced = str(tmp_path / "run"), []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(handle), sync(handle))[1])
+    with Run.open(out, planned, IDENTITY) as run:
+        todo = run.todo()
+        parts = [write_part(run.store, c, make.records(planned, c)) for c in todo]
+        again = write_part(run.store, todo[0], make.records(planned, todo[0]))
+        run.commit(parts[0])
+        synced.clear()
+        assert run.commit_all([*parts[1:4], again, parts[2], parts[4]]) == [
+            True, True, True, False, False, True,
+        ]  # fmt: skip
+        assert len(synced) == 2  # of the folder and of the ledger
+        assert run.commit_all([]) == []
+        assert run.open_chunks == len(todo) - 5 == len(run.todo())
+        assert not Path(run.store.path(again.hidden)).exists()
+        run.commit_all(parts[5:])
+        assert run.open_chunks == 0
+        assert run.finish().answered == 28
+
+
+def test_a_part_that_is_not_there_leaves_all_of_its_company_uncommitted(make, planned, tmp_path):
+    with Run.open(str(tmp_path / "run"), planned, IDENTITY) as run:
+        parts = [write_part(run.store, c, make.records(planned, c)) for c in run.todo(2)]
+        run.store.delete(parts[1].hidden)
+        refused("E1511", lambda: run.commit_all(parts))
+        assert run.ledger.commits == {}
+        assert run.commit(parts[0])
+
+
+def test_todo_gives_the_first_open_chunks(make, planned, tmp_path):
+    with Run.open(str(tmp_path / "run"), planned, IDENTITY) as run:
+        keys = [chunk.key for chunk in planned.chunks]
+        assert [chunk.key for chunk in run.todo(3)] == keys[:3]
+        for chunk in (planned.chunks[0], planned.chunks[2]):
+            run.commit(write_part(run.store, chunk, make.records(planned, chunk)))
+        assert [chunk.key for chunk in run.todo(2)] == [keys[1], keys[3]]
+        assert run.settled()["rows"] == 8
+    with Run.open(str(tmp_path / "run"), planned, IDENTITY) as run:
+        assert run.open_chunks == len(keys) - 2
+        assert [chunk.key for chunk in run.todo()] == [keys[1], *keys[3:]]
