@@ -22,6 +22,8 @@ from medv_ray import files
 from medv_ray.errors import RunError, SettingsError
 
 TRIES = 3
+S3_TRIES = 9
+"""Of a request that S3 refuses for now: six seconds, as pyarrow tries by itself."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 TROUBLE = (OSError, pa.ArrowException)
 """What disks and object stores raise through pyarrow. Its text may name hosts, keys and paths, and
@@ -81,8 +83,9 @@ def by_single_puts(filesystem: Any) -> Any:
     upload of several parts otherwise: three requests, one after the other."""
     if filesystem.type_name != "s3":
         return filesystem
-    remake, (options,) = filesystem.__reduce__()
-    return remake({**options, "allow_delayed_open": True})
+    remake, (options,) = filesystem.__reduce__()  # without the tries of one made of an address
+    patience = fs.AwsStandardS3RetryStrategy(max_attempts=S3_TRIES)
+    return remake({**options, "allow_delayed_open": True, "retry_strategy": patience})
 
 
 def escaped(name: str) -> str:

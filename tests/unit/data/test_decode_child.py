@@ -282,6 +282,8 @@ def test_limits_of_the_child(shared: Decoder) -> None:
         "OMP_NUM_THREADS",
         "OPENBLAS_NUM_THREADS",
         "LD_LIBRARY_PATH",
+        "MALLOC_MMAP_THRESHOLD_",
+        "MALLOC_TRIM_THRESHOLD_",
     }
     with open(f"/proc/{child(shared).pid}/maps") as file:
         maps = file.read()

@@ -241,7 +241,8 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_versions_are_those_of_the_project_file() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [*project["dependencies"], *project["optional-dependencies"]["train"]]
-    bounds = dict(re.match(r"([\w-]+)[^>]*>=([\d.]+)", one).groups() for one in asked)  # type: ignore[union-attr]
+    found = (re.match(r"([\w-]+)[^>]*>=([\d.]+)", one) for one in asked)
+    bounds = {one[1]: one[2] for one in found if one is not None}
     needed = doctor.LEAST | {name: least for name, (least, *_) in doctor.OPTIONAL.items()}
     assert {name: bounds[name] for name in needed} == needed
 

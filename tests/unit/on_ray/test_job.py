@@ -39,14 +39,15 @@ def result(rows: int, **reasons: int) -> dict[str, Any]:
     ("reason", "code"), [("internal_error", "E1509"), ("out_of_memory", "E1508")]
 )
 def test_a_job_whose_rows_mostly_fail_the_same_way_gives_up(reason: str, code: str) -> None:
-    run: Any = SimpleNamespace(commit=lambda part: True, note_processor=lambda name: None)
+    run: Any = SimpleNamespace(note_processor=lambda name: None)
+    run.commit_all = lambda parts: [True] * len(parts)
     progress: Any = SimpleNamespace(add=lambda counts: None)
     chunk: Any = None
     session = Session()
-    _take(run, session, progress, chunk, result(900, **{reason: 400}))
-    _take(run, session, progress, chunk, result(100, **{reason: 100}))
+    _take(run, session, progress, [(chunk, result(900, **{reason: 400}))])
+    _take(run, session, progress, [(chunk, result(100, **{reason: 100}))])
     with pytest.raises(RunError, match=f"{code}: 600 of 1100 rows ended as {reason}"):
-        _take(run, session, progress, chunk, result(100, **{reason: 100}))
+        _take(run, session, progress, [(chunk, result(100, **{reason: 100}))])
 
 
 def test_a_resume_with_another_torch_or_device_is_refused_by_name(
@@ -176,8 +177,9 @@ class Passes:
         self.open = 10
         self.over = True
 
-    def todo(self) -> list[Any]:
-        return [SimpleNamespace(source_key=str(number)) for number in range(self.open)]
+    def todo(self, most: int) -> list[Any]:
+        found = [SimpleNamespace(source_key=str(number)) for number in range(self.open)]
+        return found[:most]
 
     def take(self, *_: object) -> None:
         end = self.ends.pop(0)
@@ -186,6 +188,21 @@ class Passes:
             end = self.ends.pop(0) if self.ends and not isinstance(self.ends[0], int) else None
         if end is not None:
             raise end
+
+
+class RunOf:
+    """Stands in for a run of those chunks."""
+
+    def __init__(self, passes: Passes) -> None:
+        self._passes, self.skipped, self.plan = passes, {}, SimpleNamespace(rows=80)
+        self.todo = passes.todo
+
+    @property
+    def open_chunks(self) -> int:
+        return self._passes.open
+
+    def settled(self) -> dict[str, int]:
+        return dict.fromkeys(("rows", *STATUSES), 0)
 
 
 @pytest.fixture
@@ -199,13 +216,10 @@ def drive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         stream = SimpleNamespace(is_over=lambda: passes.over)
         made = SimpleNamespace(Stream=lambda *_: stream)
         monkeypatch.setitem(sys.modules, "medv_ray.on_ray.stream", made)
-        monkeypatch.setattr(scoring, "running_ray", lambda address: nullcontext(cluster))
+        monkeypatch.setattr(scoring, "running_ray", lambda *_: nullcontext(cluster))
         monkeypatch.setattr(scoring, "_pass", passes.take)
         monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
-        ledger = SimpleNamespace(commits={}, counts=lambda keys: dict.fromkeys(STATUSES, 0))
-        run: Any = SimpleNamespace(
-            todo=passes.todo, skipped={}, plan=SimpleNamespace(rows=80), ledger=ledger
-        )
+        run: Any = RunOf(passes)
         scoring._drive(run, stub.settings(tmp_path), Session(), None, None)
         return said
 

@@ -341,7 +341,7 @@ def test_what_a_scoring_job_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(meters=ScoreMeters(100))
     committed = iter((True, True, False))
     run: Any = SimpleNamespace(
-        commit=lambda part: next(committed), note_processor=lambda name: None
+        commit_all=lambda parts: [next(committed) for _ in parts], note_processor=lambda name: None
     )
     progress: Any = SimpleNamespace(add=lambda counts: None)
     for bad in (0, 3, 9):
@@ -351,7 +351,7 @@ def test_what_a_scoring_job_counts(monkeypatch: pytest.MonkeyPatch) -> None:
             "counters": {"forward_passes": 8, "image_hits": 0, "unknown": 5},
         }  # fmt: skip
         chunk: Any = None
-        _take(run, session, progress, chunk, result)
+        _take(run, session, progress, [(chunk, result)])
     kept: Any = session.meters
     assert kept._meters.added == {
         ("medv_job_open_rows", ()): 60,

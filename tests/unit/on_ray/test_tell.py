@@ -157,7 +157,7 @@ def test_growth_is_said_once_the_run_takes_it(tmp_path, capsys, monkeypatch, tak
     def opened(*_, **__):
         if not taken:
             raise RunError("E1502", "another run's.")
-        return nullcontext(MagicMock(todo=list))
+        return nullcontext(MagicMock(open_chunks=0))
 
     monkeypatch.setattr(Run, "open", opened)
     with nullcontext() if taken else pytest.raises(RunError):
