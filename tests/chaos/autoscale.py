@@ -41,9 +41,9 @@ from tests.chaos.ray_nodes import (
 )  # fmt: skip
 from tests.integration import processes, stub
 
-ROWS = 6000
-"""Of the toy, which answers some 100 a second on two cores: work for as long as it takes Ray to get
-from one node to five."""
+ROWS = 3000
+"""Of the toy: eight actors on two cores answer some 20 a second, so that there is work for as long as
+it takes Ray to get from one node to five."""
 ENDED_S = 240.0
 """In which the scoring run must end on two cores, its nodes' start included."""
 IDLE_S = 90.0
@@ -66,7 +66,7 @@ class Scoring:
         """`stubbed`: questions for the stub, which does what they say; None: the toy's rows."""
         self.folder, self._cluster, self._stubbed = folder, cluster, stubbed
         if stubbed is None:
-            synthetic.write_archive(folder / "in.parquet", ROWS, per_image=100)
+            synthetic.write_archive(folder / "in.parquet", ROWS, per_image=20)
         else:
             stub.write_archive(folder / "in.parquet", stubbed)
 
