@@ -35,9 +35,10 @@ class IdNames:
         """The ids of a file; what was added to a run later waits for the earlier rows."""
         if self._next and entry.pieces and entry.pieces[0].generation == self._next:
             self._new.append(entry)
-        if entry.draft.ids is None:
+        ids, entry.draft.ids = entry.draft.ids, None  # which hold the file's index
+        if ids is None:
             return
-        values: Iterator[Any] = chain.from_iterable(entry.draft.ids)
+        values: Iterator[Any] = chain.from_iterable(ids)
         row = 0
         for number, piece in enumerate(entry.pieces):
             if not piece.generation:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import posixpath
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -28,6 +30,10 @@ class Unreadable(NamedTuple):
     name: str
     code: str
     detail: str
+
+
+TRIM_EVERY = 16
+"""Files."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,8 @@ def plan(
         entry = draft_file(archive, prior, file, digest, left)
         names_count.take(entry)
         entries.append(entry)
+        if len(entries) % TRIM_EVERY == 0:
+            _free()
         spare = None if spare is None else spare + had - entry.draft.rows
     names_count.take_waiting()
     stems = {entry.file.name: entry.file.stem for entry in entries}
@@ -220,3 +228,12 @@ def left_out(archive: Archive, entries: list[Entry], named: NamedImages) -> Left
             if path not in used:
                 result.add("" if reason == UNNAMED else name, reason)
     return result
+
+
+def _free() -> None:
+    """Give back what the indices of files took: a footer of pyarrow's and its schema hold each
+    other, 90 bytes a row, and the C library keeps what lay between what stays."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

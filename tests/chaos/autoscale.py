@@ -42,8 +42,8 @@ from tests.chaos.ray_nodes import (
 from tests.integration import processes, stub
 
 ROWS = 3000
-"""Of the toy: eight actors on two cores answer some 20 a second, so that there is work for as long as
-it takes Ray to get from one node to five."""
+"""Of the toy: eight actors on two cores answer some 20 a second, so that there is work for as long
+as it takes Ray to get from one node to five."""
 ENDED_S = 240.0
 """In which the scoring run must end on two cores, its nodes' start included."""
 IDLE_S = 90.0
