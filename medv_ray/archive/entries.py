@@ -100,14 +100,15 @@ class Chunks(Sequence[Chunk]):
         return self._ends[-1] if self._ends else 0
 
     def __iter__(self) -> Iterator[Chunk]:
-        return self.since(0)
+        for number, file in enumerate(self._files):
+            for cut in file.cuts:
+                yield self._chunk(number, file, cut)
 
-    def since(self, index: int) -> Iterator[Chunk]:
-        """Those from this one on."""
-        for number, (file, end) in enumerate(zip(self._files, self._ends, strict=True)):
-            begin = end - len(file.cuts)
-            for at in range(max(index - begin, 0), len(file.cuts)):
-                yield self._chunk(number, file, file.cuts[at])
+    def source_keys(self) -> Iterator[str]:
+        """Of all chunks, in half the time that the chunks take."""
+        for number, file in enumerate(self._files):
+            for cut in file.cuts:
+                yield _source_key(number, file, cut, _repeated_in(cut, file.repeated))
 
     @overload
     def __getitem__(self, index: int) -> Chunk: ...
@@ -123,12 +124,20 @@ class Chunks(Sequence[Chunk]):
 
     def _chunk(self, number: int, file: _FileChunks, cut: Cut) -> Chunk:
         mine = _repeated_in(cut, file.repeated)
-        rows = [cut.rows.start, cut.rows.stop] if isinstance(cut.rows, range) else cut.rows
-        piece = file.pieces[bisect_right(file.ends, min(cut.rows))]
-        text = json.dumps([number, file.name, piece.digest, cut.group, rows, mine])
-        source_key = hashlib.sha256(text.encode()).hexdigest()[:32]
+        source_key = _source_key(number, file, cut, mine)
         key = hashlib.sha256(f"{source_key} {self._settings_digest}".encode()).hexdigest()[:32]
         return Chunk(key, source_key, number, *cut, mine)
+
+
+def _source_key(number: int, file: _FileChunks, cut: Cut, repeated: tuple[int, ...]) -> str:
+    """What tells a chunk from others, whatever the settings."""
+    if isinstance(cut.rows, range):
+        first, rows = cut.rows.start, [cut.rows.start, cut.rows.stop]
+    else:
+        first, rows = min(cut.rows), list(cut.rows)
+    piece = file.pieces[bisect_right(file.ends, first)]
+    text = json.dumps([number, file.name, piece.digest, cut.group, rows, repeated])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _file_chunks(entry: Entry, duplicates: npt.NDArray[np.int64]) -> _FileChunks:

@@ -1,4 +1,4 @@
-"""A set of source keys, 16 bytes each: as Python's own set they would take 130."""
+"""A set of source keys in their order, 32 bytes each: as Python's own set they would take 130."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ class KeySet:
     """Built once, then asked. Keys are 32 hex digits; anything else is not in it."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        self._keys = np.fromiter(map(bytes.fromhex, keys), "S16")
-        self._keys.sort()
+        self._order = np.fromiter(map(bytes.fromhex, keys), "S16")
+        self._keys = np.sort(self._order)
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def at(self, index: int) -> str:
+        """The key that was given at this place."""
+        found: bytes = self._order[index]
+        return found.ljust(16, b"\0").hex()  # numpy drops zeros at the end
 
     def __contains__(self, key: str) -> bool:
         return not self.missing([key])

@@ -53,7 +53,7 @@ class Run:
         self.manifest: dict[str, Any] = {}
         self._sources: dict[str, str] = {}
         self.skipped: dict[str, tuple[str, int]] = {}
-        self._source_keys = KeySet(chunk.source_key for chunk in plan.chunks)
+        self._source_keys = KeySet(plan.chunks.source_keys())
         self.open_chunks = len(plan.chunks)
         """How many are not committed yet, or are to be tried again."""
         self._first_open = 0  # no chunk of the plan before this one is open
@@ -239,12 +239,12 @@ class Run:
         """The first so many chunks that are not committed yet, in the plan's order; chunks that
         could not be read in this session are among them."""
         found: list[Chunk] = []
-        for index, chunk in enumerate(self.plan.chunks.since(self._first_open), self._first_open):
-            if self._is_closed(chunk.source_key):
+        for index in range(self._first_open, len(self.plan.chunks)):
+            if self._is_closed(self._source_keys.at(index)):
                 continue
             if not found:
                 self._first_open = index
-            found.append(self._again(chunk))
+            found.append(self._again(self.plan.chunks[index]))
             if len(found) == most:
                 break
         return found

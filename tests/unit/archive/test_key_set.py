@@ -24,3 +24,9 @@ def test_zeros_at_the_ends_are_part_of_a_key():
 def test_what_is_no_key_is_in_no_set():
     assert KeySet([key(1)]).missing(["", "no key", key(1)]) == ["", "no key"]
     assert key(1) not in KeySet([])
+
+
+def test_keys_keep_their_order():
+    given = [key(3), "00" * 16, key(1), "ab" + "00" * 15]
+    keys = KeySet(given)
+    assert [keys.at(index) for index in range(4)] == given
