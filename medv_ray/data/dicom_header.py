@@ -23,7 +23,7 @@ _COLOURS = (
 
 def burned_in(head: Dataset, policy: str) -> list[str]:
     """Words. Raises DataError E1212."""
-    said = str(head.get("BurnedInAnnotation") or "").strip("\0 ").upper()
+    said = objects.code_of(head, "BurnedInAnnotation")
     if said == "YES" and policy == "refuse":
         detail = "the DICOM header says that annotation is burned into the pixels."
         raise DataError("E1212", detail)
@@ -83,7 +83,7 @@ def layout_of(head: Dataset, frames: int) -> Layout:
     columns = integer(head, "Columns", 1, 65535)
     if stored > allocated:
         raise DataError("E1207", f"{stored} bits stored do not fit {allocated} bits allocated.")
-    colours = str(head.get("PhotometricInterpretation") or "").strip("\0 ").upper()
+    colours = objects.code_of(head, "PhotometricInterpretation")
     if not colours:
         raise DataError("E1207", "the DICOM header has no PhotometricInterpretation.")
     grey = colours in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medv_ray.dicom_objects import coded
+
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
@@ -39,7 +41,7 @@ def draw(
     for group in GROUPS:
         if _get(ds, group, _ROWS) is None and (group << 16 | _DATA) not in ds:
             continue
-        if str(_get(ds, group, _TYPE) or "").strip() == "R":
+        if coded(_get(ds, group, _TYPE)) == "R":
             failed += 1
             continue
         try:

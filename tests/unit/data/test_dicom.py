@@ -141,6 +141,32 @@ def test_monochrome1_is_inverted_after_the_window() -> None:
     assert words[-1] == "presentation_inverted"
 
 
+@pytest.mark.parametrize(
+    ("code", "element"),
+    [
+        ("MONOCHROME1", "PhotometricInterpretation"),
+        ("INVERSE", "PresentationLUTShape"),
+        ("SIGMOID", "VOILUTFunction"),
+        ("YES", "BurnedInAnnotation"),
+    ],
+)
+def test_codes_are_compared_without_case_and_padding(code: str, element: str) -> None:
+    window = {"WindowCenter": "40", "WindowWidth": "400", element: code}
+    data = dicom(SIGNED, **window)
+    blank = code + " " * (len(code) % 2)
+    want, words = look(data, burned_in="flag")
+    assert words != ("dicom_window:1:40:400",)
+    forms = [code.lower(), code.title(), f" {code}", f"{code}\0", f" {code.lower()} ", f"{code}\\"]
+    for form in forms:
+        padded = form + " " * (len(form) % 2)
+        size = len(padded).to_bytes(2, "little")
+        old = b"CS" + len(blank).to_bytes(2, "little") + blank.encode()
+        assert data.count(old) == 1
+        got, same = look(data.replace(old, b"CS" + size + padded.encode()), burned_in="flag")
+        assert np.array_equal(got, want), form
+        assert same == words
+
+
 def test_lookup_tables() -> None:
     values = np.linspace(0, 4095, 256).astype(int)[::-1]
     modality = table(256, 0, 16, values)
@@ -229,7 +255,13 @@ def test_several_frames() -> None:
 
 def test_the_label_of_a_slide_is_not_shown() -> None:
     slide = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.77.1.6"}
-    for kind, code in (("LABEL", "E1216"), ("OVERVIEW", "E1216"), ("VOLUME", "")):
+    for kind, code in (
+        ("LABEL", "E1216"),
+        ("OVERVIEW", "E1216"),
+        ("label", "E1216"),
+        (" LABEL", "E1216"),
+        ("VOLUME", ""),
+    ):
         data = dicom(COLOUR, "RGB", ImageType=["ORIGINAL", "PRIMARY", kind, "NONE"], **slide)
         if code:
             assert raised(data).code == code
