@@ -55,12 +55,15 @@ class Look:
         rescale = _macro(ds, "PixelValueTransformationSequence", frame)
         shown = _macro(ds, "FrameVOILUTSequence", frame)
         slope, intercept, words = _rescaling(rescale)
+        inverted = _inversion(ds)
+        if _is_monochrome1(ds) and not inverted:
+            words = (*words, "presentation_identity")
         look = cls(
             slope=slope,
             intercept=intercept,
             modality=_table(ds, "ModalityLUTSequence", ds.get("PixelRepresentation") == 1),
             padding=_padding(ds),
-            inverted=_inversion(ds),
+            inverted=inverted,
             words=words,
         )
         if asked.centre_width is None:
@@ -236,10 +239,15 @@ def _table(ds: Dataset, name: str, signed: bool) -> Table | None:
 
 
 def _inversion(ds: Dataset) -> str:
-    """The word for it; a presentation that is inverse says the same as MONOCHROME1."""
-    if code_of(ds, "PhotometricInterpretation") == "MONOCHROME1":
-        return "monochrome1_inverted"
-    return "presentation_inverted" if code_of(ds, "PresentationLUTShape") == "INVERSE" else ""
+    """The word for it. A presentation's shape decides where it is stated (PS3.3 C.11.6)."""
+    shape = code_of(ds, "PresentationLUTShape")
+    if _is_monochrome1(ds):
+        return "" if shape == "IDENTITY" else "monochrome1_inverted"
+    return "presentation_inverted" if shape == "INVERSE" else ""
+
+
+def _is_monochrome1(ds: Dataset) -> bool:
+    return code_of(ds, "PhotometricInterpretation") == "MONOCHROME1"
 
 
 def _in_hounsfield_units(ds: Dataset, rescale: Dataset) -> bool:

@@ -136,6 +136,10 @@ def test_monochrome1_is_inverted_after_the_window() -> None:
     # an inverse presentation says the same again
     both, _ = grey(dicom(SIGNED, "MONOCHROME1", PresentationLUTShape="INVERSE", **window))
     assert np.array_equal(both, got)
+    # one that is as it is overrules it
+    got, words = grey(dicom(SIGNED, "MONOCHROME1", PresentationLUTShape="IDENTITY", **window))
+    assert np.array_equal(got, plain)
+    assert words == ("presentation_identity", "dicom_window:1:40:400")
     got, words = grey(dicom(SIGNED, PresentationLUTShape="INVERSE", **window))
     assert np.array_equal(got, 255 - plain)
     assert words[-1] == "presentation_inverted"
