@@ -18,6 +18,7 @@ from medv_ray.errors import DataError
 
 _UNDEFINED = 0xFFFFFFFF
 _BY_PILLOW = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
+_CUT = "the DICOM object's JPEG ends before its picture does."
 _ITEM, _ITEMS_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
 
@@ -175,13 +176,38 @@ def decoded(frame: bytes | memoryview, syntax: str, layout: Layout) -> tuple[NDA
     if coding is not None and coding.marker != jpeg.JPEG_LS:
         if coding.marker not in (jpeg.SOF0, jpeg.SOF1, jpeg.SOF2, jpeg.SOF3):
             raise DataError("E1211", f"the frames are a {coding}; imagecodecs may read it.")
-        if markers.end is None or jpeg.uncoded(markers):  # some decoders fill in grey
-            raise DataError("E1203", "the DICOM object's JPEG ends before its picture does.")
+        if markers.end is None or jpeg.uncoded(markers):
+            raise DataError("E1203", _CUT)
+    if syntax == RLE and _has_another_row(frame, layout):
+        raise DataError("E1207", "the RLE data hold more rows than the header announces.")
+    values, colours = _read(frame, syntax, layout, coding)
+    if coding is not None and coding.marker != jpeg.JPEG_LS and _may_be_filled(values, markers):
+        # gdcm takes no surplus restart markers
+        longer = jpeg.prolonged(bytes(frame), markers.end or 0, coding.marker != jpeg.SOF3)
+        if not np.array_equal(values, _read(longer, syntax, layout, coding)[0]):
+            raise DataError("E1203", _CUT)
+    return values, colours
+
+
+def _may_be_filled(values: NDArray[Any], markers: jpeg.Markers) -> bool:
+    """Whether a decoder may have filled in the end of a JPEG's values int[H, W] or int[H, W, 3].
+
+    Where one scan holds all, what is filled in is the middle grey. Of others, and of lossless ones,
+    that cannot be told. See `jpeg.prolonged` for what tells it, by another decoding.
+    """
+    coding = markers.coding
+    if coding is None or coding.marker in (jpeg.SOF2, jpeg.SOF3) or len(markers.scans) > 1:
+        return True
+    last = int(values[-1, -1].flat[0]) % 2**coding.bits
+    return abs(last - 2 ** (coding.bits - 1)) <= 2 ** (coding.bits - 7)
+
+
+def _read(
+    frame: bytes | memoryview, syntax: str, layout: Layout, coding: jpeg.Coding | None
+) -> tuple[NDArray[Any], str]:
     if coding is not None and coding.bits == 12 and coding.marker in (jpeg.SOF0, jpeg.SOF1):
         grey = twelve_bits(bytes(frame), layout.samples)
         return (grey << 4).view(np.int16) >> 4 if layout.signed else grey, layout.colours
-    if syntax == RLE and _has_another_row(frame, layout):
-        raise DataError("E1207", "the RLE data hold more rows than the header announces.")
     return _by_pydicom(frame, syntax, layout, layout.rows)
 
 
