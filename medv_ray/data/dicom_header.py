@@ -91,8 +91,6 @@ def layout_of(head: Dataset, frames: int) -> Layout:
         raise DataError("E1211", f"no rule for these DICOM pixels ({allocated} bits allocated).")
     if samples != (1 if grey else 3):
         raise DataError("E1207", f"{samples} samples per pixel do not fit the colours named.")
-    if colours.endswith("_422") and columns % 2:
-        raise DataError("E1207", "an odd number of columns does not fit colours of pixel pairs.")
     fits = stored - 1 <= high < allocated
     return Layout(
         rows=integer(head, "Rows", 1, 65535),

@@ -74,6 +74,9 @@ class PixelData:
             return
         if self.length == _UNDEFINED:
             raise DataError("E1207", "the pixels are in pieces and said to be uncompressed.")
+        if layout.colours.endswith("_422") and layout.columns % 2:
+            detail = "an odd number of columns does not fit colours of pixel pairs."
+            raise DataError("E1207", detail)
         called_for = -(-layout.frame_bits * layout.frames // 8)
         # zeros behind the last row are padding, anything else are rows of a header that lies;
         # one byte makes the length even, and is the last but one where bytes are swapped

@@ -1,5 +1,6 @@
 """DICOM pixels: any frame, any layout of bits and bytes, overlays, tables, windows asked for."""
 
+import io
 import struct
 
 import numpy as np
@@ -10,7 +11,10 @@ from pydicom.encaps import encapsulate, generate_frames
 
 from medv_ray.data import dicom_decoders
 from medv_ray.data.dicom import DicomFile
+from medv_ray.data.frames import count_frames
+from medv_ray.data.images import decode
 from medv_ray.errors import DataError
+from medv_ray.file_parts import FilePart
 from medv_ray.settings import ImageSettings
 from tests.dicom_files import (
     BIG,
@@ -353,6 +357,25 @@ def test_ybr_of_pixel_pairs() -> None:
     assert np.abs(seen(dataset(whole, "YBR_FULL"))[0] - want).max() <= 1.05
     odd = dataset(whole[:, :11], "YBR_FULL_422")
     assert code_of(odd) == "E1207"
+
+
+def test_every_frame_of_pixel_pairs_is_counted() -> None:
+    pairs = np.arange(3 * 64 * 64 * 2, dtype=np.uint32).reshape(3, 64, 64, 2).astype(np.uint8)
+    for colours in ("YBR_FULL_422", "YBR_PARTIAL_422"):
+        ds = dataset(np.zeros((3, 64, 64, 3), np.uint8), colours, PixelData=pairs.tobytes())
+        data = encode(ds)
+        assert count_frames(io.BytesIO(data), len(data)) == 3
+        _, words = decode(data, ImageSettings(), FilePart(3, 3))
+        assert "ycbcr" in words
+
+
+def test_a_jpeg_of_pixel_pairs_may_have_an_odd_column() -> None:
+    smooth = np.add.outer(np.arange(33), 4 * np.arange(33))[..., None] + [0, 40, 80]
+    coded = picture(smooth.astype(np.uint8), "JPEG", quality=95, subsampling=1)
+    elements = {"PhotometricInterpretation": "YBR_FULL_422"}
+    got, _ = seen(encapsulated(smooth.astype(np.uint8), JPEG, [coded], **elements))
+    assert got.shape == (33, 33, 3)
+    assert np.abs(got.astype(int) - smooth).max() <= 8
 
 
 def test_ybr_with_room_at_both_ends() -> None:
