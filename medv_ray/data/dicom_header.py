@@ -29,7 +29,8 @@ def burned_in(head: Dataset, policy: str) -> list[str]:
         raise DataError("E1212", detail)
     if said == "YES":
         return ["burned_in_annotation"]
-    return ["burned_in_unknown"] if said != "NO" and objects.may_show_text(head) else []
+    unknown = objects.may_show_text(head) if not said else said != "NO"
+    return ["burned_in_unknown"] if unknown else []
 
 
 def check_object(head: Dataset, maps: str, goes_on: bool) -> None:

@@ -1,7 +1,7 @@
 """Overlays of DICOM objects: planes of one bit, drawn white over a grey picture.
 
 PS3.3 C.9.2 (groups 6000, 6002 .. 601E). Those of type R are not: they mark a region for its
-statistics. H rows, W columns.
+statistics. Nor are those that do not say where they lie. H rows, W columns.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ def draw(
             continue
         try:
             plane = _plane(ds, group, frame, words, big)
-            top, left = (int(value) - 1 for value in _get(ds, group, _ORIGIN) or (1, 1))
-        except Exception:  # an element of no sense raises many types; the picture is still good
+            top, left = (int(value) - 1 for value in _get(ds, group, _ORIGIN))
+        except (
+            Exception
+        ):  # an element that is absent or of no sense raises many types; the picture is still good
             failed += 1
             continue
         if plane is None:  # for other frames

@@ -67,9 +67,14 @@ class PixelData:
         if not held:
             raise DataError("E1203", "the DICOM object's PixelData is empty.")
         if self.encapsulated:
-            count = len(self._pieces())
+            pieces = self._pieces()
+            count = len(pieces)
             if count < layout.frames:
                 detail = f"{layout.frames} frames, there are {count} pieces of pixel data."
+                raise DataError("E1207", f"the header announces {detail}")
+            begun = sum(map(_begins, pieces)) if count > layout.frames else 0
+            if begun > layout.frames:
+                detail = f"{layout.frames} frames, there are {begun} in the pixel data."
                 raise DataError("E1207", f"the header announces {detail}")
             return
         if self.length == _UNDEFINED:
@@ -150,6 +155,13 @@ class PixelData:
         if layout.by_plane:
             return flat.reshape(3, layout.rows, layout.columns).transpose(1, 2, 0)
         return flat.reshape(layout.rows, layout.columns, 3)
+
+
+def _begins(piece: bytes | memoryview) -> bool:
+    """Whether a piece (fragment) begins a frame: JPEG, JPEG 2000 or RLE (PS3.5 G.5)."""
+    head = bytes(piece[:8])
+    is_rle = 1 <= int.from_bytes(head[:4], "little") <= 15 and head[4:] == b"\x40\0\0\0"
+    return is_rle or head.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff\x51"))
 
 
 def values_of(words: NDArray[Any], layout: Layout) -> NDArray[Any]:
