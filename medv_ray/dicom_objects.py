@@ -8,7 +8,8 @@ unknown: PS3.3 C.7.3.1.1.1.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -96,9 +97,22 @@ def may_show_text(head: Dataset) -> bool:
     return _modality(head) in _WITH_TEXT or bool(_CAPTURES.fullmatch(number))
 
 
+def code_of(head: Dataset, name: str) -> str:
+    """A coded element (VR CS) as it is compared; empty where it is absent."""
+    return coded(head.get(name))
+
+
+def coded(value: Any) -> str:
+    """The first value in capitals, without padding: writers pad with NUL, blanks in front and
+    behind, and some write small letters."""
+    if not isinstance(value, str) and isinstance(value, Sequence):
+        value = value[0] if value else None
+    return " ".join(str(value or "").strip("\0").upper().split())
+
+
 def _class(head: Dataset) -> str:
     return str(head.get("SOPClassUID") or "").strip("\0 ")
 
 
 def _modality(head: Dataset) -> str:
-    return str(head.get("Modality") or "").strip("\0 ").upper()
+    return code_of(head, "Modality")

@@ -16,6 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 from medv_ray.formats import HEAD_BYTES, dicom_start
 
+_COLOURS = 0x00280004
 _FRAMES, _LAST = 0x00280008, 0x00280100
 _SIZES = {0x00280002: "samples", 0x00280010: "rows", 0x00280011: "columns", _LAST: "bits"}
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -52,17 +53,20 @@ def dicom_frames(file: BinaryIO, head: bytes, size: int) -> int:
         kind = file.read(6)[4:]
         is_explicit = kind.isalpha() and kind.isupper()
         file.seek(start)
-    frames, sizes = 1, {"samples": 1, "rows": 0, "columns": 0, "bits": 0}
+    frames, pairs, sizes = 1, False, {"samples": 1, "rows": 0, "columns": 0, "bits": 0}
     for element in _top(file, is_explicit, order, iter(range(_STEPS))):
         if element.tag == _FRAMES:
             frames = _number(file.read(min(element.length, 64)))
+        elif element.tag == _COLOURS:  # two pixels of 4:2:2 share their two colour samples
+            pairs = file.read(min(element.length, 64)).strip(b"\0 ").upper().endswith(b"_422")
         elif element.tag in _SIZES and element.length == 2:
             [sizes[_SIZES[element.tag]]] = struct.unpack(order + "H", file.read(2))
         if element.tag >= _LAST:
             break
     least = _PIECE_BYTES
     if syntax in _PLAIN or not syntax:
-        least = sizes["samples"] * sizes["rows"] * sizes["columns"] * sizes["bits"] // 8
+        samples = 2 if pairs else sizes["samples"]
+        least = samples * sizes["rows"] * sizes["columns"] * sizes["bits"] // 8
     if frames < 1 or (frames > 1 and frames * least > size and syntax != _DEFLATED):
         raise ValueError
     return frames

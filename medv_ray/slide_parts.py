@@ -17,8 +17,8 @@ from medv_ray.tiff_walk import pages
 _WIDTH, _HEIGHT, _DESCRIPTION, _TILE_WIDTH, _XML, _HAMAMATSU = 256, 257, 270, 322, 700, 65420
 _WHOLE_SLIDE = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.77\.1\.6(?![.\d])")
 """DICOM's VL Whole Slide Microscopy Image Storage: the class stands at the file's beginning."""
-_LABEL = re.compile(rb"\x08\0\x08\0.{4,8}(?:[A-Z_ ]+\\){2}(?:LABEL|OVERVIEW)", re.DOTALL)
-"""ImageType, in either form of value representation."""
+_LABEL = re.compile(rb"\x08\0\x08\0.{4,8}(?:[\w ]*\\){2} *(?:LABEL|OVERVIEW)", re.I | re.DOTALL)
+"""ImageType, in either form of value representation. Some writers use small letters and blanks."""
 _TAGS = (_WIDTH, _HEIGHT, _DESCRIPTION, _TILE_WIDTH, _XML, _HAMAMATSU)
 _MOST_PAGES, _STEPS = 64, 2**15
 _ASPECT = 0.05

@@ -27,6 +27,8 @@ from medv_ray.slide_parts import SlidePart
 
 READERS = 8
 SPLITTERS = 16
+UNREADABLE = "0" * 64
+"""In place of the sha256 of an image that nobody can read."""
 
 
 def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
@@ -104,17 +106,26 @@ def split_up(
 def listed(archive: Archive) -> list[Image]:
     """The images of the folder with what tells that they change.
 
-    Raises DataError E1105 for one that cannot be read, under `fingerprint=full`.
+    Under `fingerprint=full` one without permission, or that has gone, counts as `UNREADABLE`; its
+    row says so later. Raises DataError E1105 there where a disk or a store fails.
     """
     if archive.settings.fingerprint == "fast":
         return [Image(*image) for image in archive.images]
     with ThreadPoolExecutor(READERS) as pool:
         try:
-            digests = list(pool.map(lambda image: content_digest(archive, image), archive.images))
+            digests = list(pool.map(lambda image: digest_if_any(archive, image), archive.images))
         except TROUBLE as error:
             text = f"an image of the folder cannot be read ({reason_of(error)})."
             raise DataError("E1105", text) from error
     return [Image(*image, digest) for image, digest in zip(archive.images, digests, strict=True)]
+
+
+def digest_if_any(archive: Archive, image: Stored) -> str:
+    """`content_digest`, or `UNREADABLE`."""
+    try:
+        return content_digest(archive, image)
+    except (FileNotFoundError, PermissionError):
+        return UNREADABLE
 
 
 def content_digest(archive: Archive, image: Stored) -> str:

@@ -64,8 +64,15 @@ def find_files(pattern: str) -> Listing:
     matches = re.compile(glob_regex(glob)).fullmatch
     return Listing(
         [file for file in found.files if matches(file.name)],
-        [odd for odd in found.odd if matches(odd.name)],
+        [odd for odd in found.odd if matches(odd.name) or may_hold(glob, odd.name)],
     )
+
+
+def may_hold(glob: str, folder: str) -> bool:
+    """Whether files in a folder may match a pattern: one that cannot be listed is counted then."""
+    above = [glob[: at.end()] for at in re.finditer(r"\*\*", glob)]
+    above += [glob[: at.start()] for at in re.finditer("/", glob)]
+    return any(re.fullmatch(glob_regex(part), folder) for part in above)
 
 
 def folder_of(pattern: str) -> str:

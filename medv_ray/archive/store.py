@@ -96,16 +96,19 @@ def escaped(name: str) -> str:
         return name.encode(errors="backslashreplace").decode()
 
 
-def list_folder(filesystem: Any, base: str, recursive: bool = True) -> Listing:
+def list_folder(
+    filesystem: Any, base: str, recursive: bool = True, strict: bool = False
+) -> Listing:
     """The files below a folder, named relative to it; nothing for a folder that is not there.
 
     On a local disk links are followed. pyarrow's own listing is not used there: one name that is
-    not UTF-8 ends it. Raises OSError.
+    not UTF-8 ends it. Raises OSError; for a local folder below `base` that cannot be listed only
+    where `strict`, else that folder is odd.
     """
     if isinstance(filesystem, fs.LocalFileSystem):
         found = Listing([], [])
         if os.path.isdir(base):
-            _scan(base, "", recursive, found, frozenset())
+            _scan(base, "", recursive, strict, found, frozenset())
         return found
     selector = fs.FileSelector(base, recursive=recursive, allow_not_found=True)
     return Listing(
@@ -119,7 +122,12 @@ def list_folder(filesystem: Any, base: str, recursive: bool = True) -> Listing:
 
 
 def _scan(
-    folder: str, prefix: str, recursive: bool, found: Listing, above: frozenset[tuple[int, int]]
+    folder: str,
+    prefix: str,
+    recursive: bool,
+    strict: bool,
+    found: Listing,
+    above: frozenset[tuple[int, int]],
 ) -> None:
     """One local folder; `above` are the folders that it lies in, as a link may lead back."""
     here = os.stat(folder)
@@ -136,8 +144,14 @@ def _scan(
             found.odd.append(Odd(escaped(name), f"cannot be read ({reason_of(error)})"))
             continue
         if stat.S_ISDIR(info.st_mode):
-            if recursive:
-                _scan(entry.path, f"{name}/", recursive, found, above | {own})
+            if not recursive:
+                continue
+            try:
+                _scan(entry.path, f"{name}/", recursive, strict, found, above | {own})
+            except OSError as error:
+                if strict:
+                    raise
+                found.odd.append(Odd(escaped(name), f"cannot be read ({reason_of(error)})"))
         elif escaped(name) != name:
             found.odd.append(Odd(escaped(name), "name is not UTF-8"))
         elif not stat.S_ISREG(info.st_mode):
@@ -233,8 +247,8 @@ class Store:
     def listing(self, prefix: str = "") -> list[Stored]:
         """All files below `prefix`, sorted by name; empty when there is no such folder."""
         base = f"{self.root}/{prefix}".rstrip("/")
-        with reading(prefix):
-            found = list_folder(self.filesystem, base).files
+        with reading(prefix):  # of a run, a part that is not seen would count as not there
+            found = list_folder(self.filesystem, base, strict=True).files
         start = f"{prefix}/" if prefix else ""
         return sorted(file._replace(name=start + file.name) for file in found)
 

@@ -68,7 +68,10 @@ class Index:
         self.left_out = LeftOut()
         self.end = 0
         """Where the end mark is."""
-        self._open: dict[str, Member] = {}
+        self._open: dict[str | tuple[str, int], Member] = {}
+        """By key; the further rows of one by key and number."""
+        self._again: dict[tuple[str, str], int] = {}
+        """Further members of a key and sort."""
         self._others: list[tuple[str, str]] = []
         """Names of members that are no part of a row, and why."""
 
@@ -87,12 +90,15 @@ class Index:
             key = name.removesuffix(posixpath.splitext(name)[1]) if ending(name) in KNOWN else name
             row = self._open.get(key)
             spot = (info.offset_data, info.size)
-            taken = row is not None and getattr(row, sort) != NONE
-            if row is None or taken:
-                row = Member(key)
+            place: str | tuple[str, int] = key
+            if row is not None and getattr(row, sort) != NONE:
+                # the key's second image, say, is of its second row, as its second text is
+                count = self._again[key, sort] = self._again.get((key, sort), 0) + 1
+                place = (key, count)
+                row = self._open.get(place)
+            if row is None:
+                row = self._open[place] = Member(key)
                 self.order.append(row)
-                if not taken:
-                    self._open[key] = row
             setattr(row, sort, spot)
             row.suffix = name[len(key) :] if sort == "image" else row.suffix
             row.stamps.append((info.chksum, info.mtime))

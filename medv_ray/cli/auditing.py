@@ -26,10 +26,10 @@ def verify_command(
         str | None, typer.Option(help="Digest of a line that must be there, as printed before.")
     ] = None,
 ) -> int:
-    """Follow the chain of each file; exit code 1 where a line does not follow."""
+    """Follow the chain of each file; exit code 1 where a line does not follow, or all are empty."""
     from medv_ray.serving.audit import verify
 
-    broken, has_head = 0, head is None
+    broken, count, has_head = 0, 0, head is None
     for number, path in enumerate(files, 1):
         try:
             found = verify(str(path))
@@ -37,7 +37,10 @@ def verify_command(
         except OSError as error:
             kind = type(error).__name__
             raise RunError("E1511", f"file {number} cannot be read ({kind}).") from None
+        count += found.lines
         said = f"file {number}: {found.lines} lines follow from each other, head {found.head}"
+        if not found.lines:
+            said = f"file {number}: NO LINE IS THERE, nothing to verify"
         if found.torn:
             lines = ", ".join(map(str, found.torn))
             said += f"; cut short by a kill or a full disk: line {lines}"
@@ -47,4 +50,4 @@ def verify_command(
         typer.echo(said)
     if not has_head:
         typer.echo("NO LINE HAS THE DIGEST OF --head: lines were taken out at the end, or changed")
-    return int(bool(broken) or not has_head)
+    return int(bool(broken) or not has_head or not count)

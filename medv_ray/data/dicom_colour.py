@@ -27,7 +27,7 @@ _PARTIAL = np.array([[1.1644, 0, 1.5960], [1.1644, -0.3917, -0.8130], [1.1644, 2
 def by_palette(values: NDArray[Any], ds: Dataset) -> tuple[NDArray[np.uint8], list[str]]:
     """uint8[H, W, 3] of stored values [H, W], and words.
 
-    Raises DataError E1207 for a palette that is absent or cut short.
+    Raises DataError E1207 for a palette that is absent, cut short or holds more than its bits.
     """
     tables = [
         Table.of(ds, f"{colour}PaletteColorLookupTable{{}}", ds.get("PixelRepresentation") == 1)
@@ -41,9 +41,15 @@ def by_palette(values: NDArray[Any], ds: Dataset) -> tuple[NDArray[np.uint8], li
     narrow = max(int(table.values.max()) for table in found) < 256
     if narrow and any(table.bits > 8 for table in found):
         words.append("palette8")
+    over = not narrow and any(table.values.max() >= 2**table.bits for table in found)
+    if over:  # colours of 16 bits under a descriptor that says fewer
+        entries = np.concatenate([table.values for table in found])
+        if (entries % 256).any() and (entries % 257).any():
+            raise DataError("E1207", "a palette of the DICOM header holds more than its bits.")
+        words.append("palette16")
     result = np.empty((*values.shape, 3), np.uint8)
     for channel, table in enumerate(found):
-        shift = 0 if narrow else table.bits - 8
+        shift = 0 if narrow else (16 if over else table.bits) - 8
         bytes_of = (table.values.astype(np.int64) >> max(shift, 0)).astype(np.uint8)
         for rows in strips(values):
             index = np.clip(values[rows].astype(np.int64) - table.first, 0, len(bytes_of) - 1)

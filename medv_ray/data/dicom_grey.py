@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from medv_ray.data.dicom_tables import Table
 from medv_ray.data.grey_values import GreyValues
 from medv_ray.data.pixels import strips
-from medv_ray.dicom_objects import is_ct
+from medv_ray.dicom_objects import code_of, coded, is_ct
 from medv_ray.errors import DataError
 from medv_ray.windows import Window
 
@@ -55,12 +55,15 @@ class Look:
         rescale = _macro(ds, "PixelValueTransformationSequence", frame)
         shown = _macro(ds, "FrameVOILUTSequence", frame)
         slope, intercept, words = _rescaling(rescale)
+        inverted = _inversion(ds)
+        if _is_monochrome1(ds) and not inverted:
+            words = (*words, "presentation_identity")
         look = cls(
             slope=slope,
             intercept=intercept,
             modality=_table(ds, "ModalityLUTSequence", ds.get("PixelRepresentation") == 1),
             padding=_padding(ds),
-            inverted=_inversion(ds),
+            inverted=inverted,
             words=words,
         )
         if asked.centre_width is None:
@@ -72,7 +75,7 @@ class Look:
 
     def _as_the_file_says(self, ds: Dataset, shown: Dataset, number: int) -> Look:
         """With the VOI lookup table or window 1; a number above that asks for another window."""
-        function = str(shown.get("VOILUTFunction") or "LINEAR").strip()
+        function = code_of(shown, "VOILUTFunction") or "LINEAR"
         if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
             raise DataError("E1211", "the DICOM header's VOILUTFunction has no stated rule.")
         centres, widths = _numbers(shown, "WindowCenter"), _numbers(shown, "WindowWidth")
@@ -236,17 +239,22 @@ def _table(ds: Dataset, name: str, signed: bool) -> Table | None:
 
 
 def _inversion(ds: Dataset) -> str:
-    """The word for it; a presentation that is inverse says the same as MONOCHROME1."""
-    if ds.PhotometricInterpretation == "MONOCHROME1":
-        return "monochrome1_inverted"
-    return "presentation_inverted" if ds.get("PresentationLUTShape") == "INVERSE" else ""
+    """The word for it. A presentation's shape decides where it is stated (PS3.3 C.11.6)."""
+    shape = code_of(ds, "PresentationLUTShape")
+    if _is_monochrome1(ds):
+        return "" if shape == "IDENTITY" else "monochrome1_inverted"
+    return "presentation_inverted" if shape == "INVERSE" else ""
+
+
+def _is_monochrome1(ds: Dataset) -> bool:
+    return code_of(ds, "PhotometricInterpretation") == "MONOCHROME1"
 
 
 def _in_hounsfield_units(ds: Dataset, rescale: Dataset) -> bool:
     """Whether modality values are of CT: PS3.3 C.8.2.1.1.2 has RescaleType only where they are
     others.
     """
-    kind = str(rescale.get("RescaleType") or "HU").strip().upper()
+    kind = coded(rescale.get("RescaleType")) or "HU"
     return is_ct(ds) and kind == "HU" and rescale.get("RescaleIntercept") is not None
 
 

@@ -23,13 +23,14 @@ _COLOURS = (
 
 def burned_in(head: Dataset, policy: str) -> list[str]:
     """Words. Raises DataError E1212."""
-    said = str(head.get("BurnedInAnnotation") or "").strip("\0 ").upper()
+    said = objects.code_of(head, "BurnedInAnnotation")
     if said == "YES" and policy == "refuse":
         detail = "the DICOM header says that annotation is burned into the pixels."
         raise DataError("E1212", detail)
     if said == "YES":
         return ["burned_in_annotation"]
-    return ["burned_in_unknown"] if said != "NO" and objects.may_show_text(head) else []
+    unknown = objects.may_show_text(head) if not said else said != "NO"
+    return ["burned_in_unknown"] if unknown else []
 
 
 def check_object(head: Dataset, maps: str, goes_on: bool) -> None:
@@ -83,7 +84,7 @@ def layout_of(head: Dataset, frames: int) -> Layout:
     columns = integer(head, "Columns", 1, 65535)
     if stored > allocated:
         raise DataError("E1207", f"{stored} bits stored do not fit {allocated} bits allocated.")
-    colours = str(head.get("PhotometricInterpretation") or "").strip("\0 ").upper()
+    colours = objects.code_of(head, "PhotometricInterpretation")
     if not colours:
         raise DataError("E1207", "the DICOM header has no PhotometricInterpretation.")
     grey = colours in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
@@ -91,8 +92,6 @@ def layout_of(head: Dataset, frames: int) -> Layout:
         raise DataError("E1211", f"no rule for these DICOM pixels ({allocated} bits allocated).")
     if samples != (1 if grey else 3):
         raise DataError("E1207", f"{samples} samples per pixel do not fit the colours named.")
-    if colours.endswith("_422") and columns % 2:
-        raise DataError("E1207", "an odd number of columns does not fit colours of pixel pairs.")
     fits = stored - 1 <= high < allocated
     return Layout(
         rows=integer(head, "Rows", 1, 65535),

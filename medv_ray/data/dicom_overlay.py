@@ -1,7 +1,7 @@
 """Overlays of DICOM objects: planes of one bit, drawn white over a grey picture.
 
 PS3.3 C.9.2 (groups 6000, 6002 .. 601E). Those of type R are not: they mark a region for its
-statistics. H rows, W columns.
+statistics. Nor are those that do not say where they lie. H rows, W columns.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from medv_ray.dicom_objects import coded
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -39,13 +41,15 @@ def draw(
     for group in GROUPS:
         if _get(ds, group, _ROWS) is None and (group << 16 | _DATA) not in ds:
             continue
-        if str(_get(ds, group, _TYPE) or "").strip() == "R":
+        if coded(_get(ds, group, _TYPE)) == "R":
             failed += 1
             continue
         try:
             plane = _plane(ds, group, frame, words, big)
-            top, left = (int(value) - 1 for value in _get(ds, group, _ORIGIN) or (1, 1))
-        except Exception:  # an element of no sense raises many types; the picture is still good
+            top, left = (int(value) - 1 for value in _get(ds, group, _ORIGIN))
+        except (
+            Exception
+        ):  # an element that is absent or of no sense raises many types; the picture is still good
             failed += 1
             continue
         if plane is None:  # for other frames

@@ -18,6 +18,7 @@ from medv_ray.errors import DataError
 
 _UNDEFINED = 0xFFFFFFFF
 _BY_PILLOW = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
+_CUT = "the DICOM object's JPEG ends before its picture does."
 _ITEM, _ITEMS_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
 
@@ -66,13 +67,21 @@ class PixelData:
         if not held:
             raise DataError("E1203", "the DICOM object's PixelData is empty.")
         if self.encapsulated:
-            count = len(self._pieces())
+            pieces = self._pieces()
+            count = len(pieces)
             if count < layout.frames:
                 detail = f"{layout.frames} frames, there are {count} pieces of pixel data."
+                raise DataError("E1207", f"the header announces {detail}")
+            begun = sum(map(_begins, pieces)) if count > layout.frames else 0
+            if begun > layout.frames:
+                detail = f"{layout.frames} frames, there are {begun} in the pixel data."
                 raise DataError("E1207", f"the header announces {detail}")
             return
         if self.length == _UNDEFINED:
             raise DataError("E1207", "the pixels are in pieces and said to be uncompressed.")
+        if layout.colours.endswith("_422") and layout.columns % 2:
+            detail = "an odd number of columns does not fit colours of pixel pairs."
+            raise DataError("E1207", detail)
         called_for = -(-layout.frame_bits * layout.frames // 8)
         # zeros behind the last row are padding, anything else are rows of a header that lies;
         # one byte makes the length even, and is the last but one where bytes are swapped
@@ -148,6 +157,13 @@ class PixelData:
         return flat.reshape(layout.rows, layout.columns, 3)
 
 
+def _begins(piece: bytes | memoryview) -> bool:
+    """Whether a piece (fragment) begins a frame: JPEG, JPEG 2000 or RLE (PS3.5 G.5)."""
+    head = bytes(piece[:8])
+    is_rle = 1 <= int.from_bytes(head[:4], "little") <= 15 and head[4:] == b"\x40\0\0\0"
+    return is_rle or head.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff\x51"))
+
+
 def values_of(words: NDArray[Any], layout: Layout) -> NDArray[Any]:
     """Stored values int[H, W] of words uint[H, W]: bits up to the highest stored one, and sign."""
     bits = words.dtype.itemsize * 8
@@ -175,13 +191,38 @@ def decoded(frame: bytes | memoryview, syntax: str, layout: Layout) -> tuple[NDA
     if coding is not None and coding.marker != jpeg.JPEG_LS:
         if coding.marker not in (jpeg.SOF0, jpeg.SOF1, jpeg.SOF2, jpeg.SOF3):
             raise DataError("E1211", f"the frames are a {coding}; imagecodecs may read it.")
-        if markers.end is None or jpeg.uncoded(markers):  # some decoders fill in grey
-            raise DataError("E1203", "the DICOM object's JPEG ends before its picture does.")
+        if markers.end is None or jpeg.uncoded(markers):
+            raise DataError("E1203", _CUT)
+    if syntax == RLE and _has_another_row(frame, layout):
+        raise DataError("E1207", "the RLE data hold more rows than the header announces.")
+    values, colours = _read(frame, syntax, layout, coding)
+    if coding is not None and coding.marker != jpeg.JPEG_LS and _may_be_filled(values, markers):
+        # gdcm takes no surplus restart markers
+        longer = jpeg.prolonged(bytes(frame), markers.end or 0, coding.marker != jpeg.SOF3)
+        if not np.array_equal(values, _read(longer, syntax, layout, coding)[0]):
+            raise DataError("E1203", _CUT)
+    return values, colours
+
+
+def _may_be_filled(values: NDArray[Any], markers: jpeg.Markers) -> bool:
+    """Whether a decoder may have filled in the end of a JPEG's values int[H, W] or int[H, W, 3].
+
+    Where one scan holds all, what is filled in is the middle grey. Of others, and of lossless ones,
+    that cannot be told. See `jpeg.prolonged` for what tells it, by another decoding.
+    """
+    coding = markers.coding
+    if coding is None or coding.marker in (jpeg.SOF2, jpeg.SOF3) or len(markers.scans) > 1:
+        return True
+    last = int(values[-1, -1].flat[0]) % 2**coding.bits
+    return abs(last - 2 ** (coding.bits - 1)) <= 2 ** (coding.bits - 7)
+
+
+def _read(
+    frame: bytes | memoryview, syntax: str, layout: Layout, coding: jpeg.Coding | None
+) -> tuple[NDArray[Any], str]:
     if coding is not None and coding.bits == 12 and coding.marker in (jpeg.SOF0, jpeg.SOF1):
         grey = twelve_bits(bytes(frame), layout.samples)
         return (grey << 4).view(np.int16) >> 4 if layout.signed else grey, layout.colours
-    if syntax == RLE and _has_another_row(frame, layout):
-        raise DataError("E1207", "the RLE data hold more rows than the header announces.")
     return _by_pydicom(frame, syntax, layout, layout.rows)
 
 

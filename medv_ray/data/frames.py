@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
 
+from medv_ray.data.encoded import end_of_png
 from medv_ray.dicom_walk import dicom_frames
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.file_parts import FilePart
@@ -105,7 +106,7 @@ def _count(kind: str | None, file: BinaryIO, head: bytes, size: int) -> int:
     if kind == "TIFF":
         return len(tiff_frames(file).places)
     if kind == "GIF":
-        return _gif_frames(file)
+        return _gif_frames(file)[0]
     if kind == "WEBP":
         return _webp_frames(file)
     return _png_frames(file) if kind == "PNG" else 1
@@ -123,10 +124,11 @@ def choose(
     if kind == "TIFF":
         frames = tiff_frames(io.BytesIO(data))
     elif kind in ("DICOM", "GIF", "WEBP", "PNG"):
-        frames = Frames(range(num_frames))
+        words = () if kind in ("DICOM", "WEBP") or _has_end(kind, data) else ("frame_list_broken",)
+        frames = Frames(range(num_frames), words)
     else:
         frames = Frames(range(1), (f"first_of_frames:{num_frames}",) if num_frames > 1 else ())
-    count, words = len(frames.places), list(frames.words)
+    count, said = len(frames.places), list(frames.words)
     several = max(count, num_frames)
     if policy == "refuse" and several > 1:
         raise DataError("E1210", f"the file holds {several} frames.")
@@ -141,8 +143,18 @@ def choose(
         index = count // 2 if policy == "middle" else 0
     if count > 1:
         is_first = part is None and policy != "middle"
-        words.append(f"first_of_frames:{count}" if is_first else f"frame:{index + 1}/{count}")
-    return frames.places[index], words
+        said.append(f"first_of_frames:{count}" if is_first else f"frame:{index + 1}/{count}")
+    return frames.places[index], said
+
+
+def _has_end(kind: str, data: bytes) -> bool:
+    """Whether a GIF or PNG has its end mark; without one, frames may be missing."""
+    if kind == "PNG":
+        return end_of_png(data) is not None
+    try:
+        return _gif_frames(io.BytesIO(data))[1]
+    except (IndexError, StopIteration):  # more blocks than are looked at
+        return True
 
 
 def tiff_frames(file: BinaryIO) -> Frames:
@@ -169,8 +181,9 @@ def tiff_frames(file: BinaryIO) -> Frames:
     return Frames(real, (*words, *(["page_list_broken"] if is_broken else [])))
 
 
-def _gif_frames(file: BinaryIO) -> int:
-    """Counts image descriptors, as Pillow does; a cut file has those that it has."""
+def _gif_frames(file: BinaryIO) -> tuple[int, bool]:
+    """Counts image descriptors, as Pillow does; a cut file has those that it has. And whether the
+    end mark is there."""
     file.seek(10)
     flags = file.read(3)[0]
     if flags & 128:
@@ -189,7 +202,7 @@ def _gif_frames(file: BinaryIO) -> int:
         while (size := file.read(1)) not in (b"", b"\0"):
             next(steps)
             file.seek(size[0], io.SEEK_CUR)
-    return count
+    return count, mark == b";"
 
 
 def _webp_frames(file: BinaryIO) -> int:

@@ -127,7 +127,7 @@ def unfinished(markers: Markers) -> bool:
     return any(missing.values())
 
 
-def prolonged(data: bytes, end: int) -> bytes:
+def prolonged(data: bytes, end: int, with_restarts: bool = True) -> bytes:
     """The same JPEG with more coded data in front of its end marker, restart markers among them.
 
     A decoder that has read the whole picture passes over them; one whose data ended early takes
@@ -135,4 +135,5 @@ def prolonged(data: bytes, end: int) -> bytes:
     """
     more = bytes(range(1, 128)) * 8
     restarts = b"".join(bytes((0xFF, 0xD0 + count % 8)) + more for count in range(16))
+    restarts = restarts if with_restarts else b""
     return data[: end - 2] + more + restarts + b"\xff\xd9"

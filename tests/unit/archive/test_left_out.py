@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -9,6 +10,7 @@ from PIL import Image
 
 from medv_ray.archive.left_out import LeftOut
 from medv_ray.archive.run import Run
+from medv_ray.archive.store import Store
 from medv_ray.errors import DataError, RunError, SettingsError
 
 IDENTITY = {"model": "m"}
@@ -192,6 +194,62 @@ def test_links_that_lead_back_or_nowhere(make):
     assert counts(planned) == {
         (".png", "cannot be read (ENOENT)"): 1, (".png", "no regular file"): 1,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pattern", "settings"),
+    [
+        ("", {"question": "What?"}),
+        ("", {}),
+        ("", {"questions": "q.csv"}),
+        ("**/*.csv", {}),
+        ("*/q.csv", {}),
+    ],
+)
+def test_a_folder_that_cannot_be_listed_costs_its_own_files_alone(
+    make, monkeypatch, pattern, settings
+):
+    for name in ("1.png", "a/1.png", "lost+found/2.png", "a/shut.d/3.png"):
+        make.text(name, picture("PNG"))
+    make.text("a/q.csv" if pattern else "q.csv", "image,question\n1.png,a?\n")
+    shut_off(monkeypatch, "lost+found", "shut.d")
+    if "questions" in settings:
+        settings = {"questions": str(make.archive / settings["questions"])}
+    planned = make.plan(archive=f"{make.archive}/{pattern}", **settings)
+    assert planned.rows == (2 if "question" in settings else 1)
+    shut = {key: count for key, count in counts(planned).items() if "EACCES" in key[1]}
+    assert shut == {
+        ("", "cannot be read (EACCES)"): 1,
+        **({} if pattern == "*/q.csv" else {(".d", "cannot be read (EACCES)"): 1}),
+    }
+
+
+def test_a_top_folder_that_cannot_be_listed_is_refused(make, monkeypatch):
+    make.text("1.png", b"one")
+    shut_off(monkeypatch, make.archive.name)
+    with pytest.raises(DataError) as caught:
+        make.plan(question="What?")
+    assert caught.value.code == "E1110"
+
+
+def test_a_folder_of_a_run_that_cannot_be_listed_is_not_taken_for_empty(tmp_path, monkeypatch):
+    (tmp_path / "rows/a").mkdir(parents=True)
+    shut_off(monkeypatch, "a")
+    with pytest.raises(RunError) as caught:
+        Store(str(tmp_path)).listing()
+    assert caught.value.code == "E1511"
+
+
+def shut_off(monkeypatch, *names: str) -> None:
+    """Folders of these names as a user without rights finds them; a test may run as root."""
+    real = os.scandir
+
+    def scandir(path):
+        if os.path.basename(path) in names:
+            raise PermissionError(errno.EACCES, "denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
 
 
 def test_images_that_no_row_names_are_counted(make):

@@ -3,7 +3,7 @@ import tracemalloc
 
 import pytest
 
-from medv_ray.archive import id_hashes
+from medv_ray.archive import id_hashes, images
 from medv_ray.archive.chunks import Chunk
 from medv_ray.archive.reading import read_rows
 from medv_ray.errors import DataError
@@ -34,6 +34,24 @@ def test_a_full_fingerprint_sees_content_and_not_time(make):
     data[4] ^= 1
     path.write_bytes(data)
     assert keys(make.plan(fingerprint="full")) != keys(before)
+
+
+def test_one_unreadable_image_costs_its_own_row_alone(make, monkeypatch):
+    for name in ("a.png", "b.png", "gone.png"):
+        make.text(name, name.encode())
+    real = images.content_digest
+
+    def digest(archive, image):
+        if image.name != "a.png":
+            raise PermissionError if image.name == "b.png" else FileNotFoundError
+        return real(archive, image)
+
+    settings = {"question": "What?", "fingerprint": "full"}
+    before = make.plan(**settings)
+    monkeypatch.setattr(images, "content_digest", digest)
+    planned = make.plan(**settings)
+    assert planned.rows == 3
+    assert keys(planned) == keys(make.plan(**settings)) != keys(before)
 
 
 def test_equal_files_under_two_names_are_two_sets_of_rows(make):

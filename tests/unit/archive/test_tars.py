@@ -63,6 +63,17 @@ def test_members_need_not_lie_side_by_side(make):
     ]
 
 
+@pytest.mark.parametrize("order", ["iTIT", "TiTI", "iITT", "TTiI"])
+def test_a_key_that_comes_twice_is_two_pairs(make, order):
+    texts, images = iter((b"first?", b"second?")), {"i": ("A.JPG", b"1"), "I": ("A.jpg", b"2")}
+    members = [("A.txt", next(texts)) if one == "T" else images[one] for one in order]
+    make.tar([(name, data, {}) for name, data in members] + [("A.png", b"3", {})])
+    rows = make.rows(make.plan())
+    assert [(row.image, row.question) for row in rows[:2]] == [(b"1", "first?"), (b"2", "second?")]
+    assert codes(rows) == [None, None, "E1301"]
+    assert len({row.id for row in rows}) == 3
+
+
 def test_attacks_become_quarantined_rows(make):
     make.tar(
         [

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from imagecodecs import jpeg8_encode
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import convert_color_space
@@ -28,6 +29,7 @@ from tests.dicom_files import (
     JPEG,
     JPEG_2000,
     JPEG_LS,
+    LOSSLESS,
     RLE,
     SECRET,
     before_pixels,
@@ -45,6 +47,7 @@ RNG = np.random.default_rng(0)
 AS_IS = TileSettings("square", 64)
 REAL = Path(__file__).parents[4] / "shared" / "data" / "dicom"
 GREY = RNG.integers(0, 256, (64, 64), dtype=np.uint8)
+TWELVE_STORED = {"BitsStored": 12, "HighBit": 11}
 SIGNED = np.linspace(-1200, 3000, 64 * 64).astype(np.int16).reshape(64, 64)
 COLOUR = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
@@ -76,6 +79,30 @@ def raised(data: bytes, **settings: object) -> DataError:
     assert len(text) < 250
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     return caught.value
+
+
+def by_predictor(number: int) -> Callable[..., bytes]:
+    """An encoder of lossless JPEGs of 12 bits."""
+    return lambda a: jpeg8_encode(a, lossless=True, predictor=number, bitspersample=12)
+
+
+def flat_lossless(restarts: int) -> bytes:
+    """A lossless JPEG of 64 x 64 times 2048, with a restart after so many pixels.
+
+    One bit codes a difference of 0.
+    """
+    table = b"\0\1\1" + bytes(14) + b"\0\1"
+    sof, dri = b"\x0c\0\x40\0\x40\1\1\x11\0", restarts.to_bytes(2, "big")
+    segments = ((0xC4, table), (0xC3, sof), (0xDD, dri), (0xDA, b"\1\1\0\1\0\0"))
+    head = b"".join(bytes((255, m, 0, len(body) + 2)) + body for m, body in segments)
+    marks = [b"", *(bytes((255, 0xD0 + n % 8)) for n in range(64 * 64 // restarts - 1))]
+    return b"\xff\xd8" + head + b"".join(m + bytes(restarts // 8) for m in marks) + b"\xff\xd9"
+
+
+def jpeg_scan(data: bytes) -> int:
+    """Where the coded data begin."""
+    start = data.index(b"\xff\xda") + 2
+    return start + int.from_bytes(data[start : start + 2], "big")
 
 
 def test_range_without_a_window() -> None:
@@ -136,9 +163,39 @@ def test_monochrome1_is_inverted_after_the_window() -> None:
     # an inverse presentation says the same again
     both, _ = grey(dicom(SIGNED, "MONOCHROME1", PresentationLUTShape="INVERSE", **window))
     assert np.array_equal(both, got)
+    # one that is as it is overrules it
+    got, words = grey(dicom(SIGNED, "MONOCHROME1", PresentationLUTShape="IDENTITY", **window))
+    assert np.array_equal(got, plain)
+    assert words == ("presentation_identity", "dicom_window:1:40:400")
     got, words = grey(dicom(SIGNED, PresentationLUTShape="INVERSE", **window))
     assert np.array_equal(got, 255 - plain)
     assert words[-1] == "presentation_inverted"
+
+
+@pytest.mark.parametrize(
+    ("code", "element"),
+    [
+        ("MONOCHROME1", "PhotometricInterpretation"),
+        ("INVERSE", "PresentationLUTShape"),
+        ("SIGMOID", "VOILUTFunction"),
+        ("YES", "BurnedInAnnotation"),
+    ],
+)
+def test_codes_are_compared_without_case_and_padding(code: str, element: str) -> None:
+    window = {"WindowCenter": "40", "WindowWidth": "400", element: code}
+    data = dicom(SIGNED, **window)
+    blank = code + " " * (len(code) % 2)
+    want, words = look(data, burned_in="flag")
+    assert words != ("dicom_window:1:40:400",)
+    forms = [code.lower(), code.title(), f" {code}", f"{code}\0", f" {code.lower()} ", f"{code}\\"]
+    for form in forms:
+        padded = form + " " * (len(form) % 2)
+        size = len(padded).to_bytes(2, "little")
+        old = b"CS" + len(blank).to_bytes(2, "little") + blank.encode()
+        assert data.count(old) == 1
+        got, same = look(data.replace(old, b"CS" + size + padded.encode()), burned_in="flag")
+        assert np.array_equal(got, want), form
+        assert same == words
 
 
 def test_lookup_tables() -> None:
@@ -229,7 +286,13 @@ def test_several_frames() -> None:
 
 def test_the_label_of_a_slide_is_not_shown() -> None:
     slide = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.77.1.6"}
-    for kind, code in (("LABEL", "E1216"), ("OVERVIEW", "E1216"), ("VOLUME", "")):
+    for kind, code in (
+        ("LABEL", "E1216"),
+        ("OVERVIEW", "E1216"),
+        ("label", "E1216"),
+        (" LABEL", "E1216"),
+        ("VOLUME", ""),
+    ):
         data = dicom(COLOUR, "RGB", ImageType=["ORIGINAL", "PRIMARY", kind, "NONE"], **slide)
         if code:
             assert raised(data).code == code
@@ -260,6 +323,37 @@ def test_compressed_and_other_syntaxes() -> None:
     got, words = grey(jpeg)
     assert np.abs(got - scaled(smooth)).max() <= 8
     assert words[0] == "first_of_frames:2"
+
+
+SLOPE = np.add.outer(np.arange(64), 3 * np.arange(64)).astype(np.uint16) * 16
+MIDDLE = np.full((64, 64), 2048, np.uint16)
+CODINGS: dict[str, tuple[str, np.ndarray, Callable[..., bytes], dict[str, object]]] = {
+    "baseline": (JPEG, GREY, lambda a: picture(a, "JPEG"), {}),
+    "baseline grey": (JPEG, np.full((64, 64), 128, np.uint8), lambda a: picture(a, "JPEG"), {}),
+    "colours": (JPEG, COLOUR, lambda a: picture(a, "JPEG", subsampling=2), {}),
+    "restarts": (JPEG, GREY, lambda a: picture(a, "JPEG", restart_marker_rows=1), {}),
+    "progressive": (EXTENDED, GREY, lambda a: picture(a, "JPEG", progressive=True), {}),
+    "12 bits": (EXTENDED, SLOPE, lambda a: jpeg8_encode(a, bitspersample=12), TWELVE_STORED),
+    "12 bits grey": (EXTENDED, MIDDLE, lambda a: jpeg8_encode(a, bitspersample=12), TWELVE_STORED),
+    "lossless": (LOSSLESS, SLOPE, by_predictor(1), TWELVE_STORED),
+    "lossless 4": (LOSSLESS, SLOPE, by_predictor(4), TWELVE_STORED),
+    "lossless, 8 bits": (LOSSLESS, GREY, lambda a: jpeg8_encode(a, lossless=True), {}),
+    "lossless, restarts": (LOSSLESS, MIDDLE, lambda _: flat_lossless(64), TWELVE_STORED),
+}
+
+
+@pytest.mark.parametrize("kind", CODINGS)
+def test_a_jpeg_that_was_cut_and_closed_is_damaged_and_a_whole_one_is_not(kind: str) -> None:
+    syntax, array, code, elements = CODINGS[kind]
+    whole = code(array)
+    got, words = look(encapsulated(array, syntax, [whole], **elements))
+    assert words
+    assert np.ptp(array) == 0 or np.ptp(got[-8:]) > 0
+    begin = jpeg_scan(whole)
+    for part in (0.1, 0.5, 0.9):
+        if np.ptp(array):  # the rest of a constant one is as it should be
+            cut = whole[: begin + int((len(whole) - begin) * part)].rstrip(b"\xff") + b"\xff\xd9"
+            assert raised(encapsulated(array, syntax, [cut], **elements)).code == "E1203"
 
 
 def without(name: str) -> bytes:

@@ -1,5 +1,6 @@
 """DICOM pixels: any frame, any layout of bits and bytes, overlays, tables, windows asked for."""
 
+import io
 import struct
 
 import numpy as np
@@ -10,7 +11,10 @@ from pydicom.encaps import encapsulate, generate_frames
 
 from medv_ray.data import dicom_decoders
 from medv_ray.data.dicom import DicomFile
+from medv_ray.data.frames import count_frames
+from medv_ray.data.images import decode
 from medv_ray.errors import DataError
+from medv_ray.file_parts import FilePart
 from medv_ray.settings import ImageSettings
 from tests.dicom_files import (
     BIG,
@@ -122,6 +126,26 @@ def test_frames_in_several_pieces_are_told_apart() -> None:
                 assert np.abs(seen(ds, number)[0] - scaled(frame)).max() <= 4, (syntax, number)
             else:
                 assert code_of(ds, number) in ("E1203", "E1207")
+
+
+@pytest.mark.parametrize("syntax", [JPEG, JPEG_2000, RLE])
+def test_frames_beyond_the_number_announced_are_refused(syntax: str) -> None:
+    """As the same file uncompressed is. A frame in several pieces is not several frames."""
+    if syntax == RLE:
+        compressed = dataset(GREYS)
+        compressed.compress(RLE, encoding_plugin="pydicom")  # gdcm's crashes on odd lengths
+        coded = list(generate_frames(compressed.PixelData, number_of_frames=3))
+    else:
+        kind, options = ("JPEG", {}) if syntax == JPEG else ("JPEG2000", {"no_jp2": True})
+        coded = [picture(grey, kind, **options) for grey in GREYS]
+    assert code_of(dicom(GREYS[0], PixelData=GREYS[:2].tobytes())) == "E1207"
+    for frames in (None, 2):
+        elements = {} if frames is None else {"NumberOfFrames": frames}
+        assert code_of(encapsulated(GREYS[0], syntax, coded, **elements)) == "E1207"
+    ds = dataset(GREYS[0], syntax=syntax)
+    ds.PixelData = encapsulate(coded[:1], fragments_per_frame=3)
+    ds["PixelData"].is_undefined_length = True
+    assert seen(ds)[0].any()
 
 
 def test_a_piece_of_odd_length_is_read() -> None:
@@ -252,6 +276,11 @@ def test_overlays() -> None:
         assert np.array_equal(
             seen(add_overlay(dataset(SIGNED, **WINDOW), plane, group, kind=kind))[0], plain
         )
+    nowhere = add_overlay(dataset(SIGNED, **WINDOW), plane)
+    del nowhere[0x60000050]
+    got, words = seen(nowhere)
+    assert np.array_equal(got, plain)
+    assert words[-1] == "overlays_ignored"
     cut_short = add_overlay(dataset(SIGNED, **WINDOW), plane)
     cut_short[0x60003000].value = bytes(10)
     assert seen(cut_short)[1][-1] == "overlays_ignored"
@@ -338,6 +367,20 @@ def test_palettes_of_16_bits_keep_their_high_byte(scale: int, depth: int) -> Non
     assert np.array_equal(got[..., 0], (entries >> 8)[GREYS[0]])
 
 
+@pytest.mark.parametrize(("scale", "depth"), [(256, 8), (257, 8), (257, 12), (16, 8), (100, 12)])
+def test_palettes_that_hold_more_than_their_bits(scale: int, depth: int) -> None:
+    """Entries of 16 bits under a smaller number are shown, others are refused."""
+    entries = np.arange(256) * scale
+    ds = dataset(GREYS[0], "PALETTE COLOR")
+    ds = with_palette(ds, [256, 0, depth], entries.astype("<u2").tobytes(), False)
+    if scale < 256:
+        assert code_of(ds) == "E1207"
+        return
+    got, words = seen(ds)
+    assert np.array_equal(got[..., 0], GREYS[0])
+    assert words == ["palette", "palette16"]
+
+
 def test_ybr_of_pixel_pairs() -> None:
     luma = RNG.integers(60, 190, (8, 12), dtype=np.uint8)
     chroma = RNG.integers(110, 146, (8, 6, 2), dtype=np.uint8)
@@ -353,6 +396,25 @@ def test_ybr_of_pixel_pairs() -> None:
     assert np.abs(seen(dataset(whole, "YBR_FULL"))[0] - want).max() <= 1.05
     odd = dataset(whole[:, :11], "YBR_FULL_422")
     assert code_of(odd) == "E1207"
+
+
+def test_every_frame_of_pixel_pairs_is_counted() -> None:
+    pairs = np.arange(3 * 64 * 64 * 2, dtype=np.uint32).reshape(3, 64, 64, 2).astype(np.uint8)
+    for colours in ("YBR_FULL_422", "YBR_PARTIAL_422"):
+        ds = dataset(np.zeros((3, 64, 64, 3), np.uint8), colours, PixelData=pairs.tobytes())
+        data = encode(ds)
+        assert count_frames(io.BytesIO(data), len(data)) == 3
+        _, words = decode(data, ImageSettings(), FilePart(3, 3))
+        assert "ycbcr" in words
+
+
+def test_a_jpeg_of_pixel_pairs_may_have_an_odd_column() -> None:
+    smooth = np.add.outer(np.arange(33), 4 * np.arange(33))[..., None] + [0, 40, 80]
+    coded = picture(smooth.astype(np.uint8), "JPEG", quality=95, subsampling=1)
+    elements = {"PhotometricInterpretation": "YBR_FULL_422"}
+    got, _ = seen(encapsulated(smooth.astype(np.uint8), JPEG, [coded], **elements))
+    assert got.shape == (33, 33, 3)
+    assert np.abs(got.astype(int) - smooth).max() <= 8
 
 
 def test_ybr_with_room_at_both_ends() -> None:
@@ -439,6 +501,8 @@ def test_burned_in_annotation() -> None:
     capture = {"SOPClassUID": CAPTURE}
     assert "burned_in_unknown" in seen(dataset(GREYS[0], **capture))[1]
     assert "burned_in_unknown" in seen(dataset(GREYS[0], Modality="US"))[1]
+    for said in ("Y", "UNKNOWN", "N"):
+        assert "burned_in_unknown" in seen(dataset(GREYS[0], BurnedInAnnotation=said))[1]
     for elements in ({"BurnedInAnnotation": "NO", **capture}, {"Modality": "MR"}):
         assert not any("burned" in word for word in seen(dataset(GREYS[0], **elements))[1])
 

@@ -249,6 +249,16 @@ def test_headers_that_lie_or_end_are_one_row(data: bytes) -> None:
     assert counted(data) == 1
 
 
+@pytest.mark.parametrize("kind", ["GIF", "PNG"])
+def test_an_animation_that_was_cut_says_so(kind: str) -> None:
+    whole = greys(kind, GREYS)
+    assert "frame_list_broken" not in shown(whole)[1]
+    for cut in (whole[:-1], whole[:-20]):
+        value, words = shown(cut)
+        assert value == GREYS[0]
+        assert "frame_list_broken" in words
+
+
 def test_parts_of_one_file_are_sent_to_the_child_once(monkeypatch) -> None:
     sent = []
     real = Decoder._exchange

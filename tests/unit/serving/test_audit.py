@@ -136,6 +136,19 @@ def test_the_command_names_the_first_broken_line(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["audit", "verify", str(tmp_path / "no")]).exit_code == 1
 
 
+def test_the_command_says_that_a_log_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "cut").write_bytes(b'{"bef')
+    for name, more in (("empty", ""), ("cut", "; cut short by a kill or a full disk: line 1")):
+        run = CliRunner().invoke(app, ["audit", "verify", str(tmp_path / name)])
+        assert run.output == f"file 1: NO LINE IS THERE, nothing to verify{more}\n"
+        assert run.exit_code == 1
+    write(tmp_path / "a")
+    files = [str(tmp_path / name) for name in ("a", "empty")]
+    both = CliRunner().invoke(app, ["audit", "verify", *files])
+    assert (both.exit_code, "file 2: NO LINE" in both.output) == (0, True)
+
+
 def test_many_threads_write_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "audit"
     log = AuditLog(str(path))
