@@ -214,7 +214,8 @@ def _may_be_filled(values: NDArray[Any], markers: jpeg.Markers) -> bool:
     if coding is None or coding.marker in (jpeg.SOF2, jpeg.SOF3) or len(markers.scans) > 1:
         return True
     last = int(values[-1, -1].flat[0]) % 2**coding.bits
-    return abs(last - 2 ** (coding.bits - 1)) <= 2 ** (coding.bits - 7)
+    grey = 1 << (coding.bits - 1)
+    return bool(abs(last - grey) <= 1 << max(coding.bits - 7, 0))
 
 
 def _read(

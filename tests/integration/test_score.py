@@ -292,16 +292,3 @@ def test_decoding_in_front_of_the_model_changes_no_row(tmp_path: Path, soon: Any
     assert outcome.session.counters["images"] == plain.session.counters["images"]
     again = go(tmp_path / "split", pool={**ALONE, "decode_actors": 0})
     assert (again.exit_code, again.session.rows) == (0, 0)
-
-
-@pytest.mark.slow
-def test_a_broken_decoder_in_front_of_the_model_ends_the_job(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    stub.write_archive(tmp_path / "in.parquet", [SLOW] * 16)
-    broken = {"image": {"decode_bytes": 2**20}}  # no interpreter starts in so little
-    with pytest.raises(RunError, match="E1513"):
-        go(tmp_path, pool={**ALONE, "decode_actors": 1}, **broken)
-    assert committed(tmp_path) == 0, "no row is quarantined for it"
-    assert "Traceback" not in "".join(capfd.readouterr())
-    assert cpus_come_free()
