@@ -162,6 +162,6 @@ def _unnumbered(stem: str) -> str:
 
 
 def row_numbers(ordinals: npt.NDArray[np.int64], first: int, count: int) -> npt.NDArray[np.int64]:
-    """Those of sorted `ordinals` that fall into a file, as its row numbers."""
+    """Those of sorted `ordinals`, int64[N], that fall into a file, as its row numbers int64[n]."""
     begin, end = np.searchsorted(ordinals, [first, first + count])
     return ordinals[begin:end] - first
