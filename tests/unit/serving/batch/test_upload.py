@@ -241,3 +241,23 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_flush", full)
     reply = Behind(tmp_path).send(form())
     assert (reply.status, reply.error["code"]) == (503, "E1503")
+
+
+def test_what_came_whole_is_not_waited_for(tmp_path: Path) -> None:
+    behind = Behind(tmp_path)
+
+    async def run() -> Reply:
+        connection = Connection(form(b""), path="/v1/files", headers={**FORM, **BEARER})
+        ended = False
+
+        async def receive() -> Any:
+            nonlocal ended
+            assert not ended, "the client has sent all"
+            message = await Connection.receive(connection)
+            ended = not message.get("more_body", False)
+            return message
+
+        connection.receive = receive  # type: ignore[method-assign]
+        return await asyncio.wait_for(connection.run(behind.app), 30)
+
+    assert asyncio.run(run()).error["code"] == "E1701"
