@@ -197,6 +197,10 @@ def test_a_flipped_bit_of_run_json_is_told(home: Path, tmp_path: Path) -> None:
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(RunError, match="E1506|E1507"):
             run.is_run(file.parent, identity)
+    before, _, after = whole.rpartition(b'"sha256"')
+    file.write_bytes(before + b'"sha356"' + after)  # no checksum by its name
+    with pytest.raises(RunError, match="E1506"):
+        run.read_run(file.parent)
     record = json.loads(whole)
     del record["sha256"]
     file.write_text(json.dumps(record))  # as earlier versions wrote it
