@@ -1,7 +1,9 @@
 """Slides behind the child process: pictures, refusals in our words, and what splits them."""
 
 import io
+import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -100,8 +102,10 @@ def test_the_child_answers_as_this_process_does(folder: Path, reader: SlideReade
         with pytest.raises(DataError, match="E1215"):
             child.parts(str(folder / "glass.svs"))
         assert child.picture(path, part) == reader.picture(path, part)
-    with SlideReader(IMAGE, TILES.model_copy(update={"seconds": 0.001})) as slow:
+    with SlideReader(IMAGE, TILES.model_copy(update={"seconds": 0.2})) as slow:
         slow._check_alive = lambda: None  # type: ignore[method-assign]
+        slow._process = slow._start()
+        os.kill(slow._process.pid, signal.SIGSTOP)
         with pytest.raises(DataError, match="E1209.*a slide"):
             slow.parts(path)
 
