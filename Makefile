@@ -23,10 +23,10 @@ demo: $(VENV)/.installed  ## score an embedded archive with an embedded trained 
 test: $(VENV)/.installed  ## tests that need no GPU, in two halves side by side
 	$(MAKE) --jobs 2 --output-sync=target --keep-going test-fast test-ray
 
-test-fast: $(VENV)/.installed  ## no Ray and no whole job; gives way to the other half, which waits a lot and takes longer
+test-fast: $(VENV)/.installed  ## no Ray, server or whole job; gives way to the other half, which waits a lot and takes longer
 	OMP_NUM_THREADS=1 nice -n 5 $(BIN)/python -m pytest -q -rs -m "not integration"
 
-test-ray: $(VENV)/.installed  ## with Ray, object stores, whole jobs and child processes
+test-ray: $(VENV)/.installed  ## with Ray, servers, object stores, training runs, whole jobs and child processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "integration and not chaos and not slow"
 
 test-slow: test-long test-kills  ## the rest, one after the other: kills want to know when

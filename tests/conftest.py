@@ -7,6 +7,7 @@ Nothing is forced to the disk (5 ms), as no test cuts the power.
 
 import functools
 import gc
+import logging
 import os
 import ssl
 from collections.abc import Iterator
@@ -32,9 +33,16 @@ if not torch.cuda.is_available():
 
 PROCESSES = ("integration", "chaos", "slow")
 """Markers of tests that start processes; the Makefile asks for them alone."""
+WHOLE_FILE = "\npytestmark = pytest.mark.integration\n"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until the tests are collected: all of it stays
+    for name, logger in logging.root.manager.loggerDict.items():
+        # pytest puts its handlers on each logger that keeps to itself, six times a test: torch
+        # has fifty
+        if name.startswith("torch.") and isinstance(logger, logging.Logger):
+            logger.propagate = True
     config.pluginmanager.register(SESSION, "golden tally")
     DECODERS.install()
     ssl.create_default_context = functools.cache(ssl.create_default_context)
@@ -80,7 +88,9 @@ def mentions(path: Path, marker: str) -> bool:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Whether a file has no test of the one marker that the Makefile asks for: to import all files
-    takes twenty seconds."""
+    takes ten seconds and more."""
+    if config.option.markexpr == "not integration" and collection_path.name.startswith("test_"):
+        return True if WHOLE_FILE in collection_path.read_text() else None
     marker = {
         "integration and not chaos and not slow": "integration",
         "slow and not chaos": "slow",
@@ -100,5 +110,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     interpreter.patch_once()
-    gc.collect()
     gc.freeze()
+    gc.enable()

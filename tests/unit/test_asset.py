@@ -15,6 +15,8 @@ from medv_ray.engine import Answer, Predictor, Request
 from medv_ray.model import weights
 from medv_ray.settings import AnswerSettings, ModelSettings, SamplerSettings
 
+pytestmark = pytest.mark.integration
+
 ASSET = Path(medv_ray.__file__).parent / "assets" / "medv-tiny"
 SAMPLER = SamplerSettings(gen_length=8, block_length=8, steps=8)
 LONG_SAMPLER = SamplerSettings(gen_length=24, block_length=24, steps=24)

@@ -10,6 +10,8 @@ import pytest
 from tests.chaos import bit_flips
 from tests.chaos.bit_flips import Kind, damage
 
+pytestmark = pytest.mark.integration
+
 MADE = {make.__name__: make for make in bit_flips.MAKERS}
 
 

@@ -12,6 +12,8 @@ import pytest
 from medv_ray.data import synthetic
 from tests.unit.client.scripted import toy_endpoint
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 ASKED = "How many large cells are there?"

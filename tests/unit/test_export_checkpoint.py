@@ -20,6 +20,8 @@ from medv_ray.training.check import check
 from medv_ray.training.job import TrainSettings
 from tests.unit.training import tiny
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 
 

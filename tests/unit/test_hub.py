@@ -15,6 +15,8 @@ from medv_ray.errors import CATALOGUE, CheckpointError, MedvError, SettingsError
 from medv_ray.settings import TOY, model_folder
 from tests.hub_server import Hub, Reply, hub
 
+pytestmark = pytest.mark.integration
+
 NAME = "org/model"
 TOKEN = "hf_" + "s3cret" * 5
 

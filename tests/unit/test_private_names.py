@@ -89,15 +89,13 @@ def foreign(tree: ast.AST, ours: set[str]) -> list[str]:
     return found
 
 
-TREES = {module: ast.parse(path.read_text()) for module, path in sources()}
-OURS: dict[str, set[str]] = defaultdict(set)
-"""By room: its modules may use each other's private names, no one else's."""
-for module, tree in TREES.items():
-    OURS[module.rpartition(".")[0]] |= own(tree)
-
-
 def test_private_names_of_others_stand_in_one_place() -> None:
-    found = {m: foreign(tree, OURS[m.rpartition(".")[0]]) for m, tree in TREES.items()}
+    trees = {module: ast.parse(path.read_text()) for module, path in sources()}
+    # by room: its modules may use each other's private names, no one else's
+    ours: dict[str, set[str]] = defaultdict(set)
+    for module, tree in trees.items():
+        ours[module.rpartition(".")[0]] |= own(tree)
+    found = {m: foreign(tree, ours[m.rpartition(".")[0]]) for m, tree in trees.items()}
     assert {module for module in found if found[module]} == LISTED, found
 
 

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = """
 import os, signal, sys, time, warnings
 from medv_ray.cli.terminal import exit_code_of

@@ -28,6 +28,8 @@ from medv_ray.training.job import MODEL, TrainSettings
 from medv_ray.training.rows import RowEncoder
 from medv_ray.training.stages import ShardSettings
 
+pytestmark = pytest.mark.integration
+
 STEPS = (30, 4, 2)
 BRIEF = (2, 1, 1)
 """What is the same or another by the seed shows after few steps."""

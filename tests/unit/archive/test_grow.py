@@ -14,6 +14,8 @@ from medv_ray.archive.store import Store
 from medv_ray.archive.survey import survey
 from medv_ray.errors import RunError
 
+pytestmark = pytest.mark.integration
+
 IDENTITY = {"settings": {"steps": 64}, "model": "m"}
 
 

@@ -20,6 +20,8 @@ from medv_ray.archive.store import resolve
 from medv_ray.errors import DataError, SettingsError
 from tests.hub_server import Hub, Reply, hub
 
+pytestmark = pytest.mark.integration
+
 NAME = "datasets/org/scans"
 
 

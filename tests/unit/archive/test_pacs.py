@@ -16,6 +16,8 @@ from medv_ray.settings import build
 from tests.dicomweb_server import Pacs, Reply, holding, picture
 from tests.unit.archive.conftest import Make
 
+pytestmark = pytest.mark.integration
+
 REPORT = "1.2.840.10008.5.1.4.1.1.88.33"
 
 

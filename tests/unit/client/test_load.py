@@ -18,6 +18,8 @@ from medv_ray.data import synthetic
 from medv_ray.errors import SettingsError
 from tests.unit.client.scripted import SECRET, Reply, Scripted, running
 
+pytestmark = pytest.mark.integration
+
 runner = CliRunner()
 
 

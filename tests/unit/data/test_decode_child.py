@@ -24,6 +24,8 @@ from medv_ray.data.images import prepare
 from medv_ray.errors import DataError, RunError, SettingsError
 from medv_ray.settings import ImageSettings
 
+pytestmark = pytest.mark.integration
+
 TILES = TileSettings("anyres_max", 32, ((32, 32), (64, 32), (64, 64)))
 NOISE = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
 

@@ -12,6 +12,8 @@ from medv_ray.dicomweb.token import Token, token_of
 from medv_ray.errors import SettingsError
 from tests.dicomweb_server import BOUNDARY, Pacs, Reply, basic, picture, serving
 
+pytestmark = pytest.mark.integration
+
 ONE = picture(1)
 PATH = Instance("2.25.1", "2.25.1.1", "2.25.1.1.1").path
 KIND = {"content-type": f'multipart/related; type="application/dicom"; boundary="{BOUNDARY}"'}

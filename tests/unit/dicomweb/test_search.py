@@ -7,6 +7,8 @@ from medv_ray.dicomweb.client import Client, Trouble
 from medv_ray.dicomweb.search import search
 from tests.dicomweb_server import Pacs, Reply, picture
 
+pytestmark = pytest.mark.integration
+
 
 def uids(pacs: Pacs, client: Client, query: str = "", page: int = 3) -> list[str]:
     address = parse(f"dicomweb+{pacs.url}{query}")

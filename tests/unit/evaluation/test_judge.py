@@ -19,6 +19,8 @@ from medv_ray.evaluation.judge_questions import TASK, Pair
 from medv_ray.evaluation.judge_reviews import REVIEWS, read_reviews, summary
 from tests.judge_server import Raw, Server
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:

@@ -19,6 +19,8 @@ from tests.unit.model.conftest import TOY, make_model
 from tests.unit.model.test_pickles import Call
 from tests.unit.model.test_weights import NORM, olmo_name
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[3]
 Tensors = dict[str, torch.Tensor]
 

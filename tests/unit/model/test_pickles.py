@@ -15,6 +15,8 @@ import torch
 from medv_ray.errors import CheckpointError
 from medv_ray.model import pickle_child, pickles
 
+pytestmark = pytest.mark.integration
+
 ZIP = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
 

@@ -15,6 +15,8 @@ from medv_ray.model.publishing import push
 from tests.hub_server import Hub, Reply, hub
 from tests.unit.model.conftest import make_model
 
+pytestmark = pytest.mark.integration
+
 NAME, TOKEN = "org/mine", "hf_writer"
 
 

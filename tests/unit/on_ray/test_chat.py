@@ -16,6 +16,8 @@ from medv_ray.errors import SHOW_NAMES, MedvError
 from medv_ray.on_ray.chat import Local, Remote, Said
 from tests.unit.client.scripted import Reply, Scripted, Server, running, toy_endpoint
 
+pytestmark = pytest.mark.integration
+
 runner = CliRunner()
 ASKED = "How many large cells are there?"
 

@@ -17,6 +17,8 @@ from medv_ray.on_ray.demo import write_demo
 from medv_ray.on_ray.score import Outcome, Session
 from medv_ray.settings import TOY
 
+pytestmark = pytest.mark.integration
+
 runner = CliRunner()
 BASE = {"out": "o", "archive": {"archive": "a"}, "model": {"path": "m"}}
 

@@ -24,6 +24,8 @@ from medv_ray.training.export import export
 from medv_ray.training.job import MODEL, TrainSettings
 from medv_ray.training.stages import ShardSettings
 
+pytestmark = pytest.mark.integration
+
 PAIRS = [
     ("what is present?", "liver"),
     ("is the liver present?", "yes"),

@@ -35,6 +35,8 @@ from medv_ray.training.watch import ValidationEvent
 from tests.unit.training import tiny
 from tests.unit.training.test_run import state
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize(
     ("text", "step"),

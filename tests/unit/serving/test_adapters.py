@@ -20,6 +20,8 @@ from medv_ray.settings import TOY, EngineSettings, LoraSettings
 from tests.unit.serving.client import MODEL, ask, ask_all, body_of, get, said, tiles
 from tests.unit.serving.conftest import NO_KEYS, settings_of
 
+pytestmark = pytest.mark.integration
+
 NAMES = (MODEL, "colour", "organ")
 
 

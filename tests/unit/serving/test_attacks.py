@@ -28,6 +28,8 @@ from medv_ray.settings import TOY
 from tests.unit.serving.client import MODEL, Reply, ask, body_of, encoded, message, tiles, url_of
 from tests.unit.serving.conftest import NO_KEYS, settings_of
 
+pytestmark = pytest.mark.integration
+
 SOON_S = 0.25  # of the processor
 PICTURE = tiles()[0].image
 

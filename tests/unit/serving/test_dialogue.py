@@ -15,6 +15,8 @@ from medv_ray.serving.options import LimitSettings
 from medv_ray.serving.protocol import BadRequest, ChatRequest
 from tests.unit.serving.client import MODEL, ask, message, tiles
 
+pytestmark = pytest.mark.integration
+
 ONE, TWO = tiles()[0].image, tiles()[2].image
 
 

@@ -17,6 +17,8 @@ from medv_ray.serving import fetch
 from medv_ray.serving.options import FetchSettings
 from tests.unit.serving.conftest import until
 
+pytestmark = pytest.mark.integration
+
 HOST, PUBLIC = "images.example.org", "93.184.215.14"
 DATA = b"\x89PNG of a patient"
 Handler = Callable[[httpx2.Request], httpx2.Response]

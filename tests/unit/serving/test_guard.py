@@ -32,6 +32,8 @@ from tests.unit.serving.client import (
 )
 from tests.unit.serving.conftest import KEYS, NO_KEYS, serving
 
+pytestmark = pytest.mark.integration
+
 
 class Reached:
     """An application that takes the body and says how long it was."""

@@ -17,6 +17,8 @@ from medv_ray.serving.service import Service
 from tests.unit.serving.client import KEY, Connection, Reply, ask, ask_all, body_of, encoded, tiles
 from tests.unit.serving.conftest import KEYS, until
 
+pytestmark = pytest.mark.integration
+
 LONG = {"gen_length": 256, "block_length": 256, "steps": 256, "stop": []}
 ALICE, BOB = f"Bearer {KEY}", "Bearer key-of-bob-0123456789"
 Limited = Callable[..., App]

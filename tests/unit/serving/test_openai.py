@@ -18,6 +18,8 @@ from medv_ray.settings import SamplerSettings
 from tests.unit.serving.client import KEY, MODEL, message, tiles, url_of
 from tests.unit.serving.conftest import KEYS, serving, settings_of
 
+pytestmark = pytest.mark.integration
+
 SHORT = SamplerSettings(gen_length=8, block_length=8, steps=8)
 CAPTION = SamplerSettings(gen_length=24, block_length=24, steps=24)
 WARM = SamplerSettings(gen_length=24, block_length=8, steps=24, temperature=4.0)

@@ -28,6 +28,8 @@ from tests.unit.serving.client import KEY, MODEL, ask, body_of, message, tiles, 
 from tests.unit.serving.test_forms import Report
 from tests.unit.serving.test_neutral import DOCS, names, taken
 
+pytestmark = pytest.mark.integration
+
 RESPONSES = "/v1/responses"
 BEGINNING = [
     "response.created", "response.in_progress", "response.output_item.added",

@@ -31,6 +31,8 @@ from tests.unit.serving.client import (
 )
 from tests.unit.serving.conftest import until
 
+pytestmark = pytest.mark.integration
+
 DENOISE = {"stream": True, "stream_options": {"include_denoise": True, "include_usage": True}}
 CAPTION = {"gen_length": 24, "block_length": 24, "steps": 24}
 SAMPLERS: list[dict[str, Any]] = [

@@ -13,6 +13,8 @@ from medv_ray.training.objective import Objective, Sample
 from tests.unit.training.test_run import job, train
 from tests.unit.training.test_updates import often, weights_at
 
+pytestmark = pytest.mark.integration
+
 PIECES = 2
 """Micro-batches of a step."""
 

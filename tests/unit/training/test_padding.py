@@ -24,6 +24,8 @@ from medv_ray.training.stages import ShardSettings, StageSettings
 from tests.unit.training import tiny
 from tests.unit.training.test_run import job, train
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def uneven(home: Path) -> Path:

@@ -24,6 +24,8 @@ from medv_ray.training.samples import Pictures
 from tests.unit.training import tiny
 from tests.unit.training.test_run import job, state, train
 
+pytestmark = pytest.mark.integration
+
 
 def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]

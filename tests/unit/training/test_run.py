@@ -39,6 +39,8 @@ from medv_ray.training.stages import ShardSettings, StageSettings
 from medv_ray.training.watch import EVENTS
 from tests.unit.training import tiny
 
+pytestmark = pytest.mark.integration
+
 
 def job(home: Path, tmp_path: Path, **stage: object) -> TrainSettings:
     return tiny.settings(home, **stage).model_copy(update={"out": str(tmp_path / "out")})

@@ -11,6 +11,8 @@ from medv_ray.training.export import export
 from medv_ray.training.start_over import remove_run
 from tests.unit.training.test_run import job, train
 
+pytestmark = pytest.mark.integration
+
 OURS = (
     *("events.jsonl", "watch.json", "note", "stop", "failed.json", "failed.json.41", "run.tmp"),
     *("checkpoints/step-00000003.tmp/rank-00000.json", "wandb/run-1/files/x", "ray/snapshot.json"),

@@ -23,6 +23,8 @@ from medv_ray.training.stages import StageSettings
 from medv_ray.training.survey import survey
 from tests.unit.training import tiny
 
+pytestmark = pytest.mark.integration
+
 
 def write(folder: Path, *answers: str) -> Dataset:
     rows = [

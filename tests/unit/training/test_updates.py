@@ -28,6 +28,8 @@ from medv_ray.training.objective import Objective, Outcome, Sample
 from tests.unit.training import tiny
 from tests.unit.training.test_run import job, prepared, train
 
+pytestmark = pytest.mark.integration
+
 
 def weights_at(settings: TrainSettings, step: int) -> torch.Tensor:
     """All that learns, after a step, in one float32[n]."""

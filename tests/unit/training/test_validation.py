@@ -33,6 +33,8 @@ from medv_ray.training.validation import (
 from tests.unit.training import tiny
 from tests.unit.training.test_run import state
 
+pytestmark = pytest.mark.integration
+
 SAMPLER = SamplerSettings(gen_length=4, block_length=4, steps=4)
 
 

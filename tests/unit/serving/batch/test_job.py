@@ -19,6 +19,8 @@ from medv_ray.errors import RunError
 from medv_ray.serving.batch.journal import Journal, last
 from tests.unit.serving.batch.requests import echo, job, line, read, write
 
+pytestmark = pytest.mark.integration
+
 BAD = ["{bad", {"custom_id": "x"}, line("r0")]
 
 

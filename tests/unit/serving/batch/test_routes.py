@@ -24,6 +24,8 @@ from tests.unit.serving.batch.test_upload import BEARER, FORM, form
 from tests.unit.serving.client import MODEL, Reply, ask, body_of, tiles
 from tests.unit.serving.conftest import KEYS, NO_KEYS, settings_of, until
 
+pytestmark = pytest.mark.integration
+
 BOB = {"authorization": "Bearer key-of-bob-0123456789"}
 CHAT = "/v1/chat/completions"
 REAL = Runner._begin
