@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 import tomllib
@@ -23,7 +24,7 @@ from typer.testing import CliRunner
 
 from medv_ray.cli import app
 from medv_ray.errors import CheckpointError
-from medv_ray.on_ray import doctor, doctor_cluster, doctor_gpu, doctor_model
+from medv_ray.on_ray import doctor, doctor_cluster, doctor_gpu, doctor_model, findings
 from medv_ray.on_ray.doctor_cluster import JOBS, MODE, ask, check_cluster, is_beyond, listeners
 from medv_ray.on_ray.findings import Check, guarded
 from medv_ray.settings import TOY
@@ -141,7 +142,7 @@ def test_who_is_said_to_reach_it(serve: Callable[..., str]) -> None:
     here = only(check_cluster(serve(OPEN)))
     assert "every user and program of this machine" in here.said
     beyond = only(check_cluster(serve(OPEN, host="0.0.0.0")))
-    assert "who reaches this machine can run code" in beyond.said
+    assert "who reaches that address can run code" in beyond.said
     guarded_beyond = only(check_cluster(serve(TOKEN, host="0.0.0.0")))
     assert guarded_beyond.state == "warning"
     assert only(check_cluster(serve(TOKEN))).state == "ok"
@@ -175,6 +176,45 @@ def test_what_listens_and_says_nothing_is_told(monkeypatch: pytest.MonkeyPatch) 
     assert (found.state, "has not answered" in found.said) == ("warning", True)
 
 
+def test_what_sends_a_byte_now_and_then_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_cluster, "ASK_S", 0.3)
+    over = threading.Event()
+
+    def drip(listening: socket.socket) -> None:
+        one, _ = listening.accept()
+        with one:
+            one.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n")
+            while not over.wait(0.05):
+                one.sendall(b" ")
+
+    with socket.socket() as slow:
+        slow.bind(("127.0.0.1", 0))
+        slow.listen()
+        dripping = threading.Thread(target=drip, args=(slow,), daemon=True)
+        dripping.start()
+        began_s = time.monotonic()
+        assert ask("127.0.0.1", slow.getsockname()[1]).kind == "silent"
+        assert time.monotonic() - began_s < 5
+        over.set()
+        dripping.join()
+
+
+def test_a_certificate_that_nobody_signed_hides_no_open_dashboard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    contexts: list[ssl.SSLContext] = []
+
+    class Secure:
+        def __init__(self, host: str, port: int, timeout: float, context: ssl.SSLContext) -> None:
+            contexts.append(context)
+
+    monkeypatch.setattr(doctor_cluster.http.client, "HTTPSConnection", Secure)
+    monkeypatch.setattr(doctor_cluster, "_get", lambda connection, path: (200, None, b"[]"))
+    assert ask("10.0.0.5", 8265, "https").kind == "open"
+    [context] = contexts
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_NONE, False)
+
+
 def test_dashboards_of_this_machine_are_found_by_themselves(
     serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +224,7 @@ def test_dashboards_of_this_machine_are_found_by_themselves(
     monkeypatch.setattr(doctor_cluster, "listeners", listeners)
     assert only(check_cluster()).state == "fault"
     monkeypatch.setattr(doctor_cluster, "listeners", lambda port: {"0.0.0.0"})
-    assert "who reaches this machine" in only(check_cluster()).said
+    assert "who reaches that address" in only(check_cluster()).said
     # named and found: asked once
     assert only(check_cluster(f"http://127.0.0.1:{port}")).state == "fault"
 
@@ -356,6 +396,41 @@ def test_disk_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (temporary.state, results.name, results.state) == ("fault", "results", "ok")
     assert "RAY_TMPDIR" in temporary.fix
     assert str(tmp_path) not in temporary.said
+    file = tmp_path / "a file"
+    file.touch()
+    for out, state in {
+        file: "fault", f"file://{tmp_path}": "ok", "s3://bucket/run": "warning"
+    }.items():  # fmt: skip
+        found = [*doctor.check_disk(str(out))][1]
+        assert (found.name, found.state) == ("results", state), found
+
+
+@pytest.mark.parametrize(
+    ("limit", "free"), [("max", 8 * 2**30), (str(4 * 2**30), 3 * 2**30), (str(2**28), 0)]
+)
+def test_memory_is_that_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, free: int
+) -> None:
+    texts = {
+        "meminfo": f"MemTotal: {2**24} kB\nMemAvailable: {2**23} kB\n", "memory.max": f"{limit}\n",
+        "memory.current": str(2**31), "memory.stat": f"anon 1\ninactive_file {2**30}\n",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(findings, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(findings, "CGROUPS", ((tmp_path, *findings.CGROUPS[0][1:]),))
+    assert findings.free_memory() == free
+    [memory, *_] = doctor.check_memory()
+    assert memory.state == ("ok" if free > doctor.LOW_BYTES else "warning")
+    assert doctor_model._free(False) == free
+
+
+def test_memory_of_a_gpu_is_that_of_the_one_that_a_model_goes_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rooms = {0: 5, 1: 9}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index=0: (rooms[index], 10))
+    assert doctor_model._free(True) == 5
 
 
 def test_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
