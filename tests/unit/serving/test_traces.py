@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -224,3 +225,21 @@ def test_a_collector_gets_them(service: Service, monkeypatch: pytest.MonkeyPatch
     assert sorted(names) == sorted(
         ["decode pictures", "queue", "vision", "denoise", "answer", f"POST {CHAT}"]
     )
+
+
+def test_a_collector_that_does_not_answer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip(traces.EXPORTER)
+    monkeypatch.setattr(traces, "CLOSE_S", 0.2)
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        address = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        tracing = open_tracing(TracingSettings(endpoint=address))
+        assert tracing is not None
+        with tracing.tracing({"headers": [], "method": "GET"}) as trace:
+            trace.end("/", "200")
+        began_s = time.monotonic()
+        tracing.close()
+        assert time.monotonic() - began_s < 3
