@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import socket
 import ssl
@@ -11,6 +12,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
@@ -23,6 +25,7 @@ import torch
 from typer.testing import CliRunner
 
 from medv_ray.cli import app
+from medv_ray.data import causes
 from medv_ray.errors import CheckpointError
 from medv_ray.on_ray import doctor, doctor_cluster, doctor_gpu, doctor_model, findings
 from medv_ray.on_ray.doctor_cluster import JOBS, MODE, ask, check_cluster, is_beyond, listeners
@@ -148,6 +151,15 @@ def test_who_is_said_to_reach_it(serve: Callable[..., str]) -> None:
     assert only(check_cluster(serve(TOKEN))).state == "ok"
     other = only(check_cluster(serve({})))
     assert (other.state, "HTTP 404" in other.said) == ("warning", True)
+
+
+def test_a_token_over_tls_is_enough_beyond_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_cluster, "ask", lambda *_: doctor_cluster.Reply("token", 401))
+    assert only(check_cluster("https://10.0.0.5:8265")).state == "ok"
+    assert only(check_cluster("http://10.0.0.5:8265")).state == "warning"
+    for name in doctor_cluster.NAMED:  # both name one: asked once
+        monkeypatch.setenv(name, "https://10.0.0.5")
+    assert only(check_cluster()).name == "ray dashboard 10.0.0.5:8265"
 
 
 def test_a_named_dashboard_that_does_not_answer_is_a_fault() -> None:
@@ -338,9 +350,10 @@ def test_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert "built for CPUs alone" in doctor_gpu._none(None).said
     assert doctor_gpu._none("12.8").state == "fault"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    hidden = doctor_gpu._none("12.8")
-    assert (hidden.state, "CUDA_VISIBLE_DEVICES" in hidden.said) == ("warning", True)
+    for value in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        hidden = doctor_gpu._none("12.8")
+        assert (hidden.state, "CUDA_VISIBLE_DEVICES" in hidden.said) == ("warning", True)
 
 
 def test_triton(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,6 +438,20 @@ def test_memory_is_that_of_the_container(
     assert doctor_model._free(False) == free
 
 
+def test_shared_memory_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [*doctor.check_pictures()] == []
+    for free, state in ((2**30, "ok"), (2**20, "warning")):
+        usage = SimpleNamespace(total=2**40, free=free)
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path, usage=usage: usage)
+        _, shared = doctor.check_memory()
+        assert (shared.name, shared.state) == ("shared memory", state)
+    monkeypatch.setattr(causes, "works", lambda name: name != "PNG")
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    broken, missing = doctor.check_pictures()
+    assert (broken.state, "PNG" in broken.said) == ("fault", True)
+    assert (missing.state, "DICOM" in missing.said) == ("warning", True)
+
+
 def test_memory_of_a_gpu_is_that_of_the_one_that_a_model_goes_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -479,6 +506,38 @@ def test_a_model_that_is_not_there_or_has_no_room(
     monkeypatch.setattr(doctor_model, "_free", lambda gpu: 1000.0)
     found = [*doctor_model.check_model(str(TOY))]
     assert (found[-1].state, "not tried" in found[-1].said) == ("warning", True)
+
+
+def test_an_answer_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from medv_ray import engine
+    from medv_ray.engine import Answer
+    from medv_ray.errors import DataError
+
+    def answer(confidence: float) -> Answer:
+        return Answer("a", (1,), (confidence,), (0,), 2, 0.1, "stop")
+
+    def broken() -> Any:
+        raise RuntimeError("at 0x7f00 in /home/someone")
+
+    ends: dict[str, Callable[[], Any]] = {
+        "one in 2 passes": lambda: answer(0.5),
+        "no numbers": lambda: answer(math.nan),
+        "E1303": lambda: DataError("E1303", "too long."),
+        "RuntimeError on the": broken,
+    }
+    for said, end in ends.items():
+        predictor = SimpleNamespace(answer=lambda requests, end=end: [end()])
+        monkeypatch.setattr(
+            engine.Predictor, "load", lambda *_, predictor=predictor: nullcontext(predictor)
+        )
+        found = doctor_model._answers(str(TOY), 10, True)
+        assert said in found.said
+        assert (found.state == "ok") == (said == "one in 2 passes")
+        assert "0x" not in found.said
+        assert "home" not in found.said
+    monkeypatch.setattr(doctor_model, "_free", lambda gpu: 4 * 1000 * doctor_model.ROOM)
+    assert doctor_model._answers(str(TOY), 1001, True).state == "warning"
+    assert "not tried" not in doctor_model._answers(str(TOY), 1000, True).said
 
 
 def test_a_model_that_lacks_a_tensor(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from medv_ray.archive.rows import Part
 from medv_ray.on_ray import job_meters
+from medv_ray.on_ray import meters as on_ray_meters
 from medv_ray.on_ray.job_meters import JOB_METERS, ScoreMeters, TrainMeters
 from medv_ray.on_ray.score import Session, _take
 from medv_ray.serving.meters import METERS, Meter
@@ -435,6 +436,32 @@ def test_what_a_scoring_job_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         ("medv_job_quarantined", ("bad_image",)): 3,
         ("medv_job_forward_passes", ()): 24,
     }
+
+
+def test_how_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, str, float, dict[str, str]]] = []
+
+    def kind(verb: str) -> Any:
+        def make(name: str, *_: Any) -> Any:
+            def tell(value: float, tags: dict[str, str]) -> None:
+                told.append((name, verb, value, tags))
+
+            return SimpleNamespace(**{verb: tell})
+
+        return make
+
+    kinds = {"Counter": kind("inc"), "Gauge": kind("set"), "Histogram": kind("observe")}
+    monkeypatch.setattr(on_ray_meters, "metrics", SimpleNamespace(**kinds))
+    meters = on_ray_meters.RayMeters()
+    for name, labels in {
+        "medv_ongoing": {}, "medv_steps": {}, "medv_request_seconds": {"route": "/"}
+    }.items():  # fmt: skip
+        meters.add(name, 2.0, labels)
+    assert told == [
+        ("medv_ongoing", "set", 2.0, {}),
+        ("medv_steps", "inc", 2.0, {}),
+        ("medv_request_seconds", "observe", 2.0, {"route": "/"}),
+    ]
 
 
 def test_what_training_shows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,6 +129,7 @@ def test_a_refusal_has_its_code_and_no_parts(app: App, exporter: InMemorySpanExp
         assert reply.error["code"] == code
         assert root.attributes["medv.outcome"] == code
         assert root.attributes["http.response.status_code"] == reply.status
+        assert root.status.status_code.name == "UNSET"  # the client's own
         assert not root.status.description
         assert "queue" not in parts
 
@@ -153,14 +154,27 @@ def test_a_clock_that_is_set_back_makes_no_negative_span(
         monkeypatch.setattr(time, "time_ns", lambda: 0)
         with part("work") as made:
             made.attributes["rows"] = 2
+        trace.add("backwards", 2.0, 1.0)
         trace.end("/", "none")
         trace.add("late", 0.0, 1.0)  # its request is over
         trace.note(late=1)
-    root, parts = spans(exporter)
+    finished = {one.name: one for one in exporter.get_finished_spans()}
+    assert set(finished) == {"GET /", "work", "backwards"}
+    assert all(one.start_time <= one.end_time for one in finished.values())
+    root = finished["GET /"]
     assert root.start_time > 10**18
-    assert set(parts) == {"work"}
     assert root.attributes == {"http.request.method": "GET", "http.route": "/"}
     assert current() is None
+
+
+def test_an_answer_5xx_is_an_error(exporter: InMemorySpanExporter) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    for status in ("200", "499", "503"):
+        with Tracing(provider).tracing({"headers": [], "method": "GET"}) as trace:
+            trace.end("/", status)
+    states = [one.status.status_code.name for one in exporter.get_finished_spans()]
+    assert states == ["UNSET", "UNSET", "ERROR"]
 
 
 def test_without_an_endpoint_nothing_is_made(
