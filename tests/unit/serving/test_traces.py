@@ -158,6 +158,7 @@ def test_a_clock_that_is_set_back_makes_no_negative_span(
         trace.end("/", "none")
         trace.add("late", 0.0, 1.0)  # its request is over
         trace.note(late=1)
+    assert current() is None
     finished = {one.name: one for one in exporter.get_finished_spans()}
     assert set(finished) == {"GET /", "work", "backwards"}
     assert all(one.start_time <= one.end_time for one in finished.values())
@@ -225,7 +226,7 @@ def test_a_collector_gets_them(service: Service, monkeypatch: pytest.MonkeyPatch
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
     settings = settings_of(ongoing=200).model_copy(
-        update={"tracing": TracingSettings(endpoint=address)}
+        update={"tracing": TracingSettings(endpoint=f"{address}/")}
     )
     monkeypatch.setattr(service, "settings", settings)
     monkeypatch.setattr(service, "beside", [])
