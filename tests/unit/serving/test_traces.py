@@ -213,7 +213,7 @@ def test_a_collector_gets_them(service: Service, monkeypatch: pytest.MonkeyPatch
 
     class Collector(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            assert self.path == "/v1/traces"
+            assert self.path == "/otlp/v1/traces"
             body = self.rfile.read(int(self.headers["content-length"]))
             got.append(ExportTraceServiceRequest.FromString(body))
             self.send_response_only(200)
@@ -226,7 +226,7 @@ def test_a_collector_gets_them(service: Service, monkeypatch: pytest.MonkeyPatch
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
     settings = settings_of(ongoing=200).model_copy(
-        update={"tracing": TracingSettings(endpoint=f"{address}/")}
+        update={"tracing": TracingSettings(endpoint=f"{address}/otlp/")}
     )
     monkeypatch.setattr(service, "settings", settings)
     monkeypatch.setattr(service, "beside", [])
