@@ -17,7 +17,7 @@ from pathlib import Path
 from medv_ray.on_ray.doctor_cluster import check_clock, check_cluster
 from medv_ray.on_ray.doctor_gpu import check_processor
 from medv_ray.on_ray.doctor_model import check_model
-from medv_ray.on_ray.findings import Check, State, gib, guarded
+from medv_ray.on_ray.findings import Check, State, free_memory, gib, guarded
 
 LEAST = {
     "torch": "2.11",
@@ -111,9 +111,7 @@ def check_pictures() -> Iterator[Check]:
 
 def check_memory() -> Iterator[Check]:
     """Main memory and shared memory."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    free = int(fields["MemAvailable"].split()[0]) * 1024
+    free = free_memory()
     low = free < LOW_BYTES
     fix = "end other programs; a model of 8 billion parameters takes 16 GiB or more" if low else ""
     yield Check("warning" if low else "ok", "memory", f"{gib(free)} available", fix)
@@ -134,12 +132,16 @@ def check_disk(out: str | None) -> Iterator[Check]:
     """The folder in which Ray keeps what it writes, and a folder for results."""
     temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     yield _folder("temporary folder", temporary, "set RAY_TMPDIR to a folder with room")
-    if out is not None:
+    from medv_ray.archive.store import is_local  # here: without pyarrow the others still go on
+
+    if out is not None and not is_local(out):
+        said = "an object store, which is not tried here"
+        yield Check("warning", "results", said, "`medv score --plan` with the same --out reads it")
+    elif out is not None:
         # a job makes the folder; what is above it must be there
-        there = next(
-            path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.is_dir()
-        )
-        yield _folder("results", str(there), "name another folder with --out")
+        path = Path(out.removeprefix("file://")).absolute()
+        there = next(str(one) for one in (path, *path.parents) if os.path.exists(one))
+        yield _folder("results", there, "name another folder with --out")
 
 
 def _folder(name: str, folder: str, fix: str) -> Check:

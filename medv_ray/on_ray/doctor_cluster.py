@@ -13,7 +13,9 @@ import http.client
 import ipaddress
 import json
 import os
+import ssl
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
@@ -81,7 +83,7 @@ def _dashboard(host: str, port: int, scheme: str, must_answer: bool) -> Iterator
     reply = ask(host, port, scheme)
     beyond = is_beyond(host, port)
     if reply.kind == "open":
-        who = "who reaches this machine" if beyond else "every user and program of this machine"
+        who = "who reaches that address" if beyond else "every user and program of this machine"
         yield Check("fault", name, f"it takes jobs without a token: {who} can run code", TOKEN_FIX)
     elif reply.kind == "token" and beyond and scheme == "http":
         said = "it asks for a token, which others of the network could read on its way (no TLS)"
@@ -101,13 +103,31 @@ def _dashboard(host: str, port: int, scheme: str, must_answer: bool) -> Iterator
 
 
 def ask(host: str, port: int, scheme: str = "http") -> Reply:
-    """Ask for the list of jobs without a token. Proxies and redirects are left alone."""
-    secure = scheme == "https"
-    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    """Ask for the list of jobs without a token, for `ASK_S` altogether: a name may take long to
+    resolve, and what listens there may send a byte now and then. Proxies and redirects are left
+    alone."""
+    replies: list[Reply] = []
+    asking = threading.Thread(
+        target=lambda: replies.append(_asked(host, port, scheme == "https")), daemon=True
+    )
+    asking.start()
+    asking.join(ASK_S)
+    return replies[0] if replies else Reply("silent")
+
+
+def _asked(host: str, port: int, secure: bool) -> Reply:
+    def connection() -> http.client.HTTPConnection:
+        if not secure:
+            return http.client.HTTPConnection(host, port, timeout=ASK_S)
+        # a stranger who means harm takes a certificate that nobody has signed
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return http.client.HTTPSConnection(host, port, timeout=ASK_S, context=context)
+
     try:
-        status, date, body = _get(kind(host, port, timeout=ASK_S), JOBS)
+        status, date, body = _get(connection(), JOBS)
         if status in (401, 403):
-            _, _, shown = _get(kind(host, port, timeout=ASK_S), MODE)
+            _, _, shown = _get(connection(), MODE)
             guarded = _field(shown, "authentication_mode") == "token"
             return Reply("token" if guarded else "other", status, date)
     except (OSError, http.client.HTTPException, ValueError):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medv_ray.errors import MedvError
-from medv_ray.on_ray.findings import Check, gib
+from medv_ray.on_ray.findings import Check, free_memory, gib
 
 MODEL_FIX = "`medv explain CODE` says more; jobs/import_checkpoint.py makes a folder"
 ROOM = 1.25
@@ -93,12 +93,8 @@ def _answers(folder: str, numbers: int, sees: bool) -> Check:
     return Check("ok", "answer", said)
 
 
-def _free(gpu: bool) -> float:
-    """Bytes of memory for a model."""
+def _free(gpu: bool) -> int:
+    """Bytes of memory for a model, where one process would load it."""
     import torch
 
-    if gpu:
-        return float(max(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())))
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    return int(fields["MemAvailable"].split()[0]) * 1024.0
+    return torch.cuda.mem_get_info()[0] if gpu else free_memory()

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from medv_ray.errors import MedvError
 
 State = Literal["ok", "warning", "fault"]
+MEMINFO = Path("/proc/meminfo")
+CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file",
+    ),
+)  # fmt: skip
+"""Of either version: where a container sees its own, its limit, what it uses, and the part of that
+which it gives back, in memory.stat."""
 
 
 class Check(NamedTuple):
@@ -36,3 +47,17 @@ def guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
 def gib(size: float) -> str:
     """Bytes as GiB, for people."""
     return f"{size / 2**30:.1f} GiB"
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine, and of its container's limit."""
+    fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    for folder, limit, used, given_back in CGROUPS:
+        file = folder / limit
+        most = file.read_text().strip() if file.is_file() else ""
+        if most.isdigit():  # `max`: there is none
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            taken = int((folder / used).read_text()) - int(stat.get(given_back, 0))
+            free = min(free, max(0, int(most) - taken))
+    return free

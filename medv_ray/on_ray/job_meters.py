@@ -17,7 +17,7 @@ JOB_METERS: dict[str, Meter] = {
     "medv_job_rows": Meter("counter", "Rows committed, by status.", ("status",)),
     "medv_job_quarantined": Meter("counter", "Rows quarantined, by reason.", ("reason",)),
     "medv_job_open_rows": Meter("gauge", "Rows of the plan that are not committed."),
-    "medv_job_forward_passes": Meter("counter", "Forward passes of committed chunks."),
+    "medv_job_forward_passes": Meter("counter", "Forward passes of chunks that came back."),
     "medv_job_image_cache_hits": Meter("counter", "Pictures whose features were there already."),
     "medv_job_image_tower_runs": Meter("counter", "Pictures through the vision tower."),
     "medv_train_step": Meter("gauge", "Steps done.", ("stage",)),

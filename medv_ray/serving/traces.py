@@ -7,6 +7,7 @@ nothing of OpenTelemetry is imported.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 EXPORTER = "opentelemetry.exporter.otlp.proto.http"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
-CLOSE_MS = 3000
+CLOSE_S = 3.0
 _CURRENT: ContextVar[Trace | None] = ContextVar("medv_trace", default=None)
 
 
@@ -54,9 +55,11 @@ class Tracing:
             _CURRENT.reset(token)
 
     def close(self) -> None:
-        """Send what waits, and end the exporter's thread."""
-        self._provider.force_flush(CLOSE_MS)
-        self._provider.shutdown()
+        """Send what waits, and end the exporter's thread; a collector that does not answer is not
+        waited for, whatever time-outs the exporter has."""
+        ending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        ending.start()
+        ending.join(CLOSE_S)
 
 
 class Trace:

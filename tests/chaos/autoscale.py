@@ -24,22 +24,24 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medv_ray.archive.rows import read_run
 from medv_ray.data import synthetic
 from tests.chaos import kill_train, serve_runs
 from tests.chaos.ray_nodes import (
     Counted,
     FakeCluster,
     end_all,
+    end_below,
     fake_cluster,
     free_port,
     join,
     wait_for,
 )  # fmt: skip
-from tests.integration import processes, stub
+from tests.chaos.scoring_job import CHUNK_ROWS, ScoringJob, stubbed
+from tests.integration import processes
 
 ROWS = 3000
 """Of the toy: eight actors on two cores answer some 20 a second, so that there is work for as long
@@ -50,79 +52,37 @@ IDLE_S = 90.0
 """After which the last idle node must be gone."""
 MOST_ACTORS = 8
 NODES = 4
-CLIENTS_S = 90.0
-"""Serve looks at the load for 30 s before it starts more than the first replica."""
+REPLICAS = 2
+"""Of three that may be: as many as must come."""
+CLIENTS_S = 300.0
+"""At most. Serve hears of the load every 10 s and looks at it for 30 s before it asks for more than
+the first replica; then a node and a model start, on cores that the clients keep busy."""
 TRAIN_STEPS = 400
-MEDV = serve_runs.MEDV
 
 Said = dict[str, Any]
 Problems = list[str]
 
 
-class Scoring:
-    """A scoring job on a cluster, as a process that can be started again."""
+def toy_job(folder: Path) -> ScoringJob:
+    """`medv score` of `ROWS` rows with the toy."""
+    synthetic.write_archive(folder / "in.parquet", ROWS, per_image=20)
+    words = ["--archive", str(folder / "in.parquet"), "--model", "toy"]
+    words += ["--out", str(folder / "run"), "--set", f"archive.chunk_rows={CHUNK_ROWS}"]
+    words += ["--max-actors", str(MOST_ACTORS)]
+    return ScoringJob(folder, [*serve_runs.MEDV, "score", *words], processes.environment(folder))
 
-    def __init__(self, folder: Path, cluster: FakeCluster, stubbed: list[str] | None) -> None:
-        """`stubbed`: questions for the stub, which does what they say; None: the toy's rows."""
-        self.folder, self._cluster, self._stubbed = folder, cluster, stubbed
-        if stubbed is None:
-            synthetic.write_archive(folder / "in.parquet", ROWS, per_image=20)
-        else:
-            stub.write_archive(folder / "in.parquet", stubbed)
 
-    def start(self) -> subprocess.Popen[str]:
-        environment = {
-            **processes.environment(self._cluster.folder), "RAY_ADDRESS": self._cluster.address
-        }  # fmt: skip
-        if self._stubbed is None:
-            words = ["--archive", str(self.folder / "in.parquet"), "--model", "toy"]
-            words += ["--out", str(self.folder / "run"), "--set", "archive.chunk_rows=8"]
-            words = ["score", *words, "--max-actors", str(MOST_ACTORS)]
-            command = [*MEDV, *words]
-        else:
-            command = [sys.executable, "-m", "tests.integration.run_job", str(self.folder)]
-            more = {"chunk_rows": 8, "pool": {"max_actors": MOST_ACTORS}}
-            environment["MEDV_TEST_SETTINGS"] = json.dumps(more)
-        return subprocess.Popen(
-            command, cwd=processes.ROOT, env=environment, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+def on_nodes(job: ScoringJob, cluster: FakeCluster) -> ScoringJob:
+    """The job as one of the cluster."""
+    return replace(job, environment=job.environment | cluster.for_drivers)
 
-    def commits(self) -> int:
-        ledger = self.folder / "run" / "ledger.jsonl"
-        return ledger.read_bytes().count(b'"commit"') if ledger.exists() else 0
 
-    def wait_for_commits(self, process: subprocess.Popen[str], at_least: int) -> None:
-        """Raises SystemExit where the job ends first."""
-        enough = lambda: self.commits() >= at_least  # noqa: E731
-        wait_for(lambda: enough() or process.poll() is not None, f"{at_least} commits", ENDED_S)
-        if not enough():
-            raise SystemExit(f"the job ended before {at_least} commits: {process.communicate()}")
-
-    def end(self, process: subprocess.Popen[str]) -> tuple[int, Said, str]:
-        """Exit code, the last line of stdout as JSON, and stderr."""
-        try:
-            out, err = process.communicate(timeout=2 * ENDED_S)
-        except subprocess.TimeoutExpired:
-            end_all(process)
-            raise SystemExit("the job hangs") from None
-        lines = out.splitlines()
-        said = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
-        return process.returncode, said, err
-
-    def rows(self, rows: int, problems: Problems) -> Said:
-        """How many rows are missing, and how many are there twice."""
-        table = [row for part in read_run(str(self.folder / "run")) for row in part.to_pylist()]
-        ids = [row["id"] for row in table]
-        found = {
-            "rows": rows,
-            "missing": rows - len(set(ids)),
-            "duplicate": len(ids) - len(set(ids)),
-        }
-        quarantined = sum(row["status"] == "quarantined" for row in table)
-        if found["missing"] or found["duplicate"] or quarantined:
-            problems.append(f"{found}, {quarantined} quarantined")
-        return {**found, "quarantined": quarantined}
+def ended_rows(job: ScoringJob, problems: Problems) -> Said:
+    """What became of the rows, each of which is to be answered once."""
+    rows = job.rows()
+    if not rows.all_answered:
+        problems.append(f"{rows}")
+    return rows.said()
 
 
 def actors_alive(cluster: FakeCluster) -> int:
@@ -133,7 +93,7 @@ def actors_alive(cluster: FakeCluster) -> int:
 def score(folder: Path, counted: list[Counted], problems: Problems) -> Said:
     """From one node to four and more, to the end of the job, and back to one."""
     with fake_cluster(workers=NODES) as cluster:
-        job = Scoring(folder, cluster, None)
+        job = on_nodes(toy_job(folder), cluster)
         with Counted(cluster.address, lambda: actors_alive(cluster)) as counts:
             counted.append(counts)
             began_s = time.monotonic()
@@ -155,7 +115,7 @@ def score(folder: Path, counted: list[Counted], problems: Problems) -> Said:
             "job_s": round(took_s, 1), "most_nodes": counts.most, "nodes_at_the_end": counts.last,
             "most_actors": max(actors for *_, actors in counts.samples),
             "one_node_again_after_s": round(down_s, 1),
-            "rows_per_s": said.get("rows_per_s"), **job.rows(ROWS, problems),
+            "rows_per_s": said.get("rows_per_s"), **ended_rows(job, problems),
         }  # fmt: skip
 
 
@@ -163,7 +123,7 @@ def lost(folder: Path, counted: list[Counted], problems: Problems) -> Said:
     """A worker node dies under its actors: the job goes on, and ends with every row once."""
     rows = 3200
     with fake_cluster(workers=NODES) as cluster:
-        job = Scoring(folder, cluster, ["sleep:0.1 what?"] * rows)
+        job = on_nodes(stubbed(folder, ["sleep:0.1 what?"] * rows, MOST_ACTORS), cluster)
         with Counted(cluster.address, lambda: actors_alive(cluster)) as counts:
             counted.append(counts)
             process = job.start()
@@ -188,7 +148,7 @@ def lost(folder: Path, counted: list[Counted], problems: Problems) -> Said:
         return {
             "actors_on_it": died, "commits_before": before,
             "twenty_more_commits_after_s": round(went_on_s, 1),
-            "worker_deaths": said.get("worker_deaths"), **job.rows(rows, problems),
+            "worker_deaths": said.get("worker_deaths"), **ended_rows(job, problems),
         }  # fmt: skip
 
 
@@ -196,7 +156,7 @@ def head(folder: Path, counted: list[Counted], problems: Problems) -> Said:
     """Head and nodes are gone: the job ends in a line, and the same command goes on."""
     rows = 960
     with fake_cluster(workers=2) as cluster:
-        job = Scoring(folder, cluster, ["sleep:0.1 what?"] * rows)
+        job = on_nodes(stubbed(folder, ["sleep:0.1 what?"] * rows, MOST_ACTORS), cluster)
         process = job.start()
         job.wait_for_commits(process, 5)
         killed_s = time.monotonic()
@@ -213,12 +173,14 @@ def head(folder: Path, counted: list[Counted], problems: Problems) -> Said:
         code, said, err = job.end(process)
         if code:
             problems.append(f"the job that went on ended with {code}: {err[-300:]}")
-        if said.get("new_rows") != rows - 8 * before:
-            problems.append(f"{said.get('new_rows')} new rows, {8 * before} were committed")
+        if said.get("new_rows") != rows - CHUNK_ROWS * before:
+            problems.append(
+                f"{said.get('new_rows')} new rows, {CHUNK_ROWS * before} were committed"
+            )
         return {
             "job_ended_after_s": round(ended_s, 1), "said": told.strip()[-200:],
-            "rows_before": 8 * before, "start_to_first_commit_s": round(first_s, 1),
-            **job.rows(rows, problems),
+            "rows_before": CHUNK_ROWS * before, "start_to_first_commit_s": round(first_s, 1),
+            **ended_rows(job, problems),
         }  # fmt: skip
 
 
@@ -228,21 +190,12 @@ def endpoint(folder: Path, counted: list[Counted], problems: Problems) -> Said:
 
     scaling = {"min_replicas": 0, "target_ongoing": 1, "downscale_seconds": 5}
     environment = {CALLBACK: "medv_ray.on_ray.front:middlewares"}
-    port = free_port()
     how = {"head_cpus": 0, "worker_cpus": 1, "workers": 3, "environment": environment}
+    words = ["--max-replicas", "3"]
+    words += [word for name, one in scaling.items() for word in ("--set", f"scaling.{name}={one}")]
     with fake_cluster(**how) as cluster, ExitStack() as stack:
-        words = ["serve", "--port", str(port), "--max-replicas", "3"]
-        for name, one in scaling.items():
-            words += ["--set", f"scaling.{name}={one}"]
-        process = subprocess.Popen(
-            [*MEDV, *words], cwd=processes.ROOT, text=True, start_new_session=True,
-            env={**processes.environment(cluster.folder), "RAY_ADDRESS": cluster.address},
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        stack.callback(end_all, process)
-        assert process.stdout is not None
-        if "answers as" not in process.stdout.readline():
-            raise SystemExit("medv serve did not start")
+        served = serve_runs.medv_serve(*words, environment=cluster.for_drivers)
+        running = stack.enter_context(served)
 
         def replicas() -> int:
             below = processes.descendants(cluster.head.pid) if cluster.head else []
@@ -257,23 +210,28 @@ def endpoint(folder: Path, counted: list[Counted], problems: Problems) -> Said:
         wait_for(none, "the first replica and its node to go", IDLE_S)
         idle_at_s = counts.now_s
         seen = serve_runs.Seen()
-        asyncio.run(ask_for(serve_runs.Clients(serve_runs.Endpoint(port), seen), CLIENTS_S))
+
+        def most() -> int:
+            return max((one for at, _, one in counts.samples if at > idle_at_s), default=0)
+
+        asyncio.run(ask_for(serve_runs.Clients(running, seen), lambda: most() >= REPLICAS))
         asked_until_s = counts.now_s
-        most = max(one for at, _, one in counts.samples if at > idle_at_s)
         wait_for(none, "the replicas and their nodes to go", IDLE_S)
         problems += seen.problems
-        if most < 2:
-            problems.append(f"at most {most} replicas")
+        if most() < REPLICAS:
+            problems.append(f"at most {most()} replicas in {CLIENTS_S:.0f} s")
         return {
-            "none_at_s": idle_at_s, "most_replicas": most, "most_nodes": counts.most,
+            "none_at_s": idle_at_s, "most_replicas": most(), "most_nodes": counts.most,
             "asked_until_s": asked_until_s, "none_again_at_s": counts.now_s, **seen.said(),
         }  # fmt: skip
 
 
-async def ask_for(clients: serve_runs.Clients, seconds: float) -> None:
-    """Eight clients, half of them streaming; the first request waits for a replica."""
+async def ask_for(clients: serve_runs.Clients, enough: Callable[[], bool]) -> None:
+    """Eight clients, half of them streaming, until there is enough, and once more then; the first
+    request waits for a replica."""
     await clients.must_answer()
-    await clients.many(8, seconds)
+    await clients.many(8, CLIENTS_S, enough)
+    await clients.must_answer()
 
 
 def train(folder: Path, counted: list[Counted], problems: Problems) -> Said:
@@ -371,6 +329,7 @@ def main() -> int:
         except SystemExit as error:
             problems.append(str(error))
         finally:
+            end_below()
             shutil.rmtree(folder, ignore_errors=True)
         for counts in counted:
             said["nodes_over_time"] = [one[:2] for one in counts.changes()]

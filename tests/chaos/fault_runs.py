@@ -24,16 +24,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medv_ray.archive.rows import read_run
 from tests.chaos import ray_nodes, serve_runs
-from tests.chaos.ray_nodes import end_all
-from tests.integration import processes, stub
+from tests.chaos.ray_nodes import end_all, end_below
+from tests.chaos.scoring_job import CHUNK_ROWS, stubbed
+from tests.integration import processes
 
-PATIENCE_S = 600.0
-CHUNK_ROWS = 8
 ACTORS = 2
 
 
@@ -48,67 +47,10 @@ class Promises:
             self.problems.append(said)
 
 
-class Job:
-    """A scoring job as a process of its own."""
-
-    def __init__(self, folder: Path, questions: list[str] | None = None) -> None:
-        self.folder = folder
-        self.environment: dict[str, str] = {}
-        if questions is not None:
-            stub.write_archive(folder / "in.parquet", questions)
-
-    def start(self, max_actors: int = ACTORS) -> subprocess.Popen[str]:
-        more = {"chunk_rows": CHUNK_ROWS, "pool": {"max_actors": max_actors}}
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.run_job", str(self.folder)],
-            cwd=processes.ROOT, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={
-                **processes.environment(self.folder), "MEDV_TEST_SETTINGS": json.dumps(more),
-                **self.environment,
-            },
-        )  # fmt: skip
-
-    def commits(self) -> int:
-        """Commits in the ledger."""
-        ledger = self.folder / "run" / "ledger.jsonl"
-        return ledger.read_bytes().count(b'"commit"') if ledger.exists() else 0
-
-    def wait_for_commits(self, process: subprocess.Popen[str], at_least: int) -> None:
-        wait_for(lambda: self.commits() >= at_least or process.poll() is not None)
-        if self.commits() < at_least:
-            raise SystemExit(f"the job ended before {at_least} commits: {process.communicate()}")
-
-    def end(self, process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
-        """Exit code, the last line of stdout, and stderr."""
-        try:
-            out, err = process.communicate(timeout=PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            end_all(process)
-            raise SystemExit("the job hangs") from None
-        lines = out.splitlines()
-        said = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
-        return process.returncode, said, err
-
-    def rows(self) -> Counter[str]:
-        """Rows by status or reason, after making sure that none comes twice."""
-        table = [row for part in read_run(str(self.folder / "run")) for row in part.to_pylist()]
-        assert len({row["id"] for row in table}) == len(table), "a row came out twice"
-        return Counter(row["reason"] or row["status"] for row in table)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit("no progress: the job hangs")
-        time.sleep(0.02)
-
-
 def stopped(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
     """An actor that stands still costs time alone: the others go on, and so does it."""
     seconds, rows = (8.0, 160) if short else (60.0, 800)
-    job = Job(folder, ["sleep:0.05 what?"] * rows)
+    job = stubbed(folder, ["sleep:0.05 what?"] * rows, ACTORS)
     process = job.start()
     job.wait_for_commits(process, 2)
     [victim, *_] = processes.actors(process.pid)
@@ -121,7 +63,7 @@ def stopped(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
     promises.check(code == 0, f"stopped: the job ended with {code}: {err[-300:]}")
     promises.check(meanwhile > 0, "stopped: the other actor did not go on")
     promises.check(said.get("worker_deaths") == 0, "stopped: a death was counted")
-    promises.check(job.rows() == {"answered": rows}, f"stopped: {job.rows()}")
+    promises.check(job.rows().all_answered, f"stopped: {job.rows()}")
     return {"actor_stopped_s": seconds, "chunks_meanwhile": meanwhile}
 
 
@@ -130,17 +72,18 @@ def rows(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
     memory for is said as such."""
     questions = ["sleep:0.01 what?"] * 96
     questions[13], questions[40], questions[70] = "segfault", "killed", "limit"
-    job = Job(folder, questions)
+    job = stubbed(folder, questions, ACTORS)
     code, said, err = job.end(job.start())
     promises.check(code == 0, f"rows: the job ended with {code}: {err[-300:]}")
     deaths = said.get("worker_deaths", 99)
     promises.check(deaths <= 9, f"rows: three rows cost {deaths} workers")
-    found = dict(job.rows())
+    ended = job.rows()
+    found = dict(ended.ends)
     # with no memory left, a thread of Ray's may be the one that ends the worker
     short_of_memory = found.pop("out_of_memory", 0)
     crashed = found.pop("worker_crash", 0)
     right = found == {"answered": 93} and short_of_memory <= 1 and crashed + short_of_memory == 3
-    promises.check(right, f"rows: {dict(job.rows())}")
+    promises.check(right and not ended.missing and not ended.duplicate, f"rows: {ended}")
     return {"crashing_rows": crashed, "workers_that_died": deaths, "quarantined": 3}
 
 
@@ -149,18 +92,18 @@ def disk(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
     meanwhile: done, or an end with a line; and the same command goes on."""
     if os.geteuid() != 0:
         return {"skipped": "to mount a small disk needs root"}
-    job = Job(folder, ["sleep:0.05 what?"] * 160)
+    job = stubbed(folder, ["sleep:0.05 what?"] * 160, ACTORS)
     small = Path(tempfile.mkdtemp(prefix="md", dir="/tmp"))
     began = time.monotonic()
+    cramped = replace(job, environment=job.environment | {"RAY_TMPDIR": str(small)})
     with mounted(small, "400k"):
-        job.environment["RAY_TMPDIR"] = str(small)
-        code, _, err = job.end(job.start())
+        code, _, err = cramped.end(cramped.start())
     none_s = time.monotonic() - began
     promises.check(code not in (0, None), "disk: it ran without room for Ray")
     promises.check(err.count("\n") == 1 and "E15" in err, f"disk: it said {err[-500:]!r}")
     promises.check(str(small) not in err and "Traceback" not in err, "disk: a path or a stack")
     with mounted(small, "64m"):
-        process = job.start()
+        process = cramped.start()
         job.wait_for_commits(process, 2)
         ballast = small / "ballast"
         room = os.statvfs(small)
@@ -169,10 +112,9 @@ def disk(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
         promises.check("Traceback" not in err, "disk: a stack when it ran full")
         if full_code:
             promises.check(err.count("\n") == 1, f"disk: {err[-500:]}")
-    del job.environment["RAY_TMPDIR"]
     code, _, _ = job.end(job.start())
     promises.check(code == 0, f"disk: the job that went on ended with {code}")
-    promises.check(job.rows() == {"answered": 160}, f"disk: {dict(job.rows())}")
+    promises.check(job.rows().all_answered, f"disk: {job.rows()}")
     small.rmdir()
     return {"end_without_room_s": round(none_s, 1), "exit_code_when_it_ran_full": full_code}
 
@@ -193,7 +135,7 @@ def nodes(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
     port = ray_nodes.free_port()
     address = f"127.0.0.1:{port}"
     rows = 320 if short else 640
-    job = Job(folder, ["sleep:0.1 what?"] * rows)
+    job = stubbed(folder, ["sleep:0.1 what?"] * rows, ACTORS)
     job.environment["RAY_ADDRESS"] = address
     environment = processes.environment(Path(tempfile.mkdtemp(prefix="mn", dir="/tmp")))
     first = ("--head", "--port", str(port), "--include-dashboard", "false")
@@ -205,10 +147,11 @@ def nodes(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
         started.append(ray_nodes.join(environment, address, 2, *more))
         process = job.start()
         job.wait_for_commits(process, 3)
-        wait_for(lambda: bool(processes.actors(started[1].pid)) or process.poll() is not None)
+        second = started[1].pid
+        job.wait_for(process, lambda: bool(processes.actors(second)), "actors on the second node")
         end_all(started[1])
         before = job.commits()
-        wait_for(lambda: job.commits() >= before + 6 or process.poll() is not None)
+        job.wait_for(process, lambda: job.commits() >= before + 6, "six more commits")
         figures["went_on_without_the_second_node"] = process.poll() is None
         if process.poll() is not None:
             promises.check(False, f"nodes: without the second one it ended: {job.end(process)}")
@@ -226,9 +169,8 @@ def nodes(folder: Path, short: bool, promises: Promises) -> dict[str, Any]:
         code, _, err = job.end(job.start())
         promises.check(code == 0, f"nodes: the job that went on ended with {code}: {err[-300:]}")
         found = job.rows()
-        promises.check(found == {"answered": rows}, f"nodes: {dict(found)}")
-        # `Job.rows` has found none twice
-        figures |= {"rows": rows, "missing": rows - found.total(), "duplicate": 0}
+        promises.check(found.all_answered, f"nodes: {found}")
+        figures |= found.said()
     finally:
         for node in started:
             end_all(node)
@@ -291,6 +233,8 @@ def main() -> int:
         except (SystemExit, RuntimeError) as error:
             figures[name] = {}
             promises.problems.append(f"{name}: {error}")
+        finally:
+            end_below()
         figures[name]["seconds"] = round(time.monotonic() - began)
         shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps({"chaos": "fault_runs", **figures, "problems": promises.problems}))

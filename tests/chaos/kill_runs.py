@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medv_ray.archive.rows import read_run
+from tests.chaos.scoring_job import commits
 from tests.integration import processes, stub
 
 ROOT = Path(__file__).parents[2]
@@ -69,9 +70,7 @@ class Runs:
         )  # fmt: skip
 
     def commits(self) -> int:
-        """Commits in the ledger; a torn last line is none."""
-        ledger = self.folder / "run" / "ledger.jsonl"
-        return ledger.read_bytes().count(b'"commit"') if ledger.exists() else 0
+        return commits(self.folder)
 
     def attempts(self) -> Counter[int]:
         """How often each row was tried so far."""

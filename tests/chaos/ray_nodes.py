@@ -48,10 +48,20 @@ def free_port() -> int:
 
 def end_all(process: subprocess.Popen[Any]) -> None:
     """A process and all below it. `ray stop` would end every other Ray of this machine, too."""
-    for pid in [process.pid, *processes.descendants(process.pid)]:
+    if process.poll() is None:  # the number of one that ended may be another's by now
+        _kill([process.pid, *processes.descendants(process.pid)])
+        process.wait()
+
+
+def end_below() -> None:
+    """Everything that this process has started and not ended."""
+    _kill(processes.descendants(os.getpid()))
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    process.wait()
 
 
 def start(environment: dict[str, str], *how: str, cpus: int = 1) -> subprocess.Popen[bytes]:
@@ -125,6 +135,11 @@ class FakeCluster:
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def for_drivers(self) -> dict[str, str]:
+        """The environment of who connects to it."""
+        return {**processes.environment(self.folder), "RAY_ADDRESS": self.address}
 
     def start(self) -> None:
         """The head, on the same port every time."""

@@ -19,6 +19,7 @@ import json
 import os
 import random
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -40,11 +41,11 @@ import yaml
 
 from medv_ray.data import synthetic
 from medv_ray.serving.options import LimitSettings
-from tests.chaos.ray_nodes import end_all, free_port, join, wait_for
+from tests.chaos.ray_nodes import START_S, end_all, free_port, join, wait_for
 from tests.integration.processes import descendants
 
 ROOT = Path(__file__).parents[2]
-START_S = 120.0
+END_S = 60.0
 RECOVERY_S = 30.0
 ALLOWED = {200, 429, 503}
 SOAK = ("--set", "engine.image_cache_bytes=4194304")
@@ -174,18 +175,25 @@ class Clients:
         """Requests that the replica has not answered yet."""
         return int((await self.http.get("/health")).json()["ongoing"])
 
-    async def again_and_again(self, until_s: float, stream: bool) -> None:
-        while time.monotonic() < until_s:
+    async def again_and_again(self, over: Callable[[], bool], stream: bool) -> None:
+        while not over():
             reply = await self.ask(stream)
             if reply is None or reply.status_code != 200:
-                await asyncio.sleep(float(reply.headers["retry-after"]) if reply else 0.2)
+                headers = {} if reply is None else reply.headers
+                await asyncio.sleep(float(headers.get("retry-after", 0.2)))
 
-    async def many(self, clients: int, seconds: float) -> None:
-        """A closed loop; every second client streams."""
+    async def many(
+        self, clients: int, seconds: float, enough: Callable[[], bool] = lambda: False
+    ) -> None:
+        """A closed loop, so long or until there is enough; every second client streams."""
         until_s = time.monotonic() + seconds
+
+        def over() -> bool:
+            return time.monotonic() >= until_s or enough()
+
         async with asyncio.TaskGroup() as group:
             for number in range(clients):
-                group.create_task(self.again_and_again(until_s, stream=bool(number % 2)))
+                group.create_task(self.again_and_again(over, stream=bool(number % 2)))
 
 
 def _whole(reply: httpx2.Response) -> str:
@@ -697,22 +705,27 @@ def deploy(settings: dict[str, Any], dashboard: int) -> None:
 
 
 @contextmanager
-def medv_serve(*more: str) -> Iterator[Endpoint]:
-    """`medv serve` with the toy, on a free port."""
+def medv_serve(*more: str, environment: dict[str, str] = ENVIRONMENT) -> Iterator[Endpoint]:
+    """`medv serve` with the toy, on a free port. Raises SystemExit where it does not start, or
+    end, in time."""
     port = free_port()
     process = subprocess.Popen(
-        [*MEDV, "serve", "--port", str(port), *more],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT,
-        start_new_session=True,
+        [*MEDV, "serve", "--port", str(port), *more], cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if "answers as" not in line:
-        process.kill()
-        raise RuntimeError("medv serve did not start")
-    yield Endpoint(port, MARK)
-    process.send_signal(signal.SIGTERM)
-    process.wait(60)
+    try:
+        assert process.stdout is not None
+        came, *_ = select.select([process.stdout], [], [], START_S)
+        if not came or "answers as" not in process.stdout.readline():
+            raise SystemExit("medv serve did not start")
+        yield Endpoint(port, MARK)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            raise SystemExit("medv serve did not end") from None
+    finally:
+        end_all(process)
 
 
 @contextmanager

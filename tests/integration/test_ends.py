@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from medv_ray.archive.rows import read_run
+from tests.chaos.scoring_job import commits
 from tests.integration import processes, stub
 
 pytestmark = pytest.mark.chaos
@@ -20,11 +21,6 @@ pytestmark = pytest.mark.chaos
 ROWS = 480  # 60 chunks of 0.4 s, of which an end costs about six
 START_S = 120.0
 SOON_S = 20.0
-
-
-def commits(folder: Path) -> int:
-    ledger = folder / "run" / "ledger.jsonl"
-    return ledger.read_bytes().count(b'"commit"') if ledger.exists() else 0
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:

@@ -6,14 +6,25 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 
 from medv_ray.errors import RunError
-from medv_ray.on_ray.cluster import Cluster, _start_local, end_workers, quiet
-from medv_ray.on_ray.preflight import Capacity
+from medv_ray.on_ray.cluster import (
+    STREAM,
+    Cluster,
+    _start_local,
+    cluster_address,
+    end_workers,
+    quiet,
+    running_ray,
+    unless_streaming,
+)
+from medv_ray.on_ray.preflight import Capacity, Node
 
 NAMED = """
 import ctypes, sys
@@ -91,6 +102,67 @@ def test_a_log_of_rays_that_finds_no_room_prints_no_stack(
         logger.removeHandler(handler)
     assert logging.raiseExceptions
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_each_of_its_servers_is_looked_at() -> None:
+    alive, gone = started("raylet"), started("gcs_server")
+    both = Cluster(Capacity((), True), (alive.pid, gone.pid))
+    try:
+        both.check()
+        gone.kill()
+        os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)  # which nobody has asked after yet
+        with pytest.raises(RunError, match=r"E1512: Ray's server on this machine was ended"):
+            both.check()
+        Cluster(Capacity((), True), (alive.pid,)).check()
+    finally:
+        gone.wait()
+        alive.kill()
+
+
+def test_which_cluster_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert [cluster_address(one) for one in (None, "local", "a:1")] == [None, None, "a:1"]
+    monkeypatch.setenv("RAY_ADDRESS", "b:2")
+    assert [cluster_address(one) for one in (None, "local", "a:1")] == ["b:2", None, "a:1"]
+
+
+def test_ray_is_left_alone_while_ray_data_runs() -> None:
+    tidied: list[int] = []
+    ended = threading.Event()
+    running = threading.Thread(target=ended.wait, name=STREAM, daemon=True)
+    running.start()
+    with unless_streaming(lambda: tidied.append(1)):
+        pass
+    assert tidied == []
+    ended.set()
+    running.join()
+    with unless_streaming(lambda: tidied.append(2)):
+        pass
+    assert tidied == [2]
+
+
+def test_room_is_that_of_nodes_that_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ, "MEDV_DEBUG": "1"})
+    nodes = [{"Resources": {"CPU": cpus, "GPU": 1.0}, "Alive": cpus == 4.0} for cpus in (4.0, 8.0)]
+    context = SimpleNamespace(gcs_address="127.0.0.1:1")
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    for address, elastic in (("127.0.0.1:1", True), ("local", False)):
+        with running_ray(address) as cluster:
+            assert cluster.capacity == Capacity((Node(4.0, 1.0),), elastic=elastic)
+            assert (cluster.servers, cluster.head) == ((), "127.0.0.1:1")
+
+
+def test_a_head_whose_address_is_of_version_6() -> None:
+    with socket.socket(socket.AF_INET6) as server:
+        try:
+            server.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        server.listen()
+        head = f"[::1]:{server.getsockname()[1]}"
+        assert Cluster(Capacity((), True), head=head).has_head()
 
 
 def test_a_head_that_takes_no_connection_is_gone() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import socket
+import ssl
 import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
@@ -22,8 +25,9 @@ import torch
 from typer.testing import CliRunner
 
 from medv_ray.cli import app
+from medv_ray.data import causes
 from medv_ray.errors import CheckpointError
-from medv_ray.on_ray import doctor, doctor_cluster, doctor_gpu, doctor_model
+from medv_ray.on_ray import doctor, doctor_cluster, doctor_gpu, doctor_model, findings
 from medv_ray.on_ray.doctor_cluster import JOBS, MODE, ask, check_cluster, is_beyond, listeners
 from medv_ray.on_ray.findings import Check, guarded
 from medv_ray.settings import TOY
@@ -141,12 +145,21 @@ def test_who_is_said_to_reach_it(serve: Callable[..., str]) -> None:
     here = only(check_cluster(serve(OPEN)))
     assert "every user and program of this machine" in here.said
     beyond = only(check_cluster(serve(OPEN, host="0.0.0.0")))
-    assert "who reaches this machine can run code" in beyond.said
+    assert "who reaches that address can run code" in beyond.said
     guarded_beyond = only(check_cluster(serve(TOKEN, host="0.0.0.0")))
     assert guarded_beyond.state == "warning"
     assert only(check_cluster(serve(TOKEN))).state == "ok"
     other = only(check_cluster(serve({})))
     assert (other.state, "HTTP 404" in other.said) == ("warning", True)
+
+
+def test_a_token_over_tls_is_enough_beyond_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_cluster, "ask", lambda *_: doctor_cluster.Reply("token", 401))
+    assert only(check_cluster("https://10.0.0.5:8265")).state == "ok"
+    assert only(check_cluster("http://10.0.0.5:8265")).state == "warning"
+    for name in doctor_cluster.NAMED:  # both name one: asked once
+        monkeypatch.setenv(name, "https://10.0.0.5")
+    assert only(check_cluster()).name == "ray dashboard 10.0.0.5:8265"
 
 
 def test_a_named_dashboard_that_does_not_answer_is_a_fault() -> None:
@@ -175,6 +188,45 @@ def test_what_listens_and_says_nothing_is_told(monkeypatch: pytest.MonkeyPatch) 
     assert (found.state, "has not answered" in found.said) == ("warning", True)
 
 
+def test_what_sends_a_byte_now_and_then_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_cluster, "ASK_S", 0.3)
+    over = threading.Event()
+
+    def drip(listening: socket.socket) -> None:
+        one, _ = listening.accept()
+        with one:
+            one.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n")
+            while not over.wait(0.05):
+                one.sendall(b" ")
+
+    with socket.socket() as slow:
+        slow.bind(("127.0.0.1", 0))
+        slow.listen()
+        dripping = threading.Thread(target=drip, args=(slow,), daemon=True)
+        dripping.start()
+        began_s = time.monotonic()
+        assert ask("127.0.0.1", slow.getsockname()[1]).kind == "silent"
+        assert time.monotonic() - began_s < 5
+        over.set()
+        dripping.join()
+
+
+def test_a_certificate_that_nobody_signed_hides_no_open_dashboard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    contexts: list[ssl.SSLContext] = []
+
+    class Secure:
+        def __init__(self, host: str, port: int, timeout: float, context: ssl.SSLContext) -> None:
+            contexts.append(context)
+
+    monkeypatch.setattr(doctor_cluster.http.client, "HTTPSConnection", Secure)
+    monkeypatch.setattr(doctor_cluster, "_get", lambda connection, path: (200, None, b"[]"))
+    assert ask("10.0.0.5", 8265, "https").kind == "open"
+    [context] = contexts
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_NONE, False)
+
+
 def test_dashboards_of_this_machine_are_found_by_themselves(
     serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +236,7 @@ def test_dashboards_of_this_machine_are_found_by_themselves(
     monkeypatch.setattr(doctor_cluster, "listeners", listeners)
     assert only(check_cluster()).state == "fault"
     monkeypatch.setattr(doctor_cluster, "listeners", lambda port: {"0.0.0.0"})
-    assert "who reaches this machine" in only(check_cluster()).said
+    assert "who reaches that address" in only(check_cluster()).said
     # named and found: asked once
     assert only(check_cluster(f"http://127.0.0.1:{port}")).state == "fault"
 
@@ -298,9 +350,10 @@ def test_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert "built for CPUs alone" in doctor_gpu._none(None).said
     assert doctor_gpu._none("12.8").state == "fault"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    hidden = doctor_gpu._none("12.8")
-    assert (hidden.state, "CUDA_VISIBLE_DEVICES" in hidden.said) == ("warning", True)
+    for value in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        hidden = doctor_gpu._none("12.8")
+        assert (hidden.state, "CUDA_VISIBLE_DEVICES" in hidden.said) == ("warning", True)
 
 
 def test_triton(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,6 +409,55 @@ def test_disk_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (temporary.state, results.name, results.state) == ("fault", "results", "ok")
     assert "RAY_TMPDIR" in temporary.fix
     assert str(tmp_path) not in temporary.said
+    file = tmp_path / "a file"
+    file.touch()
+    for out, state in {
+        file: "fault", f"file://{tmp_path}": "ok", "s3://bucket/run": "warning"
+    }.items():  # fmt: skip
+        found = [*doctor.check_disk(str(out))][1]
+        assert (found.name, found.state) == ("results", state), found
+
+
+@pytest.mark.parametrize(
+    ("limit", "free"), [("max", 8 * 2**30), (str(4 * 2**30), 3 * 2**30), (str(2**28), 0)]
+)
+def test_memory_is_that_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, free: int
+) -> None:
+    texts = {
+        "meminfo": f"MemTotal: {2**24} kB\nMemAvailable: {2**23} kB\n", "memory.max": f"{limit}\n",
+        "memory.current": str(2**31), "memory.stat": f"anon 1\ninactive_file {2**30}\n",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(findings, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(findings, "CGROUPS", ((tmp_path, *findings.CGROUPS[0][1:]),))
+    assert findings.free_memory() == free
+    [memory, *_] = doctor.check_memory()
+    assert memory.state == ("ok" if free > doctor.LOW_BYTES else "warning")
+    assert doctor_model._free(False) == free
+
+
+def test_shared_memory_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [*doctor.check_pictures()] == []
+    for free, state in ((2**30, "ok"), (2**20, "warning")):
+        usage = SimpleNamespace(total=2**40, free=free)
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path, usage=usage: usage)
+        _, shared = doctor.check_memory()
+        assert (shared.name, shared.state) == ("shared memory", state)
+    monkeypatch.setattr(causes, "works", lambda name: name != "PNG")
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    broken, missing = doctor.check_pictures()
+    assert (broken.state, "PNG" in broken.said) == ("fault", True)
+    assert (missing.state, "DICOM" in missing.said) == ("warning", True)
+
+
+def test_memory_of_a_gpu_is_that_of_the_one_that_a_model_goes_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rooms = {0: 5, 1: 9}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index=0: (rooms[index], 10))
+    assert doctor_model._free(True) == 5
 
 
 def test_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,6 +506,38 @@ def test_a_model_that_is_not_there_or_has_no_room(
     monkeypatch.setattr(doctor_model, "_free", lambda gpu: 1000.0)
     found = [*doctor_model.check_model(str(TOY))]
     assert (found[-1].state, "not tried" in found[-1].said) == ("warning", True)
+
+
+def test_an_answer_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from medv_ray import engine
+    from medv_ray.engine import Answer
+    from medv_ray.errors import DataError
+
+    def answer(confidence: float) -> Answer:
+        return Answer("a", (1,), (confidence,), (0,), 2, 0.1, "stop")
+
+    def broken() -> Any:
+        raise RuntimeError("at 0x7f00 in /home/someone")
+
+    ends: dict[str, Callable[[], Any]] = {
+        "one in 2 passes": lambda: answer(0.5),
+        "no numbers": lambda: answer(math.nan),
+        "E1303": lambda: DataError("E1303", "too long."),
+        "RuntimeError on the": broken,
+    }
+    for said, end in ends.items():
+        predictor = SimpleNamespace(answer=lambda requests, end=end: [end()])
+        monkeypatch.setattr(
+            engine.Predictor, "load", lambda *_, predictor=predictor: nullcontext(predictor)
+        )
+        found = doctor_model._answers(str(TOY), 10, True)
+        assert said in found.said
+        assert (found.state == "ok") == (said == "one in 2 passes")
+        assert "0x" not in found.said
+        assert "home" not in found.said
+    monkeypatch.setattr(doctor_model, "_free", lambda gpu: 4 * 1000 * doctor_model.ROOM)
+    assert doctor_model._answers(str(TOY), 1001, True).state == "warning"
+    assert "not tried" not in doctor_model._answers(str(TOY), 1000, True).said
 
 
 def test_a_model_that_lacks_a_tensor(tmp_path: Path) -> None:

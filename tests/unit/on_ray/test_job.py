@@ -176,6 +176,12 @@ class Passes:
         self.ends = list(ends)
         self.open = 10
         self.over = True
+        self.pressed = False
+        """Whether Ctrl-C was."""
+        self.session = Session()
+        self.skipped: dict[str, Any] = {}
+        self.check: Any = None
+        """What the stream calls while it waits."""
 
     def todo(self, most: int) -> list[Any]:
         found = [SimpleNamespace(source_key=str(number)) for number in range(self.open)]
@@ -194,7 +200,7 @@ class RunOf:
     """Stands in for a run of those chunks."""
 
     def __init__(self, passes: Passes) -> None:
-        self._passes, self.skipped, self.plan = passes, {}, SimpleNamespace(rows=80)
+        self._passes, self.skipped, self.plan = passes, passes.skipped, SimpleNamespace(rows=80)
         self.todo = passes.todo
 
     @property
@@ -214,13 +220,19 @@ def drive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         cluster = SimpleNamespace(capacity=Capacity((Node(2, 0),), True), check=lambda: None)
         cluster.has_head = lambda: has_head
         stream = SimpleNamespace(is_over=lambda: passes.over)
-        made = SimpleNamespace(Stream=lambda *_: stream)
+
+        def stream_of(chunks: Any, size: Any, check: Any) -> Any:
+            passes.check = check
+            return stream
+
+        made = SimpleNamespace(Stream=stream_of)
+        monkeypatch.setattr(scoring, "interrupts", lambda say: nullcontext(lambda: passes.pressed))
         monkeypatch.setitem(sys.modules, "medv_ray.on_ray.stream", made)
         monkeypatch.setattr(scoring, "running_ray", lambda *_: nullcontext(cluster))
         monkeypatch.setattr(scoring, "_pass", passes.take)
         monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
         run: Any = RunOf(passes)
-        scoring._drive(run, stub.settings(tmp_path), Session(), None, None)
+        scoring._drive(run, stub.settings(tmp_path), passes.session, None, None)
         return said
 
     return go
@@ -255,3 +267,65 @@ def test_no_pass_begins_beside_one_that_goes_on(drive: Any) -> None:
     with pytest.raises(RunError, match="E1512"):
         drive(passes)
     assert passes.open == 6
+
+
+def test_a_job_that_is_to_stop_does_not_go_on_without_a_node(drive: Any) -> None:
+    passes = Passes(4, lost(), 6)
+    passes.pressed = True
+    with pytest.raises(RunError, match="E1512"):
+        drive(passes)
+    assert passes.open == 6
+
+
+def test_chunks_that_were_skipped_are_not_tried_again(drive: Any) -> None:
+    passes = Passes()
+    passes.skipped = {str(number): None for number in range(10)}
+    assert drive(passes) == []
+
+
+def test_who_waits_is_told_until_the_first_row(drive: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "PATIENCE_S", -1.0)
+    monkeypatch.setattr(scoring, "waiting", lambda pool: "for room.")
+    passes = Passes(10)
+
+    def take(*_: object) -> None:
+        assert not passes.check()
+        passes.session.rows = 8
+        assert not passes.check()
+        passes.open = 0
+
+    monkeypatch.setattr(passes, "take", take)
+    assert drive(passes) == ["no row after 0 s: for room."]
+    meters = passes.session.meters
+    assert meters is not None
+    assert meters._open_rows == 80
+
+
+def test_patience_is_over_every_minute_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(scoring.time, "monotonic", lambda: now_s)
+    patience = scoring.Patience()
+    over = []
+    for now_s in (159.0, 161.0, 162.0, 219.0, 221.0):  # noqa: B007  which the clock says
+        over.append(patience.is_over())
+    assert over == [False, True, False, False, True]
+    assert patience.waited_s == 121.0
+
+
+def test_actors_are_let_go_where_a_pass_fails(tmp_path: Path) -> None:
+    let_go: list[bool] = []
+
+    def run(work: Any) -> Any:
+        raise RunError("E1509", "a defect.")
+
+    stream: Any = SimpleNamespace(
+        run=run, supervisor=None, abandon=lambda: let_go.append(True), stopped=False
+    )
+    manifest = {"identity": {"model": {"sha256": "m"}}}
+    of: Any = SimpleNamespace(
+        manifest=manifest, plan=SimpleNamespace(archive=None), pseudonyms=None
+    )
+    progress: Any = None
+    with pytest.raises(RunError, match="E1509"):
+        scoring._pass(of, stub.settings(tmp_path), Session(), progress, stream, None)
+    assert let_go == [True]

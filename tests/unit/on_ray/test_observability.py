@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from medv_ray.archive.rows import Part
 from medv_ray.on_ray import job_meters
+from medv_ray.on_ray import meters as on_ray_meters
 from medv_ray.on_ray.job_meters import JOB_METERS, ScoreMeters, TrainMeters
 from medv_ray.on_ray.score import Session, _take
 from medv_ray.serving.meters import METERS, Meter
@@ -32,11 +33,18 @@ ALERTS = yaml.safe_load((CLUSTER / "alerts.yml").read_text())
 RULES_TEST = Path(__file__).with_name("alerts_test.yml")
 PROMETHEUS = {"up"}
 ENDINGS = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+EVERYWHERE = {"SessionName", "WorkerId", "job", "instance"}
+"""Labels that Ray, or Prometheus, puts to each series that is asked for."""
 RAYS_LABELS = {
-    "SessionName", "WorkerId", "Type", "State", "Source", "GpuIndex", "deployment", "job",
-    "instance", "le",
-}  # fmt: skip
-"""Labels that Ray, or Prometheus, puts beside ours."""
+    "ray_node_manager_unexpected_worker_failure_total": {"Type"},
+    "ray_actors": {"State", "Source"},
+    "ray_node_gpus_utilization": {"GpuIndex"},
+    "ray_serve_deployment_queued_queries": {"deployment"},
+    "ray_serve_deployment_replica_healthy": {"deployment"},
+    "ray_serve_deployment_replica_starts_total": {"deployment"},
+    "ray_serve_autoscaling_target_replicas": {"deployment"},
+}
+"""What Ray's own series have beside."""
 WORDS = {
     *("sum", "by", "rate", "increase", "histogram_quantile", "vector", "clamp_min", "changes"),
     *("and", "or", "unless", "on", "offset"),
@@ -65,6 +73,23 @@ def rays() -> frozenset[str]:
     return frozenset(found)
 
 
+def labels_of(series: str) -> set[str]:
+    """Labels by which a series can be chosen, or summed."""
+    ours = set(OURS[series].labels) if series in OURS else set()
+    bucket = {"le"} if series.endswith("_bucket") else set()
+    return EVERYWHERE | ours | bucket | RAYS_LABELS.get(series, set())
+
+
+def carried(expression: str) -> set[str]:
+    """Labels that the result has."""
+    plain = expression.strip("( \n")
+    if summed := re.match(r"sum\s*(?:by\s*\(([^)]*)\))?", plain):
+        return set(re.findall(r"\w+", summed[1] or ""))
+    first = re.match(r"\w+", plain)
+    assert first is not None
+    return set() if first[0] == "histogram_quantile" else labels_of(first[0])
+
+
 def bare(expression: str) -> str:
     """Without texts, selectors and ranges."""
     plain = re.sub(r"\"[^\"]*\"", '""', expression)
@@ -77,11 +102,14 @@ def wrong(expression: str) -> list[str]:
     groups = re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", plain)
     names = re.findall(r"[A-Za-z_]\w*", re.sub(r"\b(?:by|on)\s*\([^)]*\)|\b\d+\w*", " ", plain))
     known = OURS.keys() | rays() | PROMETHEUS | WORDS
-    found = [name for name in names if name not in known]
-    labels = re.findall(r"[{,]\s*(\w+)\s*(?:=~|!~|!=|=)", expression)
-    labels += [name for group in groups for name in re.findall(r"\w+", group)]
-    ours = {label for meter in OURS.values() for label in meter.labels}
-    found += [label for label in labels if label not in ours | RAYS_LABELS]
+    if found := [name for name in names if name not in known]:
+        return found
+    for name, chosen in re.findall(r"(\w+)\{([^}]*)\}", expression):
+        labels = re.findall(r"(?:^|,)\s*(\w+)\s*(?:=~|!~|!=|=)", chosen)
+        found += [label for label in labels if label not in labels_of(name)]
+    anywhere = set().union(*map(labels_of, names))
+    labels = [label for group in groups for label in re.findall(r"\w+", group)]
+    found += [label for label in labels if label not in anywhere]
     found += [
         pair
         for pair in ("()", "{}", "[]")
@@ -119,6 +147,9 @@ def test_names_that_are_not_exported_are_found() -> None:
         sound.replace("ray_", ""): ["medv_requests_total"],
         sound.replace("{status", "{state"): ["state"],
         sound.replace("by (status)", "by (code_)"): ["code_"],
+        sound.replace("by (status)", "by (reason)"): ["reason"],  # of another one's
+        sound.replace("{status", "{outcome"): ["outcome"],
+        'ray_node_mem_used{deployment="medv"}': ["deployment"],
         sound[:-1]: ["()"],
         "ray_serve_deployment_replica_wealthy": ["ray_serve_deployment_replica_wealthy"],
         "histogram_quantil(0.5, ray_medv_ongoing)": ["histogram_quantil"],
@@ -135,6 +166,40 @@ def test_every_number_is_shown_and_explained() -> None:
         assert f"`{name}`" in page, f"{name} is not in {PAGE.name}"
     for file in BOARDS:
         assert f"grafana/{file.name}" in page
+
+
+def test_labels_that_are_shown_are_there() -> None:
+    shown = {
+        f"{file.name}: {panel['title']} {target['refId']}": target["legendFormat"]
+        for file in BOARDS
+        for panel in json.loads(file.read_text())["panels"]
+        for target in panel.get("targets", [])
+    }
+    rules = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+    shown |= {rule["alert"]: rule["annotations"]["summary"] for rule in rules}
+    assert shown.keys() == ASKED.keys()
+    for where, text in shown.items():
+        asked = re.findall(r"\{\{\s*(?:\$labels\.)?(\w+)", text)
+        assert set(asked) <= carried(ASKED[where]), where
+    assert carried("sum by (a, b) (c)") == {"a", "b"}
+    assert carried("(\n sum(c) / sum(d)") == set()
+
+
+def test_labels_of_rays_own_series_are_those_of_its_code() -> None:
+    files = [*(RAY / "serve" / "_private").glob("*.py")]
+    files += (RAY / "dashboard" / "modules" / "metrics" / "dashboards").glob("*.py")
+    texts = [file.read_text() for file in files]
+    # Serve puts it to what a replica counts
+    assert 'DEPLOYMENT_TAG = "deployment"' in (RAY / "serve" / "metrics.py").read_text()
+    for series, labels in RAYS_LABELS.items():
+        if series == "ray_serve_deployment_replica_starts_total":
+            continue
+        name = series.removeprefix("ray_").removesuffix("_total")
+        near = [
+            text[at.start() : at.start() + 600] for text in texts for at in re.finditer(name, text)
+        ]
+        for label in labels:
+            assert any(re.search(rf"\b{label}\b", text) for text in near), (series, label)
 
 
 class Strict(BaseModel):
@@ -293,6 +358,17 @@ def test_alerts_are_rules_that_are_tested_and_explained() -> None:
         Rules.model_validate(misspelt)
 
 
+@pytest.mark.parametrize("name", ["MedvScoringStalled", "MedvTrainingStalled"])
+def test_a_stalled_job_has_stood_still_for_as_long_as_is_said(name: str) -> None:
+    """One that never commits fires after `for` alone, whatever the range of its rate is."""
+    rules = [rule for group in Rules.model_validate(ALERTS).groups for rule in group.rules]
+    [rule] = [rule for rule in rules if rule.alert == name]
+    said = f"for {rule.for_.removesuffix('m')} minutes"
+    assert said in rule.annotations["summary"]
+    [line] = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{name}`")]
+    assert said in line
+
+
 def test_prometheus_reads_the_alerts_and_rays_own_list_of_nodes() -> None:
     config = yaml.safe_load((CLUSTER / "prometheus.yml").read_text())
     assert set(config) == {"global", "rule_files", "scrape_configs"}
@@ -360,6 +436,32 @@ def test_what_a_scoring_job_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         ("medv_job_quarantined", ("bad_image",)): 3,
         ("medv_job_forward_passes", ()): 24,
     }
+
+
+def test_how_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, str, float, dict[str, str]]] = []
+
+    def kind(verb: str) -> Any:
+        def make(name: str, *_: Any) -> Any:
+            def tell(value: float, tags: dict[str, str]) -> None:
+                told.append((name, verb, value, tags))
+
+            return SimpleNamespace(**{verb: tell})
+
+        return make
+
+    kinds = {"Counter": kind("inc"), "Gauge": kind("set"), "Histogram": kind("observe")}
+    monkeypatch.setattr(on_ray_meters, "metrics", SimpleNamespace(**kinds))
+    meters = on_ray_meters.RayMeters()
+    for name, labels in {
+        "medv_ongoing": {}, "medv_steps": {}, "medv_request_seconds": {"route": "/"}
+    }.items():  # fmt: skip
+        meters.add(name, 2.0, labels)
+    assert told == [
+        ("medv_ongoing", "set", 2.0, {}),
+        ("medv_steps", "inc", 2.0, {}),
+        ("medv_request_seconds", "observe", 2.0, {"route": "/"}),
+    ]
 
 
 def test_what_training_shows(monkeypatch: pytest.MonkeyPatch) -> None:

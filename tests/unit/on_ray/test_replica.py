@@ -40,15 +40,24 @@ def test_a_proxy_is_asked_only_for_a_body_that_did_not_come_along(inline: bool) 
 
 
 def test_settings_reach_the_deployment() -> None:
-    scaling = {"max_replicas": 3, "surge_percent": 50, "num_gpus": 0.5}
+    scaling = {
+        "min_replicas": 0, "max_replicas": 3, "surge_percent": 50, "num_gpus": 0.5,
+        "target_ongoing": 1.5, "downscale_seconds": 5,
+    }  # fmt: skip
     application = build({"model": "toy", "scaling": scaling, "limits": {"ongoing": 7, "queue": 9}})
     made = application._bound_deployment
     said = made._deployment_config
     assert (said.max_surge_percent, said.autoscaling_config.max_replicas) == (50, 3)
+    grows = said.autoscaling_config
+    assert (grows.min_replicas, grows.initial_replicas) == (0, 1)  # which says what does not load
+    assert (grows.target_ongoing_requests, grows.downscale_delay_s) == (1.5, 5)
+    assert grows.upscale_delay_s == 30  # docs/autoscaling.md: half a minute
     assert said.request_router_config.max_backoff_s == BACKOFF_S
     assert (said.max_ongoing_requests, said.max_queued_requests) == (7, 9)
     assert said.graceful_shutdown_timeout_s > 120
     assert made.ray_actor_options["num_gpus"] == 0.5
+    plain = build({"model": "toy", "limits": {"ongoing": 7}})._bound_deployment._deployment_config
+    assert plain.autoscaling_config.target_ongoing_requests == 3.5
 
 
 async def _nothing(message: Any) -> None:

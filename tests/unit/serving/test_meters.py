@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,3 +103,13 @@ def test_health_and_the_page_in_a_replica_that_is_well(app: App) -> None:
     assert get(app, "/nothing").error["code"] == "E1706"
     wrong = ask(app, b"", path="/health")
     assert (wrong.status, wrong.error["code"]) == (405, "E1712")
+
+
+def test_a_counter_is_told_of_no_zero() -> None:
+    """Ray's raise there; a gauge and a histogram take one."""
+    told: list[str] = []
+    other: Any = SimpleNamespace(add=lambda name, value, labels: told.append(name))
+    meters = Meters([other])
+    for name in ("medv_answer_tokens", "medv_ongoing", "medv_queue_seconds"):
+        meters.add(name, 0.0)
+    assert told == ["medv_ongoing", "medv_queue_seconds"]

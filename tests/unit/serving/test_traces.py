@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -128,6 +129,7 @@ def test_a_refusal_has_its_code_and_no_parts(app: App, exporter: InMemorySpanExp
         assert reply.error["code"] == code
         assert root.attributes["medv.outcome"] == code
         assert root.attributes["http.response.status_code"] == reply.status
+        assert root.status.status_code.name == "UNSET"  # the client's own
         assert not root.status.description
         assert "queue" not in parts
 
@@ -152,14 +154,28 @@ def test_a_clock_that_is_set_back_makes_no_negative_span(
         monkeypatch.setattr(time, "time_ns", lambda: 0)
         with part("work") as made:
             made.attributes["rows"] = 2
+        trace.add("backwards", 2.0, 1.0)
         trace.end("/", "none")
         trace.add("late", 0.0, 1.0)  # its request is over
         trace.note(late=1)
-    root, parts = spans(exporter)
+    assert current() is None
+    finished = {one.name: one for one in exporter.get_finished_spans()}
+    assert set(finished) == {"GET /", "work", "backwards"}
+    assert all(one.start_time <= one.end_time for one in finished.values())
+    root = finished["GET /"]
     assert root.start_time > 10**18
-    assert set(parts) == {"work"}
     assert root.attributes == {"http.request.method": "GET", "http.route": "/"}
     assert current() is None
+
+
+def test_an_answer_5xx_is_an_error(exporter: InMemorySpanExporter) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    for status in ("200", "499", "503"):
+        with Tracing(provider).tracing({"headers": [], "method": "GET"}) as trace:
+            trace.end("/", status)
+    states = [one.status.status_code.name for one in exporter.get_finished_spans()]
+    assert states == ["UNSET", "UNSET", "ERROR"]
 
 
 def test_without_an_endpoint_nothing_is_made(
@@ -197,7 +213,7 @@ def test_a_collector_gets_them(service: Service, monkeypatch: pytest.MonkeyPatch
 
     class Collector(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            assert self.path == "/v1/traces"
+            assert self.path == "/otlp/v1/traces"
             body = self.rfile.read(int(self.headers["content-length"]))
             got.append(ExportTraceServiceRequest.FromString(body))
             self.send_response_only(200)
@@ -210,7 +226,7 @@ def test_a_collector_gets_them(service: Service, monkeypatch: pytest.MonkeyPatch
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
     settings = settings_of(ongoing=200).model_copy(
-        update={"tracing": TracingSettings(endpoint=address)}
+        update={"tracing": TracingSettings(endpoint=f"{address}/otlp/")}
     )
     monkeypatch.setattr(service, "settings", settings)
     monkeypatch.setattr(service, "beside", [])
@@ -224,3 +240,21 @@ def test_a_collector_gets_them(service: Service, monkeypatch: pytest.MonkeyPatch
     assert sorted(names) == sorted(
         ["decode pictures", "queue", "vision", "denoise", "answer", f"POST {CHAT}"]
     )
+
+
+def test_a_collector_that_does_not_answer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip(traces.EXPORTER)
+    monkeypatch.setattr(traces, "CLOSE_S", 0.2)
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        address = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        tracing = open_tracing(TracingSettings(endpoint=address))
+        assert tracing is not None
+        with tracing.tracing({"headers": [], "method": "GET"}) as trace:
+            trace.end("/", "200")
+        began_s = time.monotonic()
+        tracing.close()
+        assert time.monotonic() - began_s < 3
