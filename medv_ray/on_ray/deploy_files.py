@@ -29,8 +29,9 @@ TOKEN_FILE = ".ray/auth_token"
 RESOURCES = {"CPU", "GPU", "memory", "object_store_memory"}
 """What our actors ask for; Ray takes any name."""
 START = re.compile(r"\bray start\b(.*)", re.S)
-OPTION = re.compile(r"(?:-e|--env)[= ]\S|(?:-v|--volume|--ulimit|--shm-size)[= ]\S|--gpus|--ipc")
+OPTION = re.compile(r"(?:-e|--env|-v|--volume|--ulimit|--shm-size|--gpus|--ipc)[= ]\S+")
 """Of `docker run`, those that are understood here."""
+MODE = re.compile(r"\bRAY_AUTH_MODE=[\"']?([\w-]*)")
 
 
 def faults(document: Any) -> list[str]:
@@ -57,9 +58,12 @@ def look(document: Any) -> Iterator[str]:
 def commands(document: dict[str, Any]) -> list[tuple[str, str]]:
     """Place and text of each command line that a file has a shell run."""
     found = []
-    for key, lines in document.items():
-        if str(key).endswith("_commands") and isinstance(lines, list):
-            found += [(f"{key}[{i}]", one) for i, one in enumerate(lines)]
+    kinds = under(document, "available_node_types")
+    owners = {"": document} | {f"{name}.": under(kinds, name) for name in kinds}
+    for owner, values in owners.items():
+        for key, lines in values.items():
+            if str(key).endswith("_commands") and isinstance(lines, list):
+                found += [(f"{owner}{key}[{i}]", one) for i, one in enumerate(lines)]
     found.append(("spec.entrypoint", under(document, "spec").get("entrypoint")))
     return [(place, one) for place, one in found if isinstance(one, str)]
 
@@ -155,10 +159,11 @@ def _ray_up(document: dict[str, Any]) -> Iterator[str]:
     from medv_ray.on_ray.private_ray import filled_out
 
     provider = under(document, "provider")
-    if provider.get("type") not in PROVIDERS:
-        yield f"provider.type: {provider.get('type')!r} is none of {', '.join(PROVIDERS)}"
+    kind_of_cloud = str(provider.get("type"))
+    if kind_of_cloud not in PROVIDERS:
+        yield f"provider.type: {kind_of_cloud} is none of {', '.join(PROVIDERS)}"
         return
-    fields, node = PROVIDERS[provider["type"]]
+    fields, node = PROVIDERS[kind_of_cloud]
     yield from _of(fields, provider, "provider")
     kinds = under(document, "available_node_types")
     if node is not None:
@@ -178,6 +183,8 @@ def _ray_up(document: dict[str, Any]) -> Iterator[str]:
                     yield f"{name}.resources: {what} must be 0, so that no actor lies on the head"
         elif "max_workers" not in kind:
             yield f"{name}: max_workers is missing; it bounds what the cluster costs"
+    if provider["type"] == "local" and "ssh_private_key" not in under(document, "auth"):
+        yield "auth: ssh_private_key is missing; the head reaches the workers with it"
     yield from _started(document)
 
 
@@ -194,7 +201,8 @@ def _started(document: dict[str, Any]) -> Iterator[str]:
     for i, one in enumerate(options):
         if not OPTION.match(one):
             yield f"docker.run_options[{i}]: {one.split()[0]} is not understood here"
-    if not any(TOKEN_MODE in one for one in options):
+    given_by_all = "token" in MODE.findall(" ".join(options))
+    if not given_by_all or set(MODE.findall(str(document))) != {"token"}:
         yield f"docker.run_options: `-e {TOKEN_MODE}` is missing; anybody could run code there"
     if not any(str(one).endswith(TOKEN_FILE) for one in document.get("file_mounts") or {}):
         yield f"file_mounts: ~/{TOKEN_FILE} is missing; no node could join"
@@ -298,7 +306,11 @@ def _runtime_env(document: dict[str, Any], local: bool = True) -> Iterator[str]:
             return
     for key in under(document, "config").keys() - RuntimeEnvConfig.known_fields:
         yield f"config.{key}: no such field; Ray would pass over it"
-    folders = [document.get("working_dir"), *(document.get("py_modules") or [])] if local else []
+    modules = document.get("py_modules", [])
+    if not isinstance(modules, list):
+        yield "py_modules: must be a list of folders"
+        return
+    folders = [document.get("working_dir"), *modules] if local else []
     for folder in folders:
         if isinstance(folder, str) and "://" not in folder and not Path(folder).is_dir():
             yield f"there is no folder {folder}, as seen from here"

@@ -94,7 +94,8 @@ def lost(text: str, document: dict[str, Any]) -> list[str]:
         while words and re.fullmatch(r"\w+=\S*", words[0]):
             words = words[1:]
         words = tuple(word.removeprefix(IMAGE_FOLDER) for word in words if word != "||")
-        if words[:2] == ("python", "-c") or words[:2] in (("ray", "start"), ("ray", "stop")):
+        words = words[2:] if words[0] == "timeout" else words
+        if words[:2] in (("python", "-c"), ("bash", "-c"), ("ray", "start"), ("ray", "stop")):
             continue
         if wrong := doc_commands.fault(Command(place, 1, words)):
             found.append(f"{place}: {wrong}")
@@ -158,6 +159,29 @@ def test_what_is_not_there_is_found(
 def kuberay() -> list[dict[str, Any]]:
     paths = [path for path in FILES if path.parent.name == "kuberay"]
     return [document for path in paths for document in read_documents(path)]
+
+
+def test_no_two_heads_share_a_service() -> None:
+    """KubeRay names it after the manifest, of whatever kind that is."""
+    patches = [one for names in values_of(kuberay(), "patches") for one in names]
+    paths = [path for path in FILES if path.name not in [one["path"] for one in patches]]
+    documents = [one for path in paths for one in read_documents(path)]
+    names = [
+        one["metadata"]["name"] for one in documents if one.get("apiVersion", "").startswith("ray")
+    ]
+    assert len(names) == 4
+    assert len(set(names)) == 4
+
+
+def test_the_driver_knows_the_cuda_of_the_image() -> None:
+    locked = (ROOT / "cluster/requirements/gpu.txt").read_text()
+    [cuda] = re.findall(r"^cuda-toolkit==(\d+)", locked, re.M)
+    least = {"12": 525, "13": 580}[cuda]
+    named = re.findall(r"nvidia-(\d+)", (ROOT / "cluster/gcp.yaml").read_text())
+    assert [int(one) for one in named if int(one) < least] == []
+    assert named
+    assert f"driver, {least} or newer" in (ROOT / "cluster/aws.yaml").read_text()
+    assert f"driver, {least} or newer" in README
 
 
 def test_secrets_and_volumes_are_made() -> None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from medv_ray.cli import app
 from medv_ray.cli.checking import file_faults, read_documents, whole_documents
 from medv_ray.errors import SettingsError
-from medv_ray.on_ray.deploy_files import faults, look, start_flags
+from medv_ray.on_ray.deploy_files import OURS, faults, look, start_flags
 
 ROOT = Path(__file__).parents[3]
 FOLDERS = ("cluster", "cluster/kuberay")
@@ -104,6 +104,15 @@ CHANGES = [
     ("aws.yaml", "type: aws", "type: asw", "none of aws, gcp, local"),
     ("aws.yaml", "head_node_type: head", "head_node_type: hed", "head_node_type"),
     ("aws.yaml", "InstanceType: m6i.xlarge", "InstanceType: 4", "InstanceType"),
+    ("aws.yaml", "-e RAY_AUTH_MODE=token", "-e RAY_AUTH_MODE=tokens", "anybody could run code"),
+    ("aws.yaml", "-e RAY_AUTH_MODE=token", "-e MY_RAY_AUTH_MODE=token", "anybody could run code"),
+    ("aws.yaml", "ray start --head", "RAY_AUTH_MODE=disabled ray start --head", "anybody could"),
+    ("aws.yaml", "      ImageId: *machine_image\n", "", "cpu_spot.node_config.ImageId"),
+    ("aws.yaml", "--dashboard-host=127.0.0.1", "", "--dashboard-host=127.0.0.1 is missing"),
+    ("gcp.yaml", "zone: us-central1-a", "zone: us-west1-a", "us-west1-a is not of us-central1"),
+    ("gcp.yaml", "timeout 600 bash", "medv scoer", "gpu_spot.initialization_commands[0]: there is"),
+    ("on_prem.yaml", "  ssh_private_key", "  ssh_proxy_command", "ssh_private_key is missing"),
+    ("on_prem.yaml", "--ulimit nofile", "--ulimits nofile", "--ulimits is not understood"),
     ("gcp.yaml", "acceleratorCount: 1", "acceleratorCount: one", "acceleratorCount"),
     ("gcp.yaml", "--num-gpus=0", "--num-gpus=1", "--num-gpus=0 is missing"),
     ("gcp.yaml", "ray start --address", "ray strat --address", "one `ray start` is needed"),
@@ -120,6 +129,22 @@ CHANGES = [
     ("runtime_env_uv.yaml", "uv_pip_install_options", "uv_options", "uv"),
     ("runtime_env_pip.yaml", "setup_timeout_seconds", "setup_timeout", "no such field"),
     ("kuberay/cluster.yaml", 'dashboard-host: "127.0.0.1"', 'dashboard-host: "0.0.0.0"', "127.0"),
+    ("kuberay/cluster.yaml", "name: medv-cluster", "name: medv.cluster", "metadata.name"),
+    ("kuberay/cluster.yaml", "name: medv-cluster", f"name: {'m' * 48}", "at most 47"),
+    (
+        "kuberay/cluster.yaml",
+        "        nodeSelector:\n          medv-pool: head",
+        "        restartPolicy: Always",
+        "'Never'",
+    ),
+    ("kuberay/cluster.yaml", "securityContext: &locked", "env2: &locked", "autoscalerOptions"),
+    (
+        "kuberay/cluster.yaml",
+        "persistentVolumeClaim:\n              claimName: medv-shared",
+        "emptyDir: null",
+        "shared: one of persistentVolumeClaim, emptyDir, secret, hostPath",
+    ),
+    ("kuberay/cluster.yaml", "type: RuntimeDefault", "type: RuntimeDefaults", "seccompProfile"),
     ("kuberay/cluster.yaml", "mode: token", "mode: disabled", "'token'"),
     ("kuberay/cluster.yaml", 'num-cpus: "0"', 'num-cpus: "1"', 'must be "0"'),
     ("kuberay/cluster.yaml", 'num-gpus: "0"', 'num-gpu: "0"', "has no --num-gpu"),
@@ -186,6 +211,8 @@ def test_flags_are_those_of_ray() -> None:
         ("a: [", "no readable YAML (ParserError, line 1)"),
         ("a: 1\nb: 2\na: 3\n", "line 1: 'a' is given twice"),
         ("a: " + "x" * 2**20, "over 1048576 bytes"),
+        ("# a: 1\n---\n", "it is empty"),
+        ("? [a]\n: b\n", "no readable YAML (ConstructorError, line 1)"),
     ],
 )
 def test_what_is_no_yaml(tmp_path: Path, text: str, said: str) -> None:
@@ -204,13 +231,69 @@ def test_what_is_no_yaml(tmp_path: Path, text: str, said: str) -> None:
         ({"kind": "RayJob"}, "apiVersion"),
         ({"provider": "aws"}, "provider.type: None is none of"),
         ({"provider": {"type": "aws"}, "available_node_types": 1}, "provider.region"),
+        ({"provider": {"type": ["aws"]}}, "provider.type: ['aws'] is none of"),
+        ({"py_modules": 3}, "py_modules: must be a list of folders"),
         ({"applications": 3}, "applications"),
+        (
+            {"applications": [{"import_path": OURS, "args": {"model": 3}}]},
+            "applications[0].args: SettingsError E1001",
+        ),
         ({"env_vars": 3, "config": 3}, "env_vars: must hold names and values"),
         ({"working_dir": ".", "config": 3}, "config: must hold names and values"),
     ],
 )
 def test_other_things(document: Any, said: str) -> None:
     assert said in "\n".join(faults(document))
+
+
+def test_numbers_are_quantities_too(tmp_path: Path) -> None:
+    text = (ROOT / "cluster/kuberay/cluster.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace('cpu: "4"', "cpu: 3.5").replace('"1"', "1"))
+    assert file_faults(tmp_path / "mine.yaml") == []
+    (tmp_path / "mine.yaml").write_text(text.replace('cpu: "4"', "cpu: true"))
+    assert "cpu: Input should be a valid string" in "\n".join(file_faults(tmp_path / "mine.yaml"))
+
+
+KUSTOMIZATION = """
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources: [one.yaml, {0}]
+patches: [{{{1}}}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("resource", "patch", "said"),
+    [
+        ("over/two.yaml", "path: change.yaml", ""),
+        ("one.yaml", "patch: text", "patches.0.path: Field required"),
+        ("https://host/two.yaml", "path: change.yaml", "there is no https://host/two.yaml"),
+        ("over", "path: change.yaml", "there is no over beside it"),
+        ("one.yaml", "path: list.yaml", ""),
+    ],
+)
+def test_a_kustomization_of_ones_own(tmp_path: Path, resource: str, patch: str, said: str) -> None:
+    claim = (ROOT / "cluster/kuberay/storage.yaml").read_text()
+    (tmp_path / "over").mkdir()
+    (tmp_path / "one.yaml").write_text(claim + "---\n")
+    (tmp_path / "over/two.yaml").write_text(claim.replace("medv-shared", "other"))
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    change = {
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "other"},
+        "spec": {"accessModes": ["ReadWriteOnce"]},
+    }
+    (tmp_path / "change.yaml").write_text(yaml.safe_dump(change))
+    (tmp_path / "kustomization.yaml").write_text(KUSTOMIZATION.format(resource, patch))
+    found = "\n".join(file_faults(tmp_path / "kustomization.yaml"))
+    assert said in found
+    assert bool(said) == bool(found)
+    if not said and "change" in patch:
+        made = whole_documents(tmp_path / "change.yaml")
+        assert [one["spec"]["accessModes"] for one in made] == [
+            ["ReadWriteMany"],
+            ["ReadWriteOnce"],
+        ]
 
 
 def test_command(tmp_path: Path) -> None:
