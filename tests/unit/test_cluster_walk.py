@@ -24,6 +24,8 @@ IMAGE_FOLDER = "/opt/medv/"
 PATHS = re.compile(r"(?<![\w/.-])(?:docs|jobs|cluster|tests|kernels|medv_ray)/[\w./-]+\w")
 CLASSES = re.compile(r"\bmedv_ray(?:\.\w+)+[:.]\w+")
 VARIABLES = re.compile(r"(?:-e |^)([A-Za-z_][A-Za-z_0-9]*)=", re.M)
+UPLOADED = re.compile(r"\$\{(RAY_\w+)\}(?:/([\w./-]+))?(?:\[([\w,]+)\])?")
+"""The folder that Ray put the upload into, a file of it, and extras of the package in it."""
 README = (ROOT / "cluster/README.md").read_text()
 
 
@@ -103,6 +105,11 @@ def lost(text: str, document: dict[str, Any]) -> list[str]:
         for span in re.findall(r"`([^`]+)`", line.partition("#")[2]):
             if wrong := doc_commands.span_fault(span):
                 found.append(f"`{span}`: {wrong}")
+    for name, path, extras in UPLOADED.findall("\n".join(strings(document))):
+        found += [] if known_variable(name) else [f"{name} is no variable"]
+        found += [] if (ROOT / path).exists() else [f"there is no {path}"]
+        wrong = doc_commands.pip([f"medv-ray[{extras}]"]) if extras else None
+        found += [wrong] if wrong else []
     found += [f"{one} is no image of ours" for one in images(document) if one not in IMAGES]
     return found
 
@@ -135,6 +142,10 @@ def test_what_is_named_is_there(path: Path) -> None:
         ("on_prem.yaml", "`medv check", "`medv chekc", "there is no medv chekc"),
         ("runtime_env.yaml", "jobs/score_archive.py", "jobs/score.py", "there is no jobs/score.py"),
         ("runtime_env.yaml", "kernels/medv_kernels", "kernels/medv_kernel", "no kernels/medv_k"),
+        ("runtime_env_pip.yaml", "}/constraints.txt", "}/constraint.txt", "no constraint.txt"),
+        ("runtime_env_uv.yaml", "}/constraints.txt", "}/constraint.txt", "no constraint.txt"),
+        ("runtime_env_pip.yaml", "[train,dicom]", "[train,dicoms]", "no extra dicoms"),
+        ("runtime_env_uv.yaml", "CREATE_WORKING_DIR", "CREATE_DIR", "is no variable"),
         ("serve.yaml", "serve:build", "serve:biuld", "no medv_ray.on_ray.serve:biuld"),
         ("serve.yaml", "docs/serving.md", "docs/server.md", "there is no docs/server.md"),
         ("kuberay/finetune.yaml", "jobs/finetune_pathvqa", "jobs/finetune", "no jobs/finetune.py"),
