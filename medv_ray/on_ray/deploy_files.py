@@ -22,6 +22,7 @@ from medv_ray.on_ray.machines import PROVIDERS
 from medv_ray.on_ray.manifests import KINDS, ClusterSpec, HeadGroup, WorkerGroup
 from medv_ray.on_ray.options import serve_settings
 
+NO_NAMES = "there must be names and values"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OURS = "medv_ray.on_ray.serve:build"
 TOKEN_MODE = "RAY_AUTH_MODE=token"
@@ -42,7 +43,7 @@ def faults(document: Any) -> list[str]:
 def look(document: Any) -> Iterator[str]:
     """The same, one after the other."""
     if not isinstance(document, dict):
-        yield "the file must hold names and values"
+        yield NO_NAMES
     elif "kind" in document:
         yield from _manifest(document)
     elif "provider" in document:
@@ -111,21 +112,23 @@ def _manifest(document: dict[str, Any]) -> Iterator[str]:
         yield from _groups(made.spec)
     elif document["kind"] == "RayJob":
         yield from _groups(made.spec.rayClusterSpec)
-        inner, where = _inner(made.spec.runtimeEnvYAML or "{}"), "spec.runtimeEnvYAML"
-        yield from (f"{where}: {one}" for one in _runtime_env(inner, local=False))
+        inner = _inner(made.spec.runtimeEnvYAML or "{}")
+        found = [NO_NAMES] if inner is None else _runtime_env(inner, local=False)
+        yield from (f"spec.runtimeEnvYAML: {one}" for one in found)
     elif document["kind"] == "RayService":
         yield from _groups(made.spec.rayClusterConfig)
-        inner, where = _inner(made.spec.serveConfigV2), "spec.serveConfigV2"
-        yield from (f"{where}: {one}" for one in _serve(inner))
-        yield from _reached(inner, made.spec.rayClusterConfig)
+        inner = _inner(made.spec.serveConfigV2)
+        found = [NO_NAMES] if inner is None else _serve(inner)
+        yield from (f"spec.serveConfigV2: {one}" for one in found)
+        yield from _reached(inner or {}, made.spec.rayClusterConfig)
 
 
-def _inner(text: str) -> dict[str, Any]:
+def _inner(text: str) -> dict[str, Any] | None:
     try:
         found = yaml.safe_load(text)
     except yaml.YAMLError:
         found = None
-    return found if isinstance(found, dict) else {"": "no readable YAML"}
+    return found if isinstance(found, dict) else None
 
 
 def _every_group(spec: ClusterSpec) -> list[HeadGroup | WorkerGroup]:

@@ -100,6 +100,8 @@ CHANGES = [
     ("aws.yaml", '"~/.ray/auth_token": "~/.ray/auth_token"', "/a: /b", "no node could join"),
     ("aws.yaml", "MarketType: spot", "MarketType: spott", "MarketType"),
     ("aws.yaml", "resources: {CPU: 0, GPU: 0}", "resources: {CPU: 4, GPU: 0}", "CPU must be 0"),
+    ("aws.yaml", "resources: {CPU: 0, GPU: 0}", "resources: {CPU: 0}", "GPU must be 0"),
+    ("aws.yaml", "start --address=", "start --adress=", "worker_start_ray_commands: `ray start` ha"),
     ("aws.yaml", "    max_workers: 8\n", "", "it bounds what the cluster costs"),
     ("aws.yaml", "type: aws", "type: asw", "none of aws, gcp, local"),
     ("aws.yaml", "head_node_type: head", "head_node_type: hed", "head_node_type"),
@@ -145,6 +147,27 @@ CHANGES = [
         "shared: one of persistentVolumeClaim, emptyDir, secret, hostPath",
     ),
     ("kuberay/cluster.yaml", "type: RuntimeDefault", "type: RuntimeDefaults", "seccompProfile"),
+    ("kuberay/cluster.yaml", "maxReplicas: 8", "maxReplica: 8", "field; there are: maxReplicas"),
+    (
+        "kuberay/cluster.yaml",
+        "rayStartParams: {}",
+        'rayStartParams: {num-gpu: "1"}',
+        "has no --num-gpu",
+    ),
+    ("kuberay/endpoint.yaml", "env: *env", "env: []", "container gpu-spot: env has no MEDV_API"),
+    (
+        "kuberay/endpoint.yaml",
+        "proxy_location: EveryNode",
+        "proxy_location: [",
+        "spec.serveConfigV2: there must be names and values",
+    ),
+    ("kuberay/endpoint.yaml", "path: /shared", "dype: /shared", "serveConfigV2: applications[0].a"),
+    (
+        "kuberay/score.yaml",
+        "    env_vars:\n      RAY",
+        "    - RAY",
+        "spec.runtimeEnvYAML: there must be names and values",
+    ),
     ("kuberay/cluster.yaml", "mode: token", "mode: disabled", "'token'"),
     ("kuberay/cluster.yaml", 'num-cpus: "0"', 'num-cpus: "1"', 'must be "0"'),
     ("kuberay/cluster.yaml", 'num-gpus: "0"', 'num-gpu: "0"', "has no --num-gpu"),
@@ -225,7 +248,7 @@ def test_what_is_no_yaml(tmp_path: Path, text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        ([1], "must hold names and values"),
+        ([1], "there must be names and values"),
         ({"name": 1}, "no `ray up` file"),
         ({"kind": "RayCron"}, "none of RayCluster"),
         ({"kind": "RayJob"}, "apiVersion"),
@@ -244,6 +267,13 @@ def test_what_is_no_yaml(tmp_path: Path, text: str, said: str) -> None:
 )
 def test_other_things(document: Any, said: str) -> None:
     assert said in "\n".join(faults(document))
+
+
+def test_a_folder_of_the_image_is_not_looked_for_here(tmp_path: Path) -> None:
+    text = (ROOT / "cluster/kuberay/score.yaml").read_text()
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text.replace("    env_vars:\n", "    working_dir: /opt/medv\n    env_vars:\n"))
+    assert file_faults(mine) == []
 
 
 def test_numbers_are_quantities_too(tmp_path: Path) -> None:
