@@ -101,7 +101,7 @@ CHANGES = [
     ("aws.yaml", "MarketType: spot", "MarketType: spott", "MarketType"),
     ("aws.yaml", "resources: {CPU: 0, GPU: 0}", "resources: {CPU: 4, GPU: 0}", "CPU must be 0"),
     ("aws.yaml", "resources: {CPU: 0, GPU: 0}", "resources: {CPU: 0}", "GPU must be 0"),
-    ("aws.yaml", "start --address=", "start --adress=", "worker_start_ray_commands: `ray start` ha"),
+    ("aws.yaml", "start --address=", "start --adress=", "worker_start_ray_commands: `ray start` h"),
     ("aws.yaml", "    max_workers: 8\n", "", "it bounds what the cluster costs"),
     ("aws.yaml", "type: aws", "type: asw", "none of aws, gcp, local"),
     ("aws.yaml", "head_node_type: head", "head_node_type: hed", "head_node_type"),
@@ -147,6 +147,7 @@ CHANGES = [
         "shared: one of persistentVolumeClaim, emptyDir, secret, hostPath",
     ),
     ("kuberay/cluster.yaml", "type: RuntimeDefault", "type: RuntimeDefaults", "seccompProfile"),
+    ("kuberay/cluster.yaml", "tolerations: &", "toleration: &", "there are: tolerations"),
     ("kuberay/cluster.yaml", "maxReplicas: 8", "maxReplica: 8", "field; there are: maxReplicas"),
     (
         "kuberay/cluster.yaml",
