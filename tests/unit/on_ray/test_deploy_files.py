@@ -102,6 +102,7 @@ CHANGES = [
     ("aws.yaml", "resources: {CPU: 0, GPU: 0}", "resources: {CPU: 4, GPU: 0}", "CPU must be 0"),
     ("aws.yaml", "resources: {CPU: 0, GPU: 0}", "resources: {CPU: 0}", "GPU must be 0"),
     ("aws.yaml", "start --address=", "start --adress=", "worker_start_ray_commands: `ray start` h"),
+    ("aws.yaml", "  - ray stop\n", "  - ray start --head\n", "one `ray start` is needed"),
     ("aws.yaml", "    max_workers: 8\n", "", "it bounds what the cluster costs"),
     ("aws.yaml", "type: aws", "type: asw", "none of aws, gcp, local"),
     ("aws.yaml", "head_node_type: head", "head_node_type: hed", "head_node_type"),
@@ -268,6 +269,56 @@ def test_what_is_no_yaml(tmp_path: Path, text: str, said: str) -> None:
 )
 def test_other_things(document: Any, said: str) -> None:
     assert said in "\n".join(faults(document))
+
+
+DEPLOYMENTS = ("autoscaling_config", "backpressure_config", "request_router_config")
+
+
+@pytest.mark.parametrize("name", [*DEPLOYMENTS, "ray_actor_options", "logging_config"])
+def test_each_misspelt_name_of_a_deployment_is_found(name: str) -> None:
+    """Serve takes them; our own files name no deployments."""
+    one = {"import_path": OURS, "deployments": [{"name": "x", name: {"misspelt": 1}}]}
+    place = f"applications[0].deployments[0].{name}.misspelt: no such field"
+    assert place in "\n".join(faults({"applications": [one]}))
+
+
+def test_each_misspelt_name_of_grpc_is_found() -> None:
+    document = {"applications": [{"import_path": OURS}], "grpc_options": {"prt": 9000}}
+    assert "grpc_options.prt: no such field; there are: port" in "\n".join(faults(document))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            '                cpu: "4"\n',
+            '                nvidia.com/gpu: "1"\n                cpu: "4"\n',
+            "head mu",
+        ),
+        ("minReplicas: 0", "minReplicas: 9", "minReplicas=9 > maxReplicas=8"),
+        ("allowPrivilegeEscalation: false", "allowPrivilegeEscalation: true", "Escalation"),
+        ("enableInTreeAutoscaling: true", "enableInTreeAutoscaling: false", "enableInTree"),
+        ("containerPort: 8265", "containerPort: 82650", "containerPort"),
+        ("mountPath: /shared", "mountPath: shared", "mountPath"),
+        ("name: RAY_USAGE", "name: RAY-USAGE", "env.0.name"),
+        ("runAsUser: 1000", "runAsUser: 0", "runAsUser"),
+        ("maxReplicas: 8", 'maxReplicas: "8"', "maxReplicas"),
+        (
+            'nvidia.com/gpu: "1"\n                limits',
+            "memory: 1Gi\n                limits",
+            "twice",
+        ),
+    ],
+)
+def test_a_manifest_of_no_use(tmp_path: Path, old: str, new: str, said: str) -> None:
+    text = (ROOT / "cluster/kuberay/cluster.yaml").read_text()
+    assert old in text, "the file has changed; so must this test"
+    (tmp_path / "mine.yaml").write_text(text.replace(old, new))
+    try:
+        found = file_faults(tmp_path / "mine.yaml")
+    except SettingsError as error:
+        found = [str(error)]
+    assert said in "\n".join(found)
 
 
 def test_a_folder_of_the_image_is_not_looked_for_here(tmp_path: Path) -> None:
