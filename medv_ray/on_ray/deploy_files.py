@@ -239,8 +239,7 @@ def start_flags() -> frozenset[str]:
     words = [
         n.value for d in start.decorator_list for n in ast.walk(d) if isinstance(n, ast.Constant)
     ]
-    flags = {part for word in words if isinstance(word, str) for part in word.split("/")}
-    return frozenset(flag for flag in flags if re.fullmatch(r"--[\w-]+", flag))
+    return frozenset(w for w in words if isinstance(w, str) and re.fullmatch(r"--[\w-]+", w))
 
 
 def _serve(document: dict[str, Any]) -> Iterator[str]:

@@ -321,6 +321,33 @@ def test_a_manifest_of_no_use(tmp_path: Path, old: str, new: str, said: str) -> 
     assert said in "\n".join(found)
 
 
+def test_the_token_mode_is_every_containers() -> None:
+    """Not only that of the commands that start Ray: what else runs there asks the cluster too."""
+    [document] = read_documents(ROOT / "cluster/aws.yaml")
+    document["docker"]["run_options"].remove("-e RAY_AUTH_MODE=token")
+    starts = document["head_start_ray_commands"]
+    starts[1] = f"RAY_AUTH_MODE=token {starts[1]}"
+    assert "`-e RAY_AUTH_MODE=token` is missing" in "\n".join(faults(document))
+
+
+def test_each_application_is_looked_at() -> None:
+    ours = {"name": "b", "route_prefix": "/b", "import_path": OURS, "args": {"scalin": 1}}
+    other = {"name": "a", "route_prefix": "/a", "import_path": "other:app"}
+    found = "\n".join(faults({"applications": [other, ours]}))
+    assert "applications[0].import_path" in found
+    assert "applications[1].args" in found
+
+
+def test_folders_are_looked_for_and_addresses_are_not() -> None:
+    assert faults({"working_dir": "nowhere"}) == ["there is no folder nowhere, as seen from here"]
+    assert faults({"working_dir": "s3://bucket/code.zip"}) == []
+
+
+def test_an_endpoint_is_open_unless_it_says_otherwise() -> None:
+    [said] = faults({"applications": [{"import_path": OURS}]})
+    assert said == "applications[0].args: others reach host 0.0.0.0: keys_file is missing"
+
+
 def test_a_folder_of_the_image_is_not_looked_for_here(tmp_path: Path) -> None:
     text = (ROOT / "cluster/kuberay/score.yaml").read_text()
     mine = tmp_path / "mine.yaml"
