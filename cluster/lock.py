@@ -96,6 +96,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write cluster/requirements/*.txt.")
     parser.add_argument("--torch-cpu", required=True, help="folder or index of torch's CPU builds")
     where = parser.parse_args().torch_cpu
+    if not where:
+        parser.error("--torch-cpu is empty; make lock TORCH_CPU=FOLDER_OR_URL")
     constraints = (ROOT / "constraints.txt").read_text()
     extras = [word for extra in EXTRAS for word in ("--extra", extra)]
     project = ROOT / "pyproject.toml"

@@ -52,30 +52,38 @@ def file_faults(path: Path) -> list[str]:
 def whole_documents(path: Path) -> list[Any]:
     """As Kubernetes gets them: what a kustomization changes is put in, and a file of changes stands
     for what it changes. Raises KeyError with the name of what a kustomization lacks."""
+    from medv_ray.on_ray.deploy_files import faults
+
     documents = read_documents(path)
     beside = path.with_name(KUSTOMIZATION)
     if not beside.exists():
         return documents
     made = read_documents(beside)[0]
-    if not isinstance(made, dict) or not isinstance(made.get("resources"), list):
+    if faults(made):  # told of where it is looked at itself, if it is one of ours at all
         return documents
     changes = [one["path"] for one in made.get("patches") or []]
     if path.name not in (KUSTOMIZATION, *changes):
         return documents
     for name in (*made["resources"], *changes):
-        if not path.with_name(name).exists():
+        if not (path.parent / name).is_file():
             raise KeyError(name)
-    under = [one for name in made["resources"] for one in read_documents(path.with_name(name))]
-    for one in [one for name in changes for one in read_documents(path.with_name(name))]:
+    under = [one for name in made["resources"] for one in read_documents(path.parent / name)]
+    for one in [one for name in changes for one in read_documents(path.parent / name)]:
+        if not isinstance(one, dict):
+            return documents
         if name_of(one) not in map(name_of, under):
             raise KeyError(" ".join(name_of(one)))
         under = [merged(old, one) if name_of(old) == name_of(one) else old for old in under]
     return [made, *under] if path.name == KUSTOMIZATION else under
 
 
-def name_of(document: dict[str, Any]) -> tuple[str, str]:
+def name_of(document: Any) -> tuple[str, str]:
     """Kind and name of a manifest."""
-    return str(document.get("kind")), str((document.get("metadata") or {}).get("name"))
+    if not isinstance(document, dict):
+        return "", ""
+    metadata = document.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    return str(document.get("kind")), str(name)
 
 
 def said(place: str, line: str) -> str | None:
@@ -109,7 +117,7 @@ def flag_fault(words: list[str]) -> str | None:
 
 
 def read_documents(path: Path) -> list[Any]:
-    """The documents of a YAML file. Raises SettingsError E1001."""
+    """The documents of a YAML file, one at least. Raises SettingsError E1001."""
     import yaml  # type: ignore[import-untyped]
 
     def wrong(what: str) -> SettingsError:
@@ -119,7 +127,7 @@ def read_documents(path: Path) -> list[Any]:
         """A name that is given twice is a mistake."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            names = [key.value for key, _ in node.value]
+            names = [str(key.value) for key, _ in node.value]
             if len(set(names)) < len(names):
                 again = next(name for name in names if names.count(name) > 1)
                 raise wrong(f"line {node.start_mark.line + 1}: {again!r} is given twice")
@@ -128,7 +136,7 @@ def read_documents(path: Path) -> list[Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise wrong(f"over {MAX_BYTES} bytes")
-        return list(yaml.load_all(path.read_text(), Loader))
+        found = list(yaml.load_all(path.read_text(), Loader))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, SettingsError):
             raise
@@ -136,3 +144,7 @@ def read_documents(path: Path) -> list[Any]:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f", line {mark.line + 1}"
         raise wrong(f"no readable YAML ({kind}{line})") from None
+    kept = [one for one in found if one is not None]  # nothing stands behind a last `---`
+    if not kept:
+        raise wrong("it is empty")
+    return kept

@@ -22,6 +22,7 @@ from medv_ray.on_ray.machines import PROVIDERS
 from medv_ray.on_ray.manifests import KINDS, ClusterSpec, HeadGroup, WorkerGroup
 from medv_ray.on_ray.options import serve_settings
 
+NO_NAMES = "there must be names and values"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OURS = "medv_ray.on_ray.serve:build"
 TOKEN_MODE = "RAY_AUTH_MODE=token"
@@ -29,8 +30,9 @@ TOKEN_FILE = ".ray/auth_token"
 RESOURCES = {"CPU", "GPU", "memory", "object_store_memory"}
 """What our actors ask for; Ray takes any name."""
 START = re.compile(r"\bray start\b(.*)", re.S)
-OPTION = re.compile(r"(?:-e|--env)[= ]\S|(?:-v|--volume|--ulimit|--shm-size)[= ]\S|--gpus|--ipc")
+OPTION = re.compile(r"(?:-e|--env|-v|--volume|--ulimit|--shm-size|--gpus|--ipc)[= ]\S+")
 """Of `docker run`, those that are understood here."""
+MODE = re.compile(r"\bRAY_AUTH_MODE=[\"']?([\w-]*)")
 
 
 def faults(document: Any) -> list[str]:
@@ -41,7 +43,7 @@ def faults(document: Any) -> list[str]:
 def look(document: Any) -> Iterator[str]:
     """The same, one after the other."""
     if not isinstance(document, dict):
-        yield "the file must hold names and values"
+        yield NO_NAMES
     elif "kind" in document:
         yield from _manifest(document)
     elif "provider" in document:
@@ -57,9 +59,12 @@ def look(document: Any) -> Iterator[str]:
 def commands(document: dict[str, Any]) -> list[tuple[str, str]]:
     """Place and text of each command line that a file has a shell run."""
     found = []
-    for key, lines in document.items():
-        if str(key).endswith("_commands") and isinstance(lines, list):
-            found += [(f"{key}[{i}]", one) for i, one in enumerate(lines)]
+    kinds = under(document, "available_node_types")
+    owners = {"": document} | {f"{name}.": under(kinds, name) for name in kinds}
+    for owner, values in owners.items():
+        for key, lines in values.items():
+            if str(key).endswith("_commands") and isinstance(lines, list):
+                found += [(f"{owner}{key}[{i}]", one) for i, one in enumerate(lines)]
     found.append(("spec.entrypoint", under(document, "spec").get("entrypoint")))
     return [(place, one) for place, one in found if isinstance(one, str)]
 
@@ -107,21 +112,23 @@ def _manifest(document: dict[str, Any]) -> Iterator[str]:
         yield from _groups(made.spec)
     elif document["kind"] == "RayJob":
         yield from _groups(made.spec.rayClusterSpec)
-        inner, where = _inner(made.spec.runtimeEnvYAML or "{}"), "spec.runtimeEnvYAML"
-        yield from (f"{where}: {one}" for one in _runtime_env(inner, local=False))
+        inner = _inner(made.spec.runtimeEnvYAML or "{}")
+        found = [NO_NAMES] if inner is None else _runtime_env(inner, local=False)
+        yield from (f"spec.runtimeEnvYAML: {one}" for one in found)
     elif document["kind"] == "RayService":
         yield from _groups(made.spec.rayClusterConfig)
-        inner, where = _inner(made.spec.serveConfigV2), "spec.serveConfigV2"
-        yield from (f"{where}: {one}" for one in _serve(inner))
-        yield from _reached(inner, made.spec.rayClusterConfig)
+        inner = _inner(made.spec.serveConfigV2)
+        found = [NO_NAMES] if inner is None else _serve(inner)
+        yield from (f"spec.serveConfigV2: {one}" for one in found)
+        yield from _reached(inner or {}, made.spec.rayClusterConfig)
 
 
-def _inner(text: str) -> dict[str, Any]:
+def _inner(text: str) -> dict[str, Any] | None:
     try:
         found = yaml.safe_load(text)
     except yaml.YAMLError:
         found = None
-    return found if isinstance(found, dict) else {"": "no readable YAML"}
+    return found if isinstance(found, dict) else None
 
 
 def _every_group(spec: ClusterSpec) -> list[HeadGroup | WorkerGroup]:
@@ -155,10 +162,11 @@ def _ray_up(document: dict[str, Any]) -> Iterator[str]:
     from medv_ray.on_ray.private_ray import filled_out
 
     provider = under(document, "provider")
-    if provider.get("type") not in PROVIDERS:
-        yield f"provider.type: {provider.get('type')!r} is none of {', '.join(PROVIDERS)}"
+    kind_of_cloud = str(provider.get("type"))
+    if kind_of_cloud not in PROVIDERS:
+        yield f"provider.type: {kind_of_cloud} is none of {', '.join(PROVIDERS)}"
         return
-    fields, node = PROVIDERS[provider["type"]]
+    fields, node = PROVIDERS[kind_of_cloud]
     yield from _of(fields, provider, "provider")
     kinds = under(document, "available_node_types")
     if node is not None:
@@ -178,6 +186,8 @@ def _ray_up(document: dict[str, Any]) -> Iterator[str]:
                     yield f"{name}.resources: {what} must be 0, so that no actor lies on the head"
         elif "max_workers" not in kind:
             yield f"{name}: max_workers is missing; it bounds what the cluster costs"
+    if provider["type"] == "local" and "ssh_private_key" not in under(document, "auth"):
+        yield "auth: ssh_private_key is missing; the head reaches the workers with it"
     yield from _started(document)
 
 
@@ -194,7 +204,8 @@ def _started(document: dict[str, Any]) -> Iterator[str]:
     for i, one in enumerate(options):
         if not OPTION.match(one):
             yield f"docker.run_options[{i}]: {one.split()[0]} is not understood here"
-    if not any(TOKEN_MODE in one for one in options):
+    given_by_all = "token" in MODE.findall(" ".join(options))
+    if not given_by_all or set(MODE.findall(str(document))) != {"token"}:
         yield f"docker.run_options: `-e {TOKEN_MODE}` is missing; anybody could run code there"
     if not any(str(one).endswith(TOKEN_FILE) for one in document.get("file_mounts") or {}):
         yield f"file_mounts: ~/{TOKEN_FILE} is missing; no node could join"
@@ -228,8 +239,7 @@ def start_flags() -> frozenset[str]:
     words = [
         n.value for d in start.decorator_list for n in ast.walk(d) if isinstance(n, ast.Constant)
     ]
-    flags = {part for word in words if isinstance(word, str) for part in word.split("/")}
-    return frozenset(flag for flag in flags if re.fullmatch(r"--[\w-]+", flag))
+    return frozenset(w for w in words if isinstance(w, str) and re.fullmatch(r"--[\w-]+", w))
 
 
 def _serve(document: dict[str, Any]) -> Iterator[str]:
@@ -298,7 +308,11 @@ def _runtime_env(document: dict[str, Any], local: bool = True) -> Iterator[str]:
             return
     for key in under(document, "config").keys() - RuntimeEnvConfig.known_fields:
         yield f"config.{key}: no such field; Ray would pass over it"
-    folders = [document.get("working_dir"), *(document.get("py_modules") or [])] if local else []
+    modules = document.get("py_modules", [])
+    if not isinstance(modules, list):
+        yield "py_modules: must be a list of folders"
+        return
+    folders = [document.get("working_dir"), *modules] if local else []
     for folder in folders:
         if isinstance(folder, str) and "://" not in folder and not Path(folder).is_dir():
             yield f"there is no folder {folder}, as seen from here"

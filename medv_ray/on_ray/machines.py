@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from medv_ray.on_ray.manifests import Strict
 
@@ -51,7 +51,8 @@ class AwsNode(Strict):
     InstanceType: Annotated[str, Field(pattern=r"^[a-z0-9-]+\.[a-z0-9-]+$")]
     InstanceMarketOptions: Market | None = None
     BlockDeviceMappings: list[Device] = []
-    ImageId: str | None = None
+    ImageId: str
+    """Ray's own choice has NVIDIA's driver of 2021, which knows no CUDA 13."""
     KeyName: str | None = None
     SubnetIds: list[str] | None = None
     SecurityGroupIds: list[str] | None = None
@@ -64,6 +65,12 @@ class GcpProvider(Strict):
     availability_zone: str
     project_id: str
     use_internal_ips: bool = False
+
+    @model_validator(mode="after")
+    def _zone_is_of_the_region(self) -> Self:
+        if not self.availability_zone.startswith(f"{self.region}-"):
+            raise ValueError(f"availability_zone {self.availability_zone} is not of {self.region}")
+        return self
 
 
 class DiskParams(Strict):

@@ -10,10 +10,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
+RayName = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+Quantity = Annotated[
+    str,
+    BeforeValidator(lambda given: str(given) if type(given) in (int, float) else given),
+    Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"),
+]
+"""Kubernetes takes numbers too."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 Path = Annotated[str, Field(pattern="^/")]
 GPU: Literal["nvidia.com/gpu"] = "nvidia.com/gpu"
@@ -85,8 +99,13 @@ class ContainerSecurity(Strict):
     runAsNonRoot: bool | None = None
 
 
+class Seccomp(Strict):
+    type: Literal["RuntimeDefault", "Unconfined"]
+
+
 class PodSecurity(Strict):
     runAsNonRoot: Literal[True]
+    seccompProfile: Seccomp | None = None
     runAsUser: PositiveInt | None = None
     runAsGroup: PositiveInt | None = None
     fsGroup: PositiveInt | None = None
@@ -146,6 +165,12 @@ class Volume(Strict):
     secret: SecretVolume | None = None
     hostPath: HostPath | None = None
 
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> Self:
+        if len([one for name, one in self if name != "name" and one is not None]) != 1:
+            raise ValueError(f"{self.name}: one of {', '.join(list(Volume.model_fields)[1:])}")
+        return self
+
 
 class Toleration(Strict):
     key: str
@@ -160,7 +185,8 @@ class PodSpec(Strict):
     nodeSelector: dict[str, str] = {}
     tolerations: list[Toleration] = []
     imagePullSecrets: list[NameRef] = []
-    restartPolicy: Literal["Always", "OnFailure", "Never"] | None = None
+    restartPolicy: Literal["Never"] | None = None
+    """KubeRay refuses others, as its autoscaler starts new pods in the place of old ones."""
     terminationGracePeriodSeconds: NonNegativeInt | None = None
     containers: Annotated[list[Container], Field(min_length=1)]
     volumes: list[Volume] = []
@@ -194,6 +220,7 @@ class AutoscalerOptions(Strict):
     upscalingMode: Literal["Default", "Aggressive", "Conservative"] | None = None
     idleTimeoutSeconds: PositiveInt
     env: list[Env] = []
+    securityContext: ContainerSecurity
     resources: Resources | None = None
     image: str | None = None
     imagePullPolicy: Literal["Always", "IfNotPresent", "Never"] | None = None
@@ -260,9 +287,15 @@ class ClusterSpec(Strict):
         return self
 
 
+class RayMetadata(Metadata):
+    """KubeRay makes longer names of it, and refuses one that leaves no room for that."""
+
+    name: Annotated[RayName, Field(max_length=47)]
+
+
 class RayManifest(Strict):
     apiVersion: Literal["ray.io/v1"]
-    metadata: Metadata
+    metadata: RayMetadata
 
 
 class RayCluster(RayManifest):

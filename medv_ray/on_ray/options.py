@@ -209,7 +209,10 @@ def serve_settings(values: dict[str, Any]) -> ServeSettings:
     Raises SettingsError E1001, E1002.
     """
     model = values.get("model")
-    model = {"path": model} if isinstance(model, str) else dict(model or {})
+    model = {"path": model} if isinstance(model, str) else model or {}
+    if not isinstance(model, dict):  # as another kind of value is, told of by the schema
+        return build(ServeSettings, values)
+    model = dict(model)
     path = model.setdefault("path", "toy")
     sampler = values.get("sampler") or {}
     if isinstance(path, str) and isinstance(sampler, dict):

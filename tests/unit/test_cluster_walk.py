@@ -24,6 +24,8 @@ IMAGE_FOLDER = "/opt/medv/"
 PATHS = re.compile(r"(?<![\w/.-])(?:docs|jobs|cluster|tests|kernels|medv_ray)/[\w./-]+\w")
 CLASSES = re.compile(r"\bmedv_ray(?:\.\w+)+[:.]\w+")
 VARIABLES = re.compile(r"(?:-e |^)([A-Za-z_][A-Za-z_0-9]*)=", re.M)
+UPLOADED = re.compile(r"\$\{(RAY_\w+)\}(?:/([\w./-]+))?(?:\[([\w,]+)\])?")
+"""The folder that Ray put the upload into, a file of it, and extras of the package in it."""
 README = (ROOT / "cluster/README.md").read_text()
 
 
@@ -94,7 +96,8 @@ def lost(text: str, document: dict[str, Any]) -> list[str]:
         while words and re.fullmatch(r"\w+=\S*", words[0]):
             words = words[1:]
         words = tuple(word.removeprefix(IMAGE_FOLDER) for word in words if word != "||")
-        if words[:2] == ("python", "-c") or words[:2] in (("ray", "start"), ("ray", "stop")):
+        words = words[2:] if words[0] == "timeout" else words
+        if words[:2] in (("python", "-c"), ("bash", "-c"), ("ray", "start"), ("ray", "stop")):
             continue
         if wrong := doc_commands.fault(Command(place, 1, words)):
             found.append(f"{place}: {wrong}")
@@ -102,6 +105,11 @@ def lost(text: str, document: dict[str, Any]) -> list[str]:
         for span in re.findall(r"`([^`]+)`", line.partition("#")[2]):
             if wrong := doc_commands.span_fault(span):
                 found.append(f"`{span}`: {wrong}")
+    for name, path, extras in UPLOADED.findall("\n".join(strings(document))):
+        found += [] if known_variable(name) else [f"{name} is no variable"]
+        found += [] if (ROOT / path).exists() else [f"there is no {path}"]
+        wrong = doc_commands.pip([f"medv-ray[{extras}]"]) if extras else None
+        found += [wrong] if wrong else []
     found += [f"{one} is no image of ours" for one in images(document) if one not in IMAGES]
     return found
 
@@ -134,6 +142,10 @@ def test_what_is_named_is_there(path: Path) -> None:
         ("on_prem.yaml", "`medv check", "`medv chekc", "there is no medv chekc"),
         ("runtime_env.yaml", "jobs/score_archive.py", "jobs/score.py", "there is no jobs/score.py"),
         ("runtime_env.yaml", "kernels/medv_kernels", "kernels/medv_kernel", "no kernels/medv_k"),
+        ("runtime_env_pip.yaml", "}/constraints.txt", "}/constraint.txt", "no constraint.txt"),
+        ("runtime_env_uv.yaml", "}/constraints.txt", "}/constraint.txt", "no constraint.txt"),
+        ("runtime_env_pip.yaml", "[train,dicom]", "[train,dicoms]", "no extra dicoms"),
+        ("runtime_env_uv.yaml", "CREATE_WORKING_DIR", "CREATE_DIR", "is no variable"),
         ("serve.yaml", "serve:build", "serve:biuld", "no medv_ray.on_ray.serve:biuld"),
         ("serve.yaml", "docs/serving.md", "docs/server.md", "there is no docs/server.md"),
         ("kuberay/finetune.yaml", "jobs/finetune_pathvqa", "jobs/finetune", "no jobs/finetune.py"),
@@ -158,6 +170,29 @@ def test_what_is_not_there_is_found(
 def kuberay() -> list[dict[str, Any]]:
     paths = [path for path in FILES if path.parent.name == "kuberay"]
     return [document for path in paths for document in read_documents(path)]
+
+
+def test_no_two_heads_share_a_service() -> None:
+    """KubeRay names it after the manifest, of whatever kind that is."""
+    patches = [one for names in values_of(kuberay(), "patches") for one in names]
+    paths = [path for path in FILES if path.name not in [one["path"] for one in patches]]
+    documents = [one for path in paths for one in read_documents(path)]
+    names = [
+        one["metadata"]["name"] for one in documents if one.get("apiVersion", "").startswith("ray")
+    ]
+    assert len(names) == 4
+    assert len(set(names)) == 4
+
+
+def test_the_driver_knows_the_cuda_of_the_image() -> None:
+    locked = (ROOT / "cluster/requirements/gpu.txt").read_text()
+    [cuda] = re.findall(r"^cuda-toolkit==(\d+)", locked, re.M)
+    least = {"12": 525, "13": 580}[cuda]
+    named = re.findall(r"nvidia-(\d+)", (ROOT / "cluster/gcp.yaml").read_text())
+    assert [int(one) for one in named if int(one) < least] == []
+    assert named
+    assert f"driver, {least} or newer" in (ROOT / "cluster/aws.yaml").read_text()
+    assert f"driver, {least} or newer" in README
 
 
 def test_secrets_and_volumes_are_made() -> None:

@@ -58,6 +58,7 @@ NOT_RUN = {
     "kubectl": "needs a Kubernetes; tests/unit/test_cluster_walk.py reads the manifests",
     "lmms-eval": "a package of its own that the tests do without; tests/clients/run_lmms_eval.py",
     "docker run": "there is no Docker in tests",
+    "docker push": "there is no Docker in tests",
     "make lock": "registries are not asked in tests",
     "make fuzz": "takes hours; tests/unit/test_fuzz.py has the short form",
     "make lint": "the check itself",

@@ -180,9 +180,27 @@ def test_what_every_node_is_set_to(target: str) -> None:
     env = " ".join(step.text for step in lineage(DOCKERFILE, target) if step.word == "ENV")
     assert "RAY_USAGE_STATS_ENABLED=0" in env
     assert "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=medv_ray.on_ray.front:middlewares" in env
+    assert "HOME=/home/ray" in env  # `ray up` mounts files of ~ there, and under /root without it
     copied = [step.text for step in lineage(DOCKERFILE, target) if step.word == "COPY"]
     assert any("/opt/medv /opt/medv" in one for one in copied)
     assert any(one == "jobs/ /opt/medv/jobs/" for one in copied)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_login_shell_finds_the_programs(target: str) -> None:
+    """`ray up` uses one for all commands; /etc/profile sets PATH anew, then reads profile.d."""
+    runs = "\n".join(step.text for step in lineage(DOCKERFILE, target) if step.word == "RUN")
+    [line] = re.findall(r"echo '(.*?)' > /etc/profile.d/\w+\.sh", runs)
+    shell = ["sh", "-c", f"PATH=/usr/bin; {line}; echo $PATH"]
+    done = subprocess.run(shell, capture_output=True, text=True, check=True)
+    assert done.stdout == "/opt/medv/bin:/usr/bin\n"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_ray_up_and_kuberay_call_is_installed(target: str) -> None:
+    runs = " ".join(step.text for step in lineage(DOCKERFILE, target) if step.word == "RUN")
+    asked = set(re.findall(r'"([\w-]+)=', runs))
+    assert {"openssh-client", "rsync", "wget"} <= asked
 
 
 @pytest.mark.parametrize(

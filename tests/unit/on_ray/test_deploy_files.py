@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from medv_ray.cli import app
 from medv_ray.cli.checking import file_faults, read_documents, whole_documents
 from medv_ray.errors import SettingsError
-from medv_ray.on_ray.deploy_files import faults, look, start_flags
+from medv_ray.on_ray.deploy_files import OURS, faults, look, start_flags
 
 ROOT = Path(__file__).parents[3]
 FOLDERS = ("cluster", "cluster/kuberay")
@@ -100,10 +100,22 @@ CHANGES = [
     ("aws.yaml", '"~/.ray/auth_token": "~/.ray/auth_token"', "/a: /b", "no node could join"),
     ("aws.yaml", "MarketType: spot", "MarketType: spott", "MarketType"),
     ("aws.yaml", "resources: {CPU: 0, GPU: 0}", "resources: {CPU: 4, GPU: 0}", "CPU must be 0"),
+    ("aws.yaml", "resources: {CPU: 0, GPU: 0}", "resources: {CPU: 0}", "GPU must be 0"),
+    ("aws.yaml", "start --address=", "start --adress=", "worker_start_ray_commands: `ray start` h"),
+    ("aws.yaml", "  - ray stop\n", "  - ray start --head\n", "one `ray start` is needed"),
     ("aws.yaml", "    max_workers: 8\n", "", "it bounds what the cluster costs"),
     ("aws.yaml", "type: aws", "type: asw", "none of aws, gcp, local"),
     ("aws.yaml", "head_node_type: head", "head_node_type: hed", "head_node_type"),
     ("aws.yaml", "InstanceType: m6i.xlarge", "InstanceType: 4", "InstanceType"),
+    ("aws.yaml", "-e RAY_AUTH_MODE=token", "-e RAY_AUTH_MODE=tokens", "anybody could run code"),
+    ("aws.yaml", "-e RAY_AUTH_MODE=token", "-e MY_RAY_AUTH_MODE=token", "anybody could run code"),
+    ("aws.yaml", "ray start --head", "RAY_AUTH_MODE=disabled ray start --head", "anybody could"),
+    ("aws.yaml", "      ImageId: *machine_image\n", "", "cpu_spot.node_config.ImageId"),
+    ("aws.yaml", "--dashboard-host=127.0.0.1", "", "--dashboard-host=127.0.0.1 is missing"),
+    ("gcp.yaml", "zone: us-central1-a", "zone: us-west1-a", "us-west1-a is not of us-central1"),
+    ("gcp.yaml", "timeout 600 bash", "medv scoer", "gpu_spot.initialization_commands[0]: there is"),
+    ("on_prem.yaml", "  ssh_private_key", "  ssh_proxy_command", "ssh_private_key is missing"),
+    ("on_prem.yaml", "--ulimit nofile", "--ulimits nofile", "--ulimits is not understood"),
     ("gcp.yaml", "acceleratorCount: 1", "acceleratorCount: one", "acceleratorCount"),
     ("gcp.yaml", "--num-gpus=0", "--num-gpus=1", "--num-gpus=0 is missing"),
     ("gcp.yaml", "ray start --address", "ray strat --address", "one `ray start` is needed"),
@@ -120,6 +132,44 @@ CHANGES = [
     ("runtime_env_uv.yaml", "uv_pip_install_options", "uv_options", "uv"),
     ("runtime_env_pip.yaml", "setup_timeout_seconds", "setup_timeout", "no such field"),
     ("kuberay/cluster.yaml", 'dashboard-host: "127.0.0.1"', 'dashboard-host: "0.0.0.0"', "127.0"),
+    ("kuberay/cluster.yaml", "name: medv-cluster", "name: medv.cluster", "metadata.name"),
+    ("kuberay/cluster.yaml", "name: medv-cluster", f"name: {'m' * 48}", "at most 47"),
+    (
+        "kuberay/cluster.yaml",
+        "        nodeSelector:\n          medv-pool: head",
+        "        restartPolicy: Always",
+        "'Never'",
+    ),
+    ("kuberay/cluster.yaml", "securityContext: &locked", "env2: &locked", "autoscalerOptions"),
+    (
+        "kuberay/cluster.yaml",
+        "persistentVolumeClaim:\n              claimName: medv-shared",
+        "emptyDir: null",
+        "shared: one of persistentVolumeClaim, emptyDir, secret, hostPath",
+    ),
+    ("kuberay/cluster.yaml", "type: RuntimeDefault", "type: RuntimeDefaults", "seccompProfile"),
+    ("kuberay/cluster.yaml", "tolerations: &", "toleration: &", "there are: tolerations"),
+    ("kuberay/cluster.yaml", "maxReplicas: 8", "maxReplica: 8", "field; there are: maxReplicas"),
+    (
+        "kuberay/cluster.yaml",
+        "rayStartParams: {}",
+        'rayStartParams: {num-gpu: "1"}',
+        "has no --num-gpu",
+    ),
+    ("kuberay/endpoint.yaml", "env: *env", "env: []", "container gpu-spot: env has no MEDV_API"),
+    (
+        "kuberay/endpoint.yaml",
+        "proxy_location: EveryNode",
+        "proxy_location: [",
+        "spec.serveConfigV2: there must be names and values",
+    ),
+    ("kuberay/endpoint.yaml", "path: /shared", "dype: /shared", "serveConfigV2: applications[0].a"),
+    (
+        "kuberay/score.yaml",
+        "    env_vars:\n      RAY",
+        "    - RAY",
+        "spec.runtimeEnvYAML: there must be names and values",
+    ),
     ("kuberay/cluster.yaml", "mode: token", "mode: disabled", "'token'"),
     ("kuberay/cluster.yaml", 'num-cpus: "0"', 'num-cpus: "1"', 'must be "0"'),
     ("kuberay/cluster.yaml", 'num-gpus: "0"', 'num-gpu: "0"', "has no --num-gpu"),
@@ -186,6 +236,8 @@ def test_flags_are_those_of_ray() -> None:
         ("a: [", "no readable YAML (ParserError, line 1)"),
         ("a: 1\nb: 2\na: 3\n", "line 1: 'a' is given twice"),
         ("a: " + "x" * 2**20, "over 1048576 bytes"),
+        ("# a: 1\n---\n", "it is empty"),
+        ("? [a]\n: b\n", "no readable YAML (ConstructorError, line 1)"),
     ],
 )
 def test_what_is_no_yaml(tmp_path: Path, text: str, said: str) -> None:
@@ -198,19 +250,159 @@ def test_what_is_no_yaml(tmp_path: Path, text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        ([1], "must hold names and values"),
+        ([1], "there must be names and values"),
         ({"name": 1}, "no `ray up` file"),
         ({"kind": "RayCron"}, "none of RayCluster"),
         ({"kind": "RayJob"}, "apiVersion"),
         ({"provider": "aws"}, "provider.type: None is none of"),
         ({"provider": {"type": "aws"}, "available_node_types": 1}, "provider.region"),
+        ({"provider": {"type": ["aws"]}}, "provider.type: ['aws'] is none of"),
+        ({"py_modules": 3}, "py_modules: must be a list of folders"),
         ({"applications": 3}, "applications"),
+        (
+            {"applications": [{"import_path": OURS, "args": {"model": 3}}]},
+            "applications[0].args: SettingsError E1001",
+        ),
         ({"env_vars": 3, "config": 3}, "env_vars: must hold names and values"),
         ({"working_dir": ".", "config": 3}, "config: must hold names and values"),
     ],
 )
 def test_other_things(document: Any, said: str) -> None:
     assert said in "\n".join(faults(document))
+
+
+DEPLOYMENTS = ("autoscaling_config", "backpressure_config", "request_router_config")
+
+
+@pytest.mark.parametrize("name", [*DEPLOYMENTS, "ray_actor_options", "logging_config"])
+def test_each_misspelt_name_of_a_deployment_is_found(name: str) -> None:
+    """Serve takes them; our own files name no deployments."""
+    one = {"import_path": OURS, "deployments": [{"name": "x", name: {"misspelt": 1}}]}
+    place = f"applications[0].deployments[0].{name}.misspelt: no such field"
+    assert place in "\n".join(faults({"applications": [one]}))
+
+
+def test_each_misspelt_name_of_grpc_is_found() -> None:
+    document = {"applications": [{"import_path": OURS}], "grpc_options": {"prt": 9000}}
+    assert "grpc_options.prt: no such field; there are: port" in "\n".join(faults(document))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            '                cpu: "4"\n',
+            '                nvidia.com/gpu: "1"\n                cpu: "4"\n',
+            "head mu",
+        ),
+        ("minReplicas: 0", "minReplicas: 9", "minReplicas=9 > maxReplicas=8"),
+        ("allowPrivilegeEscalation: false", "allowPrivilegeEscalation: true", "Escalation"),
+        ("enableInTreeAutoscaling: true", "enableInTreeAutoscaling: false", "enableInTree"),
+        ("containerPort: 8265", "containerPort: 82650", "containerPort"),
+        ("mountPath: /shared", "mountPath: shared", "mountPath"),
+        ("name: RAY_USAGE", "name: RAY-USAGE", "env.0.name"),
+        ("runAsUser: 1000", "runAsUser: 0", "runAsUser"),
+        ("maxReplicas: 8", 'maxReplicas: "8"', "maxReplicas"),
+        (
+            'nvidia.com/gpu: "1"\n                limits',
+            "memory: 1Gi\n                limits",
+            "twice",
+        ),
+    ],
+)
+def test_a_manifest_of_no_use(tmp_path: Path, old: str, new: str, said: str) -> None:
+    text = (ROOT / "cluster/kuberay/cluster.yaml").read_text()
+    assert old in text, "the file has changed; so must this test"
+    (tmp_path / "mine.yaml").write_text(text.replace(old, new))
+    try:
+        found = file_faults(tmp_path / "mine.yaml")
+    except SettingsError as error:
+        found = [str(error)]
+    assert said in "\n".join(found)
+
+
+def test_the_token_mode_is_every_containers() -> None:
+    """Not only that of the commands that start Ray: what else runs there asks the cluster too."""
+    [document] = read_documents(ROOT / "cluster/aws.yaml")
+    document["docker"]["run_options"].remove("-e RAY_AUTH_MODE=token")
+    starts = document["head_start_ray_commands"]
+    starts[1] = f"RAY_AUTH_MODE=token {starts[1]}"
+    assert "`-e RAY_AUTH_MODE=token` is missing" in "\n".join(faults(document))
+
+
+def test_each_application_is_looked_at() -> None:
+    ours = {"name": "b", "route_prefix": "/b", "import_path": OURS, "args": {"scalin": 1}}
+    other = {"name": "a", "route_prefix": "/a", "import_path": "other:app"}
+    found = "\n".join(faults({"applications": [other, ours]}))
+    assert "applications[0].import_path" in found
+    assert "applications[1].args" in found
+
+
+def test_folders_are_looked_for_and_addresses_are_not() -> None:
+    assert faults({"working_dir": "nowhere"}) == ["there is no folder nowhere, as seen from here"]
+    assert faults({"working_dir": "s3://bucket/code.zip"}) == []
+
+
+def test_an_endpoint_is_open_unless_it_says_otherwise() -> None:
+    [said] = faults({"applications": [{"import_path": OURS}]})
+    assert said == "applications[0].args: others reach host 0.0.0.0: keys_file is missing"
+
+
+def test_a_folder_of_the_image_is_not_looked_for_here(tmp_path: Path) -> None:
+    text = (ROOT / "cluster/kuberay/score.yaml").read_text()
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text.replace("    env_vars:\n", "    working_dir: /opt/medv\n    env_vars:\n"))
+    assert file_faults(mine) == []
+
+
+def test_numbers_are_quantities_too(tmp_path: Path) -> None:
+    text = (ROOT / "cluster/kuberay/cluster.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace('cpu: "4"', "cpu: 3.5").replace('"1"', "1"))
+    assert file_faults(tmp_path / "mine.yaml") == []
+    (tmp_path / "mine.yaml").write_text(text.replace('cpu: "4"', "cpu: true"))
+    assert "cpu: Input should be a valid string" in "\n".join(file_faults(tmp_path / "mine.yaml"))
+
+
+KUSTOMIZATION = """
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources: [one.yaml, {0}]
+patches: [{{{1}}}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("resource", "patch", "said"),
+    [
+        ("over/two.yaml", "path: change.yaml", ""),
+        ("one.yaml", "patch: text", "patches.0.path: Field required"),
+        ("https://host/two.yaml", "path: change.yaml", "there is no https://host/two.yaml"),
+        ("over", "path: change.yaml", "there is no over beside it"),
+        ("one.yaml", "path: list.yaml", ""),
+    ],
+)
+def test_a_kustomization_of_ones_own(tmp_path: Path, resource: str, patch: str, said: str) -> None:
+    claim = (ROOT / "cluster/kuberay/storage.yaml").read_text()
+    (tmp_path / "over").mkdir()
+    (tmp_path / "one.yaml").write_text(claim + "---\n")
+    (tmp_path / "over/two.yaml").write_text(claim.replace("medv-shared", "other"))
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    change = {
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "other"},
+        "spec": {"accessModes": ["ReadWriteOnce"]},
+    }
+    (tmp_path / "change.yaml").write_text(yaml.safe_dump(change))
+    (tmp_path / "kustomization.yaml").write_text(KUSTOMIZATION.format(resource, patch))
+    found = "\n".join(file_faults(tmp_path / "kustomization.yaml"))
+    assert said in found
+    assert bool(said) == bool(found)
+    if not said and "change" in patch:
+        made = whole_documents(tmp_path / "change.yaml")
+        assert [one["spec"]["accessModes"] for one in made] == [
+            ["ReadWriteMany"],
+            ["ReadWriteOnce"],
+        ]
 
 
 def test_command(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What `ray job submit` uploads with cluster/runtime_env.yaml: packed by Ray's own code."""
 
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -20,6 +21,10 @@ def test_what_is_uploaded(tmp_path: Path) -> None:
         "medv_ray/serving/page/index.html",
     )
     assert sorted(set(needed) - names) == []
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = [name.replace(".", "/") for name in setup["packages"]]
+    folders = [name.replace("medv_kernels", "kernels/medv_kernels") for name in folders]
+    assert [one for one in folders if f"{one}/__init__.py" not in names] == []  # of a wheel
     tops = {name.split("/")[0] for name in names if "/" in name}
     assert tops <= {"medv_ray", "kernels", "jobs", "cluster"}
     assert made.stat().st_size < MOST_BYTES, "more goes into .rayignore"
