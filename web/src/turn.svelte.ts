@@ -39,11 +39,8 @@ export class Turn {
     return new Set([...tailsOf(cells, this.denoise.blanks ?? []), ...(this.summary?.left_out ?? [])]);
   });
 
-  /** Steps that were asked for; a threshold preset may need fewer, and a form has fewer positions. */
-  readonly plannedSteps = $derived.by(() => {
-    const open = this.denoise.length - this.denoise.commits.filter(({ pinned }) => pinned).length;
-    return this.form ? Math.min(this.settings.steps, open) : this.settings.steps;
-  });
+  /** What an end token means. */
+  readonly ending: string;
   /** With a temperature: another seed gives another answer. */
   readonly sampled: boolean;
   /** The preset it is asked with. */
@@ -72,6 +69,7 @@ export class Turn {
   ) {
     this.sampled = settings.temperature > 0;
     this.preset = settings.preset;
+    this.ending = form ? "end of the blank" : "end of turn";
   }
 
   take(chunk: Chunk): void {
