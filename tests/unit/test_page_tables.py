@@ -18,11 +18,11 @@ def table(file: str, name: str) -> dict[str, str]:
     (body,) = re.findall(
         rf"const {name}: Record<string, string> = {{(.*?)}};", (WEB / file).read_text(), re.DOTALL
     )
-    return dict(re.findall(r'(\w+): "([^"]*)"', body))
+    return dict(re.findall(r'"?([\w/]+)"?: "([^"]*)"', body))
 
 
 def test_types_of_files_are_those_of_the_formats() -> None:
-    ours = {ending[1:]: one.media_type for one in FORMATS for ending in one.endings}
+    ours = {one.media_type: " ".join(ending[1:] for ending in one.endings) for one in FORMATS}
     assert table("picture.ts", "TYPES") == ours
 
 
@@ -72,3 +72,9 @@ def test_the_page_was_built_from_these_sources() -> None:
         digest.update(f"{name}\0".encode() + paths[name].read_bytes())
     built = (ROOT / "medv_ray" / "serving" / "page" / "index.html").read_text()
     assert f'<meta name="sources" content="{digest.hexdigest()}">' in built
+
+
+def test_the_page_is_small() -> None:
+    """So that it is there at once behind a slow line."""
+    built = (ROOT / "medv_ray" / "serving" / "page").rglob("*.*")
+    assert sum(file.stat().st_size for file in built) <= 150_000

@@ -22,17 +22,11 @@ export class Turn {
   seconds = $state(0);
   /** Steps that the scrub bar shows; null follows the newest. */
   scrubbed = $state<number | null>(null);
-  readonly shownSteps = $derived(this.scrubbed ?? this.denoise.steps);
-  readonly finished = $derived(this.status !== "asking");
   /** Of the newest state, whichever step is shown: what belongs to the answer does not change. */
   readonly end = $derived.by(() => {
     const cells = cellsAt(this.denoise, this.denoise.steps);
     return this.form ? cells.length : endOf(cells, this.status === "done");
   });
-  /** The answer filled its whole length without an end of turn. */
-  readonly cutShort = $derived.by(
-    () => !this.form && this.status === "done" && this.end > 0 && this.end === this.denoise.length,
-  );
   /** Positions of a form that are no part of the answer, as far as it is known. */
   readonly unused = $derived.by(() => {
     const cells = cellsAt(this.denoise, this.denoise.steps);
@@ -70,6 +64,19 @@ export class Turn {
     this.sampled = settings.temperature > 0;
     this.preset = settings.preset;
     this.ending = form ? "end of the blank" : "end of turn";
+  }
+
+  get finished(): boolean {
+    return this.status !== "asking";
+  }
+
+  get shownSteps(): number {
+    return this.scrubbed ?? this.denoise.steps;
+  }
+
+  /** The answer filled its whole length without an end of turn. */
+  get cutShort(): boolean {
+    return !this.form && this.status === "done" && this.end > 0 && this.end === this.denoise.length;
   }
 
   take(chunk: Chunk): void {
