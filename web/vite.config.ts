@@ -13,9 +13,11 @@ function sources(): string {
   return hash.digest("hex");
 }
 
+const parts = readdirSync("src/parts").sort();
+
 /** Of a part's styles: short, as it stands in the built files hundreds of times. */
-const cssHash = ({ hash, filename }: { hash: (text: string) => string; filename: string }): string =>
-  `s${hash(filename.split("/").at(-1) ?? "").slice(0, 3)}`;
+const cssHash = ({ filename }: { filename: string }): string =>
+  `s${(1 + parts.indexOf(filename.split("/").at(-1) ?? "")).toString(36)}`;
 
 /** What Svelte and Lightning CSS write at length, and nobody reads here. */
 function shorten(file: Rolldown.OutputAsset | Rolldown.OutputChunk): void {
@@ -29,7 +31,7 @@ export default defineConfig({
   // Relative addresses: the endpoint may stand behind a proxy under a path of its own.
   base: "./",
   plugins: [
-    svelte({ preprocess: vitePreprocess(), compilerOptions: { cssHash } }),
+    svelte({ preprocess: vitePreprocess(), compilerOptions: { cssHash, runes: true, discloseVersion: false } }),
     { name: "sources", transformIndexHtml: () => [noted] },
     { name: "shorter", generateBundle: (_, files) => Object.values(files).forEach(shorten) },
   ],

@@ -87,6 +87,24 @@ class Canvas:
                 f"{spec.gen_length}.",
             )
 
+    def may_take(
+        self, position: int, tokens: Sequence[int | None]
+    ) -> Collection[int] | Tensor | None:
+        """The only tokens that a masked position may take in a state of the response, as in
+        `allowed`; None for any. `tokens`: the state, None where the mask stands."""
+        span = next((span for span in self.spans if position in span.positions), None)
+        if span is None:
+            return self.allowed.get(position)
+        known = []
+        for i in span.positions:
+            token = tokens[i]
+            if token is None:
+                break
+            known.append(token)
+        ahead = span.positions.index(position) - len(known)
+        pieces = span.pieces((*known,))
+        return {piece[ahead] for piece in pieces if ahead < len(piece)} or None
+
     def sets(self, length: int, begin: int, vocabulary: int, mask_id: int) -> tuple[Tensor, Tensor]:
         """bool[A, V] sets of tokens and int64[L], the set of each position of x; the first set is
         all, but for the mask where an answer is filled whole. `begin`: where the response begins
@@ -100,13 +118,13 @@ class Canvas:
             key: object = id(tokens) if isinstance(tokens, Tensor) else frozenset(tokens)
             if key not in found:
                 found[key] = len(rows)
-                rows.append(_as_mask(tokens, vocabulary))
+                rows.append(as_mask(tokens, vocabulary))
             which[begin + i] = found[key]
         return torch.stack(rows), which
 
 
-def _as_mask(tokens: Collection[int] | Tensor, vocabulary: int) -> Tensor:
-    """bool[V]."""
+def as_mask(tokens: Collection[int] | Tensor, vocabulary: int) -> Tensor:
+    """bool[V] of what `Canvas.allowed` holds for a position."""
     if isinstance(tokens, Tensor):
         return tokens[:vocabulary]
     found = torch.zeros(vocabulary, dtype=torch.bool)

@@ -287,7 +287,7 @@ class Engine:
             prompt.ids.tolist(),
             features,
             self._images.tiles,
-            canvas.allowed.get(position),
+            canvas.may_take(position, ids),
         )
 
     @stateful

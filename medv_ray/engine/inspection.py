@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from medv_ray.canvases import TileSettings
+from medv_ray.diffusion.canvas import as_mask
 from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine.images import Features
 from medv_ray.errors import DataError
@@ -67,7 +68,7 @@ def inspect_position(
     prompt_ids: Sequence[int],
     features: Sequence[Features],
     tiles: TileSettings | None,
-    allowed: Collection[int] | None = None,
+    allowed: Collection[int] | Tensor | None = None,
 ) -> Inspection:
     """One forward pass over a state.
 
@@ -77,7 +78,7 @@ def inspect_position(
         prompt_ids: with IMAGE_SLOTs.
         features: of the pictures in the slots.
         tiles: how pictures are cut; None where there are none.
-        allowed: the only tokens that the position may take.
+        allowed: the only tokens that the position may take, as in `Canvas.allowed`.
 
     Raises DataError E1305 for logits that are not finite.
     """
@@ -89,9 +90,7 @@ def inspect_position(
         raise DataError("E1305", "NaN or infinity in the state that was asked about.")
     logits[list(spec.excluded)] = -torch.inf
     if allowed is not None:
-        others = torch.ones_like(logits, dtype=torch.bool)
-        others[list(allowed)] = False
-        logits.masked_fill_(others, -torch.inf)
+        logits.masked_fill_(~as_mask(allowed, len(logits)).to(logits.device), -torch.inf)
     best = logits.softmax(0).topk(min(ALTERNATIVES, int(logits.isfinite().sum())))
     images = []
     slots = [i for i, token in enumerate(prompt_ids) if token == IMAGE_SLOT]

@@ -65,7 +65,8 @@ class Digits:
         if self.end in tokens:
             return [(self.end,)]
         marks = {token: mark for mark, token in zip(MARKS, self.ids, strict=True)}
-        follow = self.bounds.next("".join(marks[token] for token in tokens))
+        # a state to look at may hold tokens that are no marks: nothing follows those
+        follow = self.bounds.next("".join(marks.get(token, " ") for token in tokens))
         return [(self.ids[MARKS.index(mark)] if mark else self.end,) for mark in follow]
 
 
@@ -77,7 +78,8 @@ class Options:
 
     def pieces(self, tokens: tuple[int, ...]) -> Pieces:
         """See `Span.pieces`."""
-        return self.tokens
+        known = len(tokens)
+        return [piece[known:] for piece in self.tokens if piece[:known] == tokens]
 
 
 class Tokens:

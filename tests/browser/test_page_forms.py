@@ -9,11 +9,18 @@ from typing import Any
 
 import pytest
 
-from tests.browser.steps import INSPECT, QUESTION, add_tile, ask, expect, field, sent, tokens
+from tests.browser.steps import CHAT, INSPECT, QUESTION, add_tile, ask, expect, field, sent, tokens
 
 pytestmark = pytest.mark.integration
 CANVAS = "Cells: {{cells:int=0..9}}\nVessel: {{vessel:choice=yes|no}}\n{{note:tokens=1..6}}"
 FORM = "Form of the answer"
+REPORT = """Modality: {{modality:choice=CT|MR|X-ray|ultrasound|microscopy}}
+Stain: {{stain:choice=H&E|IHC|none}}
+Organ: {{organ:tokens=1..4}}, as far as a tile that was drawn by a program can be of one
+Large cells: {{large_cells:int=0..20}}, colour {{colour_of_the_large_cells:choice=pink|brown}}
+
+Vessel: {{vessel:choice=present|absent}}, located {{where:tokens=1..6}}
+Finding: {{finding:tokens=2..8}}"""
 
 
 def write(page: Any, kind: str, text: str) -> Any:
@@ -104,8 +111,72 @@ def test_what_is_wrong_with_a_form_stands_beside_it_and_nothing_is_lost(page: An
     page.get_by_role("button", name="Ask", exact=True).click()
     expect(problem).to_contain_text("This is no JSON")
     expect(box).to_have_value("{")
+    expect(page.get_by_role("button", name="A list")).to_have_count(0)  # written text stays
+    box.fill("")
+    page.get_by_role("button", name="A list").click()
+    page.get_by_role("button", name="Findings").click()
     page.get_by_role("button", name="A list").click()
     assert isinstance(json.loads(ask(page))["colours"], list)
     write(page, "Choices", "a\nb")
     page.get_by_role("combobox", name=FORM).select_option(label="Free text")
     assert "diffusion" not in sent(page, lambda: ask(page))
+
+
+def test_a_report_of_eight_blanks_stays_within_every_window(page: Any) -> None:
+    add_tile(page)
+    write(page, "Text with blanks", REPORT)
+    answer = ask(page)
+    values = page.get_by_role("table").locator("tbody tr")
+    expect(values).to_have_count(8)
+    card, row = page.get_by_role("article"), page.get_by_role("group", name=re.compile("Tokens of"))
+    wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    for width in (390, 768, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate(wide) == 0
+        right = card.bounding_box()["x"] + card.bounding_box()["width"]
+        for part in [*values.locator("td").all(), *row.locator(".given, .cell").all()]:
+            box = part.bounding_box()
+            assert box["x"] + box["width"] <= right
+    # line by line, as it was written
+    assert row.inner_text().count("\n\n") == answer.count("\n\n") == 1
+
+    page.get_by_role("button", name=re.compile(r"\+\d+ unused")).click()
+    page.locator("button.cell.tail").first.click()
+    expect(page.locator(".details .token")).to_have_text("end of the blank")
+
+
+def test_a_form_that_is_being_filled_shows_how_far_it_is(page: Any) -> None:
+    add_tile(page)
+    write(page, "Text with blanks", REPORT)
+    field(page).fill(QUESTION)
+    slow = page.context.new_cdp_session(page)
+    slow.send("Network.enable")
+    rate = {"offline": False, "latency": 0, "uploadThroughput": -1}
+    slow.send("Network.emulateNetworkConditions", {**rate, "downloadThroughput": 2500})
+    page.get_by_role("button", name="Ask", exact=True).click()
+    tokens(page).first.wait_for()
+    bar = page.get_by_role("slider", name="Denoising step")
+    most = bar.get_attribute("max")
+    # nobody knows how many steps a form takes: its tokens are counted
+    expect(page.locator("output").filter(has_text="tokens")).to_have_text(
+        re.compile(rf"step \d+\s*\d+ of {most} tokens")
+    )
+    expect(page.locator("p.making")).to_have_count(0)
+    slow.send("Network.emulateNetworkConditions", {**rate, "downloadThroughput": -1})
+    page.get_by_test_id("answer").wait_for()
+    expect(page.locator("output").filter(has_text="tokens")).to_contain_text(
+        f"{most} of {most} tokens"
+    )
+
+
+@pytest.mark.parametrize(("param", "beside"), [("diffusion.steps", 0), ("diffusion.canvas", 1)])
+def test_only_a_fault_of_the_form_stands_beside_it(page: Any, param: str, beside: int) -> None:
+    add_tile(page)
+    write(page, "Text with blanks", CANVAS)
+    field(page).fill(QUESTION)
+    error = {"message": f"{param}: is odd.", "type": "error", "param": param, "code": "E1701"}
+    body = json.dumps({"error": error})
+    page.route(CHAT, lambda route: route.fulfill(status=400, body=body), times=1)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.get_by_role("alert").filter(has_text="is odd")).to_have_count(1)
+    expect(page.locator("details").get_by_role("alert")).to_have_count(beside)

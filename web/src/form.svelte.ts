@@ -81,9 +81,11 @@ class FormBox {
 
   /** Whether it is the form that is to blame; then that is said beside it. */
   blame(error: unknown): boolean {
+    const { kind } = this;
     const [code, param] = error instanceof ApiError ? [error.code, error.param] : ["", ""];
-    const ours = error instanceof FormError || code === "E1309" || (code === "E1701" && param.startsWith("diffusion"));
-    if (this.kind === null || !ours) return false;
+    // A form that is too long is a fault of all of `diffusion`; `diffusion.steps` is none of the form's.
+    const ofForm = code === "E1309" || (code === "E1701" && ["diffusion", `diffusion.${kind}`].includes(param));
+    if (kind === null || !(ofForm || error instanceof FormError)) return false;
     const message = (error as Error).message;
     this.problem = message.startsWith(`${param}: `) ? message.slice(param.length + 2) : message;
     this.code = code;

@@ -1,6 +1,6 @@
 // The one token that is looked at, and what the endpoint says about it.
 
-import { inspect, type Inspection } from "./api";
+import { inspect, type Attention, type Inspection } from "./api";
 import { idsAt, shown, type Commit } from "./denoise";
 import { givenUrl, type Picture } from "./picture";
 import type { Turn } from "./turn.svelte";
@@ -25,26 +25,35 @@ class Inspector {
   #pointed = $state.raw<Target | null>(null);
   /** Focused or tapped: stays until another one is, or Escape. */
   #pinned = $state.raw<Target | null>(null);
-  readonly active = $derived(this.#pointed ?? this.#pinned);
   inspection = $state.raw<Inspection | null>(null);
   failed = $state("");
   /** The heat map is wanted. */
   heat = $state(true);
 
   readonly #maps = $derived(this.inspection?.attention.filter(({ image }) => image === 0) ?? []);
-  /** What is looked at, as a cell shows it. */
-  readonly word = $derived(this.active?.commit ? shown(this.active.commit.token) : "the mask");
   /** The frame on which the map lies, where another one is shown; else 0. It would mislead there. */
   readonly elsewhere = $derived.by(() => {
     const [asked, seen] = [this.active?.turn.given.frame ?? 0, this.active?.picture.look.reading?.frame ?? 0];
     return this.#maps.length > 0 && asked > 0 && seen > 0 && asked !== seen ? asked : 0;
   });
-  /** The token's attention over the picture that is shown. */
-  readonly grids = $derived(this.elsewhere ? [] : this.#maps);
 
   #asked: string | null = null;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #controller: AbortController | null = null;
+
+  get active(): Target | null {
+    return this.#pointed ?? this.#pinned;
+  }
+
+  /** What is looked at, as a cell shows it. */
+  get word(): string {
+    return this.active?.commit ? shown(this.active.commit.token) : "the mask";
+  }
+
+  /** The token's attention over the picture that is shown. */
+  get grids(): Attention[] {
+    return this.elsewhere ? [] : this.#maps;
+  }
 
   point(target: Target | null): void {
     this.#pointed = target;

@@ -17,19 +17,19 @@ export interface Picture {
 export const aspectOf = ({ look, aspect }: Picture): number =>
   look.reading ? look.reading.width / look.reading.height : aspect;
 
-/** By ending, as in medv_ray/formats.py, which tests/unit/test_page_tables.py compares. A browser that
+/** Endings, as in medv_ray/formats.py, which tests/unit/test_page_tables.py compares. A browser that
  *  does not know a type leaves it empty; the endpoint looks at the bytes anyway. */
 const TYPES: Record<string, string> = {
-  jpg: "image/jpeg", jpeg: "image/jpeg", jpe: "image/jpeg", jfif: "image/jpeg",
-  png: "image/png",
-  tif: "image/tiff", tiff: "image/tiff", svs: "image/tiff", ndpi: "image/tiff", scn: "image/tiff",
-  bmp: "image/bmp",
-  gif: "image/gif",
-  webp: "image/webp",
-  dcm: "application/dicom", dicom: "application/dicom", dic: "application/dicom", ima: "application/dicom",
-  jp2: "image/jp2", j2k: "image/jp2", jpx: "image/jp2", j2c: "image/jp2",
-  avif: "image/avif",
-  heic: "image/heif", heif: "image/heif",
+  "image/jpeg": "jpg jpeg jpe jfif",
+  "image/png": "png",
+  "image/tiff": "tif tiff svs ndpi scn",
+  "image/bmp": "bmp",
+  "image/gif": "gif",
+  "image/webp": "webp",
+  "application/dicom": "dcm dicom dic ima",
+  "image/jp2": "jp2 j2k jpx j2c",
+  "image/avif": "avif",
+  "image/heif": "heic heif",
 };
 
 export async function pictureOf(file: File): Promise<Picture> {
@@ -53,7 +53,8 @@ export function forget(picture: Picture): void {
 
 export function typeOf(file: File): string {
   const ending = file.name.split(".").pop()?.toLowerCase() ?? "";
-  return file.type || TYPES[ending] || "application/octet-stream";
+  const [known] = Object.entries(TYPES).find(([, endings]) => endings.split(" ").includes(ending)) ?? [];
+  return file.type || known || "application/octet-stream";
 }
 
 /** The file as a data: address, base64. Rejects when it can no longer be read (moved, deleted). */

@@ -261,7 +261,8 @@ class Session {
 
   #fail(error: unknown, turn: Turn): void {
     this.draft ||= turn.question;
-    if (turn.form && formBox.blame(error)) return;
+    // Another form may stand in the box by now.
+    if (formBox.kind && turn.form?.[formBox.kind] !== undefined && formBox.blame(error)) return;
     this.problem = problemOf(error);
     const { wait } = this.problem;
     if (wait === null || this.#retries >= AUTOMATIC_RETRIES) return;

@@ -22,28 +22,19 @@ export class Turn {
   seconds = $state(0);
   /** Steps that the scrub bar shows; null follows the newest. */
   scrubbed = $state<number | null>(null);
-  readonly shownSteps = $derived(this.scrubbed ?? this.denoise.steps);
-  readonly finished = $derived(this.status !== "asking");
   /** Of the newest state, whichever step is shown: what belongs to the answer does not change. */
   readonly end = $derived.by(() => {
     const cells = cellsAt(this.denoise, this.denoise.steps);
     return this.form ? cells.length : endOf(cells, this.status === "done");
   });
-  /** The answer filled its whole length without an end of turn. */
-  readonly cutShort = $derived.by(
-    () => !this.form && this.status === "done" && this.end > 0 && this.end === this.denoise.length,
-  );
   /** Positions of a form that are no part of the answer, as far as it is known. */
   readonly unused = $derived.by(() => {
     const cells = cellsAt(this.denoise, this.denoise.steps);
     return new Set([...tailsOf(cells, this.denoise.blanks ?? []), ...(this.summary?.left_out ?? [])]);
   });
 
-  /** Steps that were asked for; a threshold preset may need fewer, and a form has fewer positions. */
-  readonly plannedSteps = $derived.by(() => {
-    const open = this.denoise.length - this.denoise.commits.filter(({ pinned }) => pinned).length;
-    return this.form ? Math.min(this.settings.steps, open) : this.settings.steps;
-  });
+  /** What an end token means. */
+  readonly ending: string;
   /** With a temperature: another seed gives another answer. */
   readonly sampled: boolean;
   /** The preset it is asked with. */
@@ -72,6 +63,20 @@ export class Turn {
   ) {
     this.sampled = settings.temperature > 0;
     this.preset = settings.preset;
+    this.ending = form ? "end of the blank" : "end of turn";
+  }
+
+  get finished(): boolean {
+    return this.status !== "asking";
+  }
+
+  get shownSteps(): number {
+    return this.scrubbed ?? this.denoise.steps;
+  }
+
+  /** The answer filled its whole length without an end of turn. */
+  get cutShort(): boolean {
+    return !this.form && this.status === "done" && this.end > 0 && this.end === this.denoise.length;
   }
 
   take(chunk: Chunk): void {

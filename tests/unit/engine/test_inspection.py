@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from medv_ray.diffusion.canvas import Canvas
+from medv_ray.data.decimals import Decimals
+from medv_ray.diffusion.canvas import Canvas, Span
 from medv_ray.engine import Answer, Engine, Predictor, Request, inspection
 from medv_ray.engine.inspection import Inspection
+from medv_ray.engine.layout import MARKS, Digits, Options
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.settings import AnswerSettings, EngineSettings, ModelSettings, SamplerSettings
 from tests.unit.engine.conftest import png
@@ -85,6 +87,25 @@ def test_a_canvas_is_kept_to(engine: Engine) -> None:
     nothing: list[int | None] = [None] * SAMPLER.gen_length
     with pytest.raises(SettingsError, match="E1001: pinned"):
         engine.inspect(Request("is it?", canvas=Canvas({99: 1})), nothing, 1)
+
+
+def test_alternatives_of_a_choice_and_of_a_number_are_what_may_stand_there(engine: Engine) -> None:
+    choice = Options([(71, 72), (71, 73), (74, 75)])
+    number = Digits(Decimals(0, 30), tuple(range(80, 80 + len(MARKS))), 79)
+    canvas = Canvas(spans=[Span((2, 3), choice.pieces), Span((4, 5), number.pieces)])
+    request = Request("is it?", sampler=SAMPLER, canvas=canvas)
+
+    def may(position: int, **known: int) -> set[int]:
+        state = [known.get(f"at{i}") for i in range(L)]
+        return set(engine.inspect(request, state, position).ids)
+
+    assert may(2) == {71, 74}
+    assert may(3) == {72, 73, 75}
+    assert may(3, at2=71) == {72, 73}
+    three, none = 80 + MARKS.index("3"), 80 + MARKS.index("0")
+    assert may(5, at4=three) == {none, 79}
+    # of a state that no denoising has: any
+    assert len(may(3, at2=9)) == len(may(5, at4=9)) == inspection.ALTERNATIVES
 
 
 def looked(
