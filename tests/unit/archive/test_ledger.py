@@ -96,7 +96,7 @@ def test_old_records_that_a_crash_left_behind_change_nothing(store):
     assert state(Ledger.load(store)) == state(ledger)  # the crash came before forget_records
 
 
-class Objects:
+class Objects(Store):
     """An object store in memory."""
 
     local = False

@@ -22,7 +22,7 @@ def test_a_job_that_its_gpus_bound():
     rates = {stage.name: stage.rows_per_s for stage in found.stages}
     assert rates == {
         "GPU": 160,  # 2 x 8 x 10
-        "driver and commit": pytest.approx(2000),  # 25 rows / (10 + 40 / 16) ms
+        "driver and commit": pytest.approx(25 / 0.03325),  # 10 + (1 + 8.3) x 40 / 16 ms
         "object-store requests": pytest.approx(3500 / REQUESTS.all * 25),
         "network": 12_500,  # 2 x 1250e6 / 200,000
         "decode cores": 12_800,  # 2 x 64 x 100
@@ -39,7 +39,7 @@ def test_a_job_that_its_gpus_bound():
 @pytest.mark.parametrize(
     ("changed", "name", "rows_per_s"),
     [
-        ({"nodes": 1000}, "driver and commit", 2000),
+        ({"nodes": 1000}, "driver and commit", 25 / 0.03325),
         ({"nodes": 1000, "store": "disk"}, "driver and commit", 2500),  # 25 / 10 ms
         ({"image_bytes": 50e6}, "network", 50),  # 2 x 1250e6 / 50e6
         ({"cores": 1, "pictures": 4}, "decode cores", 50),  # 2 x 100 / 4
