@@ -242,9 +242,8 @@ def chunks_of(settings: ScaleSettings) -> tuple[float, int]:
     """Rows of a chunk on average, and how many chunks there are, as the planner cuts row groups."""
     step = max(1, min(settings.chunk_rows, int(CHUNK_BYTES // input_bytes(settings))))
     rows = int(settings.rows)
-    group = min(settings.group_rows, rows)
-    whole, rest = divmod(rows, group)
-    chunks = whole * math.ceil(group / step) + math.ceil(rest / step)
+    whole, rest = divmod(rows, settings.group_rows)
+    chunks = whole * math.ceil(settings.group_rows / step) + math.ceil(rest / step)
     return rows / chunks, chunks
 
 

@@ -53,6 +53,12 @@ def test_the_first_bottleneck_is_named(changed, name, rows_per_s):
     assert found.hours == pytest.approx(1e6 / rows_per_s / 3600)
 
 
+def test_a_price_is_for_a_million_rows_of_any_number():
+    found = planned(rows=4e6)
+    assert found.price == pytest.approx(4 * 104.17, abs=0.04)
+    assert found.price_per_million == pytest.approx(104.17, abs=0.01)
+
+
 def test_a_disk_takes_no_requests():
     found = planned(store="disk")
     assert found.requests_per_s == 0
@@ -84,6 +90,10 @@ def test_chunks_are_those_of_the_planner(make):
 def test_large_pictures_share_fewer_rows_a_chunk():
     # 128 MiB hold two of 50 MB
     assert chunks_of(build(ScaleSettings, KNOWN | {"image_bytes": 50e6})) == (2, 500_000)
+    # and of 200 MB each has a chunk of its own
+    assert chunks_of(build(ScaleSettings, KNOWN | {"image_bytes": 200e6})) == (1, 1_000_000)
+    # as have 10 rows that are less than a row group
+    assert chunks_of(build(ScaleSettings, KNOWN | {"rows": 10})) == (10, 1)
 
 
 def test_merged_files_are_bounded_by_rows_and_by_bytes():
