@@ -8,7 +8,8 @@ from medv_ray.archive.group_cuts import GroupCuts
 
 def test_cuts_are_those_of_a_list():
     cuts = GroupCuts()
-    for first, stop, step in ((0, 0, 4), (0, 10, 4), (10, 10, 4), (10, 13, 4), (13, 13, 1), (13, 15, 1)):
+    groups = ((0, 0, 4), (0, 10, 4), (10, 10, 4), (10, 13, 4), (13, 13, 1), (13, 15, 1))
+    for first, stop, step in groups:
         cuts.add(first, stop, step)
     listed = [
         Cut(range(4), (1, 0)), Cut(range(4, 8), (1, 0)), Cut(range(8, 10), (1, 0)),
