@@ -298,7 +298,7 @@ def _send(pipe: int, pieces: Sequence[bytes | memoryview], left: Left | None = N
 
 def _receive(pipe: int, size: int, left: Left) -> memoryview:
     """Raises EOFError when the other side is gone."""
-    view = result = memoryview(np.empty(size, np.uint8))  # a bytearray is filled with zeros first
+    view = result = np.empty(size, np.uint8).data  # a bytearray is filled with zeros first
     while view:
         try:
             got = os.readv(pipe, [view])
