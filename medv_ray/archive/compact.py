@@ -60,16 +60,17 @@ def groups(ledger: Ledger) -> Iterator[list[str]]:
 
 def merge(store: Store, ledger: Ledger, names: list[str]) -> None:
     """Replace committed files by one, its rows sorted by file and row."""
-    tables = []
-    for name in names:
+
+    def rows_of(name: str) -> pa.Table:
         table = rows.read_part(store, name, ledger.files[name].sha256)
         keys = {ledger.commits[source_key].key for source_key in ledger.held[name]}
-        tables.append(rows.only(table, keys, None))
+        return rows.only(table, keys, None)
+
+    tables = store.each(rows_of, names)
     data = rows.render(pa.concat_tables(tables, promote_options="default").sort_by(rows.ORDER))
     merged = f"{rows.FOLDER}/merged-{uuid4().hex[:16]}.parquet"
     store.write(merged, data)
     file = PartFile(hashlib.sha256(data).hexdigest(), len(data))
     ledger.append(ledger.merge_record(names, merged, file))
-    for name in names:
-        store.delete(name)
+    store.each(store.delete, names)
     ledger.forget_records(names)

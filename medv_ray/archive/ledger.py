@@ -10,7 +10,6 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -21,8 +20,6 @@ from medv_ray.archive.store import Store, reading, writing
 from medv_ray.errors import RunError
 
 FILE, FOLDER = "ledger.jsonl", "ledger"
-READERS = 16
-WRITERS = 16
 LOOKS = 8
 
 
@@ -111,8 +108,7 @@ class Ledger:
         for left in reversed(range(LOOKS)):
             names = [file.name for file in self.store.listing(FOLDER)]
             try:
-                with ThreadPoolExecutor(READERS) as pool:
-                    return names, list(pool.map(self.store.read, names))
+                return names, self.store.each(self.store.read, names)
             except FileNotFoundError:  # merged away since it was listed: the merge is to be seen
                 if not left:
                     raise
@@ -177,8 +173,7 @@ class Ledger:
             self._append_lines(b"".join(map(render, new)))
         else:
             names = list(map(object_name, new))
-            with ThreadPoolExecutor(WRITERS) as pool:
-                list(pool.map(self.store.write, names, map(render, new)))
+            self.store.each(self.store.write, names, map(render, new))
             for name, record in zip(names, new, strict=True):
                 self._records[record.get("part", name)] = name
         for record in new:
@@ -222,10 +217,9 @@ class Ledger:
 
     def forget_records(self, names: list[str]) -> None:
         """Delete the records of files that a merge has replaced; on an object store only."""
-        for name in names:
-            record = self._records.pop(name, None)
-            if record is not None:
-                self.store.delete(record)
+        self.store.each(
+            self.store.delete, [self._records.pop(name) for name in names if name in self._records]
+        )
 
     def counts(self, source_keys: Iterable[str] | None = None) -> dict[str, int]:
         """Sums of rows, answered, abstained and quarantined, over all or the given source keys."""

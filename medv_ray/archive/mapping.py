@@ -56,10 +56,9 @@ def merge_mapping(store: Store, committed: Collection[str]) -> None:
     ]
     if not parts:
         return
-    merged = pa.concat_tables(_read(store, name) for name in parts)
+    merged = pa.concat_tables(store.each(lambda name: _read(store, name), parts))
     write_private(store, f"{MAPPING}/merged-{uuid4().hex[:16]}.parquet", _render(merged))
-    for name in parts:
-        store.delete(name)
+    store.each(store.delete, parts)
 
 
 def read_mapping(folder: str) -> pa.Table:

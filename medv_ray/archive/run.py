@@ -220,13 +220,15 @@ class Run:
 
     def _sweep(self) -> None:
         """Remove what dead writers left: hidden files, and files that no ledger record names."""
+        left = []
         for file in self.store.listing():
             hidden = file.name.endswith(".tmp")
             orphan = file.name.startswith(f"{rows.FOLDER}/") and file.name not in self.ledger.files
             inputs = (self.manifest["inputs"] or {}).get("file")
             orphan |= file.name.startswith(f"{INPUTS}/") and file.name != inputs
             if hidden or orphan:
-                self.store.delete(file.name)
+                left.append(file.name)
+        self.store.each(self.store.delete, left)
 
     def _check_files(self) -> None:
         there = {file.name: file.size for file in self.store.listing(rows.FOLDER)}

@@ -15,8 +15,8 @@ from pydantic import Field, PositiveInt, field_validator
 
 from medv_ray.archive.chunks import CHUNK_BYTES
 from medv_ray.archive.compact import MOST_ROWS, TARGET_BYTES
-from medv_ray.archive.ledger import WRITERS
 from medv_ray.archive.run import MERGE_AFTER
+from medv_ray.archive.store import AT_ONCE
 from medv_ray.settings import Settings
 
 Source = Literal["given", "measured", "assumed"]
@@ -95,17 +95,19 @@ class Requests:
     """GET and HEAD of workers, for the chunk's rows."""
     write: float
     """PUT and POST of workers: the part."""
-    commit: float
-    """Of the driver: lock and ledger record."""
+    record: float
+    """Of the driver: PUT of the ledger's record."""
+    lock: float
+    """Of the driver: whether it still holds the lock. What is committed together shares one."""
     merge: float
     """Of the driver: parts read, written together, and deleted, with their records."""
 
     @property
     def all(self) -> float:
-        return self.read + self.write + self.commit + self.merge
+        return self.read + self.write + self.record + self.lock + self.merge
 
 
-REQUESTS = Requests(read=3.25, write=1.0, commit=2.0, merge=8.3)
+REQUESTS = Requests(read=3.25, write=1.0, record=1.0, lock=1.0, merge=8.3)
 """As benchmarks/count_requests.py counts them, at 3 MB of pictures a chunk and one chunk a commit.
 Of a merge, six are the deletion of part and record: pyarrow looks for each first, and puts the name
 of the folder in place afterwards."""
@@ -220,11 +222,15 @@ def network_stage(settings: ScaleSettings) -> Stage:
 
 def commit_stage(settings: ScaleSettings, chunk: float) -> Stage:
     """The driver commits what came in meanwhile, together: on a disk many chunks share a wait, so
-    that its processor is the limit; on an object store each has a record of its own, 16 of them
-    written at a time."""
-    wait = settings.request_ms / WRITERS if settings.store == "s3" else 0.0
-    each = settings.commit_ms + wait
-    waits = f" + {settings.request_ms:g} ms / {WRITERS} at a time" if wait else ""
+    that its processor is the limit; on an object store each has a record of its own and is merged
+    by the driver, AT_ONCE requests at a time. A look at the lock is shared."""
+    requests = REQUESTS.record + REQUESTS.merge if settings.store == "s3" else 0.0
+    each = settings.commit_ms + requests * settings.request_ms / AT_ONCE
+    waits = (
+        f" + {requests:g} requests x {settings.request_ms:g} ms / {AT_ONCE} at a time"
+        if requests
+        else ""
+    )
     return Stage(
         "driver and commit",
         chunk / (each / 1000),
@@ -236,9 +242,8 @@ def chunks_of(settings: ScaleSettings) -> tuple[float, int]:
     """Rows of a chunk on average, and how many chunks there are, as the planner cuts row groups."""
     step = max(1, min(settings.chunk_rows, int(CHUNK_BYTES // input_bytes(settings))))
     rows = int(settings.rows)
-    group = min(settings.group_rows, rows)
-    whole, rest = divmod(rows, group)
-    chunks = whole * math.ceil(group / step) + math.ceil(rest / step)
+    whole, rest = divmod(rows, settings.group_rows)
+    chunks = whole * math.ceil(settings.group_rows / step) + math.ceil(rest / step)
     return rows / chunks, chunks
 
 

@@ -27,7 +27,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -207,7 +207,7 @@ class Decoder:
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         left = ChildTime(process.pid, _START_SECONDS).left
         try:
-            _send(_pipes(process)[0], _SIZE.pack(len(self._setup)) + self._setup, left)
+            _send(_pipes(process)[0], [_SIZE.pack(len(self._setup)), self._setup], left)
             _receive(_pipes(process)[1], 1, left)
         except (TimeoutError, EOFError, OSError):
             self._process = process
@@ -234,19 +234,18 @@ class Decoder:
 
     def _exchange(
         self, process: subprocess.Popen[bytes], data: bytes, seconds: float, part: str = ""
-    ) -> tuple[Any, bytearray]:
+    ) -> tuple[Any, memoryview]:
         left = ChildTime(process.pid, seconds).left
         stdin, stdout = _pipes(process)
         head = _SIZE.pack(len(part)) + part.encode("ascii") + _SIZE.pack(len(data))
-        _send(stdin, head, left)
-        _send(stdin, data, left)
+        _send(stdin, [head, data], left)
         json_bytes, tile_bytes = _REPLY.unpack(_receive(stdout, _REPLY.size, left))
         if json_bytes > _REPLY_JSON_BYTES or tile_bytes > self._most_bytes:
             raise ValueError("a reply larger than any good one")
-        header = json.loads(_receive(stdout, json_bytes, left))
+        header = json.loads(bytes(_receive(stdout, json_bytes, left)))
         return header, _receive(stdout, tile_bytes, left)
 
-    def _understand(self, header: Any, payload: bytearray) -> Any:
+    def _understand(self, header: Any, payload: memoryview) -> Any:
         """The reply of a child that may have been taken over: every field is checked."""
         check_reply(header)
         width, height = header["size_wh"]
@@ -282,19 +281,24 @@ def _wait(pipe: int, event: int, left: Left) -> None:
     raise TimeoutError
 
 
-def _send(pipe: int, data: bytes, left: Left) -> None:
-    view = memoryview(data)
-    while view:
+def _send(pipe: int, pieces: Sequence[bytes | memoryview], left: Left | None = None) -> None:
+    """All pieces at once, so that the other side wakes up once. Without `left` the pipe blocks."""
+    views = [memoryview(piece) for piece in pieces]
+    while any(views):
         try:
-            view = view[os.write(pipe, view) :]
+            sent = os.writev(pipe, views)
         except BlockingIOError:
+            assert left is not None
             _wait(pipe, select.POLLOUT, left)
+            continue
+        for number, view in enumerate(views):
+            views[number] = view[sent:]
+            sent = max(sent - len(view), 0)
 
 
-def _receive(pipe: int, size: int, left: Left) -> bytearray:
+def _receive(pipe: int, size: int, left: Left) -> memoryview:
     """Raises EOFError when the other side is gone."""
-    result = bytearray(size)
-    view = memoryview(result)
+    view = result = np.empty(size, np.uint8).data  # a bytearray is filled with zeros first
     while view:
         try:
             got = os.readv(pipe, [view])
@@ -309,7 +313,7 @@ def _receive(pipe: int, size: int, left: Left) -> bytearray:
 
 def main() -> None:
     """The child. Ends at end of input, that is with its parent."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):  # nothing that a library prints reaches the protocol or a log
         os.dup2(nowhere, standard)
@@ -333,8 +337,7 @@ def main() -> None:
     with contextlib.suppress(MedvError):
         open_header(b"\0", image.formats)  # loads the plugins while files may still be opened
     limit(image.decode_bytes)
-    replies.write(b"+")
-    replies.flush()
+    _send(replies, [b"+"])
     held = b""
     while wait_for_request(requests, setup["parent"]):
         text = _message(requests).decode("ascii")
@@ -352,9 +355,7 @@ def main() -> None:
         held = data if part is not None else b""
         del data
         said = json.dumps(header).encode()
-        replies.write(_REPLY.pack(len(said), payload.nbytes) + said)
-        replies.write(payload)
-        replies.flush()
+        _send(replies, [_REPLY.pack(len(said), payload.nbytes), said, payload])
         set_timers(0)
 
 

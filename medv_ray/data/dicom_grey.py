@@ -133,17 +133,27 @@ def to_grey(stored: NDArray[Any], look: Look) -> tuple[NDArray[np.uint8], list[s
     low = high = 0.0
     if look.voi is None and look.window is None:
         low, high = _range(stored, look)
-    grey = np.zeros(stored.shape, np.uint8)
-    for rows in strips(stored):
-        strip = look.modality_values(stored[rows])
+
+    def shades(values: NDArray[Any]) -> NDArray[np.uint8]:
+        values = look.modality_values(values)
         if look.voi is not None:
-            shown = _look_up(strip, look.voi) * (255 / (2.0**look.voi.bits - 1))
+            shown = _look_up(values, look.voi) * (255 / (2.0**look.voi.bits - 1))
         elif look.window is not None:
-            shown = _windowed(strip, look.window, look.function)
+            shown = _windowed(values, look.window, look.function)
         else:
-            shown = (strip - low) * (255 / (high - low) if high > low else 0)
+            shown = (values - low) * (255 / (high - low) if high > low else 0)
         shown = np.rint(np.clip(shown, 0, 255))
-        grey[rows] = 255 - shown if look.inverted else shown
+        return (255 - shown if look.inverted else shown).astype(np.uint8)
+
+    grey = np.empty(stored.shape, np.uint8)
+    least, most = int(stored.min()), int(stored.max())
+    if most - least < min(stored.size // 2, 2**16):  # each value once, not each pixel
+        of_value = shades(np.arange(least, most + 1))
+        for rows in strips(stored):
+            grey[rows] = of_value[stored[rows].astype(np.int64) - least]
+    else:
+        for rows in strips(stored):
+            grey[rows] = shades(stored[rows])
     words = [*look.words, *(["modality_lut"] if look.modality is not None else [])]
     if look.voi is not None:
         words.append("dicom_voi_lut:1")

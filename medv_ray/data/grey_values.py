@@ -106,7 +106,7 @@ class GreyValues:
         }
 
     @classmethod
-    def from_facts(cls, facts: dict[str, Any], pixels: bytearray) -> tuple[Self, int]:
+    def from_facts(cls, facts: dict[str, Any], pixels: memoryview) -> tuple[Self, int]:
         """From `facts` and bytes that begin with the arrays, and how many of these were read.
 
         Raises ValueError, TypeError, KeyError for odd ones.

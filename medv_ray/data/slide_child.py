@@ -66,7 +66,7 @@ class SlideReader(Decoder):
     def _what(self, data: bytes) -> str:
         return "a slide"
 
-    def _understand(self, header: Any, payload: bytearray) -> Any:
+    def _understand(self, header: Any, payload: memoryview) -> Any:
         check_reply(header)
         return bytes(payload), str(header["words"])[:100]
 

@@ -75,7 +75,7 @@ class Viewer(Decoder):
         assert isinstance(viewed, Viewed)
         return viewed
 
-    def _understand(self, header: Any, payload: bytearray) -> Viewed:
+    def _understand(self, header: Any, payload: memoryview) -> Viewed:
         """Every field is checked: the child may have been taken over."""
         if not isinstance(header, dict) or header.get("code") is not None:
             super()._understand(header, payload)

@@ -86,7 +86,7 @@ class ChunkDecoder:
         """Errors that are no picture's fault raise; a defect costs the rows it falls on, as it does
         beside the model."""
         sha256, part, several = key
-        try:
+        try:  # the digest is not that which a child says, where pictures are found again by it
             return replace(decoders.prepare(picture, several), sha256=sha256)
         except DataError as error:
             return Refused(error, sha256, part)

@@ -1,4 +1,6 @@
 import os
+import threading
+import time
 
 import pytest
 
@@ -46,6 +48,30 @@ def test_parts_become_one_sorted_file(make, planned, out):
     assert rows_of(out) == [(f, r) for f in (0, 1) for r in range(20)]
     compact(store, ledger)  # one file: nothing to merge
     assert [f.name for f in store.listing("rows")] == [name]
+
+
+def test_an_object_store_is_asked_several_things_at_a_time(make, planned, out, monkeypatch):
+    """One after the other, 2,000 parts of a merge take ten minutes, and nothing is committed."""
+    commit_all(make, planned, out)
+    store = Store(out)
+    asked: dict[str, set[int]] = {}
+
+    def noted(real):
+        def ask(self, name):
+            asked.setdefault(real.__name__, set()).add(threading.get_ident())
+            time.sleep(0.01)
+            return real(self, name)
+
+        return ask
+
+    monkeypatch.setattr(Store, "read", noted(Store.read))
+    monkeypatch.setattr(Store, "delete", noted(Store.delete))
+    compact(store, Ledger.load(store))
+    monkeypatch.undo()
+    assert len(rows_of(out)) == 40
+    few = {threading.get_ident()}
+    assert all(who == few if store.local else len(who - few) > 1 for who in asked.values())
+    assert asked.keys() == {"read", "delete"}
 
 
 def test_merged_files_stay_below_the_target(make, planned, tmp_path, monkeypatch):

@@ -42,9 +42,17 @@ def test_dropped_ones_are_no_repeats_and_repeat_nothing(held):
         hashes.add(of(number))
     hashes.drop(2)
     assert len(hashes) == 5
-    for number in (3, 4, 4, 1):
+    for number in (3, 3, 4, 4, 1):
         hashes.add(of(number))
-    assert hashes.repeats().tolist() == [7, 8]  # the second 4, and the 1 of before
+    assert hashes.repeats().tolist() == [6, 8, 9]  # the second 3 and 4, and the 1 of before
+    hashes.add(of(2) + of(1))  # and further ones
+    assert hashes.repeats().tolist() == [6, 8, 9, 10, 11]
+
+
+def test_hashes_that_begin_alike_are_no_repeats():
+    hashes = IdHashes()
+    hashes.add(bytes(16) + bytes(8) + b"\1" * 8 + b"\1" * 8 + bytes(8) + bytes(16))
+    assert hashes.repeats().tolist() == [3]
 
 
 def test_nothing_repeats_in_nothing():

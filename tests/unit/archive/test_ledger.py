@@ -56,6 +56,13 @@ def test_what_was_appended_is_loaded(store):
     assert ledger.counts() == {"rows": 192, "answered": 186, "abstained": 0, "quarantined": 6}
 
 
+def test_the_folder_of_a_new_ledger_is_durable_too(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("medv_ray.files.sync", synced.append)
+    filled(Store(str(tmp_path)), 2)
+    assert synced == [str(tmp_path)]
+
+
 def test_records_appended_together_are_those_appended_one_by_one(store):
     ledger = Ledger.load(store, repair=True)
     ledger.append(commit(0), commit(1))
@@ -96,7 +103,7 @@ def test_old_records_that_a_crash_left_behind_change_nothing(store):
     assert state(Ledger.load(store)) == state(ledger)  # the crash came before forget_records
 
 
-class Objects:
+class Objects(Store):
     """An object store in memory."""
 
     local = False

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -161,7 +162,7 @@ def test_a_chunk_that_comes_back_twice_counts_once(make, planned, out, committed
         chunk = run.todo()[0]
         records = make.records(planned, chunk)
         parts = [write_part(run.store, chunk, records) for _ in range(2)]
-        assert [run.commit(part) for part in parts] == [True, False]
+        assert [run.commit(part) for part in [*parts, parts[0]]] == [True, False, False]
     assert len(committed_ids(out)) == 4
     assert len(Store(out).listing("rows")) == 1
 
@@ -544,6 +545,36 @@ def test_parts_committed_together_wait_for_the_disk_once(make, planned, tmp_path
         run.commit_all(parts[5:])
         assert run.open_chunks == 0
         assert run.finish().answered == 28
+
+
+def test_parts_committed_together_are_merged_as_soon_as_they_are_many(
+    make, planned, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("medv_ray.archive.run.MERGE_AFTER", 4)
+    with Run.open(str(tmp_path / "run"), planned, IDENTITY) as run:
+        parts = [write_part(run.store, c, make.records(planned, c)) for c in run.todo(4)]
+        run.commit_all(parts)
+        [name] = run.ledger.files
+        assert name.startswith("rows/merged-")
+
+
+def test_a_chunk_that_was_skipped_and_came_after_all_is_not_missing(make, planned, tmp_path):
+    with Run.open(str(tmp_path / "run"), planned, IDENTITY) as run:
+        todo = run.todo()
+        run.skip(todo[0], DataError("E1107", "a.parquet is not there any more."))
+        run.commit_all([write_part(run.store, c, make.records(planned, c)) for c in todo])
+        assert run.skipped == {}
+        assert run.finish().exit_code == 0
+
+
+def test_a_part_of_a_chunk_that_is_not_planned_is_not_taken(make, planned, tmp_path):
+    with Run.open(str(tmp_path / "run"), planned, IDENTITY) as run:
+        chunk = run.todo(1)[0]
+        other = replace(chunk, key="0" * 32, source_key="1" * 32)
+        part = write_part(run.store, other, make.records(planned, chunk))
+        assert run.commit(part) is False
+        assert run.ledger.commits == {}
+        assert not run.store.exists(part.hidden)
 
 
 def test_a_part_that_is_not_there_leaves_all_of_its_company_uncommitted(make, planned, tmp_path):

@@ -22,7 +22,7 @@ def test_a_job_that_its_gpus_bound():
     rates = {stage.name: stage.rows_per_s for stage in found.stages}
     assert rates == {
         "GPU": 160,  # 2 x 8 x 10
-        "driver and commit": pytest.approx(2000),  # 25 rows / (10 + 40 / 16) ms
+        "driver and commit": pytest.approx(25 / 0.03325),  # 10 + (1 + 8.3) x 40 / 16 ms
         "object-store requests": pytest.approx(3500 / REQUESTS.all * 25),
         "network": 12_500,  # 2 x 1250e6 / 200,000
         "decode cores": 12_800,  # 2 x 64 x 100
@@ -39,7 +39,7 @@ def test_a_job_that_its_gpus_bound():
 @pytest.mark.parametrize(
     ("changed", "name", "rows_per_s"),
     [
-        ({"nodes": 1000}, "driver and commit", 2000),
+        ({"nodes": 1000}, "driver and commit", 25 / 0.03325),
         ({"nodes": 1000, "store": "disk"}, "driver and commit", 2500),  # 25 / 10 ms
         ({"image_bytes": 50e6}, "network", 50),  # 2 x 1250e6 / 50e6
         ({"cores": 1, "pictures": 4}, "decode cores", 50),  # 2 x 100 / 4
@@ -51,6 +51,12 @@ def test_the_first_bottleneck_is_named(changed, name, rows_per_s):
     assert found.stages[0].name == name
     assert found.rows_per_s == pytest.approx(rows_per_s)
     assert found.hours == pytest.approx(1e6 / rows_per_s / 3600)
+
+
+def test_a_price_is_for_a_million_rows_of_any_number():
+    found = planned(rows=4e6)
+    assert found.price == pytest.approx(4 * 104.17, abs=0.04)
+    assert found.price_per_million == pytest.approx(104.17, abs=0.01)
 
 
 def test_a_disk_takes_no_requests():
@@ -84,6 +90,10 @@ def test_chunks_are_those_of_the_planner(make):
 def test_large_pictures_share_fewer_rows_a_chunk():
     # 128 MiB hold two of 50 MB
     assert chunks_of(build(ScaleSettings, KNOWN | {"image_bytes": 50e6})) == (2, 500_000)
+    # and of 200 MB each has a chunk of its own
+    assert chunks_of(build(ScaleSettings, KNOWN | {"image_bytes": 200e6})) == (1, 1_000_000)
+    # as have 10 rows that are less than a row group
+    assert chunks_of(build(ScaleSettings, KNOWN | {"rows": 10})) == (10, 1)
 
 
 def test_merged_files_are_bounded_by_rows_and_by_bytes():

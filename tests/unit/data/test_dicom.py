@@ -18,6 +18,7 @@ from pydicom.pixels.processing import convert_color_space
 from medv_ray.canvases import TileSettings
 from medv_ray.data.decode_child import Decoder
 from medv_ray.data.dicom_grey import Look, to_grey
+from medv_ray.data.dicom_tables import Table
 from medv_ray.data.images import decode, inspect, prepare
 from medv_ray.errors import DataError
 from medv_ray.settings import ImageSettings
@@ -678,3 +679,36 @@ def test_an_enhanced_ct_by_its_range_equals_dcmtk() -> None:
     want = np.asarray(Image.open(REAL / "expected_dcmtk" / f"{name}.png")).astype(int)
     assert np.abs(got - want).max() <= 1
     assert words == ["dicom_range:-1024..172"]
+
+
+@pytest.mark.parametrize("inverted", ["", "inverted:MONOCHROME1"])
+@pytest.mark.parametrize(
+    "look",
+    [
+        Look(),
+        Look(window=(40.0, 301.5)),
+        Look(window=(40.5, 300.0), function="LINEAR_EXACT"),
+        Look(window=(-3.0, 77.7), function="SIGMOID"),
+        Look(window=(9.0, 1.0)),
+        Look(slope=-0.37, intercept=11.3, padding=(7, 9)),
+        Look(modality=Table(-90, np.arange(200.0) ** 1.3, 8), voi=Table(5, np.arange(256.0), 8)),
+    ],
+)
+def test_a_grey_does_not_depend_on_how_many_pixels_share_it(look: Look, inverted: str) -> None:
+    """Of many pixels with few values, each value is converted once; of few pixels, each pixel."""
+    look = replace(look, inverted=inverted)
+    for kind in ("int8", "int16", "uint16", "int32"):
+        values = np.arange(-100, 101) if kind.startswith("i") else np.arange(65_335, 65_536)
+        values = values.astype(kind)
+        many = np.random.default_rng(3).permutation(np.repeat(values, 40)).reshape(-1, 30)
+        got, words = to_grey(many, look)
+        few, same = to_grey(values.reshape(1, -1), look)
+        assert words == same
+        assert np.array_equal(got, few[0][many.astype(int) - int(values[0])])
+
+
+def test_values_far_apart_need_no_table_of_all_between() -> None:
+    stored = np.zeros((300, 300), np.int32)
+    stored[0, 0], stored[9, 9] = -(2**31), 2**31 - 1
+    grey, _ = to_grey(stored, Look())
+    assert (grey[0, 0], grey[9, 9], grey[1, 1]) == (0, 255, 128)

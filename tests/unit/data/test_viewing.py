@@ -28,7 +28,7 @@ CROSS[20:23, 5:60] = CROSS[2:40, 31] = True
 def values_of(data: bytes, **settings: str) -> GreyValues:
     header, payload = view(data, ImageSettings(**settings), TILES, None)
     rows, columns = header["picture"]
-    return GreyValues.from_facts(header["values"], bytearray(payload)[rows * columns * 3 :])[0]
+    return GreyValues.from_facts(header["values"], payload[rows * columns * 3 :])[0]
 
 
 def shown(values: GreyValues, level: float, width: float) -> np.ndarray:

@@ -1,8 +1,10 @@
 """Chunks that are decoded in front of the model: the same rows, in a small form that is exact."""
 
 import asyncio
+import hashlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +32,7 @@ from medv_ray.on_ray.decode import (
     pack,
     unpack,
 )
-from medv_ray.on_ray.supervisor import Supervisor
+from medv_ray.on_ray.supervisor import CHUNK_DEATHS, DECODE, START_DEATHS, Supervisor
 from medv_ray.settings import ImageSettings
 from tests.integration import stub
 
@@ -97,6 +99,26 @@ def test_a_bad_picture_keeps_its_error_and_its_row_the_rest(decoder: ChunkDecode
     assert [one.image is None for one in got.rows] == [False, False, False, True]
 
 
+@pytest.mark.parametrize("other", [0, 1, 2])
+def test_only_three_equal_channels_are_sent_as_one(other: int) -> None:
+    tiles = np.full((1, 8, 8, 3), 9, np.uint8)
+    tiles[0, 7, 7, other] = 10
+    one = row(0, b"")
+    one.decoded = (Prepared(tiles, (8, 8), (), "ab" * 32),)
+    [[got]] = [found.pictures for found in unpack(pack(Decoded([one]))).rows]
+    assert np.array_equal(got.tiles, tiles)
+
+
+def test_a_childs_word_for_the_digest_is_not_taken(
+    decoder: ChunkDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded()
+    lie = replace(prepare(data, IMAGE, TILES), sha256="0" * 64)
+    monkeypatch.setattr("medv_ray.data.decoders.Decoders.prepare", lambda *_: lie)
+    [got] = decoder.decode([row(0, data)]).rows
+    assert got.pictures[0].sha256 == hashlib.sha256(data).hexdigest()
+
+
 def test_a_part_of_a_file_stays_one(decoder: ChunkDecoder) -> None:
     frames = [Image.new("RGB", (32, 32), (shade, 0, 9)) for shade in (10, 200)]
     buffer = io.BytesIO()
@@ -130,6 +152,13 @@ def test_what_is_no_pictures_fault(decoder: ChunkDecoder, monkeypatch: pytest.Mo
     monkeypatch.setattr("medv_ray.data.decoders.Decoders.prepare", defect)
     [got] = decoder.decode([row(0, encoded())]).rows
     assert str(got.pictures[0].error) == str(DataError("E1509", "KeyError in one row."))
+
+    def short(*_: object) -> Prepared:
+        raise MemoryError
+
+    monkeypatch.setattr("medv_ray.data.decoders.Decoders.prepare", short)
+    [got] = decoder.decode([row(0, encoded())]).rows
+    assert got.pictures[0].error.code == "E1306"
 
 
 def test_an_input_that_is_not_there_is_said_behind(decoder: ChunkDecoder) -> None:
@@ -195,6 +224,7 @@ def test_a_chunk_goes_from_actor_to_actor(tmp_path: Path, here: Here) -> None:
     first = DecodeChunk(decoding)
     second = ScoreChunk(Work(settings, planned.archive, here, stub.STUB, decoding=decoding))
     table = first(pa.table({"chunk": [text]}))
+    assert not here.of._of[DECODE]._chunks, "no death counts against it any more"
     assert table.column_names == ["chunk", "decoded"]
     assert second({name: table[name].to_numpy() for name in table.column_names}) == {"done": [1]}
     [result] = [json.loads(one) for one in asyncio.run(here.of.results()) or ()]
@@ -217,6 +247,37 @@ def test_a_job_that_stops_leaves_its_chunks_for_the_next_run(tmp_path: Path, her
     asyncio.run(here.of.stop())
     table = first(pa.table({"chunk": [text]}))
     assert table.to_pylist() == [{"chunk": "", "decoded": b""}]
+
+
+def test_a_decoder_after_a_dead_one_says_first_what_it_tries(
+    tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its chunk may end it while it is read; one that ended too many is for the next run."""
+    stub.write_archive(tmp_path / "in.parquet", ["a"])
+    planned = plan(open_archive(stub.settings(tmp_path).archive), "d")
+    chunk = planned.chunks[0]
+    text = json.dumps({"number": 0, "chunk": chunk.to_json()})
+    work = DecodeWork(IMAGE, TILES, planned.archive, here)
+    context = decode.ray.get_runtime_context()
+    context.was_current_actor_reconstructed = True
+    monkeypatch.setattr(ChunkDecoder, "read", lambda *_: pytest.fail("read before it was said"))
+    for _ in range(CHUNK_DEATHS + 1):
+        asyncio.run(here.of.start(chunk.source_key, DECODE))
+    table = DecodeChunk(work)(pa.table({"chunk": [text]}))
+    skip = unpack(table["decoded"][0].as_py()).skip
+    assert skip is not None
+    assert skip.code == "E1508"
+    assert table["chunk"].to_pylist() == [text], "the next actor says it"
+
+
+def test_decoders_that_die_while_they_load_end_the_job(tmp_path: Path, here: Here) -> None:
+    stub.write_archive(tmp_path / "in.parquet", ["a"])
+    planned = plan(open_archive(stub.settings(tmp_path).archive), "d")
+    for _ in range(START_DEATHS):
+        asyncio.run(here.of.born("me", DECODE))
+    with pytest.raises(RunError, match="E1508"):
+        DecodeChunk(DecodeWork(IMAGE, TILES, planned.archive, here))
+    assert asyncio.run(here.of.report())["fatal"][1] == "E1508"
 
 
 def test_a_broken_environment_is_reported_and_ends_the_job(

@@ -32,15 +32,24 @@ def test_figures_and_their_sources():
     assert "rate 10 given" in shown
     assert "request_ms 60 given" in shown
     assert "network 1,250 assumed" in shown
+    assert "from the store: 32.0 MB/s, 16.0 a node; 93 requests/s" in shown
     assert "40,000 parts and commits" in shown
+    assert "16.0 a node ledger: " in said(*RATE, "--nodes", "2", "--store", "disk")
 
 
 def test_the_same_as_json():
-    found = json.loads(said(*RATE, "--json"))
+    found = json.loads(said(*RATE, "--json", "--nodes", "2", "--gpus-per-node", "4"))
     assert found["first_bottleneck"] == found["stages"][0]["name"] == "GPU"
     assert found["rows_per_s"] == 80
     assert found["figures"]["rate"] == {"value": 10.0, "source": "given"}
     assert found["price"] is None
+    assert (found["read_mb_per_s"], found["read_mb_per_s_of_node"]) == (16, 8)
+
+
+def test_a_gpu_may_be_named_with_its_memory(tmp_path):
+    path = probe(tmp_path)
+    found = json.loads(said("--probe", path, "--json", "--gpu", "H200-141GB"))
+    assert found["gpu"] == "h200"
 
 
 def test_a_probe_gives_the_rate(tmp_path):
@@ -62,6 +71,7 @@ def test_no_rate_is_guessed(flags):
         ("NVIDIA H100 80GB HBM3", 0.1, "not on a h200"),
         ("NVIDIA H200", 0, "no time"),
         ("NVIDIA H200", "fast", "no time"),
+        ("NVIDIA H200", True, "no time"),
         ("NVIDIA H200", float("nan"), "no time"),
     ],
 )
