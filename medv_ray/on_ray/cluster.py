@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,9 @@ is shut down, and says nothing: with this thread alive, Ray is left as it is; se
 HEAD_S = 5.0
 OBJECT_STORE_BYTES = 256 * 2**20
 """Where only chunk descriptors and results pass through it."""
+ROOM_BYTES = 32 * 2**20
+"""Ray's logs and sockets of a short job take a megabyte. On a folder that is full from the start,
+Ray comes up, or does not, or comes up and never starts a worker."""
 
 
 class Lost(RunError):
@@ -129,6 +134,7 @@ def _start_local(object_store_bytes: int | None = OBJECT_STORE_BYTES) -> None:
     """Raises RunError E1512 where Ray's servers do not come up in time, E1503 on a full disk."""
     import ray
 
+    _check_room()
     # Ray's processes look into the working directory first: a clone of this repository that lies
     # there would hide a package that was installed as editable
     home = str(Path(__file__).parents[2])
@@ -153,9 +159,20 @@ def _start_local(object_store_bytes: int | None = OBJECT_STORE_BYTES) -> None:
         raise RunError("E1512", text) from error
 
 
+def _check_room() -> None:
+    """Raises RunError E1503. What is no folder yet is Ray's to say."""
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    with suppress(OSError):
+        if shutil.disk_usage(folder).free < ROOM_BYTES:
+            raise no_room()
+
+
 def no_room() -> RunError:
     """E1503, about the folder in which Ray keeps its logs and sockets."""
-    text = "RAY_TMPDIR, or the system's temporary folder, has no room for what Ray writes."
+    text = (
+        "RAY_TMPDIR, or the system's temporary folder, has no room for what Ray writes; "
+        f"{ROOM_BYTES >> 20} MiB will do."
+    )
     return RunError("E1503", text)
 
 

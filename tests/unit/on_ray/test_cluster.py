@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import ray
 
 from medv_ray.errors import RunError
 from medv_ray.on_ray.cluster import (
+    ROOM_BYTES,
     STREAM,
     Cluster,
     _start_local,
@@ -90,6 +92,28 @@ def test_a_full_disk_under_rays_own_folder_is_told(monkeypatch: pytest.MonkeyPat
         _start_local()
     assert caught.value.exit_code == 5
     assert "/tmp" not in str(caught.value)
+
+
+def test_without_room_for_its_folder_ray_is_not_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[str] = []
+    room = {str(tmp_path / "small"): ROOM_BYTES - 1, str(tmp_path / "large"): ROOM_BYTES}
+    monkeypatch.setattr(ray, "init", lambda **_: started.append(os.environ["RAY_TMPDIR"]))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda at: usage._replace(free=room[str(at)]))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "small"))
+    with pytest.raises(RunError, match=r"E1503: .*RAY_TMPDIR.* 32 MiB") as caught:
+        _start_local()
+    assert not started
+    assert str(tmp_path) not in str(caught.value)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "large"))
+    _start_local()
+    monkeypatch.undo()
+    monkeypatch.setattr(ray, "init", lambda **_: started.append("none yet"))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "none"))
+    _start_local()
+    assert started == [str(tmp_path / "large"), "none yet"]
 
 
 def test_a_log_of_rays_that_finds_no_room_prints_no_stack(
