@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from ray import serve
 
 from medv_ray.errors import SettingsError
-from medv_ray.on_ray.endpoint import start_error
+from medv_ray.on_ray.endpoint import SOONER, start_error
 
 STACK = """The deployment failed to start 3 times in a row. See controller logs for details. Error:
 \x1b[36mray::ServeReplica:medv:medv.initialize_and_get_metadata()\x1b[39m (pid=1, ip=10.0.0.1)
@@ -48,3 +51,10 @@ def test_the_cause_is_named_and_nothing_else_of_the_stack(end: str, code: str, w
 def test_without_a_stack(stack: str) -> None:
     error = start_error(stack)
     assert (error.code, "process ended" in error.detail) == ("E1708", True)
+
+
+def test_serve_reads_what_it_is_given() -> None:
+    constants = (Path(serve.__file__).parent / "_private" / "constants.py").read_text()
+    ours = [name for name in SOONER if name.startswith("RAY_SERVE_")]
+    assert len(ours) == 4
+    assert all(f'"{name}"' in constants for name in ours)
