@@ -34,7 +34,7 @@ SOONER = {
     # a proxy that is gone is replaced after three looks: 6 s, where Serve's own 10 s make 30
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
 }
-"""Environment of Ray that brings a request through Serve in 2 ms instead of 4.5, and proxies back."""
+"""Environment of Ray: a request passes Serve in 2 ms instead of 4.5, and lost proxies come back."""
 OURS = re.compile(r"^medv_ray\.errors\.(\w+): \w+ (E\d{4}): (.*?)(?: `medv explain.*)?$", re.M)
 KINDS = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception))\b", re.M)
 """Errors at the end of a stack."""
