@@ -175,7 +175,7 @@ def serve(env: Empty, wait_s: float) -> dict[str, Any]:
         answer = chat(url, env.away / "demo-run/images/0.png")
         with urllib.request.urlopen(url, timeout=60) as page:
             page_bytes = len(page.read())
-        server.send_signal(signal.SIGINT)
+        server.send_signal(signal.SIGTERM)
         code = server.wait(timeout=wait_s)
     finally:
         if server.poll() is None:
