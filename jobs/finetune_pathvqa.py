@@ -29,7 +29,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medv_ray.cli import merged, read_yaml, told_cleanly
+from medv_ray.cli import merged, options, read_yaml, told_cleanly
 from medv_ray.errors import SettingsError
 from medv_ray.on_ray import pathvqa_small
 from medv_ray.on_ray.train import Trained, train
@@ -56,7 +56,7 @@ def main(
     validate_every: Annotated[
         int | None, Option("--validate-every", help="Updates between validations.")
     ] = None,
-    address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
+    address: options.Address = None,
     new_run: Annotated[bool, Option("--new-run", help="Remove the run's files first.")] = False,
     take_over: Annotated[
         bool, Option("--take-over", help="Ignore the lock of a job that is surely dead.")
