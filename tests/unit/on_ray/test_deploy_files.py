@@ -12,8 +12,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from medv_ray.cli import app
-from medv_ray.cli.checking import file_faults, read_documents, whole_documents
+from medv_ray.cli import app, checking
+from medv_ray.cli.checking import file_faults, read_documents, said, whole_documents
 from medv_ray.errors import SettingsError
 from medv_ray.on_ray.deploy_files import OURS, faults, look, start_flags
 
@@ -187,6 +187,20 @@ CHANGES = [
     ("kuberay/cluster.yaml", "runAsNonRoot: true", "runAsNonRoot: false", "runAsNonRoot"),
     ("kuberay/score.yaml", "--max-actors", "--max-actor", "`medv score`: No such option"),
     ("kuberay/score.yaml", "medv score", "medv scoer", "there is no `medv scoer`"),
+    ("kuberay/score.yaml", "medv score", "meddv score", "there is no `meddv`; `medv` is near"),
+    ("kuberay/score.yaml", "medv score", "A=1 python jobs/score_archiv.py", "there are: score_arc"),
+    ("kuberay/score.yaml", "model.dtype=", "model.dtyp=", "model.dtyp: there is no such setting"),
+    ("kuberay/score.yaml", "=bfloat16", "=bf17", "model.dtype: Input should be"),
+    ("kuberay/score.yaml", "min-actors 1 ", "min-actors 13 ", "min_actors=13 > max_actors=12"),
+    ("kuberay/score.yaml", "s3://BUCKET/run1", "run1", "on a cluster, give an absolute path"),
+    ("kuberay/score.yaml", "--model /shared/LLaDA-MedV", "", "model.path: is missing"),
+    ("kuberay/score.yaml", "medv score", "python jobs/score_archive.py --outt x", "No such option"),
+    ("kuberay/finetune.yaml", "pathvqa.py", "pathvq.py", "; there are: finetune_pathvqa.py"),
+    ("kuberay/finetune.yaml", "min_workers=4", "min_workers=9", "must be at most num_workers=8"),
+    ("kuberay/finetune.yaml", "min_workers=4", "min_worker=4", "workers.min_worker: there is no"),
+    ("kuberay/finetune.yaml", "--data ", "--dat ", "No such option: --dat"),
+    ("kuberay/finetune.yaml", "--num-workers 8", "--num-workers 0", "workers.num_workers: "),
+    ("kuberay/finetune.yaml", "--data /shared/pathvqa", "", "--data is missing"),
     ("kuberay/score.yaml", "    env_vars:\n", "    env_var:\n", "runtimeEnvYAML: env_var"),
     ("kuberay/finetune.yaml", "backoffLimit: 2", "backoffLimit: -2", "backoffLimit"),
     ("kuberay/endpoint.yaml", "port: 8000", "port: 8001", "8001 is none of the head's ports"),
@@ -223,6 +237,33 @@ def test_a_mistake_is_found(tmp_path: Path, name: str, old: str, new: str, said:
     changed.write_text(text.replace(old, new))
     found = "\n".join(file_faults(changed))
     assert said in found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "medv score --archive a --out /o --model org/name@abc --config /shared/none.yaml",
+        "medv score --archive a --out /o --model org/name@0123456 --canvas /shared/none.txt",
+        "python /opt/medv/jobs/finetune_pathvqa.py --demo",
+        "python -u jobs/train_tiny.py --steps 3",
+        "python jobs/prepare_vqa.py --kind pathvqa --source a --out b",
+        "python /shared/mine.py --archiv x",
+        "bash -c 'medv scoer'",
+        "",
+    ],
+)
+def test_a_command_line_that_is_right_or_not_ours(line: str) -> None:
+    """Nothing of the hub's is fetched, and what lies on the cluster is not looked for."""
+    assert said("x", line) is None
+
+
+def test_jobs_are_not_looked_at_where_they_are_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    line = "python /opt/medv/jobs/finetune_pathvq.py"
+    assert said("x", line)
+    monkeypatch.setattr(checking, "JOBS", tmp_path / "jobs")
+    assert said("x", line) is None
 
 
 def test_flags_are_those_of_ray() -> None:
