@@ -40,13 +40,13 @@ def check_command(
 
 def file_faults(path: Path) -> list[str]:
     """Of all documents of a file. Raises SettingsError E1001 for one that is no YAML."""
-    from medv_ray.on_ray.deploy_files import commands, faults
+    from medv_ray.on_ray.deploy_files import commands, faults, unselected
 
     try:
         documents = whole_documents(path)
     except KeyError as error:
         return [f"there is no {error.args[0]} beside it"]
-    found = []
+    found = list(unselected(documents))
     for i, document in enumerate(documents, 1):
         mine = faults(document)
         if isinstance(document, dict):

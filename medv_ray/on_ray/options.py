@@ -24,6 +24,7 @@ from medv_ray.serving.options import ServeSettings
 from medv_ray.settings import (
     AnswerSettings,
     EngineSettings,
+    Gpus,
     ModelSettings,
     Settings,
     SlideSettings,
@@ -39,7 +40,7 @@ class PoolSettings(Settings):
     """Actors that are started at once. None: all of `max_actors` without a cluster, else 1."""
     max_actors: PositiveInt | None = None
     """Actors that the pool may grow to. None: as many as the cluster has room for now."""
-    num_gpus: Annotated[float, Field(ge=0)] = 0
+    num_gpus: Gpus = 0
     """GPUs of each actor; a fraction puts several actors on one GPU."""
     cpus_per_actor: Annotated[float, Field(ge=0)] | None = None
     """CPU cores and torch threads of each actor. None: 1 on CPU, 0 beside a GPU."""
