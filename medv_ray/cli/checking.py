@@ -30,7 +30,10 @@ def check_command(
     """Find what is wrong with files for a cluster: names, flags, settings, an open dashboard."""
     count = 0
     for path in files:
-        found = file_faults(path)
+        try:
+            found = file_faults(path)
+        except SettingsError as error:  # the others are looked at all the same
+            found = [error.detail.removeprefix(f"{path.name}: ")]
         count += len(found)
         typer.echo(f"{path.name}: {len(found)} faults" if found else f"{path.name}: ok")
         for one in found:

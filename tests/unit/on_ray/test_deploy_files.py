@@ -484,7 +484,9 @@ def test_command(tmp_path: Path) -> None:
     wrong.write_text(
         (ROOT / "cluster/serve.yaml").read_text().replace("route_prefix", "route_prefx")
     )
-    done = CliRunner().invoke(app, ["check", "cluster/serve.yaml", str(wrong)])
+    none = str(tmp_path / "none.yaml")
+    done = CliRunner().invoke(app, ["check", "cluster/serve.yaml", none, str(wrong)])
     assert done.exit_code == 2
     assert done.output.splitlines()[0] == "serve.yaml: ok"
+    assert "    no readable YAML (FileNotFoundError).\n" in done.output
     assert "applications[0].route_prefx: no such field; there are: route_prefix" in done.output
