@@ -329,7 +329,7 @@ OnePicture = Annotated[ImageSettings, AfterValidator(_one_picture)]
 class ModelSettings(Settings):
     """Which checkpoint, and how it is held."""
 
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     """Folder with config.json, tokenizer and safetensors; local, or `org/name@revision` of the
     hub."""
     adapter: str | None = None

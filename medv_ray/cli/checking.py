@@ -35,7 +35,8 @@ def check_command(
         except SettingsError as error:  # the others are looked at all the same
             found = [error.detail.removeprefix(f"{path.name}: ")]
         count += len(found)
-        typer.echo(f"{path.name}: {len(found)} faults" if found else f"{path.name}: ok")
+        faults = "1 fault" if len(found) == 1 else f"{len(found)} faults"
+        typer.echo(f"{path.name}: {faults if found else 'ok'}")
         for one in found:
             typer.echo(f"    {one}")
     return 2 if count else 0

@@ -125,10 +125,10 @@ def under(values: dict[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _said(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+def _said(error: ValidationError, model: type[BaseModel], place: str = "") -> Iterator[str]:
     """Each error of pydantic's, with the names that may be meant."""
     for one in error.errors(include_url=False):
-        where = ".".join(map(str, one["loc"]))
+        where = ".".join(filter(None, (place, *map(str, one["loc"]))))
         if one["type"] == "extra_forbidden":
             known = _fields(model, one["loc"][:-1])
             near = get_close_matches(str(one["loc"][-1]), known) or sorted(known)
@@ -254,7 +254,7 @@ def _of(model: type[BaseModel], value: Any, place: str) -> Iterator[str]:
     try:
         model.model_validate(value)
     except ValidationError as error:
-        yield from (f"{place}.{one}" for one in _said(error, model))
+        yield from _said(error, model, place)
 
 
 def _started(document: dict[str, Any]) -> Iterator[str]:

@@ -120,7 +120,12 @@ CHANGES = [
     ("aws.yaml", "0\n    max_workers: 4", "5\n    max_workers: 4", "min_workers=5 > max_workers=4"),
     ("aws.yaml", "ray_bootstrap_config", "ray_bootstrap_confg", "bootstrap_config.yaml is missing"),
     ("aws.yaml", "STATS_ENABLED", "STATS_ENABLE", "ENABLE: RAY_USAGE_STATS_ENABLED is near"),
-    ("gcp.yaml", "zone: us-central1-a", "zone: us-west1-a", "us-west1-a is not of us-central1"),
+    (
+        "gcp.yaml",
+        "zone: us-central1-a",
+        "zone: us-west1-a",
+        "provider: availability_zone us-west1-a is not of us-central1",
+    ),
     ("gcp.yaml", "timeout 600 bash", "medv scoer", "gpu_spot.initialization_commands[0]: there is"),
     ("on_prem.yaml", "  ssh_private_key", "  ssh_proxy_command", "ssh_private_key is missing"),
     ("on_prem.yaml", "--ulimit nofile", "--ulimits nofile", "--ulimits is not understood"),
@@ -488,5 +493,5 @@ def test_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["check", "cluster/serve.yaml", none, str(wrong)])
     assert done.exit_code == 2
     assert done.output.splitlines()[0] == "serve.yaml: ok"
-    assert "    no readable YAML (FileNotFoundError).\n" in done.output
+    assert "none.yaml: 1 fault\n    no readable YAML (FileNotFoundError).\n" in done.output
     assert "applications[0].route_prefx: no such field; there are: route_prefix" in done.output
