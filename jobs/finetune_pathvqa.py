@@ -29,7 +29,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medv_ray.cli import merged, read_yaml, told_cleanly
+from medv_ray.cli import merged, options, read_yaml, told_cleanly
 from medv_ray.errors import SettingsError
 from medv_ray.on_ray import pathvqa_small
 from medv_ray.on_ray.train import Trained, train
@@ -56,7 +56,7 @@ def main(
     validate_every: Annotated[
         int | None, Option("--validate-every", help="Updates between validations.")
     ] = None,
-    address: Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")] = None,
+    address: options.Address = None,
     new_run: Annotated[bool, Option("--new-run", help="Remove the run's files first.")] = False,
     take_over: Annotated[
         bool, Option("--take-over", help="Ignore the lock of a job that is surely dead.")
@@ -75,25 +75,31 @@ def main(
         return show_demo(Path(out or "finetune-demo"), address)
     if recipe is not None:
         return make_small(recipe, data, out, num_workers, address)
-    if stage not in RECIPES:
-        raise SettingsError("E1001", f"--stage {stage[:40]!r}: one of {', '.join(RECIPES)}.")
-    flags = {
-        "model": model,
-        "data": data,
-        "out": out,
-        "workers": {"num_workers": num_workers, "num_gpus": num_gpus},
-        "validation": {"every": validate_every},
-    }
-    values: dict[str, Any] = {"stage": RECIPES[stage].model_dump(mode="json")}
-    values = merged(merged(values, read_yaml(config) if config else {}), flags)
-    values = override(values, assignments or [])
-    for name in ("model", "data", "out"):
-        if not values.get(name):
-            raise SettingsError("E1001", f"--{name} is missing; `--help` lists all options.")
-    settings = build(TrainSettings, values)
+    settings = settings_of(locals())
     done = train(settings, new_run, take_over, address, show)
     tell({"summary": "done" if done.whole else "stopped", **summary_of(done)})
     return 0 if done.whole else 1
+
+
+def settings_of(given: dict[str, Any]) -> TrainSettings:
+    """Of this job's options, by their names. Raises SettingsError E1001."""
+    stage, config = given["stage"], given["config"]
+    if stage not in RECIPES:
+        raise SettingsError("E1001", f"--stage {stage[:40]!r}: one of {', '.join(RECIPES)}.")
+    flags = {
+        "model": given["model"],
+        "data": given["data"],
+        "out": given["out"],
+        "workers": {"num_workers": given["num_workers"], "num_gpus": given["num_gpus"]},
+        "validation": {"every": given["validate_every"]},
+    }
+    values: dict[str, Any] = {"stage": RECIPES[stage].model_dump(mode="json")}
+    values = merged(merged(values, read_yaml(config) if config else {}), flags)
+    values = override(values, given["assignments"] or [])
+    for name in ("model", "data", "out"):
+        if not values.get(name):
+            raise SettingsError("E1001", f"--{name} is missing; `--help` lists all options.")
+    return build(TrainSettings, values)
 
 
 def show_demo(out: Path, address: Text) -> int:

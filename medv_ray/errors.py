@@ -489,9 +489,9 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1512": Entry(
         "ray_ended",
-        "Ray, which runs the workers, was ended or lost one of its servers.",
+        "Ray, which runs the workers, was ended, lost one of its servers, or does not answer.",
         "Run the same command again; what was committed is kept. If it comes back, look at memory "
-        "and at Ray's own log.",
+        "and at Ray's own log, and at what --address or RAY_ADDRESS names.",
     ),
     "E1513": Entry(
         "environment_broken",

@@ -43,6 +43,15 @@ S = TypeVar("S", bound="Settings")
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
+def _whole_above_one(value: float) -> float:
+    if value > 1 and value % 1:
+        raise ValueError("above 1 it must be a whole number, as Ray gives out GPUs")
+    return value
+
+
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
+
+
 def _frames_policy(value: str) -> str:
     if not re.fullmatch(r"first|middle|all|refuse|every:[1-9][0-9]{0,8}", value):
         raise ValueError("must be first, middle, all, every:N (every:10, say) or refuse")
@@ -320,7 +329,7 @@ OnePicture = Annotated[ImageSettings, AfterValidator(_one_picture)]
 class ModelSettings(Settings):
     """Which checkpoint, and how it is held."""
 
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     """Folder with config.json, tokenizer and safetensors; local, or `org/name@revision` of the
     hub."""
     adapter: str | None = None

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, PositiveInt, field_validator
 
 from medv_ray.archive.chunks import CHUNK_BYTES
 from medv_ray.archive.compact import MOST_ROWS, TARGET_BYTES
@@ -20,7 +20,7 @@ from medv_ray.archive.store import AT_ONCE
 from medv_ray.settings import Settings
 
 Source = Literal["given", "measured", "assumed"]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=1e-6, le=1e12)]
 MOST = 10**12
 
 
@@ -35,7 +35,7 @@ class ScaleSettings(Settings):
     """GPUs of a node."""
     rate: Positive
     """Rows that one GPU answers in a second."""
-    price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    price_per_hour: Annotated[float, Field(ge=0, le=1e9), AfterValidator(abs)] | None = None
     """Of one node, in any currency."""
     cores: Annotated[int, Field(ge=1, le=4096)] = 64
     """CPU cores of a node that decode pictures."""

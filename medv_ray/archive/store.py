@@ -292,11 +292,14 @@ class Store:
 
 @contextmanager
 def reading(name: str = "") -> Iterator[None]:
-    """Turn a failed look at a run folder into RunError E1511; FileNotFoundError is an answer."""
+    """Turn a failed look at a run folder into RunError E1511, E1507 where a file has its name;
+    FileNotFoundError is an answer."""
     try:
         yield
     except FileNotFoundError:
         raise
+    except NotADirectoryError:
+        raise RunError("E1507", "the run folder, or one above it, is a file.") from None
     except TROUBLE as error:
         text = f"{name or 'the output folder'}: no answer from the disk or the object store"
         raise RunError("E1511", f"{text} ({reason_of(error)}).") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "app", "exit_code_of", "main", "merged", "print_json", "read_yaml",
-    "score_command", "score_settings", "summary_of", "told_cleanly",
+    "score_command", "score_settings", "settings_of", "summary_of", "told_cleanly",
 ]  # fmt: skip
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
@@ -112,33 +113,7 @@ def score_command(
     ] = False,
 ) -> int:
     """Score an archive: every row ends answered, abstained or quarantined."""
-    settings = score_settings(
-        config,
-        {
-            "out": out,
-            "canvas": None if canvas is None else read_canvas(canvas),
-            "archive": {
-                "archive": archive, "questions": questions, "question": question,
-                "images": images, "id_column": id_column, "image_column": image_column,
-                "question_column": question_column, "answer_column": answer_column,
-                "choices_column": choices_column, "limit": limit,
-                "prompt": prompt, "system_column": system_column,
-                "encoding": encoding, "max_cell_bytes": max_cell_bytes,
-                "token_file": token_file,
-            },
-            "model": {"path": model},
-            "image": {"frames": frames, "window": window},
-            "pool": {
-                "min_actors": min_actors, "max_actors": max_actors, "num_gpus": num_gpus,
-                "cpus_per_actor": cpus_per_actor, "decode_actors": decode_actors,
-            },
-            "privacy": {
-                "ids": "digest" if pseudonymise else None, "salt_file": salt_file,
-                "mapping": mapping or None,
-            },
-        },
-        assignments or [],
-    )  # fmt: skip
+    settings = settings_of(locals())
     from medv_ray.on_ray.abstaining import with_stored
     from medv_ray.on_ray.score import Resume, score
 
@@ -154,6 +129,33 @@ def score_command(
     outcome = score(settings, mode, address=address)
     print_json(summary_of(outcome, settings))
     return outcome.exit_code
+
+
+def settings_of(given: dict[str, Any], folder: Callable[[str], str] | None = None) -> ScoreSettings:
+    """Of the options of `medv score`, by their names. Raises SettingsError."""
+
+    def some(*names: str) -> dict[str, Any]:
+        return {name: given[name] for name in names}
+
+    canvas = given["canvas"]
+    flags = {
+        "out": given["out"],
+        "canvas": None if canvas is None else read_canvas(canvas),
+        "archive": some(
+            "archive", "questions", "question", "images", "id_column", "image_column",
+            "question_column", "answer_column", "choices_column", "limit", "prompt",
+            "system_column", "encoding", "max_cell_bytes", "token_file",
+        ),
+        "model": {"path": given["model"]},
+        "image": some("frames", "window"),
+        "pool": some("min_actors", "max_actors", "num_gpus", "cpus_per_actor", "decode_actors"),
+        "privacy": {
+            "ids": "digest" if given["pseudonymise"] else None,
+            "salt_file": given["salt_file"],
+            "mapping": given["mapping"] or None,
+        },
+    }  # fmt: skip
+    return score_settings(given["config"], flags, given["assignments"] or [], folder)
 
 
 def read_canvas(path: Path) -> str:
@@ -174,21 +176,28 @@ def read_canvas(path: Path) -> str:
 
 
 def score_settings(
-    config: Path | None, flags: dict[str, Any], assignments: list[str]
+    config: Path | None,
+    flags: dict[str, Any],
+    assignments: list[str],
+    folder: Callable[[str], str] | None = None,
 ) -> ScoreSettings:
-    """Checkpoint's recommendations < YAML file < flags < `--set`. Raises SettingsError."""
+    """Checkpoint's recommendations < YAML file < flags < `--set`. Raises SettingsError.
+
+    `folder`: of a model's name; default: the hub's models are fetched.
+    """
     from medv_ray.on_ray.options import ScoreSettings, checkpoint_defaults
     from medv_ray.settings import build, model_folder, override
 
+    folder = folder or model_folder
     values = override(merged(read_yaml(config) if config else {}, flags), assignments)
     for field, flag in (("out", "--out"), ("archive", "--archive"), ("model", "--model")):
         if not values.get(field):
             raise SettingsError("E1001", f"{flag} is missing; `--help` lists all options.")
     chosen = values["model"].get("path") if isinstance(values["model"], dict) else None
     if isinstance(chosen, str):
-        chosen = values["model"]["path"] = model_folder(chosen)
+        chosen = values["model"]["path"] = folder(chosen)
         if isinstance(adapter := values["model"].get("adapter"), str):
-            values["model"]["adapter"] = model_folder(adapter)
+            values["model"]["adapter"] = folder(adapter)
     whole = merged(checkpoint_defaults(str(chosen)), values)
     if "abstain_below" in values:  # null is a value here: nothing abstains
         whole["abstain_below"] = values["abstain_below"]

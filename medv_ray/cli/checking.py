@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import shlex
+from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from medv_ray.cli.terminal import merged
-from medv_ray.errors import SettingsError
+from medv_ray.errors import MedvError, SettingsError
 
 KUSTOMIZATION = "kustomization.yaml"
 MAX_BYTES = 2**20
+JOBS = Path(__file__).parents[2] / "jobs"
+"""Of a clone or an image; an installed wheel has none."""
 
 
 def check_command(
@@ -24,9 +30,13 @@ def check_command(
     """Find what is wrong with files for a cluster: names, flags, settings, an open dashboard."""
     count = 0
     for path in files:
-        found = file_faults(path)
+        try:
+            found = file_faults(path)
+        except SettingsError as error:  # the others are looked at all the same
+            found = [error.detail.removeprefix(f"{path.name}: ")]
         count += len(found)
-        typer.echo(f"{path.name}: {len(found)} faults" if found else f"{path.name}: ok")
+        faults = "1 fault" if len(found) == 1 else f"{len(found)} faults"
+        typer.echo(f"{path.name}: {faults if found else 'ok'}")
         for one in found:
             typer.echo(f"    {one}")
     return 2 if count else 0
@@ -34,13 +44,13 @@ def check_command(
 
 def file_faults(path: Path) -> list[str]:
     """Of all documents of a file. Raises SettingsError E1001 for one that is no YAML."""
-    from medv_ray.on_ray.deploy_files import commands, faults
+    from medv_ray.on_ray.deploy_files import commands, faults, unselected
 
     try:
         documents = whole_documents(path)
     except KeyError as error:
         return [f"there is no {error.args[0]} beside it"]
-    found = []
+    found = list(unselected(documents))
     for i, document in enumerate(documents, 1):
         mine = faults(document)
         if isinstance(document, dict):
@@ -87,17 +97,33 @@ def name_of(document: Any) -> tuple[str, str]:
 
 
 def said(place: str, line: str) -> str | None:
-    """What is wrong with a command line that begins with `medv`; None for any other."""
+    """What is wrong with a command line of ours; None for any other."""
     try:
         words = shlex.split(line)
     except ValueError as error:
         return f"{place}: {error}"
-    wrong = flag_fault(words[1:]) if words[:1] == ["medv"] else None
+    while words and re.match(r"\w+=", words[0]):
+        words = words[1:]
+    wrong = program_fault(*words) if words else None
     return wrong and f"{place}: {wrong}"
 
 
+def program_fault(program: str, *words: str) -> str | None:
+    """Of `medv ...` and `python jobs/FILE ...`."""
+    if program == "medv":
+        return flag_fault(list(words))
+    if get_close_matches(program, ["medv"], cutoff=0.75):
+        return f"there is no `{program}`; `medv` is near"
+    files = [i for i, word in enumerate(words) if not word.startswith("-")]
+    if re.match("python", Path(program).name) and files:
+        file, rest = words[files[0]], words[files[0] + 1 :]
+        if Path(file).parent.name == JOBS.name and JOBS.is_dir():
+            return job_fault(file, list(rest))
+    return None
+
+
 def flag_fault(words: list[str]) -> str | None:
-    """What the command line's own parser says of `medv WORDS`."""
+    """What the command line's own parser says of `medv WORDS`, and the settings of `medv score`."""
     from medv_ray.cli import app
 
     node: Any = typer.main.get_command(app)
@@ -108,11 +134,52 @@ def flag_fault(words: list[str]) -> str | None:
             if inner is None:
                 return f"there is no `{name}`"
             node = inner
-        node.make_context(name, list(words))
     except IndexError:
         return f"`{name}` takes a command"
+    return parsed(node, name, words, asked if name == "medv score" else None)
+
+
+def job_fault(file: str, words: list[str]) -> str | None:
+    """The same of `python FILE WORDS`, by the file of jobs/ with its name."""
+    mine = JOBS / Path(file).name
+    if not mine.is_file():
+        known = sorted(one.name for one in JOBS.glob("*.py"))
+        near = get_close_matches(mine.name, known) or known
+        return f"there is no {file}; there are: {', '.join(near)}"
+    names = runpy.run_path(str(mine))
+    if "typer" not in names:
+        return None
+    app = typer.Typer()
+    app.command()(names.get("main") or names[f"{mine.stem.partition('_')[0]}_command"])
+    read = names.get("settings_of", asked if "score_command" in names else None)
+    return parsed(typer.main.get_command(app), file, words, read)
+
+
+def asked(given: dict[str, Any]) -> None:
+    """Settings of a scoring job on a cluster, read; models of the hub are not fetched."""
+    from medv_ray.cli import settings_of
+
+    settings_of(given, str).check_out(on_cluster=True)
+
+
+def parsed(
+    node: Any, name: str, words: list[str], read: Callable[[dict[str, Any]], Any] | None
+) -> str | None:
+    """What a command's parser says, then what reads its settings. Files that lie on the cluster are
+    not looked for."""
+    try:
+        given = dict(node.make_context(name, list(words)).params)
     except Exception as error:  # the parser's, of classes that are not public
         return f"`{name}`: {getattr(error, 'message', '') or type(error).__name__}"
+    files = {one: Path(given[one]) for one in ("config", "canvas") if given.get(one)}
+    given |= {one: path if path.is_file() else None for one, path in files.items()}
+    other = given.get("demo") or given.get("recipe")  # finetuning with settings of its own
+    if read is None or other or ("config" in files and given["config"] is None):
+        return None
+    try:
+        read(given)
+    except MedvError as error:
+        return f"`{name}`: {error.detail}"
     return None
 
 

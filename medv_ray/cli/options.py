@@ -31,4 +31,6 @@ NumGpus = Annotated[float, Option(help="GPUs of an actor.", min=0)]
 OnGpu = Annotated[float | None, Option(help="1: on the GPU.")]
 Cpus = Annotated[float | None, Option(help="CPU cores.")]
 MaxActors = Annotated[int | None, Option(help="Actors at most.", min=1)]
-Address = Annotated[Text, Option(help="Ray cluster; default RAY_ADDRESS or none.")]
+Address = Annotated[
+    Text, Option(help="host:port of a Ray cluster's head; default RAY_ADDRESS or none.")
+]

@@ -38,7 +38,7 @@ def plan_score_command(
     store: Annotated[str | None, Option(help="s3 or disk: where archive and run lie.")] = None,
     chunk_rows: Annotated[int | None, Option(help="archive.chunk_rows of the job.")] = None,
     assignments: Annotated[
-        list[str] | None, Option("--set", help="Any figure: --set request_ms=60.")
+        list[str] | None, Option("--set", help="Any figure, over its flag: --set request_ms=60.")
     ] = None,
     as_json: Annotated[bool, Option("--json", help="Figures as JSON.")] = False,
 ) -> None:

@@ -85,7 +85,11 @@ def require(folder: Path, names: Iterable[str]) -> None:
     """Raises CheckpointError E1401 naming the files that are not there."""
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
-        raise CheckpointError("E1401", f"folder {folder.name!r} lacks {join(absent)}.")
+        what = f"folder {folder.name!r} lacks"
+        if not folder.is_dir():
+            held = f"{folder.name!r} is a file" if folder.exists() else f"no folder {folder.name!r}"
+            what = f"{held}: it would be a folder with"
+        raise CheckpointError("E1401", f"{what} {join(absent)}.")
 
 
 def join(names: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from medv_ray.disk import is_full
-from medv_ray.errors import RunError
+from medv_ray.errors import RunError, SettingsError
 from medv_ray.on_ray.preflight import Capacity, Node
 
 SERVERS = ("raylet", "gcs_server")
@@ -25,6 +26,7 @@ STREAM = "medv-stream"
 """Name of the thread in which Ray Data runs. Ray ends the process of a thread that calls it once it
 is shut down, and says nothing: with this thread alive, Ray is left as it is; see `leave`."""
 HEAD_S = 5.0
+HEAD = re.compile(r"[^/@\s]+:\d{1,5}")
 OBJECT_STORE_BYTES = 256 * 2**20
 """Where only chunk descriptors and results pass through it."""
 ROOM_BYTES = 32 * 2**20
@@ -37,8 +39,18 @@ class Lost(RunError):
 
 
 def cluster_address(address: str | None) -> str | None:
-    """The cluster to connect to; None starts an own Ray. `ray job submit` sets RAY_ADDRESS."""
-    chosen = address or os.environ.get("RAY_ADDRESS") or None
+    """The cluster to connect to; None starts an own Ray. `ray job submit` sets RAY_ADDRESS.
+
+    Raises SettingsError E1001.
+    """
+    chosen = os.environ.get("RAY_ADDRESS") or None if address is None else address
+    if chosen not in (None, "auto", "local") and not HEAD.fullmatch(chosen):
+        raise SettingsError(
+            "E1001",
+            f"{'RAY_ADDRESS' if address is None else '--address'} is host:port of a cluster's head "
+            "(port 6379, say; not the dashboard's 8265), auto: the Ray that runs on this machine, "
+            "or local: a Ray of the job's own.",
+        )
     return None if chosen == "local" else chosen
 
 
@@ -60,12 +72,17 @@ class Cluster(NamedTuple):
     def has_head(self) -> bool:
         """Whether the head's server takes connections. Ray itself would wait a minute for it, then
         end this process without a word."""
-        host, _, port = self.head.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), HEAD_S).close()
-        except (OSError, ValueError):
-            return False
-        return True
+        return answers(self.head)
+
+
+def answers(head: str) -> bool:
+    """Whether anything takes connections at `host:port`."""
+    host, _, port = head.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), HEAD_S).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def streaming() -> bool:
@@ -117,7 +134,7 @@ def running_ray(
         if not ray.is_initialized():
             stack.enter_context(unless_streaming(_shutdown))
             if connect:
-                ray.init(address=connect, log_to_driver=False, logging_level=logging.ERROR)
+                _connect(connect)
             else:
                 _start_local(object_store_bytes)
                 servers = _servers()
@@ -128,6 +145,21 @@ def running_ray(
         ]
         head = ray.get_runtime_context().gcs_address
         yield Cluster(Capacity(tuple(nodes), elastic=bool(connect)), servers, head)
+
+
+def _connect(address: str) -> None:
+    """Raises RunError E1512 where no cluster answers; Ray itself would wait for one for minutes."""
+    import ray
+
+    if address != "auto" and not answers(address):
+        text = "nothing answers at --address (or RAY_ADDRESS): host and port of a cluster's head."
+        raise RunError("E1512", text)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # no kind of its own: its text holds addresses
+        kind = type(error).__name__
+        text = f"no Ray that takes this job at --address (or RAY_ADDRESS) ({kind}); `ray status`."
+        raise RunError("E1512", text) from error
 
 
 def _start_local(object_store_bytes: int | None = OBJECT_STORE_BYTES) -> None:

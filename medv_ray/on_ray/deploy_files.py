@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import tomllib
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,6 +33,20 @@ RESOURCES = {"CPU", "GPU", "memory", "object_store_memory"}
 START = re.compile(r"\bray start\b(.*)", re.S)
 OPTION = re.compile(r"(?:-e|--env|-v|--volume|--ulimit|--shm-size|--gpus|--ipc)[= ]\S+")
 """Of `docker run`, those that are understood here."""
+NAMED = re.compile(r"\bmedv_ray(?:\.\w+)+[:.]\w+")
+VARIABLE = re.compile(r"\b(?:RAY|MEDV)_\w+")
+VARIABLES = (
+    *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_HEAD_IP"),
+    *("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"),
+    *("RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S", "RAY_AUTOSCALER_UTILIZATION_SCORER"),
+    *("RAY_enable_autoscaler_v2", "RAY_RUNTIME_ENV_CREATE_WORKING_DIR", "MEDV_API_KEYS_FILE"),
+)
+"""Of the files in cluster/; others are let through, unless they are nearly one of these."""
+UPLOADED = re.compile(r"\$\{RAY_RUNTIME_ENV_CREATE_WORKING_DIR\}(?:/([\w./-]+))?(?:\[([\w,-]+)\])?")
+"""The folder that Ray put the upload into: a file of it, or extras of the package in it."""
+SCALING = "~/ray_bootstrap_config.yaml"
+"""Where `ray up` puts it on the head."""
+PORTS = range(1, 2**16)
 MODE = re.compile(r"\bRAY_AUTH_MODE=[\"']?([\w-]*)")
 
 
@@ -44,7 +59,9 @@ def look(document: Any) -> Iterator[str]:
     """The same, one after the other."""
     if not isinstance(document, dict):
         yield NO_NAMES
-    elif "kind" in document:
+        return
+    yield from misnamed(str(document))
+    if "kind" in document:
         yield from _manifest(document)
     elif "provider" in document:
         yield from _ray_up(document)
@@ -54,6 +71,39 @@ def look(document: Any) -> Iterator[str]:
         yield from _runtime_env(document)
     else:
         yield "no `ray up` file, Kubernetes manifest, Serve file or runtime environment"
+
+
+def misnamed(text: str) -> Iterator[str]:
+    """Functions of ours that are not there, and variables that are nearly one of Ray's."""
+    for name in sorted(set(NAMED.findall(text))):
+        module, _, attribute = name.replace(":", ".").rpartition(".")
+        if attribute not in names_in(module):
+            yield f"there is no {name}"
+    for name in sorted(set(VARIABLE.findall(text)) - {*VARIABLES}):
+        yield from (
+            f"{name}: {near} is near" for near in get_close_matches(name, VARIABLES, 1, 0.9)
+        )
+
+
+@functools.cache
+def names_in(module: str) -> frozenset[str]:
+    """Functions and classes of a module of ours; to import it takes seconds."""
+    file = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
+    tree = ast.parse(file.read_text()) if file.is_file() else ast.Module([], [])
+    return frozenset(getattr(one, "name", "") for one in tree.body)
+
+
+def unselected(documents: list[Any]) -> Iterator[str]:
+    """Services beside deployments none of which has pods that they select."""
+    of_kind: dict[Any, list[dict[str, Any]]] = {}
+    for one in documents:
+        if isinstance(one, dict):
+            of_kind.setdefault(one.get("kind"), []).append(under(one, "spec"))
+    pods = [under(under(s, "template"), "metadata") for s in of_kind.get("Deployment", [])]
+    for spec in of_kind.get("Service", []) if pods else ():
+        wanted = under(spec, "selector").items()
+        if not any(wanted <= under(one, "labels").items() for one in pods):
+            yield "Service: spec.selector: no deployment beside it has pods with these labels"
 
 
 def commands(document: dict[str, Any]) -> list[tuple[str, str]]:
@@ -75,10 +125,10 @@ def under(values: dict[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _said(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+def _said(error: ValidationError, model: type[BaseModel], place: str = "") -> Iterator[str]:
     """Each error of pydantic's, with the names that may be meant."""
     for one in error.errors(include_url=False):
-        where = ".".join(map(str, one["loc"]))
+        where = ".".join(filter(None, (place, *map(str, one["loc"]))))
         if one["type"] == "extra_forbidden":
             known = _fields(model, one["loc"][:-1])
             near = get_close_matches(str(one["loc"][-1]), known) or sorted(known)
@@ -151,8 +201,15 @@ def _reached(serve: dict[str, Any], spec: ClusterSpec) -> Iterator[str]:
         yield f"serveConfigV2: port {http.get('port', 8000)} is none of the head's ports"
     if http.get("host") in LOOPBACK:
         yield f"serveConfigV2: host {http['host']} is reached from no other pod: 0.0.0.0"
+    apps = serve.get("applications")
+    given = [under(one, "args").get("keys_file") for one in apps or () if isinstance(one, dict)]
     for group in _every_group(spec):
         one = group.template.spec.containers[0]
+        mounts = [mount.mountPath.rstrip("/") + "/" for mount in one.volumeMounts]
+        named = [env.value for env in one.env if env.name == "MEDV_API_KEYS_FILE"]
+        for path in sorted({path for path in (*given, *named) if isinstance(path, str)}):
+            if not path.startswith(tuple(mounts)):
+                yield f"container {one.name}: nothing is mounted where {path} is looked for"
         for name in ("MEDV_API_KEYS_FILE", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"):
             if name not in [env.name for env in one.env]:
                 yield f"container {one.name}: env has no {name}"
@@ -186,6 +243,8 @@ def _ray_up(document: dict[str, Any]) -> Iterator[str]:
                     yield f"{name}.resources: {what} must be 0, so that no actor lies on the head"
         elif "max_workers" not in kind:
             yield f"{name}: max_workers is missing; it bounds what the cluster costs"
+        elif kind.get("min_workers", 0) > kind["max_workers"]:
+            yield f"{name}: min_workers={kind['min_workers']} > max_workers={kind['max_workers']}"
     if provider["type"] == "local" and "ssh_private_key" not in under(document, "auth"):
         yield "auth: ssh_private_key is missing; the head reaches the workers with it"
     yield from _started(document)
@@ -195,7 +254,7 @@ def _of(model: type[BaseModel], value: Any, place: str) -> Iterator[str]:
     try:
         model.model_validate(value)
     except ValidationError as error:
-        yield from (f"{place}.{one}" for one in _said(error, model))
+        yield from _said(error, model, place)
 
 
 def _started(document: dict[str, Any]) -> Iterator[str]:
@@ -209,6 +268,7 @@ def _started(document: dict[str, Any]) -> Iterator[str]:
         yield f"docker.run_options: `-e {TOKEN_MODE}` is missing; anybody could run code there"
     if not any(str(one).endswith(TOKEN_FILE) for one in document.get("file_mounts") or {}):
         yield f"file_mounts: ~/{TOKEN_FILE} is missing; no node could join"
+    ports = {}
     for who in ("head", "worker"):
         key = f"{who}_start_ray_commands"
         lines = [line for place, line in commands(document) if place.startswith(key)]
@@ -224,9 +284,15 @@ def _started(document: dict[str, Any]) -> Iterator[str]:
             yield f"{key}: --dashboard-host=127.0.0.1 is missing; `ray dashboard` reaches it"
         if who == "head" and "--head" not in given:
             yield f"{key}: --head is missing"
+        if who == "head" and given.get("--autoscaling-config") != SCALING:
+            yield f"{key}: --autoscaling-config={SCALING} is missing; no node would start"
+        flag = "--port" if who == "head" else "--address"
+        ports[who] = given.get(flag, "6379").rpartition(":")[2]
         for flag in ("--num-cpus", "--num-gpus") if who == "head" else ():
             if given.get(flag) != "0":
                 yield f"{key}: {flag}=0 is missing, so that no actor lies on the head"
+    if len(set(ports.values())) > 1:
+        yield f"ports: the head listens on {ports['head']}, and workers join {ports['worker']}"
 
 
 @functools.cache
@@ -252,8 +318,14 @@ def _serve(document: dict[str, Any]) -> Iterator[str]:
     except ValidationError as error:
         yield from _said(error, ServeDeploySchema)
         return
-    host = under(document, "http_options").get("host", "0.0.0.0")
+    http = under(document, "http_options")
+    host = http.get("host", "0.0.0.0")
+    if http.get("port", 8000) not in PORTS:
+        yield f"http_options.port: {http['port']} is none of {PORTS[0]} .. {PORTS[-1]}"
     for i, one in enumerate(document["applications"]):
+        prefix = one.get("route_prefix")
+        if prefix is not None and not prefix.startswith("/"):
+            yield f"applications[{i}].route_prefix: {prefix!r} must begin with /"
         if one["import_path"] != OURS:
             yield f"applications[{i}].import_path: {one['import_path']!r} is not {OURS}"
             continue
@@ -316,8 +388,25 @@ def _runtime_env(document: dict[str, Any], local: bool = True) -> Iterator[str]:
     for folder in folders:
         if isinstance(folder, str) and "://" not in folder and not Path(folder).is_dir():
             yield f"there is no folder {folder}, as seen from here"
+        elif folder in modules and not Path(folder, "__init__.py").is_file():
+            yield f"py_modules: {folder} is no package; it has no __init__.py"
+    if local and isinstance(document.get("working_dir"), str):
+        yield from _uploaded(str(document), Path(document["working_dir"]))
     shipped = ("working_dir", "py_modules")  # uploaded by the caller; Ray's check wants them there
     try:
         RuntimeEnv(**{k: v for k, v in document.items() if k in known and k not in shipped})
     except Exception as error:
         yield str(error).splitlines()[0]
+
+
+def _uploaded(text: str, folder: Path) -> Iterator[str]:
+    """What pip or uv takes of the uploaded folder."""
+    project = folder / "pyproject.toml"
+    found = tomllib.loads(project.read_text()) if project.is_file() else {}
+    extras = under(under(found, "project"), "optional-dependencies")
+    for path, names in UPLOADED.findall(text):
+        if path and not (folder / path).exists():
+            yield f"there is no {path} in the working_dir"
+        for name in names.split(",") if names else ():
+            if name not in extras:
+                yield f"there is no extra {name}; there are: {', '.join(sorted(extras))}"

@@ -26,6 +26,8 @@ from urllib.parse import urlsplit
 from medv_ray.on_ray.findings import Check
 
 PORT = 8265
+TRIED = 6
+"""Ports from there on: Ray takes the next one where another program has it."""
 TABLES, LISTEN = ("/proc/net/tcp", "/proc/net/tcp6"), "0A"
 NAMED = ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
 JOBS, MODE = "/api/jobs/", "/api/authentication_mode"
@@ -67,15 +69,21 @@ def check_cluster(named: str | None = None) -> Iterator[Check]:
         elif (host, port) not in asked:
             asked.add((host, port))
             yield from _dashboard(host, port, where.scheme, True)
-    for listener in sorted(listeners(PORT), key=str):
+    ports = range(PORT, PORT + TRIED)
+    found = [(port, one) for port in ports for one in sorted(listeners(port), key=str)]
+    for port, listener in found:
         host = listener
         if ipaddress.ip_address(listener).is_unspecified:
             host = "::1" if ":" in listener else "127.0.0.1"
-        if (host, PORT) not in asked:
-            asked.add((host, PORT))
-            yield from _dashboard(host, PORT, "http", False)
+        if (host, port) in asked:
+            continue
+        # what else listens at one of the others is nobody's concern
+        if port == PORT or ask(host, port).kind in ("open", "token"):
+            asked.add((host, port))
+            yield from _dashboard(host, port, "http", False)
     if not asked and not told:
-        yield Check("ok", "ray dashboard", f"none at port {PORT} of this machine")
+        said = f"none at ports {ports[0]} .. {ports[-1]} of this machine"
+        yield Check("ok", "ray dashboard", said)
 
 
 def _dashboard(host: str, port: int, scheme: str, must_answer: bool) -> Iterator[Check]:

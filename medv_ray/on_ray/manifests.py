@@ -100,7 +100,7 @@ class ContainerSecurity(Strict):
 
 
 class Seccomp(Strict):
-    type: Literal["RuntimeDefault", "Unconfined"]
+    type: Literal["RuntimeDefault"]
 
 
 class PodSecurity(Strict):
@@ -392,6 +392,12 @@ class DeploymentSpec(Strict):
     strategy: Strategy | None = None
     selector: Selector
     template: PodTemplate
+
+    @model_validator(mode="after")
+    def _selects_its_pods(self) -> Self:
+        if not self.selector.matchLabels.items() <= self.template.metadata.labels.items():
+            raise ValueError("selector: matchLabels are not those of the template")
+        return self
 
 
 class Deployment(Strict):

@@ -24,6 +24,7 @@ from medv_ray.serving.options import ServeSettings
 from medv_ray.settings import (
     AnswerSettings,
     EngineSettings,
+    Gpus,
     ModelSettings,
     Settings,
     SlideSettings,
@@ -39,7 +40,7 @@ class PoolSettings(Settings):
     """Actors that are started at once. None: all of `max_actors` without a cluster, else 1."""
     max_actors: PositiveInt | None = None
     """Actors that the pool may grow to. None: as many as the cluster has room for now."""
-    num_gpus: Annotated[float, Field(ge=0)] = 0
+    num_gpus: Gpus = 0
     """GPUs of each actor; a fraction puts several actors on one GPU."""
     cpus_per_actor: Annotated[float, Field(ge=0)] | None = None
     """CPU cores and torch threads of each actor. None: 1 on CPU, 0 beside a GPU."""
@@ -106,22 +107,8 @@ class ScoreSettings(AnswerSettings):
 
     def located(self, on_cluster: bool) -> ScoreSettings:
         """With local folders as absolute paths, which mean the same in every process, and the hub's
-        models as such folders.
-
-        Raises SettingsError E1001 for a relative `out` on a cluster (the job's own folder there is
-        a temporary copy of the working directory) and for one on the hub.
-        """
-        if is_hub(self.out):
-            raise SettingsError(
-                "E1001",
-                "--out hf://...: a run commits each chunk by a small file and holds a lock, and on "
-                "the hub each of these would be a commit of git. Write to a disk, s3:// or gs://, "
-                "and put the finished rows there: hf upload org/name RUN/rows --repo-type dataset.",
-            )
-        if on_cluster and is_local(self.out) and not os.path.isabs(self.out):
-            raise SettingsError(
-                "E1001", f"--out {self.out!r}: on a cluster, give an absolute path or a URI."
-            )
+        models as such folders. Raises what `check_out` raises."""
+        self.check_out(on_cluster)
         images = self.archive.images
         if images is not None and is_local(images):
             images = os.path.abspath(images)
@@ -140,6 +127,21 @@ class ScoreSettings(AnswerSettings):
         model = self.model.model_copy(update={"path": path, "adapter": adapter})
         changed = {"out": out, "archive": archive, "model": model, "privacy": privacy}
         return self.model_copy(update=changed)
+
+    def check_out(self, on_cluster: bool) -> None:
+        """Raises SettingsError E1001 for a relative `out` on a cluster (the job's own folder there
+        is a temporary copy of the working directory) and for one on the hub."""
+        if is_hub(self.out):
+            raise SettingsError(
+                "E1001",
+                "--out hf://...: a run commits each chunk by a small file and holds a lock, and on "
+                "the hub each of these would be a commit of git. Write to a disk, s3:// or gs://, "
+                "and put the finished rows there: hf upload org/name RUN/rows --repo-type dataset.",
+            )
+        if on_cluster and is_local(self.out) and not os.path.isabs(self.out):
+            raise SettingsError(
+                "E1001", f"--out {self.out!r}: on a cluster, give an absolute path or a URI."
+            )
 
     def identity(
         self,

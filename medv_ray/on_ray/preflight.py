@@ -74,13 +74,15 @@ def size_pool(pool: PoolSettings, capacity: Capacity, num_chunks: int) -> PoolSi
     decoders = min(pool.decode_actors, max(num_chunks, 1))
     nodes, left = without(capacity.nodes, decoders)
     fits = sum(node.room(pool) for node in nodes)
-    beside = f" beside {decoders} that decode (--decode-actors)" if decoders else ""
+    few = f", and {decoders} chunks" if decoders < pool.decode_actors else ""
+    flag = f"(--decode-actors {pool.decode_actors}{few})"
+    beside = f" beside {decoders} that decode {flag}" if decoders else ""
     if left and not capacity.elastic:
         cpus = sum(node.cpus for node in capacity.nodes)
         raise RunError(
             "E1505",
-            f"{decoders} actors that decode take a CPU each (--decode-actors), and this machine "
-            f"has {cpus:g}. Use fewer; 0: each scoring actor decodes its own pictures.",
+            f"{decoders} actors that decode {flag} take a CPU each, and this machine has {cpus:g}. "
+            "Use fewer; 0: each scoring actor decodes its own pictures.",
         )
     asked = pool.min_actors or 1
     if not capacity.elastic:

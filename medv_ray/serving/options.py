@@ -17,6 +17,7 @@ from medv_ray.hub import name_of
 from medv_ray.settings import (
     AnswerSettings,
     EngineSettings,
+    Gpus,
     ImageSettings,
     ModelSettings,
     OnePicture,
@@ -131,7 +132,7 @@ class ScalingSettings(Settings):
     surge_percent: Annotated[int, Field(ge=0, le=100)] = 0
     """Replicas that a changed deployment may start beside the old ones, in percent of those; they
     need room. 0: the old ones end first, and requests wait (`limits.queue`) while models load."""
-    num_gpus: Annotated[float, Field(ge=0)] = 0
+    num_gpus: Gpus = 0
     """GPUs of each replica; a fraction puts several replicas on one GPU."""
     cpus_per_replica: Annotated[float, Field(ge=0)] = 1
     """CPU cores and torch threads of each replica."""

@@ -3,7 +3,6 @@ the environment; and the files agree about images, ports, secrets, volumes and l
 
 from __future__ import annotations
 
-import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,7 +12,8 @@ from typing import Any
 import pytest
 
 from medv_ray.cli.checking import read_documents
-from medv_ray.on_ray.deploy_files import commands
+from medv_ray.on_ray.deploy_files import VARIABLES as NAMES
+from medv_ray.on_ray.deploy_files import commands, misnamed
 from tests import doc_commands
 from tests.doc_commands import ROOT, Command
 from tests.unit.on_ray.test_deploy_files import FILES, named
@@ -22,7 +22,6 @@ IMAGES = {"medv-ray:cpu", "medv-ray:gpu", "redis:7.2"}
 IMAGE_FOLDER = "/opt/medv/"
 """Where the images have the folders jobs/ and cluster/ of this repository."""
 PATHS = re.compile(r"(?<![\w/.-])(?:docs|jobs|cluster|tests|kernels|medv_ray)/[\w./-]+\w")
-CLASSES = re.compile(r"\bmedv_ray(?:\.\w+)+[:.]\w+")
 VARIABLES = re.compile(r"(?:-e |^)([A-Za-z_][A-Za-z_0-9]*)=", re.M)
 UPLOADED = re.compile(r"\$\{(RAY_\w+)\}(?:/([\w./-]+))?(?:\[([\w,]+)\])?")
 """The folder that Ray put the upload into, a file of it, and extras of the package in it."""
@@ -83,12 +82,7 @@ def known_variable(name: str) -> bool:
 def lost(text: str, document: dict[str, Any]) -> list[str]:
     """What a file names that is not there."""
     found = [f"{name} is no variable" for name in variables(document) if not known_variable(name)]
-    for name in set(CLASSES.findall(text)):
-        module, _, attribute = re.sub(":", ".", name).rpartition(".")
-        file = ROOT / Path(*module.split(".")).with_suffix(".py")
-        tree = ast.parse(file.read_text()) if file.exists() else ast.Module([], [])
-        if attribute not in [getattr(one, "name", "") for one in tree.body]:
-            found.append(f"there is no {name}")
+    found += misnamed(text)
     named_paths = {path.split("*")[0] for path in PATHS.findall(text.replace(IMAGE_FOLDER, " "))}
     found += [f"there is no {path}" for path in named_paths if not (ROOT / path).exists()]
     lines = [(place, tuple(shlex.split(one))) for place, one in commands(document)]
@@ -165,6 +159,12 @@ def test_what_is_not_there_is_found(
     changed.write_text(text.replace(old, new))
     [document] = read_documents(changed)
     assert said in "\n".join(lost(changed.read_text(), document))
+
+
+def test_variables_that_are_known_are_there() -> None:
+    """To `medv check`, which looks for names that are nearly one of them."""
+    others = {"RAY_HEAD_IP", "RAY_AUTH_TOKEN"}  # by Ray alone, read by its core
+    assert [name for name in NAMES if name not in others and not known_variable(name)] == []
 
 
 def kuberay() -> list[dict[str, Any]]:

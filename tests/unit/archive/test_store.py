@@ -95,6 +95,13 @@ def test_a_job_that_fills_the_disk_resumes_when_there_is_room(make, tiny_disk, c
     assert len(set(committed_ids(out))) == 400
 
 
+def test_a_file_where_the_run_folder_would_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ("file", "file/run"):
+        with pytest.raises(RunError, match="E1507: the run folder, or one above it, is a file"):
+            Store(str(tmp_path / name)).read("run.json")
+
+
 def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")

@@ -166,7 +166,9 @@ def test_logit_size(folder):
 
 
 def test_missing_files(folder, tmp_path, toy):
-    refuse(tmp_path / "nowhere", "E1401", "config.json")
+    refuse(tmp_path / "nowhere", "E1401", "no folder 'nowhere'", "config.json")
+    (tmp_path / "README.md").touch()
+    refuse(tmp_path / "README.md", "E1401", "'README.md' is a file", "config.json")
     (folder / "config.json").rename(tmp_path / "config.json")
     refuse(folder, "E1401", "config.json")
     (tmp_path / "config.json").rename(folder / "config.json")

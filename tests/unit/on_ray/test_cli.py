@@ -216,3 +216,8 @@ def test_eval_as_json_prints_one_document(monkeypatch: pytest.MonkeyPatch) -> No
     result = runner.invoke(app, words)
     assert json.loads(result.stdout) == {"rows": 3}
     assert "progress" in result.stderr
+
+
+def test_a_model_without_a_name() -> None:
+    with pytest.raises(SettingsError, match="model.path: "):
+        score_settings(None, {**BASE, "model": {"path": ""}}, [])

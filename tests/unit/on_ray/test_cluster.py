@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from medv_ray.errors import RunError
+from medv_ray.errors import RunError, SettingsError
 from medv_ray.on_ray.cluster import (
     ROOM_BYTES,
     STREAM,
@@ -148,6 +148,54 @@ def test_which_cluster_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [cluster_address(one) for one in (None, "local", "a:1")] == [None, None, "a:1"]
     monkeypatch.setenv("RAY_ADDRESS", "b:2")
     assert [cluster_address(one) for one in (None, "local", "a:1")] == ["b:2", None, "a:1"]
+
+
+@pytest.mark.parametrize(
+    "address", ["", "nonsense", "ray://127.0.0.1:1", "http://a:8265", "a:b", "a b:1", "a:123456"]
+)
+def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    with pytest.raises(SettingsError, match=r"E1001: --address is host:port .* auto.* local"):
+        cluster_address(address)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    if address:
+        with pytest.raises(SettingsError, match=r"E1001: RAY_ADDRESS is host:port "):
+            cluster_address(None)
+    else:  # set to nothing is not set
+        assert cluster_address(None) is None
+
+
+def test_an_address_where_nothing_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would wait there for minutes, without a word."""
+    monkeypatch.setattr(os, "environ", {**os.environ, "MEDV_DEBUG": "1"})
+    asked: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda address, **_: asked.append(address))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        for one in (address, "127.0.0.1:99999"):
+            with (
+                pytest.raises(RunError, match="E1512: nothing answers at --address") as caught,
+                running_ray(one),
+            ):
+                pass
+            assert "127." not in str(caught.value)
+    assert asked == []
+
+
+def test_an_address_where_no_ray_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance at 127.0.0.1:1")
+
+    monkeypatch.setattr(os, "environ", {**os.environ, "MEDV_DEBUG": "1"})
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", none)
+    with (
+        pytest.raises(RunError, match=r"E1512: no Ray .* --address.*\(ConnectionError\)") as caught,
+        running_ray("auto"),
+    ):
+        pass
+    assert "127." not in str(caught.value)
 
 
 def test_ray_is_left_alone_while_ray_data_runs() -> None:

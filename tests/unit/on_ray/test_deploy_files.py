@@ -12,8 +12,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from medv_ray.cli import app
-from medv_ray.cli.checking import file_faults, read_documents, whole_documents
+from medv_ray.cli import app, checking
+from medv_ray.cli.checking import file_faults, read_documents, said, whole_documents
 from medv_ray.errors import SettingsError
 from medv_ray.on_ray.deploy_files import OURS, faults, look, start_flags
 
@@ -112,7 +112,20 @@ CHANGES = [
     ("aws.yaml", "ray start --head", "RAY_AUTH_MODE=disabled ray start --head", "anybody could"),
     ("aws.yaml", "      ImageId: *machine_image\n", "", "cpu_spot.node_config.ImageId"),
     ("aws.yaml", "--dashboard-host=127.0.0.1", "", "--dashboard-host=127.0.0.1 is missing"),
-    ("gcp.yaml", "zone: us-central1-a", "zone: us-west1-a", "us-west1-a is not of us-central1"),
+    ("aws.yaml", "spot.spot_first", "spot.spotfirst", "there is no medv_ray.on_ray.spot.spotfirst"),
+    ("aws.yaml", "front:middlewares", "front:middleware", "no medv_ray.on_ray.front:middleware"),
+    ("gcp.yaml", "ray.front:", "ray.fornt:", "there is no medv_ray.on_ray.fornt:middlewares"),
+    ("aws.yaml", "--port=6379", "--port=6380", "listens on 6380, and workers join 6379"),
+    ("aws.yaml", "_IP:6379", "_IP:6380", "listens on 6379, and workers join 6380"),
+    ("aws.yaml", "0\n    max_workers: 4", "5\n    max_workers: 4", "min_workers=5 > max_workers=4"),
+    ("aws.yaml", "ray_bootstrap_config", "ray_bootstrap_confg", "bootstrap_config.yaml is missing"),
+    ("aws.yaml", "STATS_ENABLED", "STATS_ENABLE", "ENABLE: RAY_USAGE_STATS_ENABLED is near"),
+    (
+        "gcp.yaml",
+        "zone: us-central1-a",
+        "zone: us-west1-a",
+        "provider: availability_zone us-west1-a is not of us-central1",
+    ),
     ("gcp.yaml", "timeout 600 bash", "medv scoer", "gpu_spot.initialization_commands[0]: there is"),
     ("on_prem.yaml", "  ssh_private_key", "  ssh_proxy_command", "ssh_private_key is missing"),
     ("on_prem.yaml", "--ulimit nofile", "--ulimits nofile", "--ulimits is not understood"),
@@ -127,6 +140,15 @@ CHANGES = [
     ("serve.yaml", "max_replicas: 2", "max_replicas: 0", "max_replicas"),
     ("serve.yaml", "host: 127.0.0.1", "host: 0.0.0.0", "keys_file is missing"),
     ("serve.yaml", "port: 8000", "port: many", "port"),
+    ("serve.yaml", "port: 8000", "port: 99999", "http_options.port: 99999 is none of 1 .. 65535"),
+    ("serve.yaml", "route_prefix: /", "route_prefix: medv", "'medv' must begin with /"),
+    ("serve.yaml", "num_gpus: 0", "num_gpus: 1.5", "above 1 it must be a whole number"),
+    ("runtime_env.yaml", "kernels/medv_kernels", "kernels", "kernels is no package"),
+    ("runtime_env.yaml", "STATS_ENABLED", "STATS_ENABLEDX", "RAY_USAGE_STATS_ENABLED is near"),
+    ("runtime_env_pip.yaml", "}/constraints.txt", "}/constraint.txt", "there is no constraint.txt"),
+    ("runtime_env_uv.yaml", "}/constraints.txt", "}/constraint.txt", "there is no constraint.txt"),
+    ("runtime_env_pip.yaml", "[train,dicom]", "[train,dicm]", "there is no extra dicm"),
+    ("runtime_env_uv.yaml", "CREATE_WORKING_DIR", "CREATE_WORKNG_DIR", "WORKING_DIR is near"),
     ("runtime_env.yaml", "kernels/medv_kernels", "kernels/medv_kernel", "no folder kernels/medv_k"),
     ("runtime_env.yaml", 'ENABLED: "0"', "ENABLED: 0", "str"),
     ("runtime_env_uv.yaml", "uv_pip_install_options", "uv_options", "uv"),
@@ -187,6 +209,20 @@ CHANGES = [
     ("kuberay/cluster.yaml", "runAsNonRoot: true", "runAsNonRoot: false", "runAsNonRoot"),
     ("kuberay/score.yaml", "--max-actors", "--max-actor", "`medv score`: No such option"),
     ("kuberay/score.yaml", "medv score", "medv scoer", "there is no `medv scoer`"),
+    ("kuberay/score.yaml", "medv score", "meddv score", "there is no `meddv`; `medv` is near"),
+    ("kuberay/score.yaml", "medv score", "A=1 python jobs/score_archiv.py", "there are: score_arc"),
+    ("kuberay/score.yaml", "model.dtype=", "model.dtyp=", "model.dtyp: there is no such setting"),
+    ("kuberay/score.yaml", "=bfloat16", "=bf17", "model.dtype: Input should be"),
+    ("kuberay/score.yaml", "min-actors 1 ", "min-actors 13 ", "min_actors=13 > max_actors=12"),
+    ("kuberay/score.yaml", "s3://BUCKET/run1", "run1", "on a cluster, give an absolute path"),
+    ("kuberay/score.yaml", "--model /shared/LLaDA-MedV", "", "model.path: is missing"),
+    ("kuberay/score.yaml", "medv score", "python jobs/score_archive.py --outt x", "No such option"),
+    ("kuberay/finetune.yaml", "pathvqa.py", "pathvq.py", "; there are: finetune_pathvqa.py"),
+    ("kuberay/finetune.yaml", "min_workers=4", "min_workers=9", "must be at most num_workers=8"),
+    ("kuberay/finetune.yaml", "min_workers=4", "min_worker=4", "workers.min_worker: there is no"),
+    ("kuberay/finetune.yaml", "--data ", "--dat ", "No such option: --dat"),
+    ("kuberay/finetune.yaml", "--num-workers 8", "--num-workers 0", "workers.num_workers: "),
+    ("kuberay/finetune.yaml", "--data /shared/pathvqa", "", "--data is missing"),
     ("kuberay/score.yaml", "    env_vars:\n", "    env_var:\n", "runtimeEnvYAML: env_var"),
     ("kuberay/finetune.yaml", "backoffLimit: 2", "backoffLimit: -2", "backoffLimit"),
     ("kuberay/endpoint.yaml", "port: 8000", "port: 8001", "8001 is none of the head's ports"),
@@ -202,6 +238,22 @@ CHANGES = [
         "name: MEDV_API_KEYS_FILE",
         "name: MEDV_KEYS",
         "has no MEDV_API_KEYS",
+    ),
+    ("kuberay/endpoint.yaml", "keys_file: /keys/", "keys_file: /key/", "where /key/keys.txt is"),
+    ("kuberay/endpoint.yaml", "mountPath: /keys", "mountPath: /key", "where /keys/keys.txt is"),
+    ("kuberay/cluster.yaml", "type: RuntimeDefault", "type: Unconfined", "seccompProfile"),
+    ("kuberay/redis.yaml", "selector:\n    app:", "selector:\n    ap:", "no deployment beside it"),
+    (
+        "kuberay/redis.yaml",
+        "labels:\n        app",
+        "labels:\n        ap",
+        "no deployment beside it",
+    ),
+    (
+        "kuberay/redis.yaml",
+        "Labels:\n      app",
+        "Labels:\n      ap",
+        "matchLabels are not those of",
     ),
     ("kuberay/endpoint.yaml", "type: NewCluster", "type: New", "NewCluster"),
     ("kuberay/redis.yaml", "claimName", "claimname", "claimName"),
@@ -223,6 +275,33 @@ def test_a_mistake_is_found(tmp_path: Path, name: str, old: str, new: str, said:
     changed.write_text(text.replace(old, new))
     found = "\n".join(file_faults(changed))
     assert said in found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "medv score --archive a --out /o --model org/name@abc --config /shared/none.yaml",
+        "medv score --archive a --out /o --model org/name@0123456 --canvas /shared/none.txt",
+        "python /opt/medv/jobs/finetune_pathvqa.py --demo",
+        "python -u jobs/train_tiny.py --steps 3",
+        "python jobs/prepare_vqa.py --kind pathvqa --source a --out b",
+        "python /shared/mine.py --archiv x",
+        "bash -c 'medv scoer'",
+        "",
+    ],
+)
+def test_a_command_line_that_is_right_or_not_ours(line: str) -> None:
+    """Nothing of the hub's is fetched, and what lies on the cluster is not looked for."""
+    assert said("x", line) is None
+
+
+def test_jobs_are_not_looked_at_where_they_are_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    line = "python /opt/medv/jobs/finetune_pathvq.py"
+    assert said("x", line)
+    monkeypatch.setattr(checking, "JOBS", tmp_path / "jobs")
+    assert said("x", line) is None
 
 
 def test_flags_are_those_of_ray() -> None:
@@ -410,7 +489,9 @@ def test_command(tmp_path: Path) -> None:
     wrong.write_text(
         (ROOT / "cluster/serve.yaml").read_text().replace("route_prefix", "route_prefx")
     )
-    done = CliRunner().invoke(app, ["check", "cluster/serve.yaml", str(wrong)])
+    none = str(tmp_path / "none.yaml")
+    done = CliRunner().invoke(app, ["check", "cluster/serve.yaml", none, str(wrong)])
     assert done.exit_code == 2
     assert done.output.splitlines()[0] == "serve.yaml: ok"
+    assert "none.yaml: 1 fault\n    no readable YAML (FileNotFoundError).\n" in done.output
     assert "applications[0].route_prefx: no such field; there are: route_prefix" in done.output

@@ -78,6 +78,7 @@ def _no_other_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs beside the tests is not looked at."""
     for name in doctor_cluster.NAMED:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(doctor_cluster, "TRIED", 1)
     real = listeners
     monkeypatch.setattr(
         doctor_cluster,
@@ -239,6 +240,23 @@ def test_dashboards_of_this_machine_are_found_by_themselves(
     assert "who reaches that address" in only(check_cluster()).said
     # named and found: asked once
     assert only(check_cluster(f"http://127.0.0.1:{port}")).state == "fault"
+
+
+def test_a_dashboard_that_ray_has_moved_up_is_found(
+    serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ray does where another program has its port; what else listens there is left alone."""
+    port = int(serve(OPEN).rpartition(":")[2])
+    monkeypatch.setattr(doctor_cluster, "PORT", port - 2)
+    monkeypatch.setattr(doctor_cluster, "TRIED", 3)
+    monkeypatch.setattr(
+        doctor_cluster, "listeners", lambda one: set() if one == port - 2 else {"127.0.0.1"}
+    )
+    monkeypatch.setattr(
+        doctor_cluster, "ask", lambda *a: doctor_cluster.Reply("silent") if a[1] < port else ask(*a)
+    )
+    found = only(check_cluster())
+    assert (found.state, found.name) == ("fault", f"ray dashboard 127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize(("off_s", "word"), [(3600, "ahead of"), (-60, "behind")])

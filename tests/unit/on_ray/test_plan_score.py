@@ -106,3 +106,21 @@ def test_a_missing_file_is_named(tmp_path):
 )
 def test_nonsense_is_refused(flags, word):
     assert word in said(*RATE, *flags, code=2)
+
+
+@pytest.mark.parametrize("flag", ["--rate", "--price-per-hour", "--network", "--image-bytes"])
+def test_figures_beyond_any_machine_are_refused(flag):
+    name = {"--price-per-hour": "price_per_hour", "--image-bytes": "image_bytes"}.get(
+        flag, flag[2:]
+    )
+    for value in ("1e300", "-1", "nan"):
+        assert f"{name}: " in said(*RATE, flag, value, code=2)
+    if flag != "--price-per-hour":
+        assert f"{name}: " in said(*RATE, flag, "1e-300", code=2)
+    said(*RATE, flag, "1000")
+
+
+def test_a_price_of_minus_nothing_is_none():
+    assert "price: 0.00, 0.00 a million rows (1 nodes x 0 an hour)" in said(
+        *RATE, "--price-per-hour", "-0.0"
+    )

@@ -119,6 +119,10 @@ def test_actors_that_decode_take_cores_from_the_others() -> None:
 def test_a_machine_without_cores_for_them_says_so() -> None:
     with pytest.raises(RunError, match=r"E1505: 3 actors that decode .* has 2\. Use fewer; 0:"):
         size_pool(PoolSettings(decode_actors=3), TWO, 1000)
+    with pytest.raises(RunError, match=r"E1505: 1 .*beside 1 that.*-actors 1000, and 1 chunks"):
+        size_pool(PoolSettings(decode_actors=1000, num_gpus=1), TWO, 1)
+    with pytest.raises(RunError, match=r"E1505: 3 actors .*-actors 1000, and 3 chunks\).* has 2"):
+        size_pool(PoolSettings(decode_actors=1000), TWO, 3)
     said = "E1505: 1 actors .* beside 2 that decode"
     with pytest.raises(RunError, match=said):
         size_pool(PoolSettings(decode_actors=2), TWO, 1000)
