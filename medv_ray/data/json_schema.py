@@ -280,6 +280,9 @@ class _Builder:
             raise _refused(place, "must be a list of names", "required")
         if not {*required} <= properties.keys():
             raise _refused(place, "names a property that is not described", "required")
+        if not properties and schema.get("additionalProperties", False) is not False:
+            rule = "asks for names of the model's own; give the names in properties"
+            raise _refused(place, rule, "additionalProperties")
         begun = self._open("{", null)
         for number, (key, one) in enumerate(properties.items()):
             self.text((", " if number else "") + json.dumps(key, ensure_ascii=False) + ": ")

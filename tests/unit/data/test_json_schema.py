@@ -157,6 +157,8 @@ def test_a_pydantic_model() -> None:
 AGAIN = {"$ref": "#/$defs/a"}
 CYCLE = {"$defs": {"a": {"type": "object", "properties": {"x": AGAIN}}}, **AGAIN}
 
+DICT = {"type": "object", "additionalProperties": {"type": "integer"}}
+
 
 def deep(levels: int) -> dict[str, Any]:
     found: dict[str, Any] = {"type": "boolean"}
@@ -220,6 +222,10 @@ def doubling(levels: int) -> dict[str, Any]:
         ({"type": "object", "properties": []}, "#/properties: must be an object"),
         ({"type": "object", "required": ["a"]}, "#/required: names a property"),
         ({"type": "object", "required": 5}, "#/required: must be a list"),
+        (DICT, "#/additionalProperties: asks for names of the model's own"),
+        ({**DICT, "additionalProperties": True}, "#/additionalProperties: asks for names"),
+        ({"properties": {"a": DICT}}, "#/properties/a/additionalProperties: asks for names"),
+        ({"anyOf": [DICT, {"type": "null"}]}, "#/additionalProperties: asks for names"),
         ({"type": "object", "required": None}, "#/required: must be a list"),
         ({"type": "object", "properties": {"a": {}}, "required": "a"}, "#/required: must be"),
         ({"type": "object", "required": [["a"]]}, "#/required: must be a list"),
