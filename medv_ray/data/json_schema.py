@@ -134,8 +134,6 @@ class _Builder:
     def _add(self, schema: Any, name: str, place: str, null: bool, above: tuple[str, ...]) -> None:
         schema, place, above = self._resolved(schema, place, above)
         found, left, null = self._split(schema, place, null, above)
-        if found and left is not None:
-            raise _refused(place, "a value of some named ones or of another kind", "anyOf")
         if found or left is None:
             self._choose(name, [*found, *([None] if null else [])], place)
             return
@@ -233,8 +231,9 @@ class _Builder:
             taken |= values
             null = null or is_null
             found += named
-            if kept is not None and left is not None:
-                raise _refused(place, "takes one kind of value beside named ones and null", "anyOf")
+            if sum((bool(found), left is not None, kept is not None)) > 1:
+                rule = "takes several named values, or one other kind, and null beside either"
+                raise _refused(place, rule, several or "type")
             left = left if kept is None else kept
         return found, left, null
 
