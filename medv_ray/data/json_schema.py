@@ -199,6 +199,9 @@ class _Builder:
                 return named, None, null
         several = next((word for word in ("anyOf", "oneOf") if word in schema), None)
         if several is None:
+            _only(
+                schema, {"type", *(word for words in _KEYWORDS.values() for word in words)}, place
+            )
             kinds = _types(schema, place)
             if len(kinds) == 1 and kinds[0] not in ("boolean", "null"):
                 _only(schema, {"type", *_KEYWORDS[kinds[0]]}, place)
@@ -402,6 +405,8 @@ def _only(schema: Mapping[str, Any], known: set[str], place: str) -> None:
 def _types(schema: Mapping[str, Any], place: str) -> list[str]:
     given = schema.get("type", "object" if "properties" in schema else None)
     kinds = given if isinstance(given, list) else [given]
+    if given is None and "type" not in schema:
+        raise _refused(place, f"is missing; one of {', '.join(_KEYWORDS)} is needed", "type")
     if not kinds or not all(isinstance(kind, str) and kind in _KEYWORDS for kind in kinds):
         raise _refused(place, f"must be one of {', '.join(_KEYWORDS)}", "type")
     return kinds
