@@ -36,6 +36,7 @@ STRING_TOKENS = 16
 MAX_ITEMS = 4
 UNBOUNDED = 999_999
 MAX_DEPTH = 32
+UNKNOWN = "is not understood here; take it out, or ask for text"
 _SAYS_NOTHING = {
     "$anchor", "$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated",
     "description", "examples", "readOnly", "title", "writeOnly",
@@ -159,8 +160,7 @@ class _Builder:
             ):
                 schema, place = schema["allOf"][0], f"{place}/allOf/0"
             elif "$ref" in rest:
-                if rest != {"$ref"}:
-                    raise _refused(place, "stands beside $ref", min(rest - {"$ref"}))
+                _only(schema, {"$ref"}, place, "stands beside $ref")
                 target = schema["$ref"]
                 if target in above:
                     raise _refused(place, "leads back to itself", "$ref")
@@ -188,7 +188,7 @@ class _Builder:
         is among them."""
         for word in ("const", "enum"):
             if word in schema:
-                _only(schema, {word, "type"}, place)
+                _only(schema, {word, "type"}, place, f"stands beside {word}")
                 named = [schema[word]] if word == "const" else schema[word]
                 if not isinstance(named, list) or not named:
                     raise _refused(place, "needs values", word)
@@ -219,7 +219,7 @@ class _Builder:
                     null or kinds == ["null"],
                 )
         else:
-            _only(schema, {several}, place)
+            _only(schema, {several}, place, f"stands beside {several}")
             variants = schema[several]
             if not isinstance(variants, list) or not variants:
                 raise _refused(place, "needs variants", several)
@@ -397,9 +397,9 @@ def _refused(place: str, rule: str, word: str = "") -> DataError:
     return DataError("E1309", f"the schema at {named}: {rule}.")
 
 
-def _only(schema: Mapping[str, Any], known: set[str], place: str) -> None:
+def _only(schema: Mapping[str, Any], known: set[str], place: str, rule: str = UNKNOWN) -> None:
     for word in sorted(schema.keys() - known - _SAYS_NOTHING):
-        raise _refused(place, "is not understood here; take it out, or ask for text", str(word))
+        raise _refused(place, rule, str(word))
 
 
 def _types(schema: Mapping[str, Any], place: str) -> list[str]:
