@@ -41,6 +41,7 @@ _SAYS_NOTHING = {
     "$anchor", "$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated",
     "description", "examples", "readOnly", "title", "writeOnly",
 }  # fmt: skip
+_ASKS_FOR_NOTHING = {"minProperties": "0", "uniqueItems": "false"}
 _OF_NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _KEYWORDS = {
     "object": {"properties", "required", "additionalProperties"},
@@ -152,7 +153,7 @@ class _Builder:
         while True:
             if not isinstance(schema, dict):
                 raise _refused(place, "an object with a type, enum, const, anyOf or $ref is needed")
-            rest = schema.keys() - _SAYS_NOTHING
+            rest = _said(schema)
             if (
                 rest == {"allOf"}
                 and isinstance(schema["allOf"], list)
@@ -398,8 +399,18 @@ def _refused(place: str, rule: str, word: str = "") -> DataError:
 
 
 def _only(schema: Mapping[str, Any], known: set[str], place: str, rule: str = UNKNOWN) -> None:
-    for word in sorted(schema.keys() - known - _SAYS_NOTHING):
+    for word in sorted(_said(schema) - known):
         raise _refused(place, rule, str(word))
+
+
+def _said(schema: Mapping[str, Any]) -> set[str]:
+    """Keywords that ask for something."""
+    neutral = {
+        word
+        for word, value in _ASKS_FOR_NOTHING.items()
+        if word in schema and _alike(schema[word]) == value
+    }
+    return {*schema} - _SAYS_NOTHING - neutral
 
 
 def _types(schema: Mapping[str, Any], place: str) -> list[str]:

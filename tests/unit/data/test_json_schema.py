@@ -273,6 +273,17 @@ def test_what_is_said_of_a_schema_anywhere_is_found() -> None:
         assert part.values == values
 
 
+def test_keywords_that_ask_for_nothing_are_taken() -> None:
+    some = {"type": "array", "items": {"type": "boolean"}}
+    assert template_of({**some, "uniqueItems": False}) == template_of(some)
+    one = {"type": "object", "properties": {"a": some}}
+    assert template_of({**one, "minProperties": 0}) == template_of(one)
+    assert template_of({"$ref": "#/$defs/a", "$defs": {"a": one}, "minProperties": 0.0}).is_json
+    for asking in ({**one, "minProperties": 1}, {**some, "uniqueItems": 0}):
+        with pytest.raises(DataError, match=r"#/(minProperties|uniqueItems): is not understood"):
+            template_of(asking)
+
+
 def test_a_file_is_a_schema_or_a_template() -> None:
     assert template_of_text('{"type": "boolean"}\n').is_json
     for text in ("{{a:tokens=2}}\n", "{{a:tokens=2}}\r\n", "{{a:tokens=2}}"):
