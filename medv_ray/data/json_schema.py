@@ -200,9 +200,7 @@ class _Builder:
                 return named, None, null
         several = next((word for word in ("anyOf", "oneOf") if word in schema), None)
         if several is None:
-            _only(
-                schema, {"type", *(word for words in _KEYWORDS.values() for word in words)}, place
-            )
+            _only(schema, {"type"}.union(*_KEYWORDS.values()), place)
             kinds = _types(schema, place)
             if len(kinds) == 1 and kinds[0] not in ("boolean", "null"):
                 _only(schema, {"type", *_KEYWORDS[kinds[0]]}, place)
