@@ -117,3 +117,9 @@ def test_true_is_no_number() -> None:
 def test_the_docs_name_every_field_of_a_request() -> None:
     text = DOCS.read_text()
     assert [name for name in OF_REQUEST if f"`{name}`" not in text] == []
+    ours, neutral = text.partition("OpenAI's fields:")[2].split("Clients send many other")[:2]
+    neutral = neutral.partition("- In a message")[0]
+    assert [name for name in ChatRequest.model_fields if f"`{name}`" not in ours] == []
+    assert [name for name in ChatRequest.model_fields if f"`{name}`" in neutral] == []
+    for word in ("json_schema", "json_object"):
+        assert word in ours, "of response_format"
