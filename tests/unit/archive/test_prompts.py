@@ -9,6 +9,7 @@ import pytest
 from medv_ray.archive.columns import prompted
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.errors import DataError, SettingsError
+from medv_ray.settings import build
 
 PROMPT = "Modality: {modality}, {age} {{years}}. {question}"
 ROWS = [
@@ -83,8 +84,8 @@ def test_a_folder_of_images_has_no_columns(make):
 
 @pytest.mark.parametrize("prompt", ["", " ", "{question", "question}", "a {} b", "{{question}"])
 def test_braces_that_name_nothing_are_refused(prompt: str):
-    with pytest.raises(ValueError, match="prompt"):
-        ArchiveSettings(archive="x", prompt=prompt)
+    with pytest.raises(SettingsError, match="E1001: ArchiveSettings: --prompt "):
+        build(ArchiveSettings, {"archive": "x", "prompt": prompt})
 
 
 def test_a_rows_text_is_no_template() -> None:
