@@ -172,9 +172,22 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type":
             "of choices alone",
         ),
         ({"logprobs": True, "top_logprobs": 2, "response_format": SCHEMA}, "top_logprobs", "alone"),
-        ({"top_logprobs": 2, "diffusion": {"choices": ["a", "b"]}}, None, "needs logprobs"),
+        (
+            {"top_logprobs": 2, "diffusion": {"choices": ["a", "b"]}},
+            "top_logprobs",
+            "needs logprobs",
+        ),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "20"),
-        ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema belongs"),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            "response_format.json_schema: is missing.",
+        ),
+        (
+            {"response_format": {**SCHEMA, "type": "text"}},
+            "response_format.json_schema",
+            "response_format.json_schema: belongs to the type json_schema.",
+        ),
         ({"response_format": SCHEMA, "diffusion": {"canvas": CANVAS}}, "diffusion.canvas", "one"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
