@@ -149,6 +149,7 @@ def test_a_position_of_a_canvas_can_be_looked_at(app: App) -> None:
 
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "boolean"}}}
+LONG = {"type": "json_schema", "json_schema": {"schema": {"type": "string", "x-tokens": 600}}}
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,13 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type":
         ({"diffusion": {"canvas": 5}}, "diffusion.canvas", "a text is expected"),
         ({"diffusion": {"canvas": "none"}}, "diffusion.canvas", "has no blank"),
         ({"diffusion": {"canvas": "{{a:tokens=0}}"}}, "diffusion.canvas", "1 at least"),
-        ({"diffusion": {"canvas": "{{a:tokens=600}}"}}, "diffusion", "the limit is 512"),
+        ({"diffusion": {"canvas": "{{a:tokens=600}}"}}, "diffusion.canvas", "the limit is 512"),
+        (
+            {"diffusion": {"canvas": "{{a:tokens=512}}"}},
+            "diffusion.canvas",
+            "takes 513 tokens",
+        ),
+        ({"response_format": LONG}, "response_format", "response_format: it takes 603 tokens"),
         ({"diffusion": {"canvas": "x" * 10**6}}, "diffusion.canvas", "bytes; the limit is"),
         ({"diffusion": {"choices": "yes"}}, "diffusion.choices", "a list of texts"),
         ({"diffusion": {"choices": []}}, "diffusion.choices", "two choices at least"),
