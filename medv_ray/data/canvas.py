@@ -192,7 +192,10 @@ def _blank(text: str, number: int) -> Blank:
     name, colon, rule = text.partition(":")
     name = name.strip()
     if not _NAME.fullmatch(name):
-        raise _refused(f"blank number {number} needs a name of letters, digits and _, then a colon")
+        rule = (
+            "needs a name of ASCII letters, digits and _, no digit first, 64 at most; then a colon"
+        )
+        raise _refused(f"blank number {number} {rule}")
     kind, equals, value = rule.partition("=")
     kind = kind.strip()
     if kind not in ("tokens", "choice", "int") or not equals:
