@@ -270,7 +270,9 @@ CATALOGUE: dict[str, Entry] = {
     ),
     # questions and prompts
     "E1301": Entry(
-        "empty_question", "The question is empty or white space.", "Fill the question column."
+        "empty_question",
+        "The question, or a column that --prompt names, is empty or white space.",
+        "Fill the question column, or the one that `warnings` of the row names (empty_cell:NAME).",
     ),
     "E1302": Entry(
         "question_too_long",

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from medv_ray.archive.columns import prompted
+from medv_ray.archive.rows import quarantine_record
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.settings import build
@@ -59,6 +60,14 @@ def test_columns_of_every_kind_of_archive(make, kind):
     asked = {"archive": str(table), "prompt": PROMPT, "system_column": "system"}
     planned = make.plan(**asked)
     assert found(planned, make) == WANT
+    empty = [row for row in make.rows(planned) if row.error]
+    assert [row.warnings for row in empty] == [
+        ("empty_cell:modality",),
+        ("empty_cell:modality", "empty_cell:age"),
+    ]
+    for row in empty:
+        assert "'modality'" in row.error.detail
+        assert quarantine_record(row, row.error)["warnings"] == [*row.warnings]
     assert planned.identity()["archive"]["prompt"] == PROMPT
     assert "prompt" not in make.plan(archive=str(table)).identity()["archive"], "as before"
     for lacks in ({"prompt": "{nothing}"}, {"system_column": "nothing"}):
