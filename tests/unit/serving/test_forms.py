@@ -95,6 +95,19 @@ def test_choices_with_their_probabilities(client: OpenAI, predictor: Predictor) 
     assert ours["blanks"][0]["probabilities"] == pytest.approx(shares, abs=1e-6)
 
 
+def test_a_choice_within_a_form_counts_once_among_the_logprobs(app: App) -> None:
+    canvas = "Vessel: {{a:choice=yes|no}}. Cells: {{b:choice=one|two|three|four}}."
+    body = ask(app, body_of(diffusion={"canvas": canvas}, logprobs=True)).json()
+    content = body["choices"][0]["logprobs"]["content"]
+    [ours] = body["medv"]
+    shares = [one["probabilities"][one["value"]] for one in ours["blanks"]]
+    assert max(shares) < 0.99, shares
+    want = sum(map(math.log, shares))
+    assert sum(one["logprob"] for one in content) == pytest.approx(want, abs=1e-3)
+    assert len([one for one in content if one["logprob"] < 0]) == 2
+    assert "".join(one["token"] for one in content) == body["choices"][0]["message"]["content"]
+
+
 def test_a_canvas_in_a_stream_shows_what_is_given(app: App) -> None:
     options = {"include_denoise": True}
     fields = {"diffusion": {"canvas": CANVAS}, "stream": True, "stream_options": options}
