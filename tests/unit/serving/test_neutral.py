@@ -10,6 +10,7 @@ from openai.types import chat
 from openai.types.chat import completion_create_params as params
 from openai.types.chat.chat_completion_content_part_image_param import ImageURL
 
+from medv_ray.on_ray.options import serve_settings
 from medv_ray.serving.guard import App
 from medv_ray.serving.neutral import OF_MESSAGE, OF_PART, OF_REQUEST, asks_for_nothing
 from medv_ray.serving.protocol import (
@@ -121,5 +122,8 @@ def test_the_docs_name_every_field_of_a_request() -> None:
     neutral = neutral.partition("- In a message")[0]
     assert [name for name in ChatRequest.model_fields if f"`{name}`" not in ours] == []
     assert [name for name in ChatRequest.model_fields if f"`{name}`" in neutral] == []
+    assert serve_settings({}).served_name == MODEL
+    assert f'model="{MODEL}"' in DOCS.with_name("canvas.md").read_text(), "of a plain medv serve"
+    assert f"the toy's: {MODEL}" in text
     for word in ("json_schema", "json_object"):
         assert word in ours, "of response_format"
