@@ -491,9 +491,10 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1512": Entry(
         "ray_ended",
-        "Ray, which runs the workers, was ended or lost one of its servers.",
-        "Run the same command again; what was committed is kept. If it comes back, look at memory "
-        "and at Ray's own log.",
+        "Ray, which runs the workers, did not start, was ended, or lost one of its servers.",
+        "Run the same command again; what was committed is kept. Where it did not start, leave it "
+        "a core that is free, and room in /tmp or in the folder that RAY_TMPDIR names. If it comes "
+        "back, look at memory and at Ray's own log.",
     ),
     "E1513": Entry(
         "environment_broken",
