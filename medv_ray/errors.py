@@ -270,7 +270,9 @@ CATALOGUE: dict[str, Entry] = {
     ),
     # questions and prompts
     "E1301": Entry(
-        "empty_question", "The question is empty or white space.", "Fill the question column."
+        "empty_question",
+        "The question, or a column that --prompt names, is empty or white space.",
+        "Fill the question column, or the one that `warnings` of the row names (empty_cell:NAME).",
     ),
     "E1302": Entry(
         "question_too_long",
@@ -489,9 +491,11 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1512": Entry(
         "ray_ended",
-        "Ray, which runs the workers, was ended, lost one of its servers, or does not answer.",
-        "Run the same command again; what was committed is kept. If it comes back, look at memory "
-        "and at Ray's own log, and at what --address or RAY_ADDRESS names.",
+        "Ray, which runs the workers, did not start, was ended, lost one of its servers, or does not "
+        "answer.",
+        "Run the same command again; what was committed is kept. Where it did not start, leave it "
+        "a core that is free, and room in /tmp or in the folder that RAY_TMPDIR names. If it comes "
+        "back, look at memory and at Ray's own log, and at what --address or RAY_ADDRESS names.",
     ),
     "E1513": Entry(
         "environment_broken",

@@ -24,7 +24,8 @@ def refused(cls: type[BaseModel], error: ValidationError, quote: bool = True) ->
     code = first["type"] if first["type"].startswith("E1") else "E1001"
     value, place = first.get("input"), first["loc"][len(names) :]
     given = "" if isinstance(value, dict) or not quote else f" (given: {str(value)[:60]!r})"
-    rule, numbers = first["msg"], [part for part in place if isinstance(part, int)]
+    rule = first["msg"].removeprefix("Value error, ")
+    numbers = [part for part in place if isinstance(part, int)]
     if first["type"] == "extra_forbidden":
         known = _names(cls, first["loc"][:-1])
         near = get_close_matches(str(first["loc"][-1]), known) or known

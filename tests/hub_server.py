@@ -73,6 +73,11 @@ class Hub:
         """A repository's next commit."""
         return self.repositories.setdefault(name, Repository(**more)).commit(files)
 
+    def blobs(self) -> Files:
+        """All that is held, of any repository, by its oid."""
+        held = [one for each in self.repositories.values() for one in each.commits.values()]
+        return {oid_of(path, data): data for files in held for path, data in files.items()}
+
 
 def oid_of(path: str, data: bytes) -> str:
     if path.endswith(LFS):
@@ -244,14 +249,8 @@ class Handler(BaseHTTPRequestHandler):
         return as_json({"url": f"{self.hub.url}/{name}", "name": name, "id": name})
 
     def lfs(self, one: dict[str, Any]) -> dict[str, Any]:
-        known = {
-            oid_of(path, data)
-            for held in self.hub.repositories.values()
-            for files in held.commits.values()
-            for path, data in files.items()
-        }
         found = {"oid": one["oid"], "size": one["size"]}
-        if one["oid"] not in known:
+        if one["oid"] not in self.hub.blobs():
             found["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{one['oid']}"}}
         return found
 
@@ -281,8 +280,7 @@ class Handler(BaseHTTPRequestHandler):
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
-                known = {oid_of(p, d): d for all_ in held.commits.values() for p, d in all_.items()}
-                files[value["path"]] = (known | self.hub.uploads)[value["oid"]]
+                files[value["path"]] = (self.hub.blobs() | self.hub.uploads)[value["oid"]]
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
         number = held.commit(files)

@@ -8,7 +8,7 @@ from typing import Any
 
 from medv_ray.archive.chunks import Chunk, Row
 from medv_ray.archive.ids import fallback_id
-from medv_ray.archive.settings import BRACES, QUESTION, ArchiveSettings
+from medv_ray.archive.settings import BRACES, QUESTION, ArchiveSettings, names_of
 from medv_ray.archive.sources import Archive
 from medv_ray.errors import DataError
 from medv_ray.tables.cells import (
@@ -121,7 +121,10 @@ def fill(settings: ArchiveSettings, row: Row, cells: Cells) -> None:
         for name in settings.asked.more
     }
     if settings.prompt is not None:
-        row.prompt = prompted(settings.prompt, {**more, QUESTION: row.question})
+        texts = {**more, QUESTION: row.question}
+        empty = [name for name in names_of(settings.prompt) if not (texts[name] or "").strip()]
+        row.warnings += tuple(f"empty_cell:{name}" for name in dict.fromkeys(empty))
+        row.prompt = prompted(settings.prompt, texts)
         row.question = row.question or row.prompt
     if settings.system_column is not None:
         row.system = more[settings.system_column] or row.system
@@ -141,9 +144,8 @@ def prompted(prompt: str, texts: Mapping[str, str | None]) -> str:
             return found[0][0]
         text = texts[found[1]]
         if text is None or not text.strip():
-            raise DataError(
-                "E1301", "a column that the prompt names is null, empty or white space."
-            )
+            rule = f"the column {found[1]!r}, which the prompt names, is null, empty or white space"
+            raise DataError("E1301", f"{rule}.")
         return text.strip()
 
     return BRACES.sub(text_of, prompt)

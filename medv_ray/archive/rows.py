@@ -59,6 +59,7 @@ def quarantine_record(row: Row, error: DataError) -> dict[str, Any]:
         "status": "quarantined",
         "code": error.code,
         "reason": error.reason,
+        "warnings": [*row.warnings],
     }
 
 

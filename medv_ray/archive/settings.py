@@ -27,9 +27,10 @@ def names_of(prompt: str) -> list[str]:
 def check_prompt(prompt: str) -> None:
     """Raises ValueError for braces that name nothing."""
     if not prompt.strip():
-        raise ValueError("prompt is empty or white space")
+        raise ValueError("--prompt is empty or white space")
     if re.search(r"[{}]", BRACES.sub("", prompt)):
-        raise ValueError("prompt has a brace without its partner; {{ and }} are braces of the text")
+        rule = "has a brace without its partner; {{ and }} are braces of the text"
+        raise ValueError(f"--prompt {rule}")
 
 
 class ArchiveSettings(Settings):

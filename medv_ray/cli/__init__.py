@@ -26,7 +26,7 @@ from medv_ray.cli.serving import bench_app, chat_command, serve_command
 from medv_ray.cli.terminal import exit_code_of, merged, print_json, read_yaml, told_cleanly
 from medv_ray.cli.training import data_app, plan_app
 from medv_ray.cli.tuning import attention_command, sweep_command, tune_command
-from medv_ray.errors import SettingsError, explain
+from medv_ray.errors import DataError, SettingsError, explain
 
 if TYPE_CHECKING:
     from medv_ray.on_ray.options import ScoreSettings
@@ -159,7 +159,9 @@ def settings_of(given: dict[str, Any], folder: Callable[[str], str] | None = Non
 
 
 def read_canvas(path: Path) -> str:
-    """The text of a file of a form. Raises SettingsError E1001."""
+    """The text of a file of a form. Raises SettingsError E1001, E1309."""
+    from medv_ray.data.json_schema import template_of_text
+
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CANVAS_BYTES + 1)
@@ -172,6 +174,10 @@ def read_canvas(path: Path) -> str:
     if len(data) > MAX_CANVAS_BYTES:
         rule = f"it has over {MAX_CANVAS_BYTES} bytes"
         raise SettingsError("E1001", f"--canvas {path.name}: {rule}.")
+    try:
+        template_of_text(text)
+    except DataError as error:
+        raise SettingsError(error.code, f"--canvas {path.name}: {error.detail}") from None
     return text
 
 

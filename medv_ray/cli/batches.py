@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medv_ray.cli import options
 from medv_ray.cli.terminal import merged, print_json, read_yaml
 
+if TYPE_CHECKING:
+    from medv_ray.serving.batch.journal import Progress
+
+INTERVAL_S = 10.0
 Option = typer.Option
 Text = str | None
 
@@ -58,7 +64,7 @@ def run_batch_command(
         "adapters": {name: lora.adapter_digest(one) for name, one in settings.adapters.items()},
         "name": settings.served_name,
     }
-    done = answer_file(run, identity, lambda: Service.load(settings))
+    done = answer_file(run, identity, lambda: Service.load(settings), progress_lines())
     print_json(
         {
             "summary": "done",
@@ -72,3 +78,25 @@ def run_batch_command(
         }
     )
     return int(done.failed > 0)
+
+
+def progress_lines(interval_s: float = INTERVAL_S) -> Callable[[Progress], None]:
+    """Says how far a file has come: a line of JSON on stderr, so often at most."""
+    said_s = time.monotonic()
+
+    def tell(done: Progress) -> None:
+        nonlocal said_s
+        if time.monotonic() - said_s < interval_s:
+            return
+        said_s = time.monotonic()
+        over = done.completed + done.failed
+        state = {
+            "progress": round(over / done.total, 4) if done.total else 1.0,
+            "lines": over,
+            "total": done.total,
+            "answered": done.completed,
+            "errors": done.failed,
+        }
+        typer.echo(json.dumps(state), err=True)
+
+    return tell

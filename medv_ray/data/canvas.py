@@ -29,7 +29,7 @@ MAX_TOKENS = 4096
 MAX_DIGITS = 15
 """Of a bound: beyond, not every reader of JSON keeps a number as it is."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_RANGE = re.compile(r"(-?[0-9]+)\.\.(-?[0-9]+)")
+_RANGE = re.compile(r"(-?[0-9]+)\s*\.\.\s*(-?[0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,10 @@ def _blank(text: str, number: int) -> Blank:
     name, colon, rule = text.partition(":")
     name = name.strip()
     if not _NAME.fullmatch(name):
-        raise _refused(f"blank number {number} needs a name of letters, digits and _, then a colon")
+        rule = (
+            "needs a name of ASCII letters, digits and _, no digit first, 64 at most; then a colon"
+        )
+        raise _refused(f"blank number {number} {rule}")
     kind, equals, value = rule.partition("=")
     kind = kind.strip()
     if kind not in ("tokens", "choice", "int") or not equals:
@@ -210,8 +213,10 @@ def _blank(text: str, number: int) -> Blank:
     found = _RANGE.fullmatch(value.strip())
     if kind == "tokens" and re.fullmatch(r"[0-9]{1,9}", value.strip()):
         return Words(name, int(value), int(value))
-    if found is None or max(map(len, found.groups())) > MAX_DIGITS + 1:
+    if found is None:
         raise _refused(f"{name}: {kind}= is given no number or range that can be read (A..B)")
+    if max(len(bound.lstrip("-")) for bound in found.groups()) > MAX_DIGITS:
+        raise _refused(f"{name}: a bound has over {MAX_DIGITS} digits")
     low, high = map(int, found.groups())
     return Words(name, low, high) if kind == "tokens" else whole_number(name, low, high)
 

@@ -36,10 +36,12 @@ STRING_TOKENS = 16
 MAX_ITEMS = 4
 UNBOUNDED = 999_999
 MAX_DEPTH = 32
+UNKNOWN = "is not understood here; take it out, or ask for text"
 _SAYS_NOTHING = {
     "$anchor", "$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated",
     "description", "examples", "readOnly", "title", "writeOnly",
 }  # fmt: skip
+_ASKS_FOR_NOTHING = {"minProperties": "0", "uniqueItems": "false"}
 _OF_NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _KEYWORDS = {
     "object": {"properties", "required", "additionalProperties"},
@@ -134,8 +136,6 @@ class _Builder:
     def _add(self, schema: Any, name: str, place: str, null: bool, above: tuple[str, ...]) -> None:
         schema, place, above = self._resolved(schema, place, above)
         found, left, null = self._split(schema, place, null, above)
-        if found and left is not None:
-            raise _refused(place, "a value of some named ones or of another kind", "anyOf")
         if found or left is None:
             self._choose(name, [*found, *([None] if null else [])], place)
             return
@@ -153,7 +153,7 @@ class _Builder:
         while True:
             if not isinstance(schema, dict):
                 raise _refused(place, "an object with a type, enum, const, anyOf or $ref is needed")
-            rest = schema.keys() - _SAYS_NOTHING
+            rest = _said(schema)
             if (
                 rest == {"allOf"}
                 and isinstance(schema["allOf"], list)
@@ -161,8 +161,7 @@ class _Builder:
             ):
                 schema, place = schema["allOf"][0], f"{place}/allOf/0"
             elif "$ref" in rest:
-                if rest != {"$ref"}:
-                    raise _refused(place, "stands beside $ref", min(rest - {"$ref"}))
+                _only(schema, {"$ref"}, place, "stands beside $ref")
                 target = schema["$ref"]
                 if target in above:
                     raise _refused(place, "leads back to itself", "$ref")
@@ -190,7 +189,7 @@ class _Builder:
         is among them."""
         for word in ("const", "enum"):
             if word in schema:
-                _only(schema, {word, "type"}, place)
+                _only(schema, {word, "type"}, place, f"stands beside {word}")
                 named = [schema[word]] if word == "const" else schema[word]
                 if not isinstance(named, list) or not named:
                     raise _refused(place, "needs values", word)
@@ -201,6 +200,7 @@ class _Builder:
                 return named, None, null
         several = next((word for word in ("anyOf", "oneOf") if word in schema), None)
         if several is None:
+            _only(schema, {"type"}.union(*_KEYWORDS.values()), place)
             kinds = _types(schema, place)
             if len(kinds) == 1 and kinds[0] not in ("boolean", "null"):
                 _only(schema, {"type", *_KEYWORDS[kinds[0]]}, place)
@@ -218,7 +218,7 @@ class _Builder:
                     null or kinds == ["null"],
                 )
         else:
-            _only(schema, {several}, place)
+            _only(schema, {several}, place, f"stands beside {several}")
             variants = schema[several]
             if not isinstance(variants, list) or not variants:
                 raise _refused(place, "needs variants", several)
@@ -233,8 +233,9 @@ class _Builder:
             taken |= values
             null = null or is_null
             found += named
-            if kept is not None and left is not None:
-                raise _refused(place, "takes one kind of value beside named ones and null", "anyOf")
+            if sum((bool(found), left is not None, kept is not None)) > 1:
+                rule = "takes several named values, or one other kind, and null beside either"
+                raise _refused(place, rule, several or "type")
             left = left if kept is None else kept
         return found, left, null
 
@@ -280,6 +281,9 @@ class _Builder:
             raise _refused(place, "must be a list of names", "required")
         if not {*required} <= properties.keys():
             raise _refused(place, "names a property that is not described", "required")
+        if not properties and schema.get("additionalProperties", False) is not False:
+            rule = "asks for names of the model's own; give the names in properties"
+            raise _refused(place, rule, "additionalProperties")
         begun = self._open("{", null)
         for number, (key, one) in enumerate(properties.items()):
             self.text((", " if number else "") + json.dumps(key, ensure_ascii=False) + ": ")
@@ -392,14 +396,26 @@ def _refused(place: str, rule: str, word: str = "") -> DataError:
     return DataError("E1309", f"the schema at {named}: {rule}.")
 
 
-def _only(schema: Mapping[str, Any], known: set[str], place: str) -> None:
-    for word in sorted(schema.keys() - known - _SAYS_NOTHING):
-        raise _refused(place, "is not understood here; take it out, or ask for text", str(word))
+def _only(schema: Mapping[str, Any], known: set[str], place: str, rule: str = UNKNOWN) -> None:
+    for word in sorted(_said(schema) - known):
+        raise _refused(place, rule, str(word))
+
+
+def _said(schema: Mapping[str, Any]) -> set[str]:
+    """Keywords that ask for something."""
+    neutral = {
+        word
+        for word, value in _ASKS_FOR_NOTHING.items()
+        if word in schema and _alike(schema[word]) == value
+    }
+    return {*schema} - _SAYS_NOTHING - neutral
 
 
 def _types(schema: Mapping[str, Any], place: str) -> list[str]:
     given = schema.get("type", "object" if "properties" in schema else None)
     kinds = given if isinstance(given, list) else [given]
+    if given is None and "type" not in schema:
+        raise _refused(place, f"is missing; one of {', '.join(_KEYWORDS)} is needed", "type")
     if not kinds or not all(isinstance(kind, str) and kind in _KEYWORDS for kind in kinds):
         raise _refused(place, f"must be one of {', '.join(_KEYWORDS)}", "type")
     return kinds

@@ -91,7 +91,8 @@ class Canvas:
         self, position: int, tokens: Sequence[int | None]
     ) -> Collection[int] | Tensor | None:
         """The only tokens that a masked position may take in a state of the response, as in
-        `allowed`; None for any. `tokens`: the state, None where the mask stands."""
+        `allowed` (a tensor is int64[n]); None for any. `tokens`: the state, None where the mask
+        stands."""
         span = next((span for span in self.spans if position in span.positions), None)
         if span is None:
             return self.allowed.get(position)

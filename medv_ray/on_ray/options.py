@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from medv_ray import __version__
 from medv_ray.archive.pseudonyms import PrivacySettings, Pseudonyms
@@ -84,7 +85,8 @@ class ScoreSettings(AnswerSettings):
             try:
                 template_of_text(canvas)
             except DataError as error:
-                raise ValueError(error.detail) from None
+                said = {"said": error.detail.removesuffix(".")}
+                raise PydanticCustomError(error.code, "{said}", said) from None
         return canvas
 
     @property

@@ -126,7 +126,7 @@ def planned(
 
 
 def check_form(settings: ScoreSettings) -> None:
-    """Raises SettingsError E1001 where no answer can have the form that is asked for."""
+    """Raises SettingsError E1001, E1309 where no answer can have the form that is asked for."""
     if settings.template is None:
         return
     tokenizer = load_tokenizer(settings.model.path)
@@ -135,7 +135,7 @@ def check_form(settings: ScoreSettings) -> None:
     try:
         layout = layout_of(settings.template, spec, Tokens(tokenizer, len(tokenizer)))
     except DataError as error:
-        raise SettingsError("E1001", f"canvas: {error.detail}") from None
+        raise SettingsError(error.code, f"canvas: {error.detail}") from None
     most = read_headers(settings.model.path)[0].max_length
     if layout.spec.gen_length > most:
         rule = f"it takes {layout.spec.gen_length} positions; the model has {most} for all"

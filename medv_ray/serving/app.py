@@ -45,6 +45,7 @@ from medv_ray.serving.protocol import (
     ChatRequest,
     InspectRequest,
     PictureRequest,
+    Prompted,
     parse,
 )
 from medv_ray.serving.replies import (
@@ -296,7 +297,7 @@ class Routes:
                 held.enter_context(permits.taken(owner, len(seeds)))
                 dialogue = dialogue_of(asked.messages, self._limits)
                 said.warnings = dialogue.warnings
-                first = await self._read(asked.model, dialogue, sampler, form, seeds[0])
+                first = await self._read(asked, dialogue, sampler, form, seeds[0])
             if self._audit is not None:
                 said.image_sha256 = digests(first)
             requests = [replace(first, seed=seed) for seed in seeds]
@@ -360,7 +361,7 @@ class Routes:
                 self._permits.taken(owner),
             ):
                 dialogue = dialogue_of(asked.messages, self._limits)
-                one = await self._read(asked.model, dialogue, sampler, form, self._settings.seed)
+                one = await self._read(asked, dialogue, sampler, form, self._settings.seed)
                 pictures += digests(one) if self._audit is not None else []
                 found = await self.service.inspect(asked.model, one, asked.tokens, asked.position)
             return self._json(inspection_body(found, asked.position, texts))
@@ -407,19 +408,20 @@ class Routes:
 
     async def _read(
         self,
-        model: str,
+        asked: Prompted,
         dialogue: Dialogue,
         sampler: SamplerSettings,
         form: Template | None,
         seed: int,
     ) -> Asked:
         """Raises BadRequest."""
-        decode = partial(self.service.decode, model)
-        image, placed = self._settings.image, self.service.model(model).placed
+        decode = partial(self.service.decode, asked.model)
+        image, placed = self._settings.image, self.service.model(asked.model).placed
 
         def read() -> Asked:
             if form is not None:
-                check_positions(placed(form, sampler).canvas.length or 0, self._limits)
+                positions = placed(form, sampler).canvas.length or 0
+                check_positions(asked, positions, self._limits)
             found = request_of(dialogue, sampler, seed, image, self._fetch, decode)
             return replace(found, template=form)
 

@@ -276,10 +276,19 @@ class Completion:
         if "choices" in (self.request.diffusion or {}):
             return {"content": [self._chosen(answer)], "refusal": None}
         content = []
-        for token, confidence in zip(self._kept(answer), answer.token_confidence, strict=False):
+        for token, confidence in zip(self._kept(answer), self._once(answer), strict=False):
             text = self._texts.token(token)
             content.append(_likely(text, confidence) | {"top_logprobs": []})
         return {"content": content, "refusal": None}
+
+    def _once(self, answer: Answer) -> Sequence[float]:
+        """Confidence of each token; of a choice, which is committed whole, its first token has the
+        whole's, so that logarithms can be summed."""
+        if self._form is None:
+            return answer.token_confidence
+        later = {p for one in self._layout().parts if one.options for p in one.positions[1:]}
+        given = zip(answer.positions, answer.token_confidence, strict=True)
+        return [1.0 if position in later else confidence for position, confidence in given]
 
     def _chosen(self, answer: Answer) -> dict[str, Any]:
         """A choice as one token, and the likeliest ones beside it."""

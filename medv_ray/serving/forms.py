@@ -18,9 +18,7 @@ Asked = dict[str, tuple[Callable[[Any], Template], Any]]
 
 def form_of(asked: Prompted, limits: LimitSettings) -> Template | None:
     """None for free text. Raises BadRequest E1309, E1701 that name the field."""
-    given = _of_diffusion(asked, limits)
-    if isinstance(asked, ChatRequest):
-        given |= _of_request(asked, given)
+    given = _given(asked, limits)
     if len(given) > 1:
         raise BadRequest("E1701", f"give one of {' and '.join(given)}.", [*given][0])
     if isinstance(asked, ChatRequest) and asked.top_logprobs and "diffusion.choices" not in given:
@@ -35,6 +33,13 @@ def form_of(asked: Prompted, limits: LimitSettings) -> Template | None:
         return made(value)
     except DataError as error:
         raise BadRequest(error.code, f"{field}: {error.detail}", field) from None
+
+
+def _given(asked: Prompted, limits: LimitSettings) -> Asked:
+    given = _of_diffusion(asked, limits)
+    if isinstance(asked, ChatRequest):
+        given |= _of_request(asked, given)
+    return given
 
 
 def _of_diffusion(asked: Prompted, limits: LimitSettings) -> Asked:
@@ -73,8 +78,9 @@ def _of_request(asked: ChatRequest, given: Asked) -> Asked:
     return {}
 
 
-def check_positions(positions: int, limits: LimitSettings) -> None:
-    """Raises BadRequest E1701 for an answer that is longer than the endpoint lets one be."""
+def check_positions(asked: Prompted, positions: int, limits: LimitSettings) -> None:
+    """Raises BadRequest E1701 for a form that is longer than the endpoint lets an answer be."""
     if positions > limits.max_gen_length:
-        rule = f"the answer's form takes {positions} tokens; the limit is {limits.max_gen_length}"
-        raise BadRequest("E1701", f"{rule}.", "diffusion")
+        [field] = _given(asked, limits)
+        rule = f"it takes {positions} tokens with the answer's end; the limit is"
+        raise BadRequest("E1701", f"{field}: {rule} {limits.max_gen_length}.", field)

@@ -44,10 +44,12 @@ MAX_STRUCTURE = 2**16
 class Refusal(Exception):
     """Ends a request before the application saw it."""
 
-    def __init__(self, code: str, message: str, late: bool = False) -> None:
-        """`late`: the body took too long, and no more of it is waited for."""
+    def __init__(
+        self, code: str, message: str, late: bool = False, param: str | None = None
+    ) -> None:
+        """`late`: the body took too long, and no more of it is waited for. `param`: the field."""
         super().__init__(code)
-        self.code, self.message, self.late = code, message, late
+        self.code, self.message, self.late, self.param = code, message, late, param
 
 
 class Uploads(Protocol):
@@ -177,7 +179,7 @@ class Guard:
             raise Refusal("E1701", rule)
 
     async def _refuse(self, refused: Refusal, coming: Coming, send: Send) -> None:
-        body = body_of(error_object(refused.code, refused.message))
+        body = body_of(error_object(refused.code, refused.message, refused.param))
         status = status_of(refused.code)
         headers = headers_of(status, self._limits.retry_after_s)
         headers |= {"content-type": "application/json", "content-length": str(len(body))}

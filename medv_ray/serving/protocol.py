@@ -113,14 +113,21 @@ class JsonSchema(Wire):
     """docs/canvas.md says what is understood of it."""
 
 
+def check_schema(field: str, given: Any, kind: str) -> None:
+    """Raises ValueError for a schema that is missing, or of another type of answer."""
+    if kind == "json_schema" and given is None:
+        raise ValueError(f"{field}: is missing")
+    if kind != "json_schema" and given is not None:
+        raise ValueError(f"{field}: belongs to the type json_schema")
+
+
 class ResponseFormat(Wire):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema belongs to the type json_schema")
+        check_schema("json_schema", self.json_schema, self.type)
         return self
 
 
@@ -162,9 +169,9 @@ class ChatRequest(Prompted):
         if None not in given and given[0] != given[1]:
             raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
         if not self.stream and (self.wants_usage or self.wants_denoise):
-            raise ValueError("stream_options need stream=true")
+            raise ValueError("stream_options: needs stream=true")
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs=true")
+            raise ValueError("top_logprobs: needs logprobs=true")
         if any(not text for text in self.stops):
             raise ValueError("stop: an empty text can not end an answer")
         return self
@@ -198,7 +205,7 @@ class InspectRequest(Prompted):
     @model_validator(mode="after")
     def _masked(self) -> Self:
         if self.position >= len(self.tokens) or self.tokens[self.position] is not None:
-            raise ValueError("position must be one at which tokens holds null")
+            raise ValueError("position: must be one at which tokens holds null")
         return self
 
 
@@ -244,6 +251,9 @@ def parse(kind: type[W], body: bytes, what: str = "the body") -> W:
         rule = f"type must be {' or '.join(kind.part_types)}"
     elif first["type"] in ("model_type", "dict_type"):
         rule = "an object is expected"
+    elif first["type"] == "value_error" and ": " in rule:  # of one of our own rules: its field
+        name, _, rule = rule.partition(": ")
+        path = f"{path}.{name}" if path else name
     raise BadRequest("E1701", f"{path}: {rule}." if path else f"{rule}.", path or None)
 
 

@@ -17,7 +17,7 @@ from medv_ray.engine.request import Answer
 from medv_ray.serving.completions import Choice, Completion, Texts, event, usage_of
 from medv_ray.serving.neutral import OF_INPUT_PART, OF_ITEM, OF_RESPONSES, Tables
 from medv_ray.serving.options import MAX_MESSAGES
-from medv_ray.serving.protocol import BadRequest, ChatRequest, Wire
+from medv_ray.serving.protocol import BadRequest, ChatRequest, Wire, check_schema
 from medv_ray.settings import SamplerSettings
 
 
@@ -74,8 +74,7 @@ class TextFormat(Wire):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.type == "json_schema") != (self.schema_ is not None):
-            raise ValueError("schema belongs to the type json_schema")
+        check_schema("schema", self.schema_, self.type)
         return self
 
     def of_chat(self) -> dict[str, Any]:

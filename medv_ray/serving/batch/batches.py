@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from medv_ray.serving.batch.shelf import Shelf, StoredFile, is_name, read_about,
 from medv_ray.serving.protocol import BadRequest, Wire
 
 log = logging.getLogger(__name__)
+HOURS = r"^[1-9][0-9]{0,2}h$"
 JOURNAL, CANCEL = "ledger.jsonl", "cancel"
 
 
@@ -35,7 +37,7 @@ class BatchRequest(Wire):
 
     input_file_id: str
     endpoint: Literal["/v1/chat/completions", "/v1/responses"]
-    completion_window: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}h$")]
+    completion_window: Annotated[str, Field(json_schema_extra={"pattern": HOURS})]
     """Hours, up to 168h; OpenAI's clients say 24h. What is not answered by then is not asked."""
     metadata: dict[str, str] | None = None
     """Comes back with the batch."""
@@ -43,8 +45,9 @@ class BatchRequest(Wire):
 
     @model_validator(mode="after")
     def _bounded(self) -> BatchRequest:
-        if int(self.completion_window[:-1]) > 168:
-            raise ValueError("completion_window: at most 168h")
+        window = self.completion_window
+        if not re.fullmatch(HOURS, window) or int(window[:-1]) > 168:
+            raise ValueError("completion_window: must be whole hours, from 1h to 168h; 24h, say")
         given = self.metadata or {}
         if len(given) > 16 or any(len(k) > 64 or len(v) > 512 for k, v in given.items()):
             raise ValueError("metadata: at most 16 names of 64 characters, values of 512")

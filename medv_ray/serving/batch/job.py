@@ -95,6 +95,11 @@ class Job:
         self._committed = 0.0
         self._running: set[asyncio.Task[Ended]] = set()
 
+    @property
+    def progress(self) -> Progress:
+        """After the last commit."""
+        return self._progress
+
     async def run(self) -> Progress:
         """All that is left of it; its status is `finalizing` then.
 

@@ -75,11 +75,17 @@ class BatchRun:
                 raise RunError("E1507", "the output is the input; name another one.")
 
 
-def answer_file(run: BatchRun, identity: dict[str, Any], load: Callable[[], Service]) -> Progress:
+def answer_file(
+    run: BatchRun,
+    identity: dict[str, Any],
+    load: Callable[[], Service],
+    tell: Callable[[Progress], None] = lambda done: None,
+) -> Progress:
     """Answer what is left of a file.
 
     `identity`: what answers depend on, beside the input; a run goes on with the same one only.
     `load`: makes the service, which is closed again; not called where nothing is left.
+    `tell`: is told how far it has come, after each commit.
     Raises RunError E1501 while another process works on it, E1502 for a run of another input or
     identity, E1503, E1506, E1511, E1708.
     """
@@ -98,7 +104,11 @@ def answer_file(run: BatchRun, identity: dict[str, Any], load: Callable[[], Serv
             routes = Routes(service, None)
             limit = service.settings.limits.max_body_bytes
             ask, has_room = routes.asking(""), routes.has_room
-            job = Job(name, run.paths, ask, has_room, limit, check=lock.check)
+
+            def count(*_: int) -> None:
+                tell(job.progress)
+
+            job = Job(name, run.paths, ask, has_room, limit, check=lock.check, count=count)
             return _ended(run, asyncio.run(job.run()))
     finally:
         lock.release()

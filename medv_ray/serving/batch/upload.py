@@ -143,12 +143,12 @@ class Form:
         if not self._ended:
             raise Refusal("E1701", "the form ends before its last boundary.")
         if self._filename is None:
-            raise Refusal("E1701", "file: is missing.")
+            raise _of_field("file", "is missing")
         if not self._head:
-            raise Refusal("E1701", "file: it is empty.")
+            raise _of_field("file", "it is empty")
         if not _is_text(self._head, self._bytes):
-            rule = "file: this is no text in UTF-8; a batch file has a JSON object a line."
-            raise Refusal("E1701", rule)
+            rule = "this is no text in UTF-8; a batch file has a JSON object a line"
+            raise _of_field("file", rule)
         fields = {name: value.decode("utf-8", "replace") for name, value in self._fields.items()}
         return {"filename": printable(self._filename), "bytes": self._bytes, "fields": fields}
 
@@ -194,7 +194,7 @@ class Form:
             field = self._fields[self._into or ""]
             field += piece
             if len(field) > MAX_FIELD_BYTES:
-                raise Refusal("E1701", f"{self._into}: over {MAX_FIELD_BYTES} bytes.")
+                raise _of_field(str(self._into), f"over {MAX_FIELD_BYTES} bytes")
             return
         self._bytes += len(piece)
         if self._bytes > self._settings.max_file_bytes:
@@ -202,7 +202,7 @@ class Form:
         self._lines += piece.count(b"\n")
         if self._lines > self._settings.max_lines:
             limit = self._settings.max_lines
-            raise Refusal("E1701", f"file: it has over {limit} lines, the limit.")
+            raise _of_field("file", f"it has over {limit} lines, the limit")
         if len(self._head) < HEAD_BYTES:  # without the blank lines before it
             self._head = (self._head + piece).lstrip()[:HEAD_BYTES]
         self.pending += piece
@@ -212,7 +212,11 @@ class Form:
 
 
 def _too_large(settings: BatchSettings) -> Refusal:
-    return Refusal("E1703", f"file: it has over {settings.max_file_bytes} bytes, the limit.")
+    return _of_field("file", f"it has over {settings.max_file_bytes} bytes, the limit", "E1703")
+
+
+def _of_field(name: str, rule: str, code: str = "E1701") -> Refusal:
+    return Refusal(code, f"{name}: {rule}.", param=name)
 
 
 def _is_text(head: bytes, size: int) -> bool:

@@ -7,8 +7,10 @@ import json
 import pytest
 
 from medv_ray.archive.columns import prompted
+from medv_ray.archive.rows import quarantine_record
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.errors import DataError, SettingsError
+from medv_ray.settings import build
 
 PROMPT = "Modality: {modality}, {age} {{years}}. {question}"
 ROWS = [
@@ -58,6 +60,14 @@ def test_columns_of_every_kind_of_archive(make, kind):
     asked = {"archive": str(table), "prompt": PROMPT, "system_column": "system"}
     planned = make.plan(**asked)
     assert found(planned, make) == WANT
+    empty = [row for row in make.rows(planned) if row.error]
+    assert [row.warnings for row in empty] == [
+        ("empty_cell:modality",),
+        ("empty_cell:modality", "empty_cell:age"),
+    ]
+    for row in empty:
+        assert "'modality'" in row.error.detail
+        assert quarantine_record(row, row.error)["warnings"] == [*row.warnings]
     assert planned.identity()["archive"]["prompt"] == PROMPT
     assert "prompt" not in make.plan(archive=str(table)).identity()["archive"], "as before"
     for lacks in ({"prompt": "{nothing}"}, {"system_column": "nothing"}):
@@ -83,8 +93,8 @@ def test_a_folder_of_images_has_no_columns(make):
 
 @pytest.mark.parametrize("prompt", ["", " ", "{question", "question}", "a {} b", "{{question}"])
 def test_braces_that_name_nothing_are_refused(prompt: str):
-    with pytest.raises(ValueError, match="prompt"):
-        ArchiveSettings(archive="x", prompt=prompt)
+    with pytest.raises(SettingsError, match="E1001: ArchiveSettings: --prompt "):
+        build(ArchiveSettings, {"archive": "x", "prompt": prompt})
 
 
 def test_a_rows_text_is_no_template() -> None:

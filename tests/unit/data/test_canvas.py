@@ -11,7 +11,7 @@ from medv_ray.errors import DataError
 
 def test_literals_and_blanks() -> None:
     text = r"A \{{x}} \\ {b: {{m:choice=CT|X-ray|a\|b\}}}. {{n : tokens = 3}}{{o:tokens=0..4}}{{"
-    text = text.removesuffix("{{") + " {{i:int=-2..1}}{{j:int=0..5000}} end"
+    text = text.removesuffix("{{") + " {{i:int=-2 .. 1}}{{ j : int = 0.. 5000 }} end"
     assert Template.parse(text).parts == (
         "A {{x}} \\ {b: ",
         Choice("m", ("CT", "X-ray", "a|b}")),
@@ -48,11 +48,17 @@ def test_one_choice() -> None:
         ("{{a:int=5..5}}", "a: its range is empty"),
         ("{{a:int=9..1}}", "a: its range is empty"),
         ("{{a:int=1..1000000000000000}}", "a: a bound has over 15 digits"),
+        ("{{a:int=-1000000000000000 .. 1}}", "a: a bound has over 15 digits"),
+        ("{{a:int=0..99999999999999999999999}}", "a: a bound has over 15 digits"),
+        ("{{a:int=0..9 9}}", "a: int= is given no number or range"),
         ("{{a:int=1..1e3}}", "a: int= is given no number or range"),
         ("{{a:int=5}}", "a: int= is given no number or range"),
         ("{{a:words=5}}", "a: tokens=N, tokens=A..B, choice=a|b or int=A..B must"),
         ("{{a}}", "a: tokens=N"),
         ("{{:tokens=3}}", "blank number 1 needs a name"),
+        ("{{1:tokens=3}}", "blank number 1 needs a name of ASCII letters, digits and _, no digit"),
+        ("{{\u00e4:tokens=3}}", "needs a name of ASCII letters"),
+        ("{{" + "a" * 65 + ":tokens=3}}", "no digit first, 64 at most; then a colon"),
         ("x {{a:tokens=3}} {{1b:tokens=3}}", "blank number 2 needs a name"),
         ("{{a:tokens=3}} {{a:tokens=3}}", "two blanks are named a"),
         ("x {{a:tokens=3", "number 1 does not end"),

@@ -115,7 +115,7 @@ def parts_of(schema: Any) -> Template | None:
     try:
         return template_of(schema)
     except DataError as error:
-        if "has no blank" in error.detail or "of another kind" in error.detail:
+        if "has no blank" in error.detail or "takes several named values" in error.detail:
             return None
         raise
 
@@ -157,6 +157,9 @@ def test_a_pydantic_model() -> None:
 AGAIN = {"$ref": "#/$defs/a"}
 CYCLE = {"$defs": {"a": {"type": "object", "properties": {"x": AGAIN}}}, **AGAIN}
 
+UNION = "takes several named values, or one other kind, and null beside either."
+DICT = {"type": "object", "additionalProperties": {"type": "integer"}}
+
 
 def deep(levels: int) -> dict[str, Any]:
     found: dict[str, Any] = {"type": "boolean"}
@@ -184,11 +187,14 @@ def doubling(levels: int) -> dict[str, Any]:
         ({"$ref": 5}, "must begin with #/"),
         ({"type": "string", "pattern": "a+"}, "#/pattern: is not understood"),
         ({"type": "string", "format": "date"}, "#/format: is not understood"),
-        ({"type": "object", "properties": {"a": {"not": {}}}}, "#/properties/a"),
+        ({"type": "object", "properties": {"a": {"not": {}}}}, "#/properties/a/not: is not"),
+        ({"allOf": [{"type": "string"}] * 2}, "#/allOf: is not understood"),
         ({"type": "array", "items": {}, "uniqueItems": True}, "uniqueItems"),
         ({"type": "array"}, "#/items: says what stands"),
         ({"type": "array", "items": True}, "an object with a type"),
-        ({}, "#/type: must be one of"),
+        ({}, "#/type: is missing; one of object, array"),
+        ({"minimum": 1}, "#/type: is missing; one of"),
+        ({"type": None}, "#/type: must be one of"),
         (True, "an object with a type"),
         (None, "an object with a type"),
         ([], "an object with a type"),
@@ -198,9 +204,19 @@ def doubling(levels: int) -> dict[str, Any]:
         ({"enum": "yes"}, "#/enum: needs values"),
         ({"enum": ["a"], "type": "integer"}, "#/enum: has no value of its type"),
         ({"enum": [*range(2000)]}, "#/enum: has 2000 values; the limit is 1000"),
+        ({"anyOf": [{"const": 1}, {"const": 2}], "type": "integer"}, "#/type: stands beside anyOf"),
+        ({"anyOf": [{"type": "integer"}], "minimum": 1}, "#/minimum: stands beside anyOf"),
+        ({"enum": [1, 2], "minimum": 1}, "#/minimum: stands beside enum"),
+        ({"$ref": "#/$defs/a", "minimum": 1}, "#/minimum: stands beside $ref"),
         ({"anyOf": []}, "#/anyOf: needs variants"),
-        ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, "#/anyOf: takes one kind"),
-        ({"anyOf": [{"type": "string"}, {"const": 5}]}, "#/anyOf: a value of some named ones"),
+        ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, f"#/anyOf: {UNION}"),
+        ({"anyOf": [{"type": "string"}, {"const": 5}]}, f"#/anyOf: {UNION}"),
+        ({"anyOf": [{"const": 5}, {"type": "string"}]}, f"#/anyOf: {UNION}"),
+        ({"properties": {"a": {"type": ["string", "integer"]}}}, f"#/properties/a/type: {UNION}"),
+        ({"type": ["boolean", "string"]}, f"#/type: {UNION}"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, f"#/oneOf: {UNION}"),
+        ({"anyOf": [{"type": "null"}, {"oneOf": [{"type": "integer"}, {"enum": [1, "x"]}]}]},
+         f"#/anyOf/1/oneOf: {UNION}"),
         ({"type": "integer", "minimum": 5, "maximum": 4}, "#/maximum: lies below"),
         ({"type": "number", "exclusiveMinimum": 1, "maximum": 1}, "#: has no number of 9 places"),
         ({"type": "integer", "minimum": 0.2, "maximum": 0.8}, "#: has no number of 0 places"),
@@ -220,6 +236,10 @@ def doubling(levels: int) -> dict[str, Any]:
         ({"type": "object", "properties": []}, "#/properties: must be an object"),
         ({"type": "object", "required": ["a"]}, "#/required: names a property"),
         ({"type": "object", "required": 5}, "#/required: must be a list"),
+        (DICT, "#/additionalProperties: asks for names of the model's own"),
+        ({**DICT, "additionalProperties": True}, "#/additionalProperties: asks for names"),
+        ({"properties": {"a": DICT}}, "#/properties/a/additionalProperties: asks for names"),
+        ({"anyOf": [DICT, {"type": "null"}]}, "#/additionalProperties: asks for names"),
         ({"type": "object", "required": None}, "#/required: must be a list"),
         ({"type": "object", "properties": {"a": {}}, "required": "a"}, "#/required: must be"),
         ({"type": "object", "required": [["a"]]}, "#/required: must be a list"),
@@ -251,6 +271,17 @@ def test_what_is_said_of_a_schema_anywhere_is_found() -> None:
         [part] = template_of({**kinds, "$ref": reference}).parts
         assert isinstance(part, Choice)
         assert part.values == values
+
+
+def test_keywords_that_ask_for_nothing_are_taken() -> None:
+    some = {"type": "array", "items": {"type": "boolean"}}
+    assert template_of({**some, "uniqueItems": False}) == template_of(some)
+    one = {"type": "object", "properties": {"a": some}}
+    assert template_of({**one, "minProperties": 0}) == template_of(one)
+    assert template_of({"$ref": "#/$defs/a", "$defs": {"a": one}, "minProperties": 0.0}).is_json
+    for asking in ({**one, "minProperties": 1}, {**some, "uniqueItems": 0}):
+        with pytest.raises(DataError, match=r"#/(minProperties|uniqueItems): is not understood"):
+            template_of(asking)
 
 
 def test_a_file_is_a_schema_or_a_template() -> None:

@@ -56,6 +56,17 @@ def test_what_is_pushed_is_what_is_fetched(served: Hub, folder: Path) -> None:
     assert [one for one in served.asked if one.startswith("PUT /lfs/")]  # the weights, by LFS
 
 
+def test_weights_that_another_repository_holds_are_not_sent_again(
+    served: Hub, folder: Path
+) -> None:
+    held = (folder / "model.safetensors").read_bytes()
+    served.put("models/org/first", {"model.safetensors": held})
+    push(folder, NAME)
+    mine = served.repositories[f"models/{NAME}"]
+    assert mine.commits[mine.refs["main"]]["model.safetensors"] == held
+    assert not [one for one in served.asked if one.startswith("PUT /lfs/")]
+
+
 def test_the_command_prints_the_commit(served: Hub, folder: Path) -> None:
     from typer.testing import CliRunner
 

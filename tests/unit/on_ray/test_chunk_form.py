@@ -13,6 +13,7 @@ from medv_ray.archive.results import Choice, batches
 from medv_ray.archive.rows import read_part
 from medv_ray.archive.sources import open_archive
 from medv_ray.archive.store import Store
+from medv_ray.cli import read_canvas
 from medv_ray.data import synthetic
 from medv_ray.data.canvas import Template
 from medv_ray.data.json_schema import template_of_text
@@ -22,7 +23,7 @@ from medv_ray.on_ray.blanks import fields
 from medv_ray.on_ray.chunk import ChunkScorer
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.score import check_form
-from medv_ray.settings import TOY, AnswerSettings, ModelSettings, SamplerSettings
+from medv_ray.settings import TOY, AnswerSettings, ModelSettings, SamplerSettings, build
 from tests.integration import stub
 
 ANSWER = AnswerSettings(sampler=SamplerSettings(gen_length=8, block_length=8, steps=8))
@@ -85,6 +86,22 @@ def test_columns_of_a_schema() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("", "it has no blank."),
+        ("{{a:tokens=1}}{{a:tokens=1}}", "two blanks are named a."),
+        ('{"type": "string", "pattern": "x"}', "the schema at #/pattern: is not understood"),
+    ],
+)
+def test_a_file_of_no_form_is_named(tmp_path: Path, text: str, rule: str) -> None:
+    (tmp_path / "form.txt").write_text(text)
+    with pytest.raises(SettingsError) as refused:
+        read_canvas(tmp_path / "form.txt")
+    assert refused.value.code == "E1309"
+    assert refused.value.detail.startswith(f"--canvas form.txt: {rule}")
+
+
 def test_a_form_that_no_answer_can_have_is_refused_before_the_start(tmp_path: Path) -> None:
     settings = stub.settings(tmp_path)
     values = settings.model_dump(exclude={"canvas"}) | {"model": {"path": str(TOY)}}
@@ -96,6 +113,12 @@ def test_a_form_that_no_answer_can_have_is_refused_before_the_start(tmp_path: Pa
     ):
         with pytest.raises((SettingsError, ValueError), match=rule):
             check_form(ScoreSettings(**values, canvas=canvas))
+    for canvas, rule in (("no blank", "it has no blank (given: "), ("\0{{a:int=0..5}}", "NUL")):
+        with pytest.raises(SettingsError) as refused:
+            build(ScoreSettings, {**values, "canvas": canvas})
+        assert refused.value.code == ("E1304" if rule == "NUL" else "E1309")
+        assert rule in refused.value.detail
+        assert "Value error" not in refused.value.detail
     check_form(ScoreSettings(**values, canvas=FORM))
     identity = ScoreSettings(**values, canvas=FORM).identity("x")
     assert identity["canvas"] == FORM

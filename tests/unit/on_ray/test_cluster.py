@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from medv_ray.errors import RunError, SettingsError
+from medv_ray.errors import RunError, SettingsError, explain
 from medv_ray.on_ray.cluster import (
     ROOM_BYTES,
     STREAM,
@@ -81,6 +81,8 @@ def test_a_ray_that_does_not_start_is_told_without_its_paths(
     with pytest.raises(RunError, match=r"E1512: Ray did not start .*\(Exception\)") as caught:
         _start_local()
     assert "/tmp" not in str(caught.value)
+    for word in ("did not start", "core", "RAY_TMPDIR"):
+        assert word in explain("E1512")
 
 
 def test_a_full_disk_under_rays_own_folder_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,19 @@ def test_choices_with_their_probabilities(client: OpenAI, predictor: Predictor) 
     assert ours["blanks"][0]["probabilities"] == pytest.approx(shares, abs=1e-6)
 
 
+def test_a_choice_within_a_form_counts_once_among_the_logprobs(app: App) -> None:
+    canvas = "Vessel: {{a:choice=yes|no}}. Cells: {{b:choice=one|two|three|four}}."
+    body = ask(app, body_of(diffusion={"canvas": canvas}, logprobs=True)).json()
+    content = body["choices"][0]["logprobs"]["content"]
+    [ours] = body["medv"]
+    shares = [one["probabilities"][one["value"]] for one in ours["blanks"]]
+    assert max(shares) < 0.99, shares
+    want = sum(map(math.log, shares))
+    assert sum(one["logprob"] for one in content) == pytest.approx(want, abs=1e-3)
+    assert len([one for one in content if one["logprob"] < 0]) == 2
+    assert "".join(one["token"] for one in content) == body["choices"][0]["message"]["content"]
+
+
 def test_a_canvas_in_a_stream_shows_what_is_given(app: App) -> None:
     options = {"include_denoise": True}
     fields = {"diffusion": {"canvas": CANVAS}, "stream": True, "stream_options": options}
@@ -149,6 +162,7 @@ def test_a_position_of_a_canvas_can_be_looked_at(app: App) -> None:
 
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "boolean"}}}
+LONG = {"type": "json_schema", "json_schema": {"schema": {"type": "string", "x-tokens": 600}}}
 
 
 @pytest.mark.parametrize(
@@ -157,7 +171,13 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type":
         ({"diffusion": {"canvas": 5}}, "diffusion.canvas", "a text is expected"),
         ({"diffusion": {"canvas": "none"}}, "diffusion.canvas", "has no blank"),
         ({"diffusion": {"canvas": "{{a:tokens=0}}"}}, "diffusion.canvas", "1 at least"),
-        ({"diffusion": {"canvas": "{{a:tokens=600}}"}}, "diffusion", "the limit is 512"),
+        ({"diffusion": {"canvas": "{{a:tokens=600}}"}}, "diffusion.canvas", "the limit is 512"),
+        (
+            {"diffusion": {"canvas": "{{a:tokens=512}}"}},
+            "diffusion.canvas",
+            "takes 513 tokens",
+        ),
+        ({"response_format": LONG}, "response_format", "response_format: it takes 603 tokens"),
         ({"diffusion": {"canvas": "x" * 10**6}}, "diffusion.canvas", "bytes; the limit is"),
         ({"diffusion": {"choices": "yes"}}, "diffusion.choices", "a list of texts"),
         ({"diffusion": {"choices": []}}, "diffusion.choices", "two choices at least"),
@@ -172,9 +192,22 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type":
             "of choices alone",
         ),
         ({"logprobs": True, "top_logprobs": 2, "response_format": SCHEMA}, "top_logprobs", "alone"),
-        ({"top_logprobs": 2, "diffusion": {"choices": ["a", "b"]}}, None, "needs logprobs"),
+        (
+            {"top_logprobs": 2, "diffusion": {"choices": ["a", "b"]}},
+            "top_logprobs",
+            "needs logprobs",
+        ),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "20"),
-        ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema belongs"),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            "response_format.json_schema: is missing.",
+        ),
+        (
+            {"response_format": {**SCHEMA, "type": "text"}},
+            "response_format.json_schema",
+            "response_format.json_schema: belongs to the type json_schema.",
+        ),
         ({"response_format": SCHEMA, "diffusion": {"canvas": CANVAS}}, "diffusion.canvas", "one"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},

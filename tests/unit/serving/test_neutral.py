@@ -10,6 +10,7 @@ from openai.types import chat
 from openai.types.chat import completion_create_params as params
 from openai.types.chat.chat_completion_content_part_image_param import ImageURL
 
+from medv_ray.on_ray.options import serve_settings
 from medv_ray.serving.guard import App
 from medv_ray.serving.neutral import OF_MESSAGE, OF_PART, OF_REQUEST, asks_for_nothing
 from medv_ray.serving.protocol import (
@@ -117,3 +118,12 @@ def test_true_is_no_number() -> None:
 def test_the_docs_name_every_field_of_a_request() -> None:
     text = DOCS.read_text()
     assert [name for name in OF_REQUEST if f"`{name}`" not in text] == []
+    ours, neutral = text.partition("OpenAI's fields:")[2].split("Clients send many other")[:2]
+    neutral = neutral.partition("- In a message")[0]
+    assert [name for name in ChatRequest.model_fields if f"`{name}`" not in ours] == []
+    assert [name for name in ChatRequest.model_fields if f"`{name}`" in neutral] == []
+    assert serve_settings({}).served_name == MODEL
+    assert f'model="{MODEL}"' in DOCS.with_name("canvas.md").read_text(), "of a plain medv serve"
+    assert f"the toy's: {MODEL}" in text
+    for word in ("json_schema", "json_object"):
+        assert word in ours, "of response_format"

@@ -220,6 +220,6 @@ def test_json_of_a_schema_by_the_clients_own_model(client: OpenAI, app: App) -> 
     got = client.responses.parse(model=MODEL, input=[picture()], text_format=Report)  # type: ignore[list-item]
     assert got.output_parsed == Report.model_validate_json(got.output_text)
     form = {"type": "json_schema", "name": "a", "schema": {"type": "string", "format": "date"}}
-    for given, param in ((form, "text.format"), ({"type": "json_schema"}, "text.format")):
+    for given, param in ((form, "text.format"), ({"type": "json_schema"}, "text.format.schema")):
         reply = respond(app, "Is it?", text={"format": given})
         assert (reply.status, reply.error["param"]) == (400, param)

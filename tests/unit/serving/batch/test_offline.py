@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,9 @@ from typer.testing import CliRunner
 
 import medv_ray.serving.batch.job as module
 from medv_ray.cli import app as command_line
+from medv_ray.cli.batches import progress_lines
 from medv_ray.errors import MedvError, RunError
+from medv_ray.serving.batch.journal import Progress
 from medv_ray.serving.batch.offline import BatchRun, answer_file
 from medv_ray.serving.guard import App
 from medv_ray.serving.service import Service
@@ -48,7 +51,10 @@ def test_a_file_from_its_first_line_to_its_last(
         loaded.append(1)
         return load()
 
-    done = answer_file(run, IDENTITY, counted)
+    told: list[Progress] = []
+    done = answer_file(run, IDENTITY, counted, told.append)
+    assert [one.total for one in told] == [6] * len(told)
+    assert (told[-1].completed, told[-1].failed) == (3, 3)
     assert (done.status, done.total, done.completed, done.failed) == ("completed", 6, 3, 3)
     answers = read(tmp_path / "out.jsonl")
     assert [one["custom_id"] for one in answers] == ["r0", "r1", "r2"]
@@ -139,3 +145,15 @@ def test_by_its_command(tmp_path: Path) -> None:
     assert done.return_value == 1, "lines failed"
     assert [one["custom_id"] for one in read(tmp_path / "out.jsonl")] == ["r0", "r1"]
     assert len(read(tmp_path / "out.errors.jsonl")) == 1
+
+
+def test_how_far_it_has_come_is_said_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    done = Progress(began=0, time=1, total=8, completed=1, failed=1)
+    progress_lines()(done)
+    assert capsys.readouterr() == ("", ""), "not for a file that is soon done"
+    progress_lines(0)(done)
+    out, said = capsys.readouterr()
+    assert out == ""
+    assert json.loads(said) == {
+        "progress": 0.25, "lines": 2, "total": 8, "answered": 1, "errors": 1
+    }  # fmt: skip

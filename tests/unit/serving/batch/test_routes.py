@@ -281,10 +281,11 @@ BAD: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "file": ({"input_file_id": f"file-{'0' * 32}"}, "E1706", "id"),
     "path": ({"input_file_id": "../../etc"}, "E1706", "id"),
     "endpoint": ({"endpoint": "/v1/embeddings"}, "E1701", "endpoint"),
+    "minutes": ({"completion_window": "30m"}, "E1701", "completion_window"),
     "window": ({"completion_window": "1d"}, "E1701", "completion_window"),
-    "long window": ({"completion_window": "169h"}, "E1701", None),
+    "long window": ({"completion_window": "169h"}, "E1701", "completion_window"),
     "metadata": ({"metadata": {"a": 1}}, "E1701", "metadata"),
-    "much metadata": ({"metadata": {str(i): "" for i in range(17)}}, "E1701", None),
+    "much metadata": ({"metadata": {str(i): "" for i in range(17)}}, "E1701", "metadata"),
     "unknown": ({"priority": 1}, "E1701", "priority"),
 }
 
@@ -295,6 +296,8 @@ def test_what_a_batch_can_not_be_made_of(idle: Callable[..., App]) -> None:
     for what, (fields, code, param) in BAD.items():
         error = begin(app, file["id"], **fields).error
         assert (error["code"], error["param"]) == (code, param), what
+        if param == "completion_window":
+            assert error["message"].startswith("completion_window: must be whole hours")
     for purpose in ("fine-tune", ""):
         reply = upload(app, jsonl(asked("a")), purpose=purpose)
         assert (reply.error["code"], reply.error["param"]) == ("E1701", "purpose")

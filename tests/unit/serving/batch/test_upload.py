@@ -110,7 +110,7 @@ def test_a_large_file_is_not_held(tmp_path: Path) -> None:
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0"
 REFUSED: dict[str, tuple[Any, str, str]] = {
-    "empty": (form(b""), "E1701", "it is empty"),
+    "empty": (form(b""), "E1701", "file: it is empty"),
     "blank": (form(b"\n \n"), "E1701", "it is empty"),
     "a picture": (form(PNG + b"x" * 99), "E1701", "no text in UTF-8"),
     "UTF-16": (form("{}\n".encode("utf-16")), "E1701", "no text in UTF-8"),
@@ -123,7 +123,7 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     "twice": (part("file", FILE, "x") + form(), "E1701", "or one twice"),
     "a long field": (part("purpose", b"x" * 2000) + form(), "E1701", "purpose: over 1024"),
     "long headers": (part("file", FILE, "x" * 9000) + form(), "E1701", "form"),
-    "too large": (form(b"x" * 5001), "E1703", "over 5000 bytes"),
+    "too large": (form(b"x" * 5001), "E1703", "file: it has over 5000 bytes"),
     "too many lines": (form(b"{}\n" * 101), "E1701", "over 100 lines"),
 }
 
@@ -135,6 +135,8 @@ def test_what_is_refused(tmp_path: Path, what: str) -> None:
     error = behind.send(body).error
     assert error["code"] == code
     assert words in error["message"]
+    field, colon, _ = error["message"].partition(": ")
+    assert error["param"] == (field if colon and field in ("file", "purpose") else None)
     assert behind.taken == {}
 
 
