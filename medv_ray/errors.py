@@ -491,8 +491,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1512": Entry(
         "ray_ended",
-        "Ray, which runs the workers, did not start, was ended, lost one of its servers, or does not "
-        "answer.",
+        "Ray, which runs the workers, did not start, was ended, lost one of its servers, or does "
+        "not answer.",
         "Run the same command again; what was committed is kept. Where it did not start, leave it "
         "a core that is free, and room in /tmp or in the folder that RAY_TMPDIR names. If it comes "
         "back, look at memory and at Ray's own log, and at what --address or RAY_ADDRESS names.",
