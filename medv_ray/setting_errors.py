@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from medv_ray.errors import SettingsError
+from medv_ray.errors import MedvError, SettingsError
 
 
 def refused(cls: type[BaseModel], error: ValidationError, quote: bool = True) -> SettingsError:
@@ -25,6 +25,9 @@ def refused(cls: type[BaseModel], error: ValidationError, quote: bool = True) ->
     value, place = first.get("input"), first["loc"][len(names) :]
     given = "" if isinstance(value, dict) or not quote else f" (given: {str(value)[:60]!r})"
     rule = first["msg"].removeprefix("Value error, ")
+    ours = first.get("ctx", {}).get("error")
+    if isinstance(ours, MedvError):
+        code, rule = ours.code, ours.detail.removesuffix(".")
     numbers = [part for part in place if isinstance(part, int)]
     if first["type"] == "extra_forbidden":
         known = _names(cls, first["loc"][:-1])

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from medv_ray import __version__
 from medv_ray.archive.pseudonyms import PrivacySettings, Pseudonyms
@@ -19,7 +18,7 @@ from medv_ray.archive.store import is_hub, is_local
 from medv_ray.data.canvas import Template
 from medv_ray.data.json_schema import template_of_text
 from medv_ray.dicomweb.token import VARIABLE as TOKEN_FILE
-from medv_ray.errors import DataError, SettingsError, no_torchao
+from medv_ray.errors import SettingsError, no_torchao
 from medv_ray.hub import here
 from medv_ray.serving.options import ServeSettings
 from medv_ray.settings import (
@@ -82,11 +81,7 @@ class ScoreSettings(AnswerSettings):
     @classmethod
     def _is_a_form(cls, canvas: str | None) -> str | None:
         if canvas is not None:
-            try:
-                template_of_text(canvas)
-            except DataError as error:
-                said = {"said": error.detail.removesuffix(".")}
-                raise PydanticCustomError(error.code, "{said}", said) from None
+            template_of_text(canvas)  # whose DataError is a ValueError
         return canvas
 
     @property
