@@ -142,10 +142,9 @@ def flag_fault(words: list[str]) -> str | None:
 def job_fault(file: str, words: list[str]) -> str | None:
     """The same of `python FILE WORDS`, by the file of jobs/ with its name."""
     mine = JOBS / Path(file).name
-    if not mine.is_file():
-        known = sorted(one.name for one in JOBS.glob("*.py"))
-        near = get_close_matches(mine.name, known) or known
-        return f"there is no {file}; there are: {', '.join(near)}"
+    if not mine.is_file():  # perhaps the user's own
+        near = get_close_matches(mine.name, [one.name for one in JOBS.glob("*.py")])
+        return f"there is no {file}; there are: {', '.join(near)}" if near else None
     names = runpy.run_path(str(mine))
     if "typer" not in names:
         return None
@@ -166,7 +165,7 @@ def parsed(
     node: Any, name: str, words: list[str], read: Callable[[dict[str, Any]], Any] | None
 ) -> str | None:
     """What a command's parser says, then what reads its settings. Files that lie on the cluster are
-    not looked for."""
+    not looked for, and settings beside a shell's variable are not read."""
     try:
         given = dict(node.make_context(name, list(words)).params)
     except Exception as error:  # the parser's, of classes that are not public
@@ -174,6 +173,7 @@ def parsed(
     files = {one: Path(given[one]) for one in ("config", "canvas") if given.get(one)}
     given |= {one: path if path.is_file() else None for one, path in files.items()}
     other = given.get("demo") or given.get("recipe")  # finetuning with settings of its own
+    other = other or any("$" in word for word in words)
     if read is None or other or ("config" in files and given["config"] is None):
         return None
     try:

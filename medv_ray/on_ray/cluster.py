@@ -39,15 +39,17 @@ class Lost(RunError):
 
 
 def cluster_address(address: str | None) -> str | None:
-    """The cluster to connect to; None starts an own Ray. `ray job submit` sets RAY_ADDRESS.
+    """The cluster to connect to; None starts an own Ray. `ray job submit` sets RAY_ADDRESS, which
+    Ray takes for `auto` too.
 
     Raises SettingsError E1001.
     """
-    chosen = os.environ.get("RAY_ADDRESS") or None if address is None else address
+    named = os.environ.get("RAY_ADDRESS") if address in (None, "auto") else None
+    chosen = named or address
     if chosen not in (None, "auto", "local") and not HEAD.fullmatch(chosen):
         raise SettingsError(
             "E1001",
-            f"{'RAY_ADDRESS' if address is None else '--address'} is host:port of a cluster's head "
+            f"{'RAY_ADDRESS' if named else '--address'} is host:port of a cluster's head "
             "(port 6379, say; not the dashboard's 8265), auto: the Ray that runs on this machine, "
             "or local: a Ray of the job's own.",
         )
@@ -158,7 +160,10 @@ def _connect(address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # no kind of its own: its text holds addresses
         kind = type(error).__name__
-        text = f"no Ray that takes this job at --address (or RAY_ADDRESS) ({kind}); `ray status`."
+        text = (
+            f"no Ray that takes this job at --address (or RAY_ADDRESS) ({kind}); look at its token "
+            "(RAY_AUTH_MODE), its version, and `ray status`."
+        )
         raise RunError("E1512", text) from error
 
 

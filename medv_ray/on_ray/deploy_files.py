@@ -33,6 +33,7 @@ RESOURCES = {"CPU", "GPU", "memory", "object_store_memory"}
 START = re.compile(r"\bray start\b(.*)", re.S)
 OPTION = re.compile(r"(?:-e|--env|-v|--volume|--ulimit|--shm-size|--gpus|--ipc)[= ]\S+")
 """Of `docker run`, those that are understood here."""
+ROOMS = sorted({one.name.partition(".")[0] for one in Path(__file__).parents[1].iterdir()})
 NAMED = re.compile(r"\bmedv_ray(?:\.\w+)+[:.]\w+")
 VARIABLE = re.compile(r"\b(?:RAY|MEDV)_\w+")
 VARIABLES = (
@@ -77,7 +78,9 @@ def misnamed(text: str) -> Iterator[str]:
     """Functions of ours that are not there, and variables that are nearly one of Ray's."""
     for name in sorted(set(NAMED.findall(text))):
         module, _, attribute = name.replace(":", ".").rpartition(".")
-        if attribute not in names_in(module):
+        if not get_close_matches(module.split(".")[1], ROOMS, 1):
+            continue  # a file, say: medv_ray.tar.gz
+        if attribute not in names_in(module) and not names_in(name):
             yield f"there is no {name}"
     for name in sorted(set(VARIABLE.findall(text)) - {*VARIABLES}):
         yield from (
@@ -87,22 +90,27 @@ def misnamed(text: str) -> Iterator[str]:
 
 @functools.cache
 def names_in(module: str) -> frozenset[str]:
-    """Functions and classes of a module of ours; to import it takes seconds."""
-    file = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
-    tree = ast.parse(file.read_text()) if file.is_file() else ast.Module([], [])
-    return frozenset(getattr(one, "name", "") for one in tree.body)
+    """What a module of ours defines or gives a name, at its top; to import it takes seconds."""
+    place = Path(__file__).parents[2].joinpath(*module.split("."))
+    found = [one for one in (place.with_suffix(".py"), place / "__init__.py") if one.is_file()]
+    nodes = [node for file in found for node in ast.parse(file.read_text()).body]
+    assigned = [t for node in nodes if isinstance(node, ast.Assign) for t in node.targets]
+    named = [getattr(one, "name", getattr(one, "id", "")) for one in (*nodes, *assigned)]
+    return frozenset(one for one in named if one)
 
 
 def unselected(documents: list[Any]) -> Iterator[str]:
-    """Services beside deployments none of which has pods that they select."""
-    of_kind: dict[Any, list[dict[str, Any]]] = {}
+    """Services beside deployments none of which has pods that they select. Ray's own pods are no
+    deployment's."""
+    of_kind: dict[str, list[dict[str, Any]]] = {}
     for one in documents:
         if isinstance(one, dict):
-            of_kind.setdefault(one.get("kind"), []).append(under(one, "spec"))
+            of_kind.setdefault(str(one.get("kind")), []).append(under(one, "spec"))
     pods = [under(under(s, "template"), "metadata") for s in of_kind.get("Deployment", [])]
     for spec in of_kind.get("Service", []) if pods else ():
         wanted = under(spec, "selector").items()
-        if not any(wanted <= under(one, "labels").items() for one in pods):
+        of_ray = any(str(label).startswith("ray.io/") for label, _ in wanted)
+        if not of_ray and not any(wanted <= under(one, "labels").items() for one in pods):
             yield "Service: spec.selector: no deployment beside it has pods with these labels"
 
 
@@ -208,7 +216,7 @@ def _reached(serve: dict[str, Any], spec: ClusterSpec) -> Iterator[str]:
         mounts = [mount.mountPath.rstrip("/") + "/" for mount in one.volumeMounts]
         named = [env.value for env in one.env if env.name == "MEDV_API_KEYS_FILE"]
         for path in sorted({path for path in (*given, *named) if isinstance(path, str)}):
-            if not path.startswith(tuple(mounts)):
+            if not f"{path}/".startswith(tuple(mounts)):
                 yield f"container {one.name}: nothing is mounted where {path} is looked for"
         for name in ("MEDV_API_KEYS_FILE", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"):
             if name not in [env.name for env in one.env]:
@@ -276,7 +284,7 @@ def _started(document: dict[str, Any]) -> Iterator[str]:
         if len(starts) != 1:
             yield f"{key}: one `ray start` is needed"
             continue
-        words = starts[0].split()
+        words = re.sub(r"(--[\w-]+) +(?=[^\s-])", r"\1=", starts[0]).split()
         given = dict(word.partition("=")[::2] for word in words if word.startswith("--"))
         for flag in sorted(given.keys() - start_flags()):
             yield f"{key}: `ray start` has no {flag}"
@@ -384,14 +392,15 @@ def _runtime_env(document: dict[str, Any], local: bool = True) -> Iterator[str]:
     if not isinstance(modules, list):
         yield "py_modules: must be a list of folders"
         return
-    folders = [document.get("working_dir"), *modules] if local else []
-    for folder in folders:
-        if isinstance(folder, str) and "://" not in folder and not Path(folder).is_dir():
+    work = document.get("working_dir")
+    given = [work, *modules] if local else []
+    for folder in (one for one in given if isinstance(one, str) and "://" not in one):
+        if not Path(folder).is_dir():
             yield f"there is no folder {folder}, as seen from here"
         elif folder in modules and not Path(folder, "__init__.py").is_file():
             yield f"py_modules: {folder} is no package; it has no __init__.py"
-    if local and isinstance(document.get("working_dir"), str):
-        yield from _uploaded(str(document), Path(document["working_dir"]))
+    if local and isinstance(work, str) and Path(work).is_dir():
+        yield from _uploaded(str(document), Path(work))
     shipped = ("working_dir", "py_modules")  # uploaded by the caller; Ray's check wants them there
     try:
         RuntimeEnv(**{k: v for k, v in document.items() if k in known and k not in shipped})
@@ -402,7 +411,11 @@ def _runtime_env(document: dict[str, Any], local: bool = True) -> Iterator[str]:
 def _uploaded(text: str, folder: Path) -> Iterator[str]:
     """What pip or uv takes of the uploaded folder."""
     project = folder / "pyproject.toml"
-    found = tomllib.loads(project.read_text()) if project.is_file() else {}
+    try:
+        found = tomllib.loads(project.read_text()) if project.is_file() else {}
+    except ValueError:  # of TOML, or of UTF-8
+        yield "the working_dir's pyproject.toml is no TOML"
+        return
     extras = under(under(found, "project"), "optional-dependencies")
     for path, names in UPLOADED.findall(text):
         if path and not (folder / path).exists():

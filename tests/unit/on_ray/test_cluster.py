@@ -150,6 +150,12 @@ def test_which_cluster_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [cluster_address(one) for one in (None, "local", "a:1")] == [None, None, "a:1"]
     monkeypatch.setenv("RAY_ADDRESS", "b:2")
     assert [cluster_address(one) for one in (None, "local", "a:1")] == ["b:2", None, "a:1"]
+    assert cluster_address("auto") == "b:2"  # as Ray has it
+    monkeypatch.setenv("RAY_ADDRESS", "ray://b:2")
+    with pytest.raises(SettingsError, match="E1001: RAY_ADDRESS is host:port"):
+        cluster_address("auto")
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert cluster_address("auto") == "auto"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from medv_ray.cli import app, checking
 from medv_ray.cli.checking import file_faults, read_documents, said, whole_documents
 from medv_ray.errors import SettingsError
-from medv_ray.on_ray.deploy_files import OURS, faults, look, start_flags
+from medv_ray.on_ray.deploy_files import OURS, faults, look, misnamed, start_flags, unselected
 
 ROOT = Path(__file__).parents[3]
 FOLDERS = ("cluster", "cluster/kuberay")
@@ -286,6 +286,8 @@ def test_a_mistake_is_found(tmp_path: Path, name: str, old: str, new: str, said:
         "python -u jobs/train_tiny.py --steps 3",
         "python jobs/prepare_vqa.py --kind pathvqa --source a --out b",
         "python /shared/mine.py --archiv x",
+        "python /srv/app/jobs/nightly_report.py",
+        "medv score --archive a --model b/c@d --out $OUT --set pool.num_gpus=${GPUS}",
         "bash -c 'medv scoer'",
         "",
     ],
@@ -419,7 +421,44 @@ def test_each_application_is_looked_at() -> None:
 
 def test_folders_are_looked_for_and_addresses_are_not() -> None:
     assert faults({"working_dir": "nowhere"}) == ["there is no folder nowhere, as seen from here"]
-    assert faults({"working_dir": "s3://bucket/code.zip"}) == []
+    pip = ["-r ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/requirements.txt"]
+    assert faults({"working_dir": "s3://bucket/code.zip", "pip": pip}) == []
+    assert faults({"py_modules": ["s3://bucket/medv.zip"]}) == []
+    assert faults({"py_modules": [5]}) == []  # Ray's own to say
+
+
+def test_an_upload_whose_project_file_is_none(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[project")
+    found = faults({"working_dir": str(tmp_path), "pip": []})
+    assert "the working_dir's pyproject.toml is no TOML" in found
+
+
+def test_good_files_of_another_hand(tmp_path: Path) -> None:
+    """Blanks for `=`, keys as one file, a service of Ray's own pods, files with names like ours."""
+    texts = {
+        "aws.yaml": [("--port=6379", "--port 6379")],
+        "kuberay/endpoint.yaml": [
+            (
+                "mountPath: /keys\n",
+                "mountPath: /keys/keys.txt\n                  subPath: keys.txt\n",
+            )
+        ],
+    }
+    for name, changes in texts.items():
+        text = (ROOT / "cluster" / name).read_text()
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "mine.yaml").write_text(text)
+        assert file_faults(tmp_path / "mine.yaml") == []
+    named = "medv_ray.tar.gz medv_ray.v1.2 medv_ray.cli.checking medv_ray.cli:app"
+    assert list(misnamed(named)) == []
+    assert list(misnamed("medv_ray.onray.spot.spot_first")) != []
+    deployed = {"kind": "Deployment", "spec": {"template": {"metadata": {"labels": {"app": "a"}}}}}
+    heads = {"kind": "Service", "spec": {"selector": {"ray.io/node-type": "head"}}}
+    lost = {"kind": "Service", "spec": {"selector": {"app": "b"}}}
+    assert list(unselected([deployed, heads, {"kind": ["Service"]}])) == []
+    assert len(list(unselected([deployed, lost]))) == 1
 
 
 def test_an_endpoint_is_open_unless_it_says_otherwise() -> None:
