@@ -140,7 +140,9 @@ def canvas_of(draw: st.DrawFn, length: int) -> Canvas:
     span = Span(places, Whole(options).pieces, {options[0]: void})
     free = {i: t for i, t in pinned.items() if i not in places}
     whole = draw(st.none() | st.integers(places[-1] + 1, length))
-    tails = [range(*sorted(draw(st.tuples(positions, positions))))]
+    tail = range(*sorted(draw(st.tuples(positions, positions))))
+    # no two blanks of a form share a position
+    tails = [] if {*tail} & {*span.positions} else [tail]
     return Canvas(free, allowed, [span], whole, tails, end=1)
 
 
