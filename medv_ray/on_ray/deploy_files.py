@@ -2,6 +2,8 @@
 
 Ray, Serve and Kubernetes take misspelt names silently in many places; each of those is looked at
 here. What is found is given as `place: what`, in the file's own words.
+
+Longer than a module should be: a function for each kind of file, and what they share.
 """
 
 from __future__ import annotations
