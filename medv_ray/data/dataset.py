@@ -35,6 +35,9 @@ GROUP_ROWS = 256
 KEPT_BYTES = 2**28
 """Row groups in memory, as Arrow tables; at least one is kept."""
 
+IMAGE = re.compile(r"images/[0-9a-f]{2}/[0-9a-f]{64}")
+"""Name of an image's file."""
+
 Message = dict[str, str]
 
 GROUPS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
