@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from medv_ray.on_ray.findings import Check, gib
+from medv_ray.on_ray.findings import Check, cores, gib
 
 DRIVER = Path("/proc/driver/nvidia/version")
 COMPILERS = ("cc", "gcc", "clang")
@@ -19,7 +19,7 @@ BF16_MAJOR = 8
 
 def check_processor() -> Iterator[Check]:
     """Cores, GPUs, kernels."""
-    yield Check("ok", "cpu", f"{len(os.sched_getaffinity(0))} cores")
+    yield Check("ok", "cpu", f"{cores()} cores")
     try:
         import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,6 +20,12 @@ CGROUPS = (
 )  # fmt: skip
 """Of either version: where a container sees its own, its limit, what it uses, and the part of that
 which it gives back, in memory.stat."""
+
+CPU_LIMITS = (
+    (Path("/sys/fs/cgroup/cpu.max"),),
+    (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")),
+)
+"""Of either version: a quota of processor time in each period."""
 
 
 class Check(NamedTuple):
@@ -47,6 +54,17 @@ def guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
 def gib(size: float) -> str:
     """Bytes as GiB, for people."""
     return f"{size / 2**30:.1f} GiB"
+
+
+def cores() -> int:
+    """Cores that this process may use: of the machine, and of its container's limit."""
+    most = len(os.sched_getaffinity(0))
+    for files in CPU_LIMITS:
+        if all(file.is_file() for file in files):
+            quota, period = " ".join(file.read_text() for file in files).split()
+            if quota.isdigit():  # `max`, or -1: there is none
+                most = min(most, max(1, int(quota) // int(period)))
+    return most
 
 
 def free_memory() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import re
 import socket
 import ssl
@@ -28,6 +29,7 @@ from medv_ray.cli import app
 from medv_ray.data import causes
 from medv_ray.errors import CheckpointError
 from medv_ray.on_ray import doctor, doctor_cluster, doctor_gpu, doctor_model, findings
+from medv_ray.on_ray.cluster import longest_folder
 from medv_ray.on_ray.doctor_cluster import JOBS, MODE, ask, check_cluster, is_beyond, listeners
 from medv_ray.on_ray.findings import Check, guarded
 from medv_ray.settings import TOY
@@ -414,6 +416,7 @@ def test_a_torch_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_disk_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(doctor, "longest_folder", lambda: 1000)
 
     def usage(free: float) -> Callable[[Any], Any]:
         return lambda path: SimpleNamespace(total=2**40, free=int(free))
@@ -434,6 +437,45 @@ def test_disk_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     }.items():  # fmt: skip
         found = [*doctor.check_disk(str(out))][1]
         assert (found.name, found.state) == ("results", state), found
+
+
+@pytest.mark.parametrize(
+    ("texts", "share"),
+    [
+        (["max 100000\n"], 8), (["150000 100000\n"], 1), (["50000 100000\n"], 1),
+        (["400000 100000\n"], 4), (["-1\n", "100000\n"], 8), (["300000\n", "100000\n"], 3),
+        (["1600000\n", "100000\n"], 8), ([], 8),
+    ],
+)  # fmt: skip
+def test_cores_are_those_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str], share: int
+) -> None:
+    files = tuple(tmp_path / str(number) for number in range(max(1, len(texts))))
+    for file, text in zip(files, texts, strict=False):
+        file.write_text(text)
+    monkeypatch.setattr(findings, "CPU_LIMITS", (files,))
+    monkeypatch.setattr(findings.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert findings.cores() == share
+    [cpu, *_] = doctor_gpu.check_processor()
+    assert cpu.said == f"{share} cores"
+
+
+def test_a_temporary_folder_whose_name_is_too_long_for_sockets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray's own check is asked, with the name that it makes."""
+    from ray._private.utils import validate_socket_filepath
+
+    for fits in (True, False):
+        folder = "/" + "x" * (longest_folder() - fits)
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        [temporary] = doctor.check_disk(None)
+        assert temporary.state == "fault"
+        assert ("its name has" in temporary.said) is not fits
+        session = f"session_2026-11-30_06-32-04_500452_{os.getpid()}"
+        path = f"{folder}/ray/{session}/sockets/plasma_store"
+        with nullcontext() if fits else pytest.raises(OSError, match="AF_UNIX"):
+            validate_socket_filepath(path)
 
 
 @pytest.mark.parametrize(
