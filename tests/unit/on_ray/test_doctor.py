@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
 import os
@@ -389,6 +390,13 @@ def test_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_gpu, "_kernel_agrees", broken)
     found = only(doctor_gpu._triton(True))
     assert (found.state, "home" in found.said) == ("fault", False)
+
+    def read_only() -> bool:
+        raise OSError(errno.EROFS, "Read-only file system", "/home/someone/.triton")
+
+    monkeypatch.setattr(doctor_gpu, "_kernel_agrees", read_only)
+    found = only(doctor_gpu._triton(True))
+    assert ("home" in found.said, "TRITON_CACHE_DIR" in found.fix) == (False, True)
     monkeypatch.setattr(doctor_gpu, "COMPILERS", ("no-such-compiler",))
     assert "C compiler" in only(doctor_gpu._triton(True)).said
 
