@@ -458,10 +458,10 @@ def test_disk_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_cores_are_those_of_the_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str], share: int
 ) -> None:
-    files = tuple(tmp_path / str(number) for number in range(max(1, len(texts))))
-    for file, text in zip(files, texts, strict=False):
-        file.write_text(text)
-    monkeypatch.setattr(findings, "CPU_LIMITS", (files,))
+    names = [str(number) for number in range(max(1, len(texts)))]
+    for name, text in zip(names, texts, strict=False):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(findings, "CPU_LIMITS", ((tmp_path, "cpu", names),))
     monkeypatch.setattr(findings.os, "sched_getaffinity", lambda _: set(range(8)))
     assert findings.cores() == share
     [cpu, *_] = doctor_gpu.check_processor()
@@ -504,6 +504,35 @@ def test_memory_is_that_of_the_container(
     [memory, *_] = doctor.check_memory()
     assert memory.state == ("ok" if free > doctor.LOW_BYTES else "warning")
     assert doctor_model._free(False) == free
+
+
+@pytest.mark.parametrize(
+    ("own", "free", "cores"),
+    [
+        ("0::/slurm/job_7/step\n", 2**30, 3),  # its own has no limit, that of the job has
+        ("0::/\n", 8 * 2**30, 8), ("", 8 * 2**30, 8),
+        ("0::/../slurm/job_7\n", 8 * 2**30, 8),  # outside of what a container sees
+        ("4:memory:/slurm/job_7\n0::/docker/none/such\n", 8 * 2**30, 8),
+    ],
+)  # fmt: skip
+def test_limits_are_those_of_every_group_that_holds_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, free: int, cores: int
+) -> None:
+    step = tmp_path / "slurm" / "job_7" / "step"
+    step.mkdir(parents=True)
+    for folder, memory, cpu in ((step, "max", "max"), (step.parent, 2**31, 300_000)):
+        (folder / "memory.max").write_text(f"{memory}\n")
+        (folder / "cpu.max").write_text(f"{cpu} 100000\n")
+        (folder / "memory.current").write_text(str(2**30))
+        (folder / "memory.stat").write_text("inactive_file 0\n")
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {2**23} kB\n")
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(findings, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(findings, "OWN", tmp_path / "own")
+    monkeypatch.setattr(findings, "CGROUPS", ((tmp_path, *findings.CGROUPS[0][1:]),))
+    monkeypatch.setattr(findings, "CPU_LIMITS", ((tmp_path, *findings.CPU_LIMITS[0][1:]),))
+    monkeypatch.setattr(findings.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert (findings.free_memory(), findings.cores()) == (free, cores)
 
 
 def test_shared_memory_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
