@@ -103,7 +103,10 @@ def probed_rate(path: Path, kind: str) -> float:
         raise wrong("no probe is in it") from None
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e9:
         raise wrong("its seconds_per_row is no time")
-    if kind not in processor.lower().replace("-", " ").split():
+    words = processor.lower().replace("-", " ").split()
+    if "mig" in words:
+        raise wrong(f"it was measured on a part of a GPU, {processor[:40]!r}")
+    if kind not in words:
         raise wrong(f"it was measured on {processor[:40]!r}, not on a {kind}")
     return 1 / float(seconds)
 

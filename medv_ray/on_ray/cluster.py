@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from medv_ray.disk import is_full
 from medv_ray.errors import RunError, SettingsError
+from medv_ray.on_ray.findings import cores
 from medv_ray.on_ray.preflight import Capacity, Node
 
 SERVERS = ("raylet", "gcs_server")
@@ -178,11 +179,12 @@ def _start_local(object_store_bytes: int | None = OBJECT_STORE_BYTES) -> None:
     if home not in sys.path:
         before = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = home + (os.pathsep + before if before else "")
-    cores = len(os.sched_getaffinity(0))
+    usable = cores()
     try:
         ray.init(
             address="local",
-            num_cpus=cores if cores < (os.cpu_count() or 1) else None,  # None: Ray reads the cgroup
+            # Ray makes no core of a container that has half of one
+            num_cpus=usable if usable < (os.cpu_count() or 1) else None,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -191,6 +193,9 @@ def _start_local(object_store_bytes: int | None = OBJECT_STORE_BYTES) -> None:
     except Exception as error:  # no kind of its own: its text holds paths
         if is_full(error):
             raise no_room() from error
+        if "AF_UNIX" in str(error):
+            text = "RAY_TMPDIR, or the system's temporary folder, has too long a name for Ray's"
+            raise RunError("E1512", f"{text} sockets: {longest_folder()} bytes will do.") from error
         kind = type(error).__name__
         text = f"Ray did not start on this machine ({kind}), as when other work holds its cores."
         raise RunError("E1512", text) from error
@@ -202,6 +207,12 @@ def _check_room() -> None:
     with suppress(OSError):
         if shutil.disk_usage(folder).free < ROOM_BYTES:
             raise no_room()
+
+
+def longest_folder() -> int:
+    """Bytes that the name of RAY_TMPDIR may have: of 107, Ray takes some for its sockets."""
+    socket = "/ray/session_2026-01-01_00-00-00_000000_/sockets/plasma_store"
+    return 107 - len(socket) - len(str(os.getpid()))
 
 
 def no_room() -> RunError:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from medv_ray.errors import MedvError
 from medv_ray.on_ray.machines import PROVIDERS
-from medv_ray.on_ray.manifests import KINDS, ClusterSpec, HeadGroup, WorkerGroup
+from medv_ray.on_ray.manifests import KINDS, ClusterSpec, HeadGroup, PodSpec, WorkerGroup, amount
 from medv_ray.on_ray.options import serve_settings
 
 NO_NAMES = "there must be names and values"
@@ -50,6 +50,10 @@ UPLOADED = re.compile(r"\$\{RAY_RUNTIME_ENV_CREATE_WORKING_DIR\}(?:/([\w./-]+))?
 SCALING = "~/ray_bootstrap_config.yaml"
 """Where `ray up` puts it on the head."""
 PORTS = range(1, 2**16)
+SHARED = "/dev/shm"
+STORE_SHARE, STORE_MOST = 0.27, 10**10
+"""Ray's object store is 30 % of the memory that is free when it starts, a little under the limit;
+in a smaller shared memory at most so many bytes."""
 MODE = re.compile(r"\bRAY_AUTH_MODE=[\"']?([\w-]*)")
 
 
@@ -201,6 +205,25 @@ def _groups(spec: ClusterSpec) -> Iterator[str]:
         unknown = {f"--{name}" for name in group.rayStartParams} - start_flags()
         for flag in sorted(unknown):
             yield f"rayStartParams: `ray start` has no {flag}"
+        if not group.rayStartParams.keys() & {"object-store-memory", "plasma-directory"}:
+            yield from _on_disk(group.template.spec)
+
+
+def _on_disk(pod: PodSpec) -> Iterator[str]:
+    """A shared memory that is too small for Ray's object store, which then lies on the disk."""
+    one = pod.containers[0]
+    mounted = {mount.name for mount in one.volumeMounts if mount.mountPath.rstrip("/") == SHARED}
+    memory = one.resources.limits["memory"]
+    for volume in pod.volumes:
+        size = volume.emptyDir.sizeLimit if volume.emptyDir else None
+        if volume.name not in mounted or size is None:
+            continue
+        if amount(size) < min(STORE_SHARE * amount(memory), STORE_MOST):
+            yield (
+                f"container {one.name}: {SHARED} of {size} is too small for the object store that "
+                f"Ray makes in {memory}, and it would lie on the disk. Without this volume KubeRay "
+                "makes one as large as the container's memory."
+            )
 
 
 def _reached(serve: dict[str, Any], spec: ClusterSpec) -> Iterator[str]:

@@ -14,6 +14,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from medv_ray.on_ray.cluster import longest_folder
 from medv_ray.on_ray.doctor_cluster import check_clock, check_cluster
 from medv_ray.on_ray.doctor_gpu import check_processor
 from medv_ray.on_ray.doctor_model import check_model
@@ -131,7 +132,12 @@ def check_memory() -> Iterator[Check]:
 def check_disk(out: str | None) -> Iterator[Check]:
     """The folder in which Ray keeps what it writes, and a folder for results."""
     temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    yield _folder("temporary folder", temporary, "set RAY_TMPDIR to a folder with room")
+    length, most = len(os.fsencode(temporary)), longest_folder()
+    if length > most:
+        said = f"its name has {length} bytes; Ray's sockets leave room for {most}"
+        yield Check("fault", "temporary folder", said, "set RAY_TMPDIR to a shorter one")
+    else:
+        yield _folder("temporary folder", temporary, "set RAY_TMPDIR to a folder with room")
     from medv_ray.archive.store import is_local  # here: without pyarrow the others still go on
 
     if out is not None and not is_local(out):

@@ -9,7 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from medv_ray.on_ray.findings import Check, gib
+from medv_ray.disk import DISK
+from medv_ray.on_ray.findings import Check, cores, gib
 
 DRIVER = Path("/proc/driver/nvidia/version")
 COMPILERS = ("cc", "gcc", "clang")
@@ -19,7 +20,7 @@ BF16_MAJOR = 8
 
 def check_processor() -> Iterator[Check]:
     """Cores, GPUs, kernels."""
-    yield Check("ok", "cpu", f"{len(os.sched_getaffinity(0))} cores")
+    yield Check("ok", "cpu", f"{cores()} cores")
     try:
         import torch
 
@@ -95,6 +96,8 @@ def _triton(has_gpu: bool) -> Iterator[Check]:
         right = _kernel_agrees()
     except Exception as error:
         fix = "pip install --upgrade triton torch, whose versions belong together"
+        if getattr(error, "errno", None) in DISK:
+            fix = "set TRITON_CACHE_DIR to a folder that can be written; ~/.triton can not"
         yield Check("fault", "triton", f"{version}; no kernel runs ({type(error).__name__})", fix)
         return
     if right:

@@ -16,12 +16,12 @@ from medv_ray.serving.meters import Meter
 JOB_METERS: dict[str, Meter] = {
     "medv_job_rows": Meter("counter", "Rows committed, by status.", ("status",)),
     "medv_job_quarantined": Meter("counter", "Rows quarantined, by reason.", ("reason",)),
-    "medv_job_open_rows": Meter("gauge", "Rows of the plan that are not committed."),
+    "medv_job_open_rows": Meter("gauge", "Rows that the job has to go."),
     "medv_job_forward_passes": Meter("counter", "Forward passes of chunks that came back."),
     "medv_job_image_cache_hits": Meter("counter", "Pictures whose features were there already."),
     "medv_job_image_tower_runs": Meter("counter", "Pictures through the vision tower."),
     "medv_train_step": Meter("gauge", "Steps done.", ("stage",)),
-    "medv_train_open_steps": Meter("gauge", "Steps of the stage that are not done.", ("stage",)),
+    "medv_train_open_steps": Meter("gauge", "Steps that the job has to go.", ("stage",)),
     "medv_train_loss": Meter("gauge", "Loss of the last step.", ("stage",)),
     "medv_train_tokens_per_second": Meter("gauge", "Of all workers.", ("stage",)),
     "medv_train_memory_bytes": Meter("gauge", "Peak of a worker's GPU.", ("stage",)),
@@ -62,6 +62,10 @@ class ScoreMeters:
         for theirs, name in FROM_ACTORS.items():
             self._count(name, counters.get(theirs, 0), {})
 
+    def end(self) -> None:
+        """Nothing is to go: a driver may live on, and its gauges with it."""
+        self._meters.add("medv_job_open_rows", 0, {})
+
     def _count(self, name: str, more: int, labels: dict[str, str]) -> None:
         if more:  # Ray's counters take no zero
             self._meters.add(name, more, labels)
@@ -84,3 +88,8 @@ class TrainMeters:
         for field, name in FROM_STEPS.items():
             if (value := event.get(field)) is not None:
                 self._meters.add(name, value, self._labels)
+
+    def end(self) -> None:
+        """Nothing is to go, and nothing is going on, however the stage has ended."""
+        self._meters.add("medv_train_open_steps", 0, self._labels)
+        self._meters.add("medv_train_tokens_per_second", 0, self._labels)

@@ -28,6 +28,19 @@ Quantity = Annotated[
     Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"),
 ]
 """Kubernetes takes numbers too."""
+UNITS: dict[str, float] = {"": 1, "m": 1e-3} | {
+    name: base**power
+    for base, names in ((1000, ("k", "M", "G", "T")), (1024, ("Ki", "Mi", "Gi", "Ti")))
+    for power, name in enumerate(names, 1)
+}
+
+
+def amount(quantity: str) -> float:
+    """The number that a quantity stands for."""
+    number = quantity.rstrip("mkMGTi")
+    return float(number) * UNITS[quantity.removeprefix(number)]
+
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 Path = Annotated[str, Field(pattern="^/")]
 GPU: Literal["nvidia.com/gpu"] = "nvidia.com/gpu"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from medv_ray.data.decode_child import Decoder
 from medv_ray.errors import DataError, shows_names
 from medv_ray.file_parts import Picture
 from medv_ray.on_ray.chunk import digest_of, request_of
+from medv_ray.on_ray.findings import cores
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.predictor import PREDICTOR, RowPredictor, find, processor
 from medv_ray.on_ray.score import Resume, planned, tell, tell_growth
@@ -208,7 +208,7 @@ def time_probe(
 def estimate(known: Survey, per_row_s: float, settings: ScoreSettings) -> dict[str, Any]:
     """Hours for the rows that are left, with the actors that were asked for or fit this machine."""
     pool = settings.pool
-    fits = [len(os.sched_getaffinity(0)) / pool.cpus] if pool.cpus else []
+    fits = [cores() / pool.cpus] if pool.cpus else []
     fits += [torch.cuda.device_count() / pool.num_gpus] if pool.num_gpus else []
     most = pool.max_actors or int(min(fits, default=1))
     actors = max(1, min(most, known.chunks - known.done_chunks))

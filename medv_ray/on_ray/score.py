@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -239,11 +240,13 @@ def _drive(
         running_ray(address, store) as cluster,
         Progress(run.plan.rows, before) as progress,
         interrupts(progress.say) as interrupted,
+        ExitStack() as at_end,
     ):
         from medv_ray.on_ray.job_meters import ScoreMeters
         from medv_ray.on_ray.stream import Stream
 
         session.meters = ScoreMeters(run.plan.rows - before["rows"])
+        at_end.callback(session.meters.end)
         patience = Patience()
 
         def check() -> bool:

@@ -25,13 +25,12 @@ from medv_ray.evaluation.trials import figures, quarantined
 from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.sampled_rows import Rows, open_rows
-from medv_ray.on_ray.trial_run import IDENTITY, JOURNAL, Asker, TrialRun, asker, own_folder
+from medv_ray.on_ray.trial_run import IDENTITY, JOURNAL, Answers, TrialRun, asker, own_folder
 
 RESULTS, TABLE = "results.json", "table.md"
 TOLD_ROWS = 50
 
 Say = Callable[[str], None]
-Answers = Callable[[ScoreSettings], Asker]
 
 
 class Labelled(NamedTuple):
@@ -125,11 +124,7 @@ def _tried(
     answers: Answers,
 ) -> tuple[dict[str, dict[int, Any]], dict[str, int]]:
     """Trials of every arm on the first `count` rows of the sample, and quarantined rows by code."""
-    who = answers(settings)
-    with (
-        closing(who.predictor),
-        closing(TrialRun(folder, settings, rows, wanted.seed, who)) as run,
-    ):
+    with closing(TrialRun(folder, settings, rows, wanted.seed, answers)) as run:
         todo = run.missing(arms, range(count))
         through = count - len(todo)
 

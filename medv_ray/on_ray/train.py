@@ -166,8 +166,11 @@ def run_on_ray(
         from medv_ray.on_ray.job_meters import TrainMeters
 
         meters = TrainMeters(settings.stage.name)
-        with stopping(out), reporting(settings, tell, text, meters.take):
-            run_workers(settings, identity)
+        try:
+            with stopping(out), reporting(settings, tell, text, meters.take):
+                run_workers(settings, identity)
+        finally:
+            meters.end()
     if (out / FAILED).is_file():
         failed = json.loads((out / FAILED).read_text())
         raise ERRORS[failed["kind"]](failed["code"], failed["detail"])
@@ -327,7 +330,7 @@ def reporting(
 ) -> Iterator[None]:
     """Hand on the last step, each validation and a worker's note, while the workers go on;
     `waiting` each minute until the first step. A validation has the curves drawn anew. `show` gets
-    the last step's line of events.jsonl each time."""
+    the last step's line of events.jsonl each time, of what stood there before only the step."""
     over, out = threading.Event(), Path(settings.out)
     begun = last_event(out).get("step")
     validates = settings.validation.every is not None
@@ -338,7 +341,9 @@ def reporting(
         while True:
             ended = over.wait(TELL_S)
             event, looked = last_event(out), last_event(out, "validation") if validates else {}
-            show(event)
+            # of an earlier process: how far it came, not how fast it was
+            new = event.get("step") != begun
+            show(event if new else {name: event.get(name) for name in ("step", "total_steps")})
             if event and event["step"] != shown and not ended:
                 shown = event["step"]
                 tell(settings.stage.name, event_of(event))

@@ -43,6 +43,9 @@ class Asker(NamedTuple):
     together: int
 
 
+Answers = Callable[[ScoreSettings], Asker]
+
+
 def asker(settings: ScoreSettings) -> Asker:
     """The model of a job, in this process."""
     device = settings.device
@@ -54,23 +57,28 @@ class TrialRun:
     """Trials in a folder, by arm and by row of the sample."""
 
     def __init__(
-        self, out: Path, settings: ScoreSettings, rows: Rows, seed: int, asker: Asker
+        self, out: Path, settings: ScoreSettings, rows: Rows, seed: int, answers: Answers
     ) -> None:
-        """Raises RunError E1501 where another process tries, E1502 for a folder of other trials,
-        E1506 for a damaged one, E1507 for one of something else, E1511."""
-        self._rows, self._asker, self._path = rows, asker, out / JOURNAL
+        """`answers` is called once the folder is known to be right: to load a model takes minutes.
+
+        Raises RunError E1501 where another process tries, E1502 for a folder of other trials, E1506
+        for a damaged one, E1507 for one of something else, E1511, and what `answers` raises.
+        """
+        self._rows, self._path = rows, out / JOURNAL
         self._order = sample(len(rows), seed)
         self._numbers: list[int] = []
         self._warm: set[str] = set()
         self.done: dict[str, dict[int, Trial]] = {}
         identity = identity_of(settings, rows, seed)
         own_folder(out, IDENTITY, JOURNAL)
-        with disk_errors("the output folder"), ExitStack() as on_error:
-            self._file = on_error.enter_context(self._path.open("ab"))
-            self._lock()
-            self._check(out / IDENTITY, identity)
-            for trial in read_trials(self._path):
-                self.done.setdefault(trial.arm, {})[trial.row] = trial
+        with ExitStack() as on_error:
+            with disk_errors("the output folder"):
+                self._file = on_error.enter_context(self._path.open("ab"))
+                self._lock()
+                self._check(out / IDENTITY, identity)
+                for trial in read_trials(self._path):
+                    self.done.setdefault(trial.arm, {})[trial.row] = trial
+            self._asker = answers(settings)
             on_error.pop_all()
         self._visit = 1 + max(
             (t.visit for of in self.done.values() for t in of.values()), default=-1
@@ -103,8 +111,9 @@ class TrialRun:
                 tell(len(part))
 
     def close(self) -> None:
-        """The model goes on living."""
+        """Let the folder go, and end the image decoder's processes."""
         self._file.close()
+        self._asker.predictor.close()
 
     def _number(self, row: int) -> int:
         self._numbers += islice(self._order, max(0, row + 1 - len(self._numbers)))

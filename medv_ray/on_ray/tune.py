@@ -34,7 +34,7 @@ from medv_ray.evaluation.trials import compared, figures, quarantined, share, vi
 from medv_ray.files import write_atomic
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.sampled_rows import open_rows
-from medv_ray.on_ray.trial_run import Asker, TrialRun, asker
+from medv_ray.on_ray.trial_run import Answers, TrialRun, asker
 from medv_ray.settings import AnswerSettings, Settings
 
 CONFIG, RESULTS, TABLE = "tune.json", "results.json", "table.md"
@@ -67,7 +67,7 @@ def tune(
     settings: ScoreSettings,
     asked: TuneSettings,
     say: Say = lambda _: None,
-    who: Asker | None = None,
+    answers: Answers = asker,
 ) -> dict[str, Any]:
     """The pick and the table that led to it, as results.json has them; `out` gets all files.
 
@@ -84,11 +84,7 @@ def tune(
             f"one difference would show an agreement of {asked.agree:g}."
         )
     out = Path(settings.out)
-    mine = who or asker(settings)
-    with (
-        closing(mine.predictor),
-        closing(TrialRun(out, settings, rows, asked.sample_seed, mine)) as run,
-    ):
+    with closing(TrialRun(out, settings, rows, asked.sample_seed, answers)) as run:
         states = search(run, exact, arms, goal, say)
         won = pick(states, goal)
         found = {

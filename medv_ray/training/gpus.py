@@ -38,9 +38,10 @@ GPUS: dict[GpuName, Gpu] = {
 def peak_flops(device_name: str) -> float | None:
     """bf16 FLOP/s of a GPU by the name that CUDA gives it; None for one that is not listed.
 
-    The PCIe forms of the H100 are slower than the SXM form and not listed.
+    The PCIe forms of H100 and H200 are slower than the SXM forms and not listed, and a part of a
+    GPU (MIG) has a part of its peak.
     """
-    if "H100" in device_name and ("PCIe" in device_name or "NVL" in device_name):
+    if re.search(r"\bH[12]00\b.*(PCIe|NVL)|\bMIG\b", device_name):
         return None
     for gpu in GPUS.values():
         kind = gpu.label.split()[0]

@@ -15,6 +15,7 @@ import pytest
 import ray
 
 from medv_ray.errors import RunError, SettingsError, explain
+from medv_ray.on_ray import cluster
 from medv_ray.on_ray.cluster import (
     ROOM_BYTES,
     STREAM,
@@ -83,6 +84,29 @@ def test_a_ray_that_does_not_start_is_told_without_its_paths(
     assert "/tmp" not in str(caught.value)
     for word in ("did not start", "core", "RAY_TMPDIR"):
         assert word in explain("E1512")
+
+
+def test_a_folder_whose_name_is_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_long(**_: object) -> None:
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes: /a/home/ray/session_1")
+
+    monkeypatch.setattr(ray, "init", too_long)
+    with pytest.raises(RunError, match=r"E1512: RAY_TMPDIR.* too long .* \d\d bytes") as caught:
+        _start_local()
+    assert "home" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("usable", "given"), [(2, 2), (1, 1), (8, None)])
+def test_ray_gets_the_cores_of_the_container(
+    monkeypatch: pytest.MonkeyPatch, usable: int, given: int | None
+) -> None:
+    """Ray itself takes none where a container has half of one."""
+    seen: list[object] = []
+    monkeypatch.setattr(ray, "init", lambda **given: seen.append(given["num_cpus"]))
+    monkeypatch.setattr(cluster, "cores", lambda: usable)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    _start_local()
+    assert seen == [given]
 
 
 def test_a_full_disk_under_rays_own_folder_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

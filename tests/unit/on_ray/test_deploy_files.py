@@ -16,6 +16,7 @@ from medv_ray.cli import app, checking
 from medv_ray.cli.checking import file_faults, read_documents, said, whole_documents
 from medv_ray.errors import SettingsError
 from medv_ray.on_ray.deploy_files import OURS, faults, look, misnamed, start_flags, unselected
+from medv_ray.on_ray.manifests import amount
 
 ROOT = Path(__file__).parents[3]
 FOLDERS = ("cluster", "cluster/kuberay")
@@ -471,6 +472,60 @@ def test_a_folder_of_the_image_is_not_looked_for_here(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text(text.replace("    env_vars:\n", "    working_dir: /opt/medv\n    env_vars:\n"))
     assert file_faults(mine) == []
+
+
+def group(memory: str, shared: str | None, params: dict[str, str] | None = None) -> Any:
+    """The first group of workers of the cluster, with a shared memory of its own."""
+    [manifest] = read_documents(ROOT / "cluster/kuberay/cluster.yaml")
+    first = copy.deepcopy(manifest["spec"]["workerGroupSpecs"][0])
+    first["rayStartParams"] = params or {}
+    pod = first["template"]["spec"]
+    pod["containers"][0]["resources"]["limits"]["memory"] = memory
+    if shared is not None:
+        pod["containers"][0]["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})
+        pod["volumes"].append(
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared}}
+        )
+    manifest["spec"]["workerGroupSpecs"] = [first]
+    return manifest
+
+
+@pytest.mark.parametrize(
+    ("memory", "shared", "params"),
+    [("48Gi", "4Gi", {}), ("16Gi", "4Gi", {}), ("16G", "4000M", {}), ("500Gi", "9G", {})],
+)
+def test_a_shared_memory_under_the_object_store(
+    monkeypatch: pytest.MonkeyPatch, memory: str, shared: str, params: dict[str, str]
+) -> None:
+    [said] = faults(group(memory, shared, params))
+    assert said.startswith(f"container cpu: /dev/shm of {shared} is too small for the object store")
+    assert lies_in(monkeypatch, memory, shared) == "/the/disk"
+
+
+@pytest.mark.parametrize(
+    ("memory", "shared", "params"),
+    [
+        ("48Gi", None, {}), ("48Gi", "15Gi", {}), ("500Gi", "10G", {}), ("0.5Gi", "200Mi", {}),
+        ("48Gi", "4Gi", {"object-store-memory": "4000000000"}),
+    ],
+)  # fmt: skip
+def test_a_shared_memory_for_the_object_store(
+    monkeypatch: pytest.MonkeyPatch, memory: str, shared: str | None, params: dict[str, str]
+) -> None:
+    assert faults(group(memory, shared, params)) == []
+    if not params:  # KubeRay's own is as large as the memory
+        assert lies_in(monkeypatch, memory, shared or memory) == "/dev/shm"
+
+
+def lies_in(monkeypatch: pytest.MonkeyPatch, memory: str, shared: str) -> str:
+    """Where Ray itself puts its objects."""
+    from ray._private import services, utils
+
+    monkeypatch.setattr(utils, "get_shared_memory_bytes", lambda: int(amount(shared)))
+    monkeypatch.setattr(services.ray._common.utils, "get_system_memory", lambda: 10**15)
+    monkeypatch.setattr(services.os.path, "isdir", lambda path: True)
+    store = utils.resolve_object_store_memory(int(amount(memory)))
+    return services.determine_plasma_store_config(store, "/the/disk")[0]
 
 
 def test_numbers_are_quantities_too(tmp_path: Path) -> None:

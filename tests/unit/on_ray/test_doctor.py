@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
+import os
 import re
 import socket
 import ssl
@@ -28,6 +30,7 @@ from medv_ray.cli import app
 from medv_ray.data import causes
 from medv_ray.errors import CheckpointError
 from medv_ray.on_ray import doctor, doctor_cluster, doctor_gpu, doctor_model, findings
+from medv_ray.on_ray.cluster import longest_folder
 from medv_ray.on_ray.doctor_cluster import JOBS, MODE, ask, check_cluster, is_beyond, listeners
 from medv_ray.on_ray.findings import Check, guarded
 from medv_ray.settings import TOY
@@ -387,6 +390,13 @@ def test_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_gpu, "_kernel_agrees", broken)
     found = only(doctor_gpu._triton(True))
     assert (found.state, "home" in found.said) == ("fault", False)
+
+    def read_only() -> bool:
+        raise OSError(errno.EROFS, "Read-only file system", "/home/someone/.triton")
+
+    monkeypatch.setattr(doctor_gpu, "_kernel_agrees", read_only)
+    found = only(doctor_gpu._triton(True))
+    assert ("home" in found.said, "TRITON_CACHE_DIR" in found.fix) == (False, True)
     monkeypatch.setattr(doctor_gpu, "COMPILERS", ("no-such-compiler",))
     assert "C compiler" in only(doctor_gpu._triton(True)).said
 
@@ -414,6 +424,7 @@ def test_a_torch_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_disk_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(doctor, "longest_folder", lambda: 1000)
 
     def usage(free: float) -> Callable[[Any], Any]:
         return lambda path: SimpleNamespace(total=2**40, free=int(free))
@@ -437,6 +448,45 @@ def test_disk_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
+    ("texts", "share"),
+    [
+        (["max 100000\n"], 8), (["150000 100000\n"], 1), (["50000 100000\n"], 1),
+        (["400000 100000\n"], 4), (["-1\n", "100000\n"], 8), (["300000\n", "100000\n"], 3),
+        (["1600000\n", "100000\n"], 8), ([], 8),
+    ],
+)  # fmt: skip
+def test_cores_are_those_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str], share: int
+) -> None:
+    names = [str(number) for number in range(max(1, len(texts)))]
+    for name, text in zip(names, texts, strict=False):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(findings, "CPU_LIMITS", ((tmp_path, "cpu", names),))
+    monkeypatch.setattr(findings.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert findings.cores() == share
+    [cpu, *_] = doctor_gpu.check_processor()
+    assert cpu.said == f"{share} cores"
+
+
+def test_a_temporary_folder_whose_name_is_too_long_for_sockets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray's own check is asked, with the name that it makes."""
+    from ray._private.utils import validate_socket_filepath
+
+    for fits in (True, False):
+        folder = "/" + "x" * (longest_folder() - fits)
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        [temporary] = doctor.check_disk(None)
+        assert temporary.state == "fault"
+        assert ("its name has" in temporary.said) is not fits
+        session = f"session_2026-11-30_06-32-04_500452_{os.getpid()}"
+        path = f"{folder}/ray/{session}/sockets/plasma_store"
+        with nullcontext() if fits else pytest.raises(OSError, match="AF_UNIX"):
+            validate_socket_filepath(path)
+
+
+@pytest.mark.parametrize(
     ("limit", "free"), [("max", 8 * 2**30), (str(4 * 2**30), 3 * 2**30), (str(2**28), 0)]
 )
 def test_memory_is_that_of_the_container(
@@ -454,6 +504,35 @@ def test_memory_is_that_of_the_container(
     [memory, *_] = doctor.check_memory()
     assert memory.state == ("ok" if free > doctor.LOW_BYTES else "warning")
     assert doctor_model._free(False) == free
+
+
+@pytest.mark.parametrize(
+    ("own", "free", "cores"),
+    [
+        ("0::/slurm/job_7/step\n", 2**30, 3),  # its own has no limit, that of the job has
+        ("0::/\n", 8 * 2**30, 8), ("", 8 * 2**30, 8),
+        ("0::/../slurm/job_7\n", 8 * 2**30, 8),  # outside of what a container sees
+        ("4:memory:/slurm/job_7\n0::/docker/none/such\n", 8 * 2**30, 8),
+    ],
+)  # fmt: skip
+def test_limits_are_those_of_every_group_that_holds_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, free: int, cores: int
+) -> None:
+    step = tmp_path / "slurm" / "job_7" / "step"
+    step.mkdir(parents=True)
+    for folder, memory, cpu in ((step, "max", "max"), (step.parent, 2**31, 300_000)):
+        (folder / "memory.max").write_text(f"{memory}\n")
+        (folder / "cpu.max").write_text(f"{cpu} 100000\n")
+        (folder / "memory.current").write_text(str(2**30))
+        (folder / "memory.stat").write_text("inactive_file 0\n")
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {2**23} kB\n")
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(findings, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(findings, "OWN", tmp_path / "own")
+    monkeypatch.setattr(findings, "CGROUPS", ((tmp_path, *findings.CGROUPS[0][1:]),))
+    monkeypatch.setattr(findings, "CPU_LIMITS", ((tmp_path, *findings.CPU_LIMITS[0][1:]),))
+    monkeypatch.setattr(findings.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert (findings.free_memory(), findings.cores()) == (free, cores)
 
 
 def test_shared_memory_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

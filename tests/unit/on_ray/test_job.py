@@ -16,9 +16,10 @@ from medv_ray.archive.run import Run
 from medv_ray.archive.sources import open_archive
 from medv_ray.errors import CheckpointError, RunError
 from medv_ray.model import lora
-from medv_ray.on_ray import options
+from medv_ray.on_ray import job_meters, options
 from medv_ray.on_ray import score as scoring
 from medv_ray.on_ray.cluster import Lost
+from medv_ray.on_ray.job_meters import ScoreMeters
 from medv_ray.on_ray.preflight import Capacity, Node
 from medv_ray.on_ray.progress import Progress
 from medv_ray.on_ray.score import Session, _take, planned
@@ -281,6 +282,30 @@ def test_chunks_that_were_skipped_are_not_tried_again(drive: Any) -> None:
     passes = Passes()
     passes.skipped = {str(number): None for number in range(10)}
     assert drive(passes) == []
+
+
+@pytest.mark.parametrize("ends", ["skipped", "an error"])
+def test_a_job_that_has_ended_has_no_row_to_go(
+    drive: Any, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """A driver may live on, and an alert looks at the rows that its jobs have to go."""
+    shown: list[int] = []
+
+    class Kept(ScoreMeters):
+        def __init__(self, open_rows: int) -> None:
+            keep = SimpleNamespace(add=lambda name, value, labels: shown.append(value))
+            monkeypatch.setattr(job_meters, "RayMeters", lambda *_: keep)
+            super().__init__(open_rows)
+
+    monkeypatch.setattr(job_meters, "ScoreMeters", Kept)
+    if ends == "skipped":
+        passes = Passes()
+        passes.skipped = {str(number): None for number in range(10)}
+        drive(passes)
+    else:
+        with pytest.raises(RunError):
+            drive(Passes(4, lost()), has_head=False)
+    assert shown == [80, 0]
 
 
 def test_who_waits_is_told_until_the_first_row(drive: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -475,3 +475,7 @@ def test_what_training_shows(monkeypatch: pytest.MonkeyPatch) -> None:
         ("medv_train_open_steps", ("sd_sft",)): 7,
         ("medv_train_loss", ("sd_sft",)): 0.5,
     }
+    meters.end()
+    assert meters._meters.added[("medv_train_step", ("sd_sft",))] == 3
+    assert meters._meters.added[("medv_train_open_steps", ("sd_sft",))] == 0
+    assert meters._meters.added[("medv_train_tokens_per_second", ("sd_sft",))] == 0

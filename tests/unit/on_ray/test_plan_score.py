@@ -69,6 +69,7 @@ def test_no_rate_is_guessed(flags):
     [
         ("CPU onednn-avx512-amd", 0.1, "measured on 'CPU onednn-avx512-amd', not on a h200"),
         ("NVIDIA H100 80GB HBM3", 0.1, "not on a h200"),
+        ("NVIDIA H200 MIG 1g.18gb", 0.1, "on a part of a GPU"),
         ("NVIDIA H200", 0, "no time"),
         ("NVIDIA H200", "fast", "no time"),
         ("NVIDIA H200", True, "no time"),

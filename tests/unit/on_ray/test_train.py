@@ -7,6 +7,7 @@ import signal
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from medv_ray.archive.lock import NAME, Lock
 from medv_ray.archive.store import Store
 from medv_ray.errors import RunError
-from medv_ray.on_ray import actor
+from medv_ray.on_ray import actor, job_meters
 from medv_ray.on_ray import train as on_ray_train
 from medv_ray.on_ray.cluster import Cluster
 from medv_ray.on_ray.preflight import Capacity, Node
@@ -259,6 +260,38 @@ def test_a_note_of_a_worker_is_told_once(
     assert said.count("not whole") == 1
     assert 1 <= said.count("room for 1") <= 4
     assert seen == []
+
+
+@pytest.mark.parametrize("error", [None, RunError("E1508", "gone")])
+def test_a_stage_that_has_ended_has_no_step_to_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RunError | None
+) -> None:
+    """However it ended: the driver may live on, and an alert looks at the steps to go."""
+    shown: list[tuple[str, float]] = []
+    keep = SimpleNamespace(add=lambda name, value, labels: shown.append((name, value)))
+    monkeypatch.setattr(job_meters, "RayMeters", lambda *_: keep)
+    cluster = Cluster(Capacity((Node(4, 0),), elastic=False))
+    monkeypatch.setattr(on_ray_train, "running_ray", lambda address: nullcontext(cluster))
+    monkeypatch.setattr(on_ray_train, "begin", lambda *_: None)
+    settings = tiny.settings(tmp_path)
+    Path(settings.out).mkdir()
+    events = Path(settings.out) / "events.jsonl"
+    line = '{"step": %d, "total_steps": 9, "loss": 0.5, "tokens_per_s": 7.0}\n'
+    events.write_text(line % 2)  # of an earlier process
+
+    def train_on(*_: object) -> None:
+        time.sleep(0.3)
+        assert {name for name, _ in shown} == {"medv_train_step", "medv_train_open_steps"}
+        events.write_text(line % 3)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(on_ray_train, "TELL_S", 0.01)
+    monkeypatch.setattr(on_ray_train, "run_workers", train_on)
+    with nullcontext() if error is None else pytest.raises(RunError):
+        on_ray_train.run_on_ray(settings, {"survey": {"rows": 100}}, False, None, lambda *_: None)
+    assert ("medv_train_tokens_per_second", 7.0) in shown
+    assert shown[-2:] == [("medv_train_open_steps", 0), ("medv_train_tokens_per_second", 0)]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from medv_ray.on_ray import trial_run
 from medv_ray.on_ray.options import ScoreSettings
 from medv_ray.on_ray.predictor import ReloadingPredictor
 from medv_ray.on_ray.sampled_rows import Rows, open_rows
-from medv_ray.on_ray.trial_run import Asker, TrialRun
+from medv_ray.on_ray.trial_run import Answers, Asker, TrialRun
 from medv_ray.settings import SamplerSettings
 from tests.integration import stub
 
@@ -63,8 +63,8 @@ def opened(folder: Path, questions: Sequence[str]) -> tuple[ScoreSettings, Rows]
     return settings, open_rows(settings.archive, "test", 0)
 
 
-def asker(made: Compiles, together: int = 4) -> Asker:
-    return Asker(ReloadingPredictor(lambda: made), together)
+def asker(made: Compiles, together: int = 4) -> Answers:
+    return lambda _: Asker(ReloadingPredictor(lambda: made), together)
 
 
 def test_the_first_call_of_an_arm_is_in_no_time(tmp_path: Path) -> None:
@@ -81,7 +81,9 @@ def test_the_first_call_of_an_arm_is_in_no_time(tmp_path: Path) -> None:
 
 def test_loading_the_model_again_is_in_no_time(tmp_path: Path) -> None:
     settings, rows = opened(tmp_path, [*["full"] * 4, *["q"] * 12])
-    run = TrialRun(tmp_path / "run", settings, rows, 0, Asker(ReloadingPredictor(Compiles), 4))
+    run = TrialRun(
+        tmp_path / "run", settings, rows, 0, lambda _: Asker(ReloadingPredictor(Compiles), 4)
+    )
     run.run(ARMS, range(16))
     run.close()
     for arm in ARMS:
@@ -114,8 +116,10 @@ def test_who_is_locked_out_writes_nothing(tmp_path: Path) -> None:
     assert [path.name for path in out.iterdir()] == ["trials.jsonl"]
     # an error lets go of the lock
     TrialRun(out, settings, rows, 0, asker(Compiles())).close()
+    loaded: list[ScoreSettings] = []
     with pytest.raises(RunError, match="E1502") as held:
-        TrialRun(out, settings, rows, 1, asker(Compiles()))
+        TrialRun(out, settings, rows, 1, loaded.append)  # type: ignore[arg-type]
+    assert not loaded, "no model is loaded for a folder that is refused"
     TrialRun(out, settings, rows, 0, asker(Compiles())).close()
     assert held.value.code == "E1502"
 

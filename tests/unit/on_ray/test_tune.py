@@ -21,7 +21,7 @@ from medv_ray.evaluation.plots import Panel
 from medv_ray.on_ray import trial_run
 from medv_ray.on_ray.predictor import ReloadingPredictor
 from medv_ray.on_ray.sweep import Labelled, Sample, by_label, labelled, sweep
-from medv_ray.on_ray.trial_run import Asker
+from medv_ray.on_ray.trial_run import Answers, Asker
 from medv_ray.on_ray.tune import TuneSettings, tune
 from medv_ray.settings import SamplerSettings
 from tests.integration import stub
@@ -80,11 +80,12 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def prepare(folder: Path, questions: Sequence[str]) -> tuple[Any, Asker, Made]:
+def prepare(folder: Path, questions: Sequence[str]) -> tuple[Any, Answers, Made]:
     stub.write_archive(folder / "in.parquet", questions)
     made = Made()
     sampler = {"gen_length": 16, "block_length": 16, "steps": 16}
-    return stub.settings(folder, sampler=sampler), Asker(ReloadingPredictor(lambda: made), 1), made
+    who = Asker(ReloadingPredictor(lambda: made), 1)
+    return stub.settings(folder, sampler=sampler), lambda _: who, made
 
 
 QUESTIONS = [f"q{i}" for i in range(400)]
@@ -124,9 +125,9 @@ def test_the_fastest_that_holds_is_picked(tmp_path: Path) -> None:
     assert "PICKED" in (out / "table.md").read_text()
     # the same line asks nothing again; more rows ask what is new
     before = made.asked
-    assert tune(settings, asked, who=who)["pick"] == found["pick"]
+    assert tune(settings, asked, answers=who)["pick"] == found["pick"]
     assert made.asked == before
-    more = tune(settings, TuneSettings(agree=0.95, rows=180), who=who)
+    more = tune(settings, TuneSettings(agree=0.95, rows=180), answers=who)
     assert more["pick"] == found["pick"]
     assert made.asked > before
 
@@ -149,25 +150,25 @@ def test_too_few_rows_leave_exact_and_say_how_many_it_takes(tmp_path: Path) -> N
 
 def test_quarantined_rows_are_counted_and_not_compared(tmp_path: Path) -> None:
     settings, who, _ = prepare(tmp_path, [*QUESTIONS[:100], *["bad"] * 20])
-    found = tune(settings, TuneSettings(agree=0.8, rows=120), who=who)
+    found = tune(settings, TuneSettings(agree=0.8, rows=120), answers=who)
     assert found["quarantined"] == {"E1303": 20}
     assert {one["compared"] for one in found["candidates"] if one["fate"] == "holds"} == {100}
     assert "quarantined, not compared: E1303 20" in conclusion(found)
     # where the first rows are all bad, speed is told by those that come later
     rare, who, _ = prepare(tmp_path / "a", [*["bad"] * 80, *QUESTIONS[1:20]])
-    found = tune(rare, TuneSettings(agree=0.3, rows=99), who=who)
+    found = tune(rare, TuneSettings(agree=0.3, rows=99), answers=who)
     assert found["quarantined"] == {"E1303": 80}
     assert found["pick"] == "dual-32-threshold-0.5"
     only, who, _ = prepare(tmp_path / "b", ["bad"] * 30)
     with pytest.raises(DataError, match="E1110: none of 30 rows has an answer"):
-        tune(only, TuneSettings(rows=30), who=who)
+        tune(only, TuneSettings(rows=30), answers=who)
 
 
 def test_trials_go_on_where_they_stopped(tmp_path: Path) -> None:
     settings, who, made = prepare(tmp_path, QUESTIONS[:30])
     made.answer = lambda requests: Made.answer(made, requests)  # type: ignore[method-assign]
     asked = TuneSettings(agree=0.5, rows=30)
-    whole = tune(settings, asked, who=who)
+    whole = tune(settings, asked, answers=who)
     journal = Path(settings.out) / "trials.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     first: dict[int, str] = {}
@@ -177,19 +178,19 @@ def test_trials_go_on_where_they_stopped(tmp_path: Path) -> None:
     assert len(set(first.values())) > 4, "none has the same turn at every row"
     journal.write_bytes(b"".join(lines[:100]) + lines[100][:9])  # as a crash leaves it
     before = made.asked
-    assert tune(settings, asked, who=who)["pick"] == whole["pick"]
+    assert tune(settings, asked, answers=who)["pick"] == whole["pick"]
     warmed = len(whole["candidates"]) + 1
     assert made.asked - before == len(lines) - 100 + warmed
     changed = settings.model_copy(update={"seed": 1})
     with pytest.raises(RunError, match="E1502: the trials there are of another settings"):
-        tune(changed, asked, who=who)
+        tune(changed, asked, answers=who)
     with journal.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(RunError, match="E1501: another process tries"):
-            tune(settings, asked, who=who)
+            tune(settings, asked, answers=who)
     journal.write_bytes(b"{}\n" + lines[0])
     with pytest.raises(RunError, match="E1506: trials.jsonl is damaged"):
-        tune(settings, asked, who=who)
+        tune(settings, asked, answers=who)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -197,11 +198,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     Path(settings.out).mkdir()
     (Path(settings.out) / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="E1507: run holds other files"):
-        tune(settings, TuneSettings(rows=3), who=who)
+        tune(settings, TuneSettings(rows=3), answers=who)
     with pytest.raises(RunError, match="E1507"):
-        sweep(
-            "steps", [Labelled("a", settings)], Path(settings.out), Sample(), answers=lambda _: who
-        )
+        sweep("steps", [Labelled("a", settings)], Path(settings.out), Sample(), answers=who)
     assert [path.name for path in Path(settings.out).iterdir()] == ["notes.txt"]
 
 
@@ -209,7 +208,7 @@ def test_a_sweep_of_steps_has_table_and_plot(tmp_path: Path, drawn: list[str]) -
     settings, who, made = prepare(tmp_path, QUESTIONS[:12])
     out = Path(settings.out)
     models = [Labelled("a", settings)]
-    found = sweep("steps", models, out, Sample(10), answers=lambda _: who)
+    found = sweep("steps", models, out, Sample(10), answers=who)
     assert [arm["name"] for arm in found["arms"]] == ["exact", *(f"steps-{2**k}" for k in range(4))]
     half = found["arms"][-1]
     assert (half["passes"], half["speed"], half["agreement"]["mean"]) == (8, 2.0, 1.0)
@@ -218,22 +217,22 @@ def test_a_sweep_of_steps_has_table_and_plot(tmp_path: Path, drawn: list[str]) -
     assert drawn == ["repeated words", "words an answer", "closed accuracy"], "what is known"
     assert "exact = steps-16" in (out / "table.md").read_text()
     before = made.asked
-    assert sweep("steps", models, out, Sample(10), answers=lambda _: who) == found
+    assert sweep("steps", models, out, Sample(10), answers=who) == found
     assert made.asked == before
     # another grid in the same folder asks only what is new there
-    sweep("latency", models, out, Sample(10), answers=lambda _: who)
+    sweep("latency", models, out, Sample(10), answers=who)
     assert (out / "latency.svg").exists()
     assert before < made.asked
     for name in ("modes", "blocks"):
         drawn.clear()
-        sweep(name, models, tmp_path / name, Sample(3), answers=lambda _: who)
+        sweep(name, models, tmp_path / name, Sample(3), answers=who)
         assert "closed accuracy" in drawn
 
 
 def test_models_of_one_label_are_runs_of_one_recipe(tmp_path: Path, drawn: list[str]) -> None:
     settings, who, _ = prepare(tmp_path, QUESTIONS[:12])
     models = [Labelled(label, settings) for label in ("0.5", "0.5", "1")]
-    found = sweep("scaling", models, Path(settings.out), Sample(), answers=lambda _: who)
+    found = sweep("scaling", models, Path(settings.out), Sample(), answers=who)
     assert [(one["label"], one["runs"]) for one in found["by_label"]] == [("0.5", 2), ("1", 1)]
     assert found["by_label"][0]["closed"] == {"mean": 1.0, "sd": 0.0, "least": 1.0, "most": 1.0}
     assert found["by_label"][1]["closed"]["sd"] is None

@@ -299,6 +299,8 @@ def test_speed() -> None:
     [
         ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H200", 989),
         ("NVIDIA L40S", 362), ("NVIDIA L4", 121), ("NVIDIA H100 PCIe", None), ("Other", None),
+        ("NVIDIA H100 NVL", None), ("NVIDIA H200 NVL", None), ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
     ],
 )  # fmt: skip
 def test_peak_of_a_device(name: str, tflops: float | None) -> None:
