@@ -20,9 +20,9 @@ from medv_ray.archive.left_out import (
 from medv_ray.archive.listing import folder_of, place_of
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.store import Stored
-from medv_ray.data import dataset
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.formats import ENDINGS, ending
+from medv_ray.prepared import IMAGE, INDEX
 from medv_ray.tables.records import ENDINGS as TABLE_ENDINGS
 
 Kind = Literal["parquet", "table", "tar", "images", "dicomweb"]
@@ -67,7 +67,7 @@ def choose(
             "E1001", "archive holds both parquet and tar files; choose with a pattern, '*.tar'."
         )
     names = {file.name for file in found}
-    if sorts["parquet"] and dataset.INDEX in names and any(map(dataset.IMAGE.fullmatch, names)):
+    if sorts["parquet"] and INDEX in names and any(map(IMAGE.fullmatch, names)):
         raise SettingsError(
             "E1001",
             "archive is a dataset prepared for training, whose pictures have no names: give what it"

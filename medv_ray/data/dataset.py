@@ -26,17 +26,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medv_ray.errors import DataError
+from medv_ray.prepared import INDEX
 
 FORMAT = 1
-INDEX = "dataset.json"
 MAX_INDEX_BYTES = 2**24
 GROUP_ROWS = 256
 """Rows of a row group: what a random access reads."""
 KEPT_BYTES = 2**28
 """Row groups in memory, as Arrow tables; at least one is kept."""
-
-IMAGE = re.compile(r"images/[0-9a-f]{2}/[0-9a-f]{64}")
-"""Name of an image's file."""
 
 Message = dict[str, str]
 

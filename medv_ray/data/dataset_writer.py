@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medv_ray.data.dataset import FORMAT, GROUP_ROWS, INDEX, SCHEMA, Message, image_path, row_bytes
+from medv_ray.data.dataset import FORMAT, GROUP_ROWS, SCHEMA, Message, image_path, row_bytes
 from medv_ray.disk import disk_error
 from medv_ray.errors import DataError, RunError
 from medv_ray.files import sync
+from medv_ray.prepared import INDEX
 
 SKIPPED = "skipped.csv"
 LOCK = ".medv-dataset.lock"

@@ -16,11 +16,12 @@ from typing import Any
 
 from PIL import Image
 
-from medv_ray.data.dataset import INDEX, Dataset
+from medv_ray.data.dataset import Dataset
 from medv_ray.errors import SettingsError
 from medv_ray.evaluation import recipes
 from medv_ray.evaluation.metrics import METRICS, values
 from medv_ray.evaluation.recipes import RECIPES, Question
+from medv_ray.prepared import INDEX
 
 FILES = {"vqa_rad_files": "vqa-rad", "pathvqa_files": "pathvqa"}
 """Recipe by the name under which a task file asks for the files of its splits."""

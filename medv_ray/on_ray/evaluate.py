@@ -21,7 +21,7 @@ from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.store import Store
 from medv_ray.data import synthetic
 from medv_ray.data.conversations import on_one_image
-from medv_ray.data.dataset import INDEX, Dataset
+from medv_ray.data.dataset import Dataset
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.data.vqa.prepare import prepare
 from medv_ray.data.vqa.settings import PrepareSettings
@@ -36,6 +36,7 @@ from medv_ray.hub import name_of
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, checkpoint_defaults
 from medv_ray.on_ray.question_table import image_name, write_once
 from medv_ray.on_ray.score import score
+from medv_ray.prepared import INDEX
 from medv_ray.settings import EngineSettings, ModelSettings, SamplerSettings, build
 
 SYNTHETIC, SYNTHETIC_ROWS = "synthetic", 600

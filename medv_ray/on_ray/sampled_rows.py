@@ -18,13 +18,14 @@ from medv_ray.archive.reading import read_rows
 from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.sources import open_archive
 from medv_ray.archive.strict import kind_of
-from medv_ray.data.dataset import INDEX, Dataset
+from medv_ray.data.dataset import Dataset
 from medv_ray.data.slide_child import reader_of
 from medv_ray.engine import Request, row_seed
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.evaluation.recipes import Question, questions_of
 from medv_ray.on_ray.chunk import request_of
 from medv_ray.on_ray.score import tell
+from medv_ray.prepared import INDEX
 from medv_ray.settings import ImageSettings, SlideSettings
 
 OF_ARCHIVES = (

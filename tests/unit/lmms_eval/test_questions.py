@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from medv_ray.cli import app
 from medv_ray.data.conversations import on_one_image
-from medv_ray.data.dataset import INDEX
 from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.evaluation.metrics import METRICS, Judged, values
 from medv_ray.evaluation.recipes import RECIPES
 from medv_ray.lmms_eval import questions
 from medv_ray.lmms_eval.pictures import encoded
+from medv_ray.prepared import INDEX
 
 
 class Rows:
