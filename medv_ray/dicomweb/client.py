@@ -82,7 +82,10 @@ class Client:
         self._origin = (url.scheme, url.host, url.port)
         self._tries, self._sleep = tries, sleep
         timeout = httpx2.Timeout(READ_S, connect=CONNECT_S)
-        self._http = httpx2.Client(timeout=timeout, follow_redirects=False)
+        # what is meant for this machine goes to no proxy of the environment, above all no token
+        host = f"[{url.host}]" if ":" in url.host else url.host
+        mounts = {f"all://{host}": None} if url.host in LOOPBACK else None
+        self._http = httpx2.Client(timeout=timeout, follow_redirects=False, mounts=mounts)
         for name in ("httpx2", "httpcore2"):  # they would log addresses, which hold UIDs
             logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -147,15 +150,16 @@ class Client:
         left, wait_s = self._tries, WAIT_S
         while True:
             left -= 1
+            sent = self._token.header() if self._token else ""
             try:
                 return call()
             except _Again as again:
-                if not left:
+                if left <= 0:  # a new token gives one more
                     raise again.trouble from None
                 asked_s = again.wait_s
             except Trouble as trouble:
                 is_token = trouble.said.startswith("it answered 401")
-                if not (is_token and not is_new_token and self._token and self._token.renew()):
+                if not (is_token and not is_new_token and self._token and self._token.renew(sent)):
                     raise
                 is_new_token, asked_s = True, 0.0
             chosen = wait_s * random.uniform(0.5, 1.0) if asked_s is None else asked_s

@@ -1,6 +1,9 @@
 """What a server may do wrong, and what becomes of it."""
 
+import contextlib
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -174,6 +177,64 @@ def test_a_token_stays_on_its_server_and_is_read_anew_when_refused(
         pacs.faults[:] = []
     fail(pacs, Reply(307, {"location": f"/dicom-web/{PATH}?again"}))
     assert client.instance(PATH, 10_000) == ONE  # inside the same server
+
+
+def test_a_token_that_another_thread_has_renewed_is_used(pacs: Pacs, tmp_path: Path) -> None:
+    """Both requests went out with the old one; the second refusal comes after the first renewal."""
+    pacs.add(ONE)
+    file = tmp_path / "token"
+    file.write_text("first")
+    pacs.authorization = "Bearer second"
+    both, later = threading.Barrier(2), threading.Event()
+    left = [None, None]
+
+    def hold(method: str, path: str) -> None:
+        if left:
+            is_first = left.pop() is None and both.wait(10) == 0
+            assert is_first or later.wait(10)
+
+    pacs.faults.append(hold)
+    client = Client(pacs.url, Token(str(file)), tries=2, sleep=lambda wait_s: None)
+
+    def first() -> bytes:
+        try:
+            return client.instance(PATH, 10_000)
+        finally:
+            later.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        file.write_text("second")
+        assert [one.result() for one in [pool.submit(first) for _ in range(2)]] == [ONE, ONE]
+
+
+def test_a_new_token_is_no_reason_to_go_on_for_ever(pacs: Pacs, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("first")
+
+    def waited(wait_s: float) -> None:
+        file.write_text("second")
+        assert len(pacs.seen) < 10
+
+    client = Client(pacs.url, Token(str(file)), tries=2, sleep=waited)
+    fail(pacs, Reply(503), Reply(401), *[Reply(503)] * 20)
+    with pytest.raises(Trouble, match="503"):
+        client.instance(PATH, 10_000)
+    assert len(pacs.seen) == 3
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8042/x", "http://127.0.0.1/x", "http://[::1]/x"])
+def test_what_is_for_this_machine_goes_to_no_proxy(
+    pacs: Pacs, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which would read token and UIDs: they go out plain."""
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, pacs.url.removesuffix("/dicom-web"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    client = Client(url, tries=1)
+    with contextlib.suppress(Trouble):
+        client.instance(PATH, 2000)
+    client.close()
+    assert pacs.seen == []
 
 
 @pytest.mark.parametrize(
