@@ -20,6 +20,7 @@ import httpx2
 from medv_ray.dicomweb.multipart import OVERHEAD, Incomplete, first_part, media_type
 from medv_ray.dicomweb.token import Token
 from medv_ray.errors import SettingsError
+from medv_ray.loopback import LOOPBACK, no_proxy
 
 T = TypeVar("T")
 Kind = Literal["away", "refused", "gone", "large", "odd"]
@@ -34,7 +35,6 @@ MOST_JSON = 2**26
 OBJECT = 'multipart/related; type="application/dicom"'
 ANY_SYNTAX = f"{OBJECT}; transfer-syntax=*"
 """As the server has it: without that, servers may decode and even compress anew."""
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Trouble(Exception):
@@ -82,9 +82,7 @@ class Client:
         self._origin = (url.scheme, url.host, url.port)
         self._tries, self._sleep = tries, sleep
         timeout = httpx2.Timeout(READ_S, connect=CONNECT_S)
-        # what is meant for this machine goes to no proxy of the environment, above all no token
-        host = f"[{url.host}]" if ":" in url.host else url.host
-        mounts = {f"all://{host}": None} if url.host in LOOPBACK else None
+        mounts = no_proxy(url.host)
         self._http = httpx2.Client(timeout=timeout, follow_redirects=False, mounts=mounts)
         for name in ("httpx2", "httpcore2"):  # they would log addresses, which hold UIDs
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,6 +1,5 @@
 """What a server may do wrong, and what becomes of it."""
 
-import contextlib
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -220,21 +219,6 @@ def test_a_new_token_is_no_reason_to_go_on_for_ever(pacs: Pacs, tmp_path: Path) 
     with pytest.raises(Trouble, match="503"):
         client.instance(PATH, 10_000)
     assert len(pacs.seen) == 3
-
-
-@pytest.mark.parametrize("url", ["http://localhost:8042/x", "http://127.0.0.1/x", "http://[::1]/x"])
-def test_what_is_for_this_machine_goes_to_no_proxy(
-    pacs: Pacs, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Which would read token and UIDs: they go out plain."""
-    for name in ("http_proxy", "all_proxy"):
-        monkeypatch.setenv(name, pacs.url.removesuffix("/dicom-web"))
-    monkeypatch.delenv("no_proxy", raising=False)
-    client = Client(url, tries=1)
-    with contextlib.suppress(Trouble):
-        client.instance(PATH, 2000)
-    client.close()
-    assert pacs.seen == []
 
 
 @pytest.mark.parametrize(
