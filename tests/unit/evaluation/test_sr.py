@@ -212,6 +212,36 @@ def test_what_a_server_refuses_is_said_and_tried_again(tmp_path: Path, pacs: Pac
         sr_store.store(folder, to + "?Modality=CT", None)
 
 
+NO_REASON = {"00081155": {"Value": ["1.2.4"]}, "00081197": {"vr": "US"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "failed", "taken", "why"),
+    [
+        (200, None, True, set()),
+        (200, [], True, set()),
+        (200, [NO_REASON], False, {"it answered 200, without a reason"}),
+        (202, [NO_REASON], False, {"it answered 202, without a reason"}),
+        (409, [NO_REASON, None], False, {"it answered 409, without a reason"}),
+        (200, [{"00081197": {"Value": [290]}}], False, {"it does not say what became of some"}),
+        (202, [], False, {"it does not say what became of some"}),
+    ],
+)
+def test_an_answer_that_names_no_reason_is_no_success(
+    tmp_path: Path, status: int, failed: object, taken: bool, why: set[str]
+) -> None:
+    name = "0-00000001.dcm"
+    (tmp_path / name).write_bytes(picture(4, SOPInstanceUID="1.2.4"))
+    answer = {} if failed is None else {"00081198": {"vr": "SQ", "Value": failed}}
+
+    class Answering:
+        def store(self, body: bytes, boundary: str) -> tuple[int, object]:
+            return status, answer
+
+    found = sr_store.send(Answering(), tmp_path, [name])  # type: ignore[arg-type]
+    assert found == ([name] if taken else [], why)
+
+
 def test_a_file_that_is_no_dicom_has_a_placeholder() -> None:
     assert sr_export.header_in(b"\x89PNG\r\n") is None
     assert sr_export.header_in(b"") is None
