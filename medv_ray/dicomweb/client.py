@@ -74,8 +74,12 @@ class Client:
         tries: int = TRIES,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`base` as in `Address`. Raises SettingsError E1001 for a token over plain HTTP."""
-        url = httpx2.URL(base)
+        """`base` as in `Address`. Raises SettingsError E1001 for a token over plain HTTP, a host
+        that is none, and an environment whose certificates or proxies cannot be used."""
+        try:
+            url = httpx2.URL(base)
+        except httpx2.InvalidURL:
+            raise SettingsError("E1001", "a PACS: its URL holds what no URL may hold.") from None
         if token is not None and url.scheme != "https" and url.host not in LOOPBACK:
             raise SettingsError("E1001", "a token is sent over https only, but to this machine.")
         self._base, self._token = base, token
@@ -83,7 +87,14 @@ class Client:
         self._tries, self._sleep = tries, sleep
         timeout = httpx2.Timeout(READ_S, connect=CONNECT_S)
         mounts = no_proxy(url.host)
-        self._http = httpx2.Client(timeout=timeout, follow_redirects=False, mounts=mounts)
+        try:
+            self._http = httpx2.Client(timeout=timeout, follow_redirects=False, mounts=mounts)
+        except OSError as error:  # ssl's own are among these
+            said = f"SSL_CERT_FILE or SSL_CERT_DIR: no certificates there ({type(error).__name__})."
+            raise SettingsError("E1001", said) from None
+        except (ImportError, ValueError) as error:
+            said = "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: http://host:port is what can be used"
+            raise SettingsError("E1001", f"{said} ({type(error).__name__}).") from None
         for name in ("httpx2", "httpcore2"):  # they would log addresses, which hold UIDs
             logging.getLogger(name).setLevel(logging.WARNING)
 

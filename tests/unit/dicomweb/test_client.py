@@ -98,6 +98,7 @@ def test_what_passes_is_tried_again(
         (Reply(200, KIND, HEAD + ONE[:500]), "odd", "its answer is cut short", 3),
         (Reply(200, KIND, HEAD + ONE[:500], cut=900), "away", "no whole answer", 3),
         (Reply(200, {"content-type": "text/html"}, b"<html>log in"), "odd", "no DICOM object", 1),
+        (Reply(200, {"content-type": "multipart/related"}, HEAD + ONE + END), "odd", "no DICOM", 1),
         (Reply(200, KIND, b"x" * 70_000), "large", "over the limit", 1),
         (Reply(200, KIND | {"content-encoding": "gzip"}, b"x"), "odd", "compressed", 1),
         (Reply(404), "gone", "it answered 404", 1),
@@ -219,6 +220,30 @@ def test_a_new_token_is_no_reason_to_go_on_for_ever(pacs: Pacs, tmp_path: Path) 
     with pytest.raises(Trouble, match="503"):
         client.instance(PATH, 10_000)
     assert len(pacs.seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SSL_CERT_FILE", "/CANARY/none.pem"),
+        ("SSL_CERT_FILE", __file__),
+        ("HTTPS_PROXY", "ftp://CANARY"),
+        ("HTTPS_PROXY", "socks5://CANARY:1080"),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_told(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"E1001: .*{name}") as caught:
+        Client("https://pacs.example/x")
+    assert "CANARY" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["https://\u2603.example/x", "https://pacs.example/\x01"])
+def test_a_host_that_is_none_is_told(url: str) -> None:
+    with pytest.raises(SettingsError, match="E1001: a PACS"):
+        Client(url)
 
 
 @pytest.mark.parametrize(

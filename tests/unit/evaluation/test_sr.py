@@ -290,6 +290,21 @@ def test_a_report_never_names_the_patient_of_another_instance(tmp_path: Path, pa
     assert "CANARY" not in str(caught.value)
 
 
+def test_pictures_of_a_pacs_come_with_its_token_onto_the_page(tmp_path: Path, pacs: Pacs) -> None:
+    run, token = scored(tmp_path, pacs), tmp_path / "token"
+    token.write_text("secret")
+    pacs.authorization = "Bearer secret"
+    words = ["report", run, "--archive", f"dicomweb+{pacs.url}"]
+    refused = CliRunner().invoke(app, words)
+    assert "E1125" in refused.stderr
+    pacs_listing.client_of.cache_clear()
+    done = CliRunner().invoke(app, [*words, "--token-file", str(token)])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "data:image/" in page
+    assert "CANARY" not in page
+
+
 NO_REASON = {"00081155": {"Value": ["1.2.4"]}, "00081197": {"vr": "US"}}
 
 
