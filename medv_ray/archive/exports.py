@@ -264,6 +264,6 @@ def _json(value: Any) -> str:
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):  # Arrow's maps are lists of pairs
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and value - value != 0 else value

@@ -32,6 +32,7 @@ def report_command(
     questions: options.AsScore = None,
     question: options.AsScore = None,
     images: options.AsScore = None,
+    token_file: options.AsScore = None,
 ) -> None:
     """One HTML file about a run: counts, accuracy, confidence, pictures; no script, no link."""
     from medv_ray.archive.prior import Prior
@@ -56,8 +57,9 @@ def report_command(
     elif archive is not None:
         prior = Prior.read(run)
         settings = archive_again(
-            prior, archive, questions=questions, question=question, images=images
-        )
+            prior, archive, questions=questions, question=question, images=images,
+            token_file=token_file,
+        )  # fmt: skip
         text = report(run, plan_again(prior, settings), stored)
     else:
         text = report(run, stored=stored)

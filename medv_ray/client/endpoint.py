@@ -20,6 +20,7 @@ from medv_ray.errors import (
     shows_names,
 )
 from medv_ray.formats import HEAD_BYTES, MEDIA_TYPES, format_of
+from medv_ray.loopback import no_proxy
 
 KEY = "MEDV_API_KEY"
 """Environment variable: the client's key. It is no flag, as others see a process's flags."""
@@ -131,7 +132,12 @@ class Endpoint:
         """`timeout_s`: between two pieces of an answer. Raises SettingsError."""
         self.url = address(url)
         timeout = httpx2.Timeout(timeout_s, connect=CONNECT_S)
-        self._client = httpx2.Client(base_url=self.url, headers=headers(), timeout=timeout)
+        self._client = httpx2.Client(
+            base_url=self.url,
+            headers=headers(),
+            timeout=timeout,
+            mounts=no_proxy(httpx2.URL(self.url).host),
+        )
 
     def models(self) -> list[dict[str, Any]]:
         """What /v1/models lists, with a text `id` each. Raises MedvError."""

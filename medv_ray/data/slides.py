@@ -62,8 +62,8 @@ class Slide:
         known: Mapping[str, str] = self._file.properties
         self._mpp = [_number(known, f"openslide.mpp-{axis}", MPP) for axis in "xy"]
         self._power = _number(known, "openslide.objective-power", POWER)
-        names = ("bounds-x", "bounds-y", "bounds-width", "bounds-height")
-        bounds = [_number(known, f"openslide.{name}", (0, 2**40)) for name in names]
+        names = {"x": 0, "y": 0, "width": 1, "height": 1}
+        bounds = [_number(known, f"openslide.bounds-{n}", (names[n], 2**40)) for n in names]
         whole = (0, 0, *self.size)
         self.bounds = tuple(map(int, bounds)) if None not in bounds else whole  # type: ignore[arg-type]
         """Of what was scanned: left, upper, width, height on the finest level."""

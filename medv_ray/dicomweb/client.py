@@ -20,6 +20,7 @@ import httpx2
 from medv_ray.dicomweb.multipart import OVERHEAD, Incomplete, first_part, media_type
 from medv_ray.dicomweb.token import Token
 from medv_ray.errors import SettingsError
+from medv_ray.loopback import LOOPBACK, no_proxy
 
 T = TypeVar("T")
 Kind = Literal["away", "refused", "gone", "large", "odd"]
@@ -34,7 +35,6 @@ MOST_JSON = 2**26
 OBJECT = 'multipart/related; type="application/dicom"'
 ANY_SYNTAX = f"{OBJECT}; transfer-syntax=*"
 """As the server has it: without that, servers may decode and even compress anew."""
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Trouble(Exception):
@@ -74,15 +74,27 @@ class Client:
         tries: int = TRIES,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`base` as in `Address`. Raises SettingsError E1001 for a token over plain HTTP."""
-        url = httpx2.URL(base)
+        """`base` as in `Address`. Raises SettingsError E1001 for a token over plain HTTP, a host
+        that is none, and an environment whose certificates or proxies cannot be used."""
+        try:
+            url = httpx2.URL(base)
+        except httpx2.InvalidURL:
+            raise SettingsError("E1001", "a PACS: its URL holds what no URL may hold.") from None
         if token is not None and url.scheme != "https" and url.host not in LOOPBACK:
             raise SettingsError("E1001", "a token is sent over https only, but to this machine.")
         self._base, self._token = base, token
         self._origin = (url.scheme, url.host, url.port)
         self._tries, self._sleep = tries, sleep
         timeout = httpx2.Timeout(READ_S, connect=CONNECT_S)
-        self._http = httpx2.Client(timeout=timeout, follow_redirects=False)
+        mounts = no_proxy(url.host)
+        try:
+            self._http = httpx2.Client(timeout=timeout, follow_redirects=False, mounts=mounts)
+        except OSError as error:  # ssl's own are among these
+            said = f"SSL_CERT_FILE or SSL_CERT_DIR: no certificates there ({type(error).__name__})."
+            raise SettingsError("E1001", said) from None
+        except (ImportError, ValueError) as error:
+            said = "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: http://host:port is what can be used"
+            raise SettingsError("E1001", f"{said} ({type(error).__name__}).") from None
         for name in ("httpx2", "httpcore2"):  # they would log addresses, which hold UIDs
             logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -147,15 +159,16 @@ class Client:
         left, wait_s = self._tries, WAIT_S
         while True:
             left -= 1
+            sent = self._token.header() if self._token else ""
             try:
                 return call()
             except _Again as again:
-                if not left:
+                if left <= 0:  # a new token gives one more
                     raise again.trouble from None
                 asked_s = again.wait_s
             except Trouble as trouble:
                 is_token = trouble.said.startswith("it answered 401")
-                if not (is_token and not is_new_token and self._token and self._token.renew()):
+                if not (is_token and not is_new_token and self._token and self._token.renew(sent)):
                     raise
                 is_new_token, asked_s = True, 0.0
             chosen = wait_s * random.uniform(0.5, 1.0) if asked_s is None else asked_s

@@ -34,8 +34,11 @@ def _collapsed(value: str | tuple[str, str, str]) -> str:
 def first_part(body: bytes, boundary: str) -> tuple[str, bytes]:
     """Content-Type and bytes of the first part.
 
-    Raises Incomplete where no boundary follows it, ValueError where there is none.
+    Raises Incomplete where no boundary follows it, ValueError where there is none, or the
+    header names none.
     """
+    if not boundary:  # two hyphens at a line's beginning may stand in an object, too
+        raise ValueError
     mark = b"--" + boundary.encode("ascii", errors="replace")
     begin = 0 if body.startswith(mark) else body.find(b"\r\n" + mark) + 2
     if begin == 1:  # not found

@@ -24,10 +24,10 @@ class Token:
         """The value of `Authorization`."""
         return self._header
 
-    def renew(self) -> bool:
-        """Read the file again; whether it holds another token now."""
-        before, self._header = self._header, self._read()
-        return self._header != before
+    def renew(self, refused: str) -> bool:
+        """Read the file again; whether it holds another token than the one that was refused."""
+        self._header = self._read()
+        return self._header != refused
 
     def _read(self) -> str:
         try:

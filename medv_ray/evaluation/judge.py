@@ -42,6 +42,7 @@ from medv_ray.evaluation.judge_reviews import (
 )
 from medv_ray.evaluation.judge_scores import scores_of
 from medv_ray.files import write_atomic
+from medv_ray.loopback import no_proxy
 
 IDENTITY = "judge.json"
 TRIES = 4
@@ -84,6 +85,7 @@ class Judge:
             base_url=self.url,
             headers=headers() | {"content-type": "application/json"},
             timeout=httpx2.Timeout(timeout_s, connect=CONNECT_S),
+            mounts=no_proxy(httpx2.URL(self.url).host),
         )
 
     def todo(self, pairs: Sequence[Pair]) -> list[Pair]:

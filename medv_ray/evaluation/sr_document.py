@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -50,6 +51,10 @@ HEADER = (
     *("Rows", "Columns", "NumberOfFrames"),
 )
 """What is taken from a source object, where identifiers are asked for."""
+CHECKED = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime")
+"""highdicom takes no value of another form than theirs, as 12:00:00 in old files; a report has what
+its study has."""
+_FRAME = re.compile(r"frame:(\d+)/\d+|first_of_frames:\d+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -99,8 +104,11 @@ def document(row: Mapping[str, Any], about: About, source: Dataset | None = None
     """
     origin = placeholder(about) if source is None else source
     seen = place(row, source)
+    sound = deepcopy(origin)
+    for keyword in CHECKED:
+        setattr(sound, keyword, "")
     report: Dataset = ComprehensiveSR(
-        evidence=[origin],
+        evidence=[sound],
         content=content(row, about, source)[0],
         series_instance_uid=about.uid("series", origin.StudyInstanceUID),
         series_number=SERIES_NUMBER,
@@ -109,7 +117,7 @@ def document(row: Mapping[str, Any], about: About, source: Dataset | None = None
         manufacturer="medv_ray",
         is_complete=True,
         series_description="Answers of a model. RESEARCH USE ONLY",
-        manufacturer_model_name=about.model[:NAME_CHARACTERS],
+        manufacturer_model_name=short(about.model),
         software_versions=f"medv_ray {__version__}",
         device_serial_number=about.model_sha256[:32],
         specific_character_set="ISO_IR 192",
@@ -119,19 +127,23 @@ def document(row: Mapping[str, Any], about: About, source: Dataset | None = None
             keyword = f"{kind}EvidenceSequence"
             if keyword in report:
                 delattr(report, keyword)
+    for keyword in CHECKED:
+        report.add(origin[keyword])
     moment = datetime.fromtimestamp(about.started, UTC)
+    if source is None:  # the times of a study that exists are of its own zone
+        report.TimezoneOffsetFromUTC = "+0000"
     for part in ("Content", "InstanceCreation", "Series"):
         setattr(report, f"{part}Date", moment.strftime("%Y%m%d"))
         setattr(report, f"{part}Time", moment.strftime("%H%M%S"))
     for equipment in report.get("ContributingEquipmentSequence", []):  # highdicom itself
-        equipment.ContributionDateTime = moment.strftime("%Y%m%d%H%M%S")
+        equipment.ContributionDateTime = moment.strftime("%Y%m%d%H%M%S+0000")
     return report
 
 
 def content(row: Mapping[str, Any], about: About, source: Dataset | None) -> MeasurementReport:
     """The tree of TID 1500: one group (TID 1501) with question, answer and confidence."""
     algorithm = AlgorithmIdentification(
-        name=about.model,
+        name=plain(about.model),
         version=f"medv_ray {__version__}, weights {about.model_sha256[:16]}",
         parameters=[f"{name}: {value}" for name, value in identity(about).items()],
     )
@@ -147,12 +159,14 @@ def content(row: Mapping[str, Any], about: About, source: Dataset | None) -> Mea
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
             uid=about.uid("row", *seen),
-            identifier=row["id"] if source is not None else about.uid("id", *seen)[-16:],
+            identifier=plain(row["id"]) if source is not None else about.uid("id", *seen)[-16:],
         ),
         algorithm_id=algorithm,
         measurements=[confidence],
         source_images=None if source is None else [
-            SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID)
+            SourceImageForMeasurementGroup(
+                source.SOPClassUID, source.SOPInstanceUID, frames_seen(row)
+            )
         ],
     )  # fmt: skip
     group[0].ContentSequence.extend(
@@ -166,7 +180,7 @@ def content(row: Mapping[str, Any], about: About, source: Dataset | None) -> Mea
     )
     device = DeviceObserverIdentifyingAttributes(
         uid=about.uid("device", about.model_sha256),
-        name=about.model[:NAME_CHARACTERS],
+        name=short(about.model),
         manufacturer_name="medv_ray",
         model_name="LLaDA-MedV",
         serial_number=about.model_sha256[:32],
@@ -188,6 +202,15 @@ def place(row: Mapping[str, Any], source: Dataset | None) -> tuple[int, int, boo
     return row["file"], row["row"], source is not None
 
 
+def frames_seen(row: Mapping[str, Any]) -> list[int] | None:
+    """The frame that was looked at, of an object that has several; None for others, and for a row
+    of several pictures, whose words do not say of which they are."""
+    if len(row["image_paths"] or ()) > 1:
+        return None
+    words = [_FRAME.fullmatch(word) for word in row["warnings"] or ()]
+    return [int(found[1] or 1) for found in words if found] or None
+
+
 def identity(about: About) -> dict[str, str]:
     """Digests of what answered, and how."""
     return {
@@ -198,10 +221,19 @@ def identity(about: About) -> dict[str, str]:
 
 
 def text(code: str, meaning: str, value: str) -> TextContentItem:
-    """A text of our own scheme, without characters that a report may not have."""
-    plain = _CONTROL.sub(" ", value).strip() or "-"
+    """A text of our own scheme."""
     name = CodedConcept(code, SCHEME, meaning)
-    return TextContentItem(name, plain, RelationshipTypeValues.CONTAINS)
+    return TextContentItem(name, plain(value), RelationshipTypeValues.CONTAINS)
+
+
+def plain(value: str) -> str:
+    """A text without characters that a report may not have."""
+    return _CONTROL.sub(" ", value).strip() or "-"
+
+
+def short(value: str) -> str:
+    """A value of VR LO, in which a backslash would begin the next one."""
+    return " ".join(plain(value).replace("\\", "/").split())[:NAME_CHARACTERS]
 
 
 def placeholder(about: About) -> Dataset:

@@ -37,6 +37,7 @@ LIST = "reports.jsonl"
 HEADER_TAGS = {f"{tag_for_keyword(keyword):08X}" for keyword in HEADER}
 COLUMNS = (
     "id", "file", "row", "question", "answer", "confidence", "image_sha256", "image_paths",
+    "warnings",
 )  # fmt: skip
 Key = tuple[int, int]
 Rows = Mapping[Key, Mapping[str, Any]]
@@ -154,13 +155,14 @@ def listing(folder: Path, key: str) -> set[str]:
     """Names of the reports that are there as a whole. Raises SettingsError E1001."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LIST
-    if not path.exists():
-        if any(folder.iterdir()):
+    lines = path.read_text().split("\n") if path.exists() else [""]
+    if len(lines) == 1:  # not there, or a full disk cut the first line short: no report is, either
+        if any(one != path for one in folder.iterdir()):
             raise SettingsError("E1001", "--out: the folder is not empty and holds no reports.")
         with private(path) as file:
+            file.truncate(0)
             file.write(json.dumps({"reports": key}) + "\n")
         return set()
-    lines = path.read_text().split("\n")
     if json.loads(lines[0]).get("reports") != key:
         text = "--out: it holds reports of another run, or made with other options."
         raise SettingsError("E1001", text)
@@ -207,9 +209,12 @@ def _told(client: Client, one: Instance) -> Dataset | None:
     try:
         told = {tag: value for tag, value in found[0].items() if tag in HEADER_TAGS}
         with silent():
-            return header_of(Dataset.from_json(told))
+            header = header_of(Dataset.from_json(told))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise DataError("E1107", "the PACS: its metadata of an instance is none.") from error
+    if header is not None and header.SOPInstanceUID != one.uid:
+        raise DataError("E1107", "the PACS told of another instance than the one asked for.")
+    return header
 
 
 def headers_in_files(plan: Plan) -> Headers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,6 +23,7 @@ from medv_ray.evaluation.sr_export import LIST, private
 STORED = "stored.jsonl"
 BATCH = 16
 SOP, FAILED, DONE, REASON = "00081155", "00081198", "00081199", "00081197"
+ODD = (KeyError, TypeError, IndexError, ValueError, OverflowError)
 DUPLICATE = 0x0111
 """Failure reason: the server has this SOP instance already (PS3.4 C.4.2)."""
 
@@ -85,13 +87,18 @@ def send(client: Client, folder: Path, names: list[str]) -> tuple[list[str], set
     boundary = uuid4().hex
     with pacs_errors("E1511"):
         status, answer = client.store(related(objects, boundary), boundary)
-    failed = {uid: code for uid, code in entries(answer, FAILED).items() if code != DUPLICATE}
-    if status == 409 and not entries(answer, FAILED):
+    refused = entries(answer, FAILED)
+    failed = {u: code for u, code in refused.items() if code != DUPLICATE and u in by_uid}
+    if status == 409 and not refused:
         failed = dict.fromkeys(by_uid, 0)
-    has = entries(answer, DONE) | entries(answer, FAILED)
+    has = entries(answer, DONE) | refused
     # a server may answer 200 without a list of what it took
-    taken = {uid for uid in by_uid if uid not in failed and (uid in has or status == 200)}
-    why = {f"failure reason {code:04X}H" if code else "it answered 409" for code in failed.values()}
+    is_whole = status == 200 and not items(answer, FAILED)
+    taken = {uid for uid in by_uid if uid not in failed and (uid in has or is_whole)}
+    why = {
+        f"failure reason {code:04X}H" if code else f"it answered {status}, without a reason"
+        for code in failed.values()
+    }
     if len(taken) + len(failed) < len(names):
         why.add("it does not say what became of some")
     return [name for uid, name in by_uid.items() if uid in taken], why
@@ -102,13 +109,20 @@ def uid_of(path: Path) -> str:
     return str(pydicom.dcmread(path, specific_tags=["SOPInstanceUID"]).SOPInstanceUID)
 
 
+def items(answer: Any, tag: str) -> list[Any]:
+    """A sequence in the server's answer."""
+    with suppress(*ODD):
+        return list(answer[tag]["Value"])
+    return []
+
+
 def entries(answer: Any, tag: str) -> dict[str, int]:
-    """UIDs of a sequence in the server's answer, with the failure reason or 0."""
-    try:
-        items = answer[tag]["Value"]
-        return {
-            str(item[SOP]["Value"][0]): int(item.get(REASON, {}).get("Value", [0])[0])
-            for item in items
-        }
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError):
-        return {}
+    """UIDs of a sequence in the server's answer, with the failure reason or 0. An item that names
+    no object counts for none, and takes no other with it."""
+    found = {}
+    for item in items(answer, tag):
+        with suppress(*ODD):
+            uid = str(item[SOP]["Value"][0])
+            found[uid] = 0
+            found[uid] = int(item[REASON]["Value"][0])
+    return found

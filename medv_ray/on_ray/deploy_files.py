@@ -21,12 +21,12 @@ import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ValidationError
 
 from medv_ray.errors import MedvError
+from medv_ray.loopback import LOOPBACK
 from medv_ray.on_ray.machines import PROVIDERS
 from medv_ray.on_ray.manifests import KINDS, ClusterSpec, HeadGroup, PodSpec, WorkerGroup, amount
 from medv_ray.on_ray.options import serve_settings
 
 NO_NAMES = "there must be names and values"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OURS = "medv_ray.on_ray.serve:build"
 TOKEN_MODE = "RAY_AUTH_MODE=token"
 TOKEN_FILE = ".ray/auth_token"

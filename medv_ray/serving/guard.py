@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from medv_ray.loopback import LOOPBACK
 from medv_ray.serving.auth import Keys
 from medv_ray.serving.options import LimitSettings
 from medv_ray.serving.replies import body_of, error_object, headers_of, status_of
@@ -224,7 +225,7 @@ def _is_local(scope: Scope) -> bool:
 
 def _names_this_machine(host: str) -> bool:
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-    return name.lower().strip("[]").removesuffix(".") in ("localhost", "127.0.0.1", "::1")
+    return name.lower().strip("[]").removesuffix(".") in LOOPBACK
 
 
 def _at_hand(scope: Scope, receive: Receive) -> Receive:

@@ -16,6 +16,7 @@ ROWS = [
         "medv_ray.disk",
         "medv_ray.files",
         "medv_ray.hub",
+        "medv_ray.loopback",
         "medv_ray.markers",
         "medv_ray.prepared",
         "medv_ray.setting_errors",
@@ -51,6 +52,7 @@ WITHIN = {
     ("medv_ray.settings", "medv_ray.windows"),
     ("medv_ray.tables", "medv_ray.errors"),
     ("medv_ray.dicomweb", "medv_ray.errors"),
+    ("medv_ray.dicomweb", "medv_ray.loopback"),
     ("jobs", "medv_ray.cli"),
 }
 THIRD_PARTY = {
@@ -60,6 +62,7 @@ THIRD_PARTY = {
     "medv_ray.disk": set(),
     "medv_ray.files": set(),
     "medv_ray.hub": {"huggingface_hub", "httpx2"},
+    "medv_ray.loopback": set(),
     "medv_ray.markers": set(),
     "medv_ray.prepared": set(),
     "medv_ray.setting_errors": {"pydantic"},

@@ -211,12 +211,13 @@ def test_an_export_that_fails_leaves_nothing(run, tmp_path):
 
 
 def test_no_number_breaks_the_json(tmp_path):
-    table = pa.table({"x": [math.nan, 1.0], "y": [[math.inf], [2.0]]})
+    pairs = pa.array([[("a", math.nan)], [("b", 3.0)]], pa.map_(pa.string(), pa.float64()))
+    table = pa.table({"x": [math.nan, 1.0], "y": [[math.inf], [2.0]], "z": pairs})
     exports.write_jsonl(str(tmp_path / "x"), iter([table]))
     lines = (tmp_path / "x").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"x": None, "y": [None]},
-        {"x": 1.0, "y": [2.0]},
+        {"x": None, "y": [None], "z": [["a", None]]},
+        {"x": 1.0, "y": [2.0], "z": [["b", 3.0]]},
     ]
 
 

@@ -120,6 +120,20 @@ def test_what_was_scanned_may_begin_anywhere(slide: Path) -> None:
     assert np.abs(got - np.asarray(want, np.int16)).mean() < 3
 
 
+@pytest.mark.parametrize(
+    ("said", "bounds"), [(["8", "9", "100", "64"], (8, 9, 100, 64)), (["8", "9", "100", "0"], None)]
+)
+def test_bounds_without_a_size_are_none(
+    slide: Path, said: list[str], bounds: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nothing was scanned, and its pictures have no size."""
+    names = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
+    known = dict(zip(names, said, strict=True))
+    monkeypatch.setattr("openslide.OpenSlide.properties", property(lambda file: known))
+    opened = Slide(str(slide), 255)
+    assert opened.bounds == (bounds or (0, 0, *opened.size))
+
+
 def test_between_levels_the_finer_one_is_resized(slide: Path) -> None:
     opened = Slide(str(slide), 255)
     part = plan_parts(opened, tiles(magnification=None, mpp=1.5))[0]

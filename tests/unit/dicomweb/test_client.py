@@ -1,6 +1,8 @@
 """What a server may do wrong, and what becomes of it."""
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,7 @@ def test_what_passes_is_tried_again(
         (Reply(200, KIND, HEAD + ONE[:500]), "odd", "its answer is cut short", 3),
         (Reply(200, KIND, HEAD + ONE[:500], cut=900), "away", "no whole answer", 3),
         (Reply(200, {"content-type": "text/html"}, b"<html>log in"), "odd", "no DICOM object", 1),
+        (Reply(200, {"content-type": "multipart/related"}, HEAD + ONE + END), "odd", "no DICOM", 1),
         (Reply(200, KIND, b"x" * 70_000), "large", "over the limit", 1),
         (Reply(200, KIND | {"content-encoding": "gzip"}, b"x"), "odd", "compressed", 1),
         (Reply(404), "gone", "it answered 404", 1),
@@ -174,6 +177,73 @@ def test_a_token_stays_on_its_server_and_is_read_anew_when_refused(
         pacs.faults[:] = []
     fail(pacs, Reply(307, {"location": f"/dicom-web/{PATH}?again"}))
     assert client.instance(PATH, 10_000) == ONE  # inside the same server
+
+
+def test_a_token_that_another_thread_has_renewed_is_used(pacs: Pacs, tmp_path: Path) -> None:
+    """Both requests went out with the old one; the second refusal comes after the first renewal."""
+    pacs.add(ONE)
+    file = tmp_path / "token"
+    file.write_text("first")
+    pacs.authorization = "Bearer second"
+    both, later = threading.Barrier(2), threading.Event()
+    left = [None, None]
+
+    def hold(method: str, path: str) -> None:
+        if left:
+            is_first = left.pop() is None and both.wait(10) == 0
+            assert is_first or later.wait(10)
+
+    pacs.faults.append(hold)
+    client = Client(pacs.url, Token(str(file)), tries=2, sleep=lambda wait_s: None)
+
+    def first() -> bytes:
+        try:
+            return client.instance(PATH, 10_000)
+        finally:
+            later.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        file.write_text("second")
+        assert [one.result() for one in [pool.submit(first) for _ in range(2)]] == [ONE, ONE]
+
+
+def test_a_new_token_is_no_reason_to_go_on_for_ever(pacs: Pacs, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("first")
+
+    def waited(wait_s: float) -> None:
+        file.write_text("second")
+        assert len(pacs.seen) < 10
+
+    client = Client(pacs.url, Token(str(file)), tries=2, sleep=waited)
+    fail(pacs, Reply(503), Reply(401), *[Reply(503)] * 20)
+    with pytest.raises(Trouble, match="503"):
+        client.instance(PATH, 10_000)
+    assert len(pacs.seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SSL_CERT_FILE", "/CANARY/none.pem"),
+        ("SSL_CERT_FILE", __file__),
+        ("HTTPS_PROXY", "ftp://CANARY"),
+        ("HTTPS_PROXY", "socks5://CANARY:1080"),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_told(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"E1001: .*{name}") as caught:
+        Client("https://pacs.example/x")
+    assert "CANARY" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["https://\u2603.example/x", "https://pacs.example/\x01"])
+def test_a_host_that_is_none_is_told(url: str) -> None:
+    with pytest.raises(SettingsError, match="E1001: a PACS"):
+        Client(url)
 
 
 @pytest.mark.parametrize(

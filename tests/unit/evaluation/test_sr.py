@@ -5,6 +5,7 @@ import io
 import json
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom as hd
@@ -32,7 +33,7 @@ from tests.unit.archive.conftest import Make
 ABOUT = About("ab" * 32, 1.7e9, "toy", "cd" * 32, None, "ef" * 32, "Apache-2.0", None)
 ROW = {
     "id": "CANARY-7", "file": 0, "row": 7, "question": "Ist das ein Schatten? \u00e4\x1b",
-    "answer": "yes, \u5de6", "confidence": 0.625,
+    "answer": "yes, \u5de6", "confidence": 0.625, "image_paths": None, "warnings": None,
 }  # fmt: skip
 
 
@@ -93,6 +94,58 @@ def test_without_identifiers_a_report_leads_to_nobody() -> None:
     other = document({**ROW, "answer": "no"}, ABOUT)
     assert other.StudyInstanceUID == report.StudyInstanceUID
     assert other.SOPInstanceUID != report.SOPInstanceUID
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"PatientBirthDate": "unknown", "PatientSex": "male", "StudyTime": "12:00:00"},
+        {"StudyDate": "2024-01-02"},
+        {"StudyDate": "", "PatientBirthDate": ""},
+    ],
+)
+def test_a_study_is_named_as_its_objects_name_it(told: dict[str, str]) -> None:
+    """Also in a form that no report of highdicom may begin with."""
+    for source in (
+        sr_export.header_in(picture(3, **told)),
+        pydicom.Dataset.from_json(pydicom.dcmread(io.BytesIO(picture(3, **told))).to_json()),
+    ):
+        report = reread(document(ROW, ABOUT, source))
+        assert {name: str(report.get(name)) for name in told} == told
+        assert report.PatientID == "CANARY-MRN-1"
+
+
+def test_names_with_a_backslash_or_control_characters_are_one_value() -> None:
+    name = "a\\b\0\n" + "\u540d" * 70
+    report = reread(document({**ROW, "id": "x\0y"}, replace(ABOUT, model=name)))
+    assert report.ManufacturerModelName == "a/b " + "\u540d" * 60
+    assert texts(report)["Algorithm Name"].startswith("a\\b ")
+
+
+@pytest.mark.parametrize(
+    ("paths", "words", "frames"),
+    [
+        (["a.dcm"], ["dicom_range:0,9", "frame:16/30"], [16]),
+        (["a.dcm"], ["first_of_frames:30"], [1]),
+        (["a.dcm"], ["dicom_range:0,9"], None),
+        (["a.dcm", "b.dcm"], ["frame:16/30"], None),
+    ],
+)
+def test_a_report_names_the_frame_that_was_seen(
+    paths: list[str], words: list[str], frames: list[int] | None
+) -> None:
+    source = sr_export.header_in(picture(3))
+    report = reread(document({**ROW, "image_paths": paths, "warnings": words}, ABOUT, source))
+    (group,) = report.content.get_image_measurement_groups()
+    assert group.source_images[0].referenced_frame_numbers == frames
+
+
+def test_times_have_their_zone_where_they_are_all_our_own() -> None:
+    assert document(ROW, ABOUT).TimezoneOffsetFromUTC == "+0000"
+    named = document(ROW, ABOUT, sr_export.header_in(picture(3)))
+    assert "TimezoneOffsetFromUTC" not in named
+    (used,) = named.ContributingEquipmentSequence
+    assert used.ContributionDateTime == "20231114221320+0000"
 
 
 def test_calibrated_confidence_is_called_so() -> None:
@@ -210,6 +263,76 @@ def test_what_a_server_refuses_is_said_and_tried_again(tmp_path: Path, pacs: Pac
         sr_store.store(tmp_path, to, None)
     with pytest.raises(SettingsError, match="without a query"):
         sr_store.store(folder, to + "?Modality=CT", None)
+
+
+@pytest.mark.parametrize("start", ["", '{"reports": "2.25'])
+def test_a_list_that_a_full_disk_cut_short_is_begun_again(tmp_path: Path, start: str) -> None:
+    path = tmp_path / sr_export.LIST
+    path.write_text(start)
+    assert sr_export.listing(tmp_path, "2.25.7") == set()
+    assert json.loads(path.read_text()) == {"reports": "2.25.7"}
+    assert sr_export.listing(tmp_path, "2.25.7") == set()
+    path.write_text(start)
+    (tmp_path / "0-00000001.dcm").write_bytes(b"another's")
+    with pytest.raises(SettingsError, match="not empty"):
+        sr_export.listing(tmp_path, "2.25.7")
+
+
+def test_a_report_never_names_the_patient_of_another_instance(tmp_path: Path, pacs: Pacs) -> None:
+    run = scored(tmp_path, pacs)
+    told = json.dumps([pacs.datasets["2.25.1.1.1"].to_json_dict()]).encode()
+    pacs.faults.append(lambda method, path: Reply(200, {}, told) if "/meta" in path else None)
+    settings = ArchiveSettings(archive=f"dicomweb+{pacs.url}", question="what?")
+    headers = sr_export.headers_in_pacs(run, settings)
+    about = sr_export.about_run(run, Model("toy", "-"))
+    with pytest.raises(DataError, match="another instance") as caught:
+        sr_export.export(run, tmp_path / "sr", about, headers)
+    assert "CANARY" not in str(caught.value)
+
+
+def test_pictures_of_a_pacs_come_with_its_token_onto_the_page(tmp_path: Path, pacs: Pacs) -> None:
+    run, token = scored(tmp_path, pacs), tmp_path / "token"
+    token.write_text("secret")
+    pacs.authorization = "Bearer secret"
+    words = ["report", run, "--archive", f"dicomweb+{pacs.url}"]
+    refused = CliRunner().invoke(app, words)
+    assert "E1125" in refused.stderr
+    pacs_listing.client_of.cache_clear()
+    done = CliRunner().invoke(app, [*words, "--token-file", str(token)])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "data:image/" in page
+    assert "CANARY" not in page
+
+
+NO_REASON = {"00081155": {"Value": ["1.2.4"]}, "00081197": {"vr": "US"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "failed", "taken", "why"),
+    [
+        (200, None, True, set()),
+        (200, [], True, set()),
+        (200, [NO_REASON], False, {"it answered 200, without a reason"}),
+        (202, [NO_REASON], False, {"it answered 202, without a reason"}),
+        (409, [NO_REASON, None], False, {"it answered 409, without a reason"}),
+        (200, [{"00081197": {"Value": [290]}}], False, {"it does not say what became of some"}),
+        (202, [], False, {"it does not say what became of some"}),
+    ],
+)
+def test_an_answer_that_names_no_reason_is_no_success(
+    tmp_path: Path, status: int, failed: object, taken: bool, why: set[str]
+) -> None:
+    name = "0-00000001.dcm"
+    (tmp_path / name).write_bytes(picture(4, SOPInstanceUID="1.2.4"))
+    answer = {} if failed is None else {"00081198": {"vr": "SQ", "Value": failed}}
+
+    class Answering:
+        def store(self, body: bytes, boundary: str) -> tuple[int, object]:
+            return status, answer
+
+    found = sr_store.send(Answering(), tmp_path, [name])  # type: ignore[arg-type]
+    assert found == ([name] if taken else [], why)
 
 
 def test_a_file_that_is_no_dicom_has_a_placeholder() -> None:
