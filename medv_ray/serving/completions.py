@@ -274,7 +274,7 @@ class Completion:
         """From the confidence at which each token was committed."""
         if not self.request.logprobs:
             return None
-        if "choices" in (self.request.diffusion or {}):
+        if (self.request.diffusion or {}).get("choices") is not None:
             return {"content": [self._chosen(answer)], "refusal": None}
         content = []
         for token, confidence in zip(self._kept(answer), self._once(answer), strict=False):

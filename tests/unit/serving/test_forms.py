@@ -246,3 +246,11 @@ def test_probabilities_of_a_form_in_front_of_a_suffix(app: App) -> None:
     tokens = [one["token"] for one in choice["logprobs"]["content"]]
     assert "".join(tokens) == choice["message"]["content"]
     assert body["usage"]["completion_tokens"] == len(tokens)
+
+
+@pytest.mark.parametrize("form", [{}, {"canvas": "A: {{a:tokens=2}}."}])
+def test_choices_that_are_null_are_none(app: App, form: dict[str, str]) -> None:
+    body = ask(app, body_of(logprobs=True, diffusion={**form, "choices": None})).json()
+    [choice] = body["choices"]
+    tokens = [one["token"] for one in choice["logprobs"]["content"]]
+    assert "".join(tokens).strip() == choice["message"]["content"]

@@ -256,6 +256,7 @@ def test_lists_in_pages(idle: Callable[..., App]) -> None:
     assert call(app, "GET", "/v1/files?purpose=vision").json()["data"] == []
     for query in ("limit=0", "limit=x", "limit=99999"):
         assert call(app, "GET", f"/v1/files?{query}").error["param"] == "limit"
+    assert call(app, "GET", "/v1/files?order=up").error["param"] == "order"
     assert call(app, "GET", "/v1/files?after=x").error["code"] == "E1706"
 
 
