@@ -319,8 +319,8 @@ CATALOGUE: dict[str, Entry] = {
     "E1309": Entry(
         "bad_canvas",
         "The template of the answer, its choices or its JSON schema cannot be filled: a blank "
-        "without tokens, no choices or equal ones, a range without numbers, or a keyword of JSON "
-        "Schema that is not understood.",
+        "without tokens, no choices or equal ones, a range without numbers, a keyword of JSON "
+        "Schema that is not understood; or it takes more tokens than an answer may have.",
         "The message names the blank or the place in the schema. docs/canvas.md has the rules.",
     ),
     "E1401": Entry(

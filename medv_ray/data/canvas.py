@@ -24,6 +24,8 @@ from medv_ray.errors import DataError
 
 MAX_CHOICES = 1000
 MAX_PARTS = 2000
+MAX_CHARACTERS = 2**20
+"""Of all literals and choices of a template."""
 MAX_TOKENS = 4096
 """Of a blank."""
 MAX_DIGITS = 15
@@ -100,6 +102,8 @@ class Template:
             raise _refused("it has no blank")
         if len(self.parts) > MAX_PARTS:
             raise _refused(f"it has {len(self.parts)} parts; the limit is {MAX_PARTS}")
+        if sum(map(characters, self.parts)) > MAX_CHARACTERS:
+            raise _refused(f"its texts and choices have over {MAX_CHARACTERS} characters")
         names = [blank.name for blank in blanks if blank.name]
         twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
         if twice is not None:
@@ -124,6 +128,12 @@ class Template:
     def choosing(cls, texts: Sequence[str]) -> Template:
         """One choice and nothing else. Raises DataError E1309."""
         return cls((Choice("answer", tuple(text.strip() for text in texts)),))
+
+
+def characters(part: Part) -> int:
+    """Of a literal, or of a choice's texts."""
+    texts = part.texts if isinstance(part, Choice) else [part] if isinstance(part, str) else []
+    return sum(map(len, texts))
 
 
 def _refused(rule: str) -> DataError:

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from medv_ray.data.canvas import (
+    MAX_CHARACTERS,
     MAX_CHOICES,
     MAX_DIGITS,
     MAX_PARTS,
@@ -27,6 +28,7 @@ from medv_ray.data.canvas import (
     Part,
     Template,
     Words,
+    characters,
     whole_number,
 )
 from medv_ray.data.decimals import Decimals
@@ -35,8 +37,10 @@ from medv_ray.errors import DataError
 STRING_TOKENS = 16
 MAX_ITEMS = 4
 UNBOUNDED = 999_999
+LARGEST = Decimal(10**MAX_DIGITS - 1)
 MAX_DEPTH = 32
 UNKNOWN = "is not understood here; take it out, or ask for text"
+_written = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes one for each call
 _SAYS_NOTHING = {
     "$anchor", "$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated",
     "description", "examples", "readOnly", "title", "writeOnly",
@@ -71,12 +75,16 @@ def template_of(schema: Any) -> Template:
 
 def _named_once(parts: Sequence[Part]) -> Iterator[Part]:
     """Blanks whose names differ: a property `a.b` has the name of `b` in `a`."""
+    own = {part.name for part in parts if not isinstance(part, str)}
     seen: Counter[str] = Counter()
     for part in parts:
         if not isinstance(part, str) and part.name:
-            seen[part.name] += 1
-            if seen[part.name] > 1:
-                part = replace(part, name=f"{part.name}#{seen[part.name]}")
+            name = part.name
+            seen[name] += 1
+            while seen[name] > 1 and f"{name}#{seen[name]}" in own:  # a property's own name
+                seen[name] += 1
+            if seen[name] > 1:
+                part = replace(part, name=f"{name}#{seen[name]}")
         yield part
 
 
@@ -104,6 +112,8 @@ class _Builder:
         self._root = root
         self.parts: list[Part] = []
         self._depth = 0
+        self._characters = 0
+        """Of the texts and choices so far."""
         self._sealed = 0
         """Parts before this one end where something is left out: no text joins them."""
 
@@ -111,6 +121,7 @@ class _Builder:
         """Add literal text."""
         if not text:
             return
+        self._characters += len(text)
         if len(self.parts) > self._sealed and isinstance(self.parts[-1], str):
             self.parts[-1] += text
         else:
@@ -130,6 +141,9 @@ class _Builder:
             raise _refused(place, f"is nested over {MAX_DEPTH} deep")
         if len(self.parts) > MAX_PARTS:  # references can make a large one of few lines
             raise _refused(place, f"has over {MAX_PARTS} parts up to here")
+        if self._characters > MAX_CHARACTERS:
+            rule = f"has over {MAX_CHARACTERS} characters of texts and choices up to here"
+            raise _refused(place, rule)
         self._add(schema, name, place, null, above)
         self._depth -= 1
 
@@ -241,13 +255,14 @@ class _Builder:
 
     def _choose(self, name: str, values: list[Any], place: str) -> None:
         """Add one of some values."""
-        by_text = {json.dumps(value, ensure_ascii=False): value for value in values}
+        by_text = {_written(value): value for value in values}
         if len(by_text) > MAX_CHOICES:
             raise _refused(place, f"has {len(by_text)} values; the limit is {MAX_CHOICES}", "enum")
         if len(by_text) == 1:
             self.text(next(iter(by_text)))
         else:
             self.parts.append(Choice(name or "value", tuple(by_text), (), tuple(by_text.values())))
+            self._characters += characters(self.parts[-1])
 
     def _open(self, first: str, null: bool, *others: str) -> int | None:
         """Add the beginning of a value, or what may stand in the value's place; where that is."""
@@ -286,7 +301,7 @@ class _Builder:
             raise _refused(place, rule, "additionalProperties")
         begun = self._open("{", null)
         for number, (key, one) in enumerate(properties.items()):
-            self.text((", " if number else "") + json.dumps(key, ensure_ascii=False) + ": ")
+            self.text((", " if number else "") + _written(key) + ": ")
             inner = f"{name}.{key}" if name else key
             self.value(one, inner, f"{place}/properties/{key}", False, above)
         self.text("}")
@@ -349,6 +364,8 @@ class _Builder:
         places = 0 if whole or step is not None else 2
         while 2 <= places < 9 and (high - low) * 10**places < 100:
             places += 1
+        while places and max(abs(low), abs(high)) * 10**places >= 10**MAX_DIGITS:
+            places -= 1
         unit = Decimal(1).scaleb(-places)
         first = int((low / unit).to_integral_value(ROUND_CEILING))
         last = int((high / unit).to_integral_value(ROUND_FLOOR))
@@ -472,6 +489,7 @@ def _bounds(schema: Mapping[str, Any], place: str) -> tuple[Decimal, Decimal]:
     low, high = max(lows, default=None), min(highs, default=None)
     if low is None:
         low = Decimal(-UNBOUNDED) if high is None else min(Decimal(-UNBOUNDED), high - UNBOUNDED)
+        low = max(low, -LARGEST)
     if high is None:
-        high = max(Decimal(UNBOUNDED), low + UNBOUNDED)
+        high = min(max(Decimal(UNBOUNDED), low + UNBOUNDED), LARGEST)
     return low, high

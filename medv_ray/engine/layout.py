@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -216,35 +216,40 @@ class Layout:
         return known
 
 
-def layout_of(template: Template, spec: SampleSpec, tokens: Tokens) -> Layout:
+def layout_of(
+    template: Template, spec: SampleSpec, tokens: Tokens, most: int | None = None
+) -> Layout:
     """A template's positions. A response that is too short for it gets more blocks, or a longer
     one where there is one alone, at as many tokens a step as before.
 
-    Raises DataError E1309 where two choices are the same tokens, or no token may end a blank.
+    Raises DataError E1309 where it takes over `most` positions, two choices are the same tokens, or
+    no token may end a blank.
     """
     ends = [i for i in (tokens.special.eot, tokens.special.eos) if i not in spec.excluded]
     end = ends[0] if ends else tokens.special.eot
+    # the answer's end, where it is known, is given like the rest of its form
+    stop = spec.stop_ids[0] if spec.stop_ids else ()
+    stop = () if {*stop} & {*spec.excluded, spec.mask_id} else stop
+    sized = list(_sized(template, tokens))
+    # before a position is made: a few words can ask for millions
+    check_length(sum(size for _, _, size in sized) + len(stop), most)
     parts, pinned, allowed = list[Placed](), dict[int, int](), dict[int, Tensor]()
-    at, lead = 0, ""
-    for part, following in zip(template.parts, (*template.parts[1:], ""), strict=True):
+    masks = cache(lambda in_json: _masks(in_json, end, tokens))
+    at = 0
+    for part, ids, size in sized:
         options: Pieces = ()
         if isinstance(part, str):
-            # a number keeps its marks apart from the space
-            lead = " " if part.endswith(" ") and isinstance(following, Words | Choice) else ""
-            ids = tokens.encode(part.removesuffix(lead))
-            pinned |= dict(enumerate(ids, at))
-            size = len(ids)
+            pinned |= dict(enumerate(ids[0], at))
         elif isinstance(part, Words):
             if part.least < part.most and not ends:
                 rule = "sampler.forbidden leaves no token to end it"
                 raise DataError("E1309", f"{part.name}: {rule}.")
-            allowed |= dict(enumerate(_masks(part, end, tokens), at))
-            size, lead = part.most, ""
+            must, may = masks(part.in_json)
+            allowed |= {at + i: must if i < part.least else may for i in range(size)}
         elif isinstance(part, Choice):
-            options, lead = _options(part, lead, end, tokens), ""
-            size = len(options[0])
-        else:
-            size, lead = part.bounds.width, ""
+            if len({*ids}) < len(ids):
+                raise DataError("E1309", f"{part.name}: two choices are the same tokens.")
+            options = [(*one, *[end] * (size - len(one))) for one in ids]
         parts.append(Placed(part, range(at, at + size), options))
         at += size
     spans = [
@@ -252,11 +257,8 @@ def layout_of(template: Template, spec: SampleSpec, tokens: Tokens) -> Layout:
         for number, (part, place, options) in enumerate(parts)
         if isinstance(part, Choice | Number)
     ]
-    # the answer's end, where it is known, is given like the rest of its form
-    stop = spec.stop_ids[0] if spec.stop_ids else ()
-    if not {*stop} & {*spec.excluded, spec.mask_id}:
-        pinned |= dict(enumerate(stop, at))
-        at += len(stop)
+    pinned |= dict(enumerate(stop, at))
+    at += len(stop)
     tails = [
         place for part, place, _ in parts if isinstance(part, Words) and part.least < part.most
     ]
@@ -264,22 +266,41 @@ def layout_of(template: Template, spec: SampleSpec, tokens: Tokens) -> Layout:
     return Layout(tuple(parts), canvas, _long_enough(spec, at), tokens)
 
 
-def _masks(words: Words, end: int, tokens: Tokens) -> Iterator[Tensor]:
-    """bool[V], what each token of a blank may be."""
-    must = tokens.plain if not words.in_json else tokens.characters
-    may = (tokens.in_json if words.in_json else tokens.plain).clone()
+def check_length(positions: int, most: int | None) -> None:
+    """Raises DataError E1309."""
+    if most is not None and positions > most:
+        rule = f"it takes {positions} tokens with the answer's end; the limit is {most}"
+        raise DataError("E1309", f"{rule}.")
+
+
+def _sized(
+    template: Template, tokens: Tokens
+) -> Iterator[tuple[Part, Sequence[tuple[int, ...]], int]]:
+    """Each part, the tokens of its text or texts, and how many positions it takes."""
+    encode = cache(tokens.encode)  # a list's items say the same
+    lead = ""
+    for part, following in zip(template.parts, (*template.parts[1:], ""), strict=True):
+        ids: Sequence[tuple[int, ...]] = ()
+        if isinstance(part, str):
+            # a number keeps its marks apart from the space
+            lead = " " if part.endswith(" ") and isinstance(following, Words | Choice) else ""
+            ids = [encode(part.removesuffix(lead))]
+            yield part, ids, len(ids[0])
+            continue
+        if isinstance(part, Choice):
+            ids = [encode(lead + text) for text in part.texts]
+            size = max(map(len, ids))
+        else:
+            size = part.most if isinstance(part, Words) else part.bounds.width
+        lead = ""
+        yield part, ids, size
+
+
+def _masks(in_json: bool, end: int, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """bool[V] twice: what the tokens that a blank has in any case may be, and the others."""
+    may = (tokens.in_json if in_json else tokens.plain).clone()
     may[end] = True
-    for i in range(words.most):
-        yield must if i < words.least else may
-
-
-def _options(choice: Choice, lead: str, end: int, tokens: Tokens) -> Pieces:
-    """The tokens of a choice's texts, end tokens behind the shorter ones."""
-    found = [tokens.encode(lead + text) for text in choice.texts]
-    size = max(map(len, found))
-    if len({*found}) < len(found):
-        raise DataError("E1309", f"{choice.name}: two choices are the same tokens.")
-    return [(*ids, *[end] * (size - len(ids))) for ids in found]
+    return tokens.characters if in_json else tokens.plain, may
 
 
 def _pieces(part: Part, options: Pieces, end: int, tokens: Tokens) -> Callable[..., Pieces]:

@@ -19,7 +19,7 @@ from medv_ray.data.segments import assistant_header, prompt_ends
 from medv_ray.diffusion.canvas import Canvas
 from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine.images import Features, ImageStore
-from medv_ray.engine.layout import Layout, Reading, Tokens, layout_of
+from medv_ray.engine.layout import Layout, Reading, Tokens, check_length, layout_of
 from medv_ray.engine.request import Answer, Request, View
 from medv_ray.engine.resolve import resolve
 from medv_ray.engine.running import RequestState
@@ -68,18 +68,24 @@ class Processor:
             self._specs[settings] = found
         return found
 
-    def layout(self, template: Template, spec: SampleSpec) -> Layout:
-        """A template's positions. Raises DataError E1309."""
+    def layout(self, template: Template, spec: SampleSpec, most: int | None = None) -> Layout:
+        """A template's positions, `most` of them or as many as the model has. Raises DataError
+        E1309."""
+        limit = self._model.config.max_length
+        most = limit if most is None else min(most, limit)
         for kept, settings, layout in self._layouts:
             if settings == spec and kept == template:
+                check_length(layout.canvas.length or 0, most)
                 return layout
-        found = layout_of(template, spec, self._tokens)
+        found = layout_of(template, spec, self._tokens, most)
         self._layouts = (*self._layouts[1 - MAX_LAYOUTS :], (template, spec, found))
         return found
 
-    def placed(self, template: Template, settings: SamplerSettings) -> Layout:
+    def placed(
+        self, template: Template, settings: SamplerSettings, most: int | None = None
+    ) -> Layout:
         """A template's positions in an answer. Raises DataError E1309, SettingsError E1001."""
-        return self.layout(template, self.spec(settings))
+        return self.layout(template, self.spec(settings), most)
 
     def form(self, request: Request) -> tuple[SampleSpec, Canvas]:
         """Settings and canvas of a request's response. Raises as `placed`."""
@@ -177,6 +183,7 @@ class Processor:
     def answer(self, state: RequestState) -> Answer:
         """What a request that takes no further step has come to."""
         last, row, suffix = self.view(state), state.denoising.row(state.row), state.spec.suffix_ids
+        suffix = () if state.layout is not None else suffix  # an answer in a form is the form
         # a cancelled answer has masks left, and a model may commit the mask token itself
         kept = [i for i, token in enumerate(last.ids[: row.stop]) if token is not None]
         reading = None

@@ -133,11 +133,11 @@ def check_form(settings: ScoreSettings) -> None:
     tokenizer = load_tokenizer(settings.model.path)
     special = SpecialIds.of(tokenizer)
     spec = resolve(settings.sampler, tokenizer, special)
+    most = read_headers(settings.model.path)[0].max_length
     try:
-        layout = layout_of(settings.template, spec, Tokens(tokenizer, len(tokenizer)))
+        layout = layout_of(settings.template, spec, Tokens(tokenizer, len(tokenizer)), most)
     except DataError as error:
         raise SettingsError(error.code, f"canvas: {error.detail}") from None
-    most = read_headers(settings.model.path)[0].max_length
     if layout.spec.gen_length > most:
         rule = f"it takes {layout.spec.gen_length} positions; the model has {most} for all"
         raise SettingsError("E1001", f"canvas: {rule}.")

@@ -33,7 +33,7 @@ from medv_ray.serving.completions import Completion, inspection_body
 from medv_ray.serving.dialogue import Dialogue, dialogue_of
 from medv_ray.serving.exchange import HEADERS, Exchange
 from medv_ray.serving.fetch import fetcher
-from medv_ray.serving.forms import check_positions, form_of
+from medv_ray.serving.forms import check_place, form_of
 from medv_ray.serving.guard import App, Guard, Message, Policy, Receive, Scope, Send
 from medv_ray.serving.meters import Meters
 from medv_ray.serving.openapi import ANSWER, EVENT, Api
@@ -268,7 +268,7 @@ class Routes:
         permits = self._permits_of(request)
         permits.check(owner, asked.num_choices)
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
-        form = form_of(asked, self._limits)
+        form = await in_thread(partial(form_of, asked, self._limits))
         seed = self._settings.seed if asked.seed is None else asked.seed
         seeds = [(seed + i) % 2**63 for i in range(asked.num_choices)]
         said = kind(asked, texts, seeds, sampler, *identity(request), form)
@@ -350,7 +350,7 @@ class Routes:
         asked = parse(InspectRequest, await json_body(request))
         texts = self.service.model(asked.model)
         sampler = sampler_of(self._settings.sampler, asked, self._limits)
-        form = form_of(asked, self._limits)
+        form = await in_thread(partial(form_of, asked, self._limits))
         owner = str(request.scope["state"]["key"])
         request_id = f"inspect-{identity(request)[0]}"
         about = {"request_sha256": digest_of(request_id), "model": asked.model}
@@ -420,8 +420,7 @@ class Routes:
 
         def read() -> Asked:
             if form is not None:
-                positions = placed(form, sampler).canvas.length or 0
-                check_positions(asked, positions, self._limits)
+                check_place(asked, self._limits, partial(placed, form, sampler))
             found = request_of(dialogue, sampler, seed, image, self._fetch, decode)
             return replace(found, template=form)
 

@@ -38,8 +38,9 @@ class Texts:
     """One token, special ones by their names."""
     stops: Callable[[SamplerSettings], Sequence[Sequence[int]]]
     """Token sequences before which an answer ends. Raises BadRequest E1001."""
-    placed: Callable[[Template, SamplerSettings], Layout]
-    """Where the parts of a form stand in an answer. Raises DataError E1309."""
+    placed: Callable[[Template, SamplerSettings, int | None], Layout]
+    """Where the parts of a form stand in an answer of so many tokens at most. Raises DataError
+    E1309."""
 
 
 @dataclass
@@ -225,7 +226,7 @@ class Completion:
 
     def _layout(self) -> Layout:
         assert self._form is not None, "of an answer in a form"
-        return self._texts.placed(self._form, self._sampler)
+        return self._texts.placed(self._form, self._sampler, None)
 
     def _blanks(self) -> list[dict[str, Any]]:
         """Where each blank stands; those without a name are part of the form alone."""
@@ -273,7 +274,7 @@ class Completion:
         """From the confidence at which each token was committed."""
         if not self.request.logprobs:
             return None
-        if "choices" in (self.request.diffusion or {}):
+        if (self.request.diffusion or {}).get("choices") is not None:
             return {"content": [self._chosen(answer)], "refusal": None}
         content = []
         for token, confidence in zip(self._kept(answer), self._once(answer), strict=False):

@@ -78,9 +78,11 @@ def _of_request(asked: ChatRequest, given: Asked) -> Asked:
     return {}
 
 
-def check_positions(asked: Prompted, positions: int, limits: LimitSettings) -> None:
-    """Raises BadRequest E1701 for a form that is longer than the endpoint lets an answer be."""
-    if positions > limits.max_gen_length:
+def check_place(asked: Prompted, limits: LimitSettings, placed: Callable[[int], object]) -> None:
+    """Raises BadRequest E1309 for a form that has no place in an answer: it is longer than the
+    endpoint lets one be, say. `placed` is given that length."""
+    try:
+        placed(limits.max_gen_length)
+    except DataError as error:
         [field] = _given(asked, limits)
-        rule = f"it takes {positions} tokens with the answer's end; the limit is"
-        raise BadRequest("E1701", f"{field}: {rule} {limits.max_gen_length}.", field)
+        raise BadRequest(error.code, f"{field}: {error.detail}", field) from None

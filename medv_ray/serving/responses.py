@@ -121,6 +121,13 @@ class ResponsesRequest(Wire):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
+    @model_validator(mode="after")
+    def _fits_a_chat(self) -> Self:
+        many = isinstance(self.input, list) and len(self.input) >= MAX_MESSAGES
+        if many and self.instructions is not None:
+            raise ValueError(f"input: at most {MAX_MESSAGES - 1} items beside instructions")
+        return self
+
     def of_chat(self) -> ChatRequest:
         """What a chat would have been asked."""
         given: list[dict[str, Any]] = []

@@ -108,7 +108,7 @@ class Batches:
         found = read_about(self.path(name), Batch)
         if found is not None:
             return found
-        about = self.shelf.get(owner, asked.input_file_id)
+        about = self.shelf.get(owner, asked.input_file_id, "input_file_id")
         if about.purpose != "batch":
             rule = "input_file_id: a file that a batch wrote can not be asked."
             raise BadRequest("E1701", rule, "input_file_id")

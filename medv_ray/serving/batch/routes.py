@@ -78,7 +78,10 @@ class BatchRoutes:
         shelf, purpose = self._here(), request.query_params.get("purpose")
         found = await _on_disk(partial(shelf.all, owner_of(request)))
         found = [one for one in found if purpose in (None, one.purpose)]
-        if request.query_params.get("order") == "asc":
+        order = request.query_params.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise BadRequest("E1701", "order: asc or desc.", "order")
+        if order == "asc":
             found.reverse()
         return _json(_page(request, found, StoredFile.shown, MOST))
 

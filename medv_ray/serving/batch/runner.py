@@ -60,6 +60,7 @@ class Runner:
         self._later: dict[str, float] = {}
         self._swept = 0.0
         self._stopping = False
+        self._woken = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="medv-batches", daemon=True)
         self._thread.start()
@@ -76,7 +77,6 @@ class Runner:
         self._thread.join(timeout=30)
 
     def _run(self) -> None:
-        self._woken = asyncio.Event()
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._work())

@@ -88,11 +88,11 @@ class Shelf:
         """Remove what has not become a file."""
         shutil.rmtree(self.path("incoming", name), ignore_errors=True)
 
-    def get(self, owner: str, name: str) -> StoredFile:
-        """A file of an owner. Raises BadRequest E1706."""
+    def get(self, owner: str, name: str, field: str = "id") -> StoredFile:
+        """A file of an owner. Raises BadRequest E1706 that names the field."""
         about = read_about(self.path("files", name), StoredFile) if is_name(name) else None
         if about is None or about.owner != owner or about.expires_at <= time.time():
-            raise BadRequest("E1706", "this key has no such file here.", "id")
+            raise BadRequest("E1706", "this key has no such file here.", field)
         return about
 
     def all(self, owner: str) -> list[StoredFile]:

@@ -166,7 +166,9 @@ class Form:
     def _limit_header(self, more: int) -> None:
         self._header_bytes += more
         if self._header_bytes > MAX_HEADER_BYTES:
-            raise Refusal("E1701", f"a part of the form has over {MAX_HEADER_BYTES} of headers.")
+            raise Refusal(
+                "E1701", f"a part of the form has over {MAX_HEADER_BYTES} bytes of headers."
+            )
 
     def _header_end(self) -> None:
         if bytes(self._header).lower() == b"content-disposition":

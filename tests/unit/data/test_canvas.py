@@ -61,6 +61,7 @@ def test_one_choice() -> None:
         ("{{" + "a" * 65 + ":tokens=3}}", "no digit first, 64 at most; then a colon"),
         ("x {{a:tokens=3}} {{1b:tokens=3}}", "blank number 2 needs a name"),
         ("{{a:tokens=3}} {{a:tokens=3}}", "two blanks are named a"),
+        ("{{a:tokens=3}}" + "x" * 2**20 + "y", "have over 1048576 characters"),
         ("x {{a:tokens=3", "number 1 does not end"),
         ("{{a:tokens=3}" + "}x\0", "NUL"),
         ("{{a:tokens=1}}" * 3000, "two blanks|parts; the limit is 2000"),

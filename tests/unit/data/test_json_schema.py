@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from medv_ray.data.canvas import Choice, Number, Template, Words, shown
+from medv_ray.data.decimals import Decimals
 from medv_ray.data.json_schema import template_of, template_of_text
 from medv_ray.errors import DataError
 
@@ -301,6 +302,43 @@ def test_blanks_of_properties_that_share_a_name() -> None:
     inner = {"type": "object", "properties": {"b": yes}}
     schema = {"type": "object", "properties": {"a.b": yes, "a": inner, "": yes, "value": yes}}
     assert template_of(schema).names == ["a.b", "a.b#2", "value", "value#2"]
+    schema = {"type": "object", "properties": {"a.b#2": yes, "a": inner, "a.b": yes}}
+    assert template_of(schema).names == ["a.b#2", "a.b", "a.b#3"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "bounds", "low", "high", "places"),
+    [
+        ("integer", {"minimum": 10**15 - 3}, 10**15 - 3, 10**15 - 1, 0),
+        ("integer", {"maximum": -(10**15) + 3}, -(10**15) + 1, -(10**15) + 3, 0),
+        ("integer", {"minimum": 10**15 - 2000}, 10**15 - 2000, 10**15 - 1, 0),
+        ("number", {"minimum": 0, "maximum": 1e13}, 0, 10**14, 1),
+        ("number", {"minimum": -1e14, "maximum": 1e14}, -(10**14), 10**14, 0),
+        ("number", {"minimum": 1e13, "maximum": 1e13 + 1}, 10**14, 10**14 + 10, 1),
+    ],
+)
+def test_large_bounds_that_are_given_are_kept_to(
+    kind: str, bounds: dict[str, float], low: int, high: int, places: int
+) -> None:
+    [part] = template_of({"type": kind, **bounds}).parts
+    if isinstance(part, Choice):
+        assert (part.values[0], part.values[-1]) == (low, high)
+    else:
+        assert isinstance(part, Number)
+        assert part.bounds == Decimals(low, high, places)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        {"type": "integer", "minimum": 0, "maximum": 999},
+        {"type": "object", "properties": {"k" * 5000: {"type": "boolean"}}},
+    ],
+)
+def test_a_short_schema_of_much_text_is_refused(items: dict[str, Any]) -> None:
+    schema = {"type": "array", "items": items, "maxItems": 900}
+    with pytest.raises(DataError, match="#/items.*: has over 1048576 characters"):
+        template_of(schema)
 
 
 def test_numbers_have_bounds_where_the_schema_gives_none() -> None:

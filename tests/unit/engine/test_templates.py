@@ -4,6 +4,8 @@ company."""
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -156,7 +158,7 @@ def test_what_cannot_be_filled_ends_as_the_rows_error(toy: Predictor) -> None:
     ]
     long, endless, fine = toy.answer(asked)
     assert isinstance(long, DataError)
-    assert long.code == "E1303"
+    assert "it takes 4001 tokens with the answer's end; the limit is" in long.detail
     assert isinstance(endless, DataError)
     assert "leaves no token to end it" in endless.detail
     assert isinstance(fine, Answer)
@@ -256,6 +258,67 @@ def test_a_response_grows_to_hold_its_form(tokens: Tokens) -> None:
         spec = layout_of(form, resolve(settings, tokenizer, tokens.special), tokens).spec
         sizes.append((spec.gen_length, spec.block_length, spec.steps))
     assert sizes == [(22, 22, 11), (24, 4, 12), (64, 64, 64)]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        Template.parse("".join(f"{{{{a{i}:tokens=4096}}}}" for i in range(200))),
+        Template.choosing(["x" * 20_000, *map(str, range(500))]),
+        template_of(
+            {"type": "array", "items": {"type": "string", "x-tokens": 4096}, "maxItems": 9}
+        ),
+    ],
+    ids=["blanks", "a long choice", "a list"],
+)
+def test_a_form_that_is_too_long_is_refused_before_its_positions_are_made(
+    tokens: Tokens, form: Template
+) -> None:
+    """A request of a few words could take all memory."""
+    spec = resolve(SamplerSettings(), tokens._tokenizer, tokens.special)
+    layout_of(Template.choosing(["yes", "no"]), spec, tokens)  # what is made once
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"it takes \d{5,6} tokens with the answer's end; .* 512\."):
+        layout_of(form, spec, tokens, 512)
+    assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    tracemalloc.stop()
+
+
+def test_a_kept_layout_is_held_to_the_limit_too(toy: Predictor) -> None:
+    form = Template((Words("a", 30, 30),))
+    sampler = SamplerSettings()
+    assert toy.engine.placed(form, sampler, 31).canvas.length == 31
+    with pytest.raises(DataError, match="takes 31 tokens"):
+        toy.engine.placed(form, sampler, 30)
+
+
+def test_what_a_form_says_often_is_made_once(tokens: Tokens) -> None:
+    """Tokens of a text, and bool[V] of what a blank may be."""
+    seen = Counter[str]()
+
+    class Counting(Tokens):
+        def encode(self, text: str) -> tuple[int, ...]:
+            seen[text] += 1
+            return super().encode(text)
+
+    counting = Counting(tokens._tokenizer, 700)
+    one = {"type": "object", "properties": {"a": {"enum": [*range(50)]}, "b": {"type": "string"}}}
+    schema = {"type": "array", "items": one, "minItems": 8, "maxItems": 8}
+    spec = resolve(SamplerSettings(), tokens._tokenizer, tokens.special)
+    canvas = layout_of(template_of(schema), spec, counting).canvas
+    assert max(seen.values()) == 1
+    assert len({id(mask) for mask in canvas.allowed.values()}) == 1
+
+
+def test_an_answer_in_a_form_is_the_form_without_the_suffix(toy: Predictor) -> None:
+    sampler = SamplerSettings(gen_length=8, block_length=8, steps=8, suffix=" end")
+    [free] = toy.answer([Request("Is it?", sampler=sampler)])
+    [answer] = toy.answer([Request("Is it?", sampler=sampler, template=FORM)])
+    assert isinstance(free, Answer)
+    assert isinstance(answer, Answer)
+    assert free.text.endswith("end")
+    assert not answer.text.endswith("end")
+    assert len(answer.positions) == len(answer.token_ids) == len(answer.token_confidence)
 
 
 def test_answers_do_not_change_for_requests_without_a_form(toy: Predictor) -> None:

@@ -236,3 +236,21 @@ def test_what_cannot_be_had_is_refused_by_name(
         assert reply.error["param"] == param
         assert reply.error["code"] in ("E1309", "E1701")
         assert rule in reply.error["message"]
+
+
+def test_probabilities_of_a_form_in_front_of_a_suffix(app: App) -> None:
+    """The suffix is no part of a form's answer."""
+    form = {"canvas": "A: {{a:choice=yes|no}}.", "suffix": " end"}
+    body = ask(app, body_of(logprobs=True, diffusion=form)).json()
+    [choice] = body["choices"]
+    tokens = [one["token"] for one in choice["logprobs"]["content"]]
+    assert "".join(tokens) == choice["message"]["content"]
+    assert body["usage"]["completion_tokens"] == len(tokens)
+
+
+@pytest.mark.parametrize("form", [{}, {"canvas": "A: {{a:tokens=2}}."}])
+def test_choices_that_are_null_are_none(app: App, form: dict[str, str]) -> None:
+    body = ask(app, body_of(logprobs=True, diffusion={**form, "choices": None})).json()
+    [choice] = body["choices"]
+    tokens = [one["token"] for one in choice["logprobs"]["content"]]
+    assert "".join(tokens).strip() == choice["message"]["content"]

@@ -139,6 +139,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
               "input.0.phase"),
     "call": ({"input": [{"type": "function_call_output"}]}, "E1701", "input.0.role"),
     "model": ({"model": "gpt-4"}, "E1706", "model"),
+    "many": ({"input": [{"role": "user", "content": "x"}] * 4096, "instructions": "x"}, "E1701",
+             "input"),
     "picture": ({"input": [{"role": "user", "content": [
         {"type": "input_text", "text": "?"}, {"type": "input_image", "image_url": url_of(b"xx")}
     ]}], "instructions": "x"}, "E1202", "input.0.content.1.image_url"),

@@ -256,6 +256,7 @@ def test_lists_in_pages(idle: Callable[..., App]) -> None:
     assert call(app, "GET", "/v1/files?purpose=vision").json()["data"] == []
     for query in ("limit=0", "limit=x", "limit=99999"):
         assert call(app, "GET", f"/v1/files?{query}").error["param"] == "limit"
+    assert call(app, "GET", "/v1/files?order=up").error["param"] == "order"
     assert call(app, "GET", "/v1/files?after=x").error["code"] == "E1706"
 
 
@@ -278,8 +279,8 @@ def test_limits_of_a_key(idle: Callable[..., App]) -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str, str | None]] = {
-    "file": ({"input_file_id": f"file-{'0' * 32}"}, "E1706", "id"),
-    "path": ({"input_file_id": "../../etc"}, "E1706", "id"),
+    "file": ({"input_file_id": f"file-{'0' * 32}"}, "E1706", "input_file_id"),
+    "path": ({"input_file_id": "../../etc"}, "E1706", "input_file_id"),
     "endpoint": ({"endpoint": "/v1/embeddings"}, "E1701", "endpoint"),
     "minutes": ({"completion_window": "30m"}, "E1701", "completion_window"),
     "window": ({"completion_window": "1d"}, "E1701", "completion_window"),
