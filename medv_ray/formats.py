@@ -58,6 +58,7 @@ _OTHERS = {
     b"%PDF": "a PDF",
     b"%!PS": "PostScript",
     b"\x1f\x8b": "gzip data",
+    b"\xd0\xcf\x11\xe0": "an old Office file",
 }
 _VRS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OW PN SH SL SQ SS ST TM UI UL UN US UT".split()

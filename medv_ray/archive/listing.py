@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from medv_ray.archive.dicomdir import indexed
 from medv_ray.archive.left_out import LeftOut, is_index
-from medv_ray.archive.store import TROUBLE, Listing, Stored, list_folder, reason_of, resolve
+from medv_ray.archive.store import TROUBLE, Listing, Odd, Stored, list_folder, reason_of, resolve
 from medv_ray.errors import DataError
 
 
@@ -57,6 +57,8 @@ def find_files(pattern: str) -> Listing:
         return indexed(filesystem, path)
     if info.type == fs.FileType.File:
         return Listing([Stored(posixpath.basename(path), info.size, info.mtime_ns or 0)], [])
+    if info.type == fs.FileType.Unknown:
+        return Listing([], [Odd(posixpath.basename(path), "no regular file")])
     base, glob = (path, "") if info.type == fs.FileType.Directory else split_glob(path)
     found = list_folder(filesystem, base)
     if not glob:

@@ -248,9 +248,11 @@ def read_local(root: str, path: str, limit: int) -> bytes:
     except FileNotFoundError:
         raise DataError("E1111", "the image that the row names does not exist.") from None
     except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise DataError("E1108", "the image path is not a regular file.") from None
         # too many open files, say, or a stale handle, are no fault of the row
         code = "E1108" if error.errno in REFUSED else "E1107"
-        raise DataError(code, f"the image cannot be opened ({type(error).__name__}).") from error
+        raise DataError(code, f"the image cannot be opened ({reason_of(error)}).") from error
     try:
         info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode):
@@ -259,7 +261,7 @@ def read_local(root: str, path: str, limit: int) -> bytes:
         with os.fdopen(os.dup(handle), "rb") as file:
             return file.read(limit + 1)
     except OSError as error:
-        raise DataError("E1107", f"an image could not be read ({type(error).__name__}).") from error
+        raise DataError("E1107", f"an image could not be read ({reason_of(error)}).") from error
     finally:
         os.close(handle)
 

@@ -112,7 +112,7 @@ def list_folder(
     if isinstance(filesystem, fs.LocalFileSystem):
         found = Listing([], [])
         if os.path.isdir(base):
-            _scan(base, "", recursive, strict, found, frozenset())
+            _scan(base, recursive, strict, found)
         return found
     selector = fs.FileSelector(base, recursive=recursive, allow_not_found=True)
     return Listing(
@@ -125,43 +125,41 @@ def list_folder(
     )
 
 
-def _scan(
-    folder: str,
-    prefix: str,
-    recursive: bool,
-    strict: bool,
-    found: Listing,
-    above: frozenset[tuple[int, int]],
-) -> None:
-    """One local folder; `above` are the folders that it lies in, as a link may lead back."""
-    here = os.stat(folder)
-    own = (here.st_dev, here.st_ino)
-    if own in above:
-        return
-    with os.scandir(folder) as entries:
-        listed = list(entries)
-    for entry in listed:
-        name = prefix + entry.name
+def _scan(base: str, recursive: bool, strict: bool, found: Listing) -> None:
+    """A local folder and those below it, however deep they lie."""
+    nobody: frozenset[tuple[int, int]] = frozenset()
+    # each with the folders that it lies in, as a link may lead back
+    waiting = [(base, "", nobody)]
+    while waiting:
+        folder, prefix, above = waiting.pop()
         try:
-            info = entry.stat()
-        except OSError as error:
-            found.odd.append(Odd(escaped(name), f"cannot be read ({reason_of(error)})"))
-            continue
-        if stat.S_ISDIR(info.st_mode):
-            if not recursive:
+            here = os.stat(folder)
+            own = (here.st_dev, here.st_ino)
+            if own in above:
                 continue
+            with os.scandir(folder) as entries:
+                listed = list(entries)
+        except OSError as error:
+            if strict or not prefix:
+                raise
+            found.odd.append(Odd(escaped(prefix[:-1]), f"cannot be read ({reason_of(error)})"))
+            continue
+        for entry in listed:
+            name = prefix + entry.name
             try:
-                _scan(entry.path, f"{name}/", recursive, strict, found, above | {own})
+                info = entry.stat()
             except OSError as error:
-                if strict:
-                    raise
                 found.odd.append(Odd(escaped(name), f"cannot be read ({reason_of(error)})"))
-        elif escaped(name) != name:
-            found.odd.append(Odd(escaped(name), "name is not UTF-8"))
-        elif not stat.S_ISREG(info.st_mode):
-            found.odd.append(Odd(name, "no regular file"))
-        else:
-            found.files.append(Stored(name, info.st_size, info.st_mtime_ns))
+                continue
+            if stat.S_ISDIR(info.st_mode):
+                if recursive:
+                    waiting.append((entry.path, f"{name}/", above | {own}))
+            elif escaped(name) != name:
+                found.odd.append(Odd(escaped(name), "name is not UTF-8"))
+            elif not stat.S_ISREG(info.st_mode):
+                found.odd.append(Odd(name, "no regular file"))
+            else:
+                found.files.append(Stored(name, info.st_size, info.st_mtime_ns))
 
 
 def absolute(uri: str) -> str:

@@ -163,7 +163,8 @@ def headers(stream: Any, file: SourceFile) -> Iterator[tuple[tarfile.TarInfo, in
         tar = tarfile.TarFile(fileobj=stream)
         while (info := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # a list of every header is not needed
-            if info.offset_data + info.size > file.size and info.isreg():
+            # what is behind a size below 0 is anywhere
+            if info.size < 0 or (info.offset_data + info.size > file.size and info.isreg()):
                 raise tarfile.ReadError("cut member")
             yield info, tar.offset
         # a damaged header ends tarfile's loop without a word: only the end mark says it is whole

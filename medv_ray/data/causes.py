@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, TiffImagePlugin
 
 from medv_ray.data import jpeg
-from medv_ray.data.encoded import open_header
+from medv_ray.data.encoded import components_of, open_header
 from medv_ray.errors import DataError, MedvError, RunError
 from medv_ray.formats import HEAD_BYTES, format_of
 
@@ -71,7 +71,8 @@ def judge(error: Exception, data: bytes, name: str | None) -> MedvError:
     kind = _not_read(data, name)
     if kind:
         return DataError("E1211", f"{what} are {kind}.")
-    if any(phrase in str(error) for phrase in _NO_RULE):
+    phrases = (*_NO_RULE, "invalid palette size") if name == "BMP" else _NO_RULE
+    if any(phrase in str(error) for phrase in phrases):
         sort = _samples(data) if name == "TIFF" else "of a kind not decoded"
         return DataError("E1211", f"the pixels of {what} are {sort}.")
     return DataError("E1203", f"cannot decode {what}: damaged or cut short.")
@@ -117,6 +118,12 @@ def _not_read(data: bytes, name: str | None) -> str:
         # a file without its end is damaged, unless nobody here would look for the end
         whole = end is not None or coding is None or coding.bits != 8
         return f"a {_named(coding)}" if _odd(coding) and (whole or _never(coding)) else ""
+    if name == "JPEG2000":
+        parts = components_of(data)
+        # of colours, Pillow reads such ones
+        thin = len(parts) < 3 and any(part[1:] != (1, 1) for part in parts)
+        whole = data.rstrip(b"\0").endswith(b"\xff\xd9")
+        return "a JPEG 2000 of subsampled grey, which OpenJPEG reads" if thin and whole else ""
     if name != "TIFF":
         return ""
     tags = _tiff_tags(data)

@@ -7,6 +7,7 @@ maps of TIFF, whose entries have 16 bits. H rows, W columns, C channels.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from medv_ray.data.encoded import components_of
 from medv_ray.data.pixels import BITS_PER_SAMPLE, PLANAR_CONFIGURATION, STRIP_ROWS, stretch, tag
 from medv_ray.errors import DataError
 
 _COLOR_MAP = 320
 _LA = "LA;16B"  # which Pillow has for one byte order only
+# of two bytes a channel; without a byte order (BGR;16) a whole pixel has two
+_DEEP_RAW = re.compile(r";16[LBN]")
 
 
 def is_deep(image: ImageFile.ImageFile) -> bool:
@@ -31,7 +35,7 @@ def is_deep(image: ImageFile.ImageFile) -> bool:
     if image.mode[0] in "IF":
         return False
     raw = " ".join(str(tile.args) for tile in image.tile)
-    deep = ";16" in raw or tag(image, BITS_PER_SAMPLE)[:1] == (16,)
+    deep = bool(_DEEP_RAW.search(raw)) or tag(image, BITS_PER_SAMPLE)[:1] == (16,)
     if image.format == "JPEG2000":
         deep = image.mode != "L" and _deep_codestream(image)
     if image.format == "PPM" and image.tile:
@@ -147,16 +151,13 @@ def _straight(values: NDArray[np.uint16]) -> NDArray[np.uint16]:
 
 
 def _deep_codestream(image: Image.Image) -> bool:
-    """Whether any component of a JPEG 2000 picture has more than 8 bits (ISO 15444-1, A.5.1)."""
+    """Whether any component of a JPEG 2000 picture has more than 8 bits."""
     stream = getattr(image, "fp")  # noqa: B009
     before = stream.tell()
     stream.seek(0)
     head = stream.read(2**16)
     stream.seek(before)
-    start = head.find(b"\xff\x4f\xff\x51")
-    count = int.from_bytes(head[start + 40 : start + 42], "big")
-    depths = head[start + 42 : start + 42 + 3 * count : 3]
-    return start >= 0 and any((depth & 127) + 1 > 8 for depth in depths)
+    return any(bits > 8 for bits, *_ in components_of(head))
 
 
 def narrow_palette(image: Image.Image) -> list[str]:

@@ -93,6 +93,17 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         offset = end + 4
 
 
+def components_of(head: bytes) -> list[tuple[int, int, int]]:
+    """Bits, and steps between samples right and down, of each component of a JPEG 2000
+    (ISO 15444-1, A.5.1)."""
+    start = head.find(b"\xff\x4f\xff\x51")
+    if start < 0:
+        return []
+    end = start + 42 + 3 * int.from_bytes(head[start + 40 : start + 42], "big")
+    parts = zip(*(head[start + at : end : 3] for at in (42, 43, 44)), strict=False)
+    return [((depth & 127) + 1, right, down) for depth, right, down in parts]
+
+
 def png_bytes(data: bytes) -> tuple[int, int, int]:
     """Bytes of pixels that a PNG's header calls for, that its data hold, and of the last row.
 

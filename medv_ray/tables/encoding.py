@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from medv_ray.errors import DataError
+from medv_ray.formats import looks_like
 
 MARKS = (  # the longer mark first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -50,10 +51,17 @@ def known_encoding(name: str) -> str:
 
 
 def find_text(start: bytes, asked: str | None, file: str) -> Text:
-    """By the mark at the beginning, else what was asked for, else UTF-8. Raises DataError E1120."""
+    """By the mark at the beginning, else what was asked for, else UTF-8.
+
+    Raises DataError E1120, and E1105 for what is no text, such as a spreadsheet or a picture.
+    """
     for mark, encoding in MARKS:
         if start.startswith(mark):
             return Text(encoding, len(mark))
+    kind = looks_like(start)
+    if kind and not start.lstrip().startswith(b"<"):
+        way = "Save a spreadsheet as csv, unpack what is packed."
+        raise DataError("E1105", f"{file}: its bytes look like {kind}, not a table. {way}")
     if asked is not None:
         return Text(known_encoding(asked))
     nul = start[:2].find(b"\0")

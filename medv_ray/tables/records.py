@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from medv_ray.errors import DataError
+from medv_ray.formats import HEAD_BYTES
 from medv_ray.tables.csv_text import csv_record, read_head, scan_csv
 from medv_ray.tables.encoding import Lines, Text, find_text
 from medv_ray.tables.json_text import json_values, scan_json
@@ -42,7 +43,7 @@ def open_table(opened: Any, file: str, reading: Reading, is_row: IsRow) -> Table
     Raises DataError E1105 for one that is no table as a whole, E1120 for another encoding; while it
     is read too.
     """
-    text = find_text(opened.read(4), reading.encoding, file)
+    text = find_text(opened.read(HEAD_BYTES), reading.encoding, file)
     lines = Lines(opened, text, file, lenient=reading.encoding is not None)
     style = Style(text.encoding)
     if is_csv(file):

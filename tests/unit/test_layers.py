@@ -51,6 +51,7 @@ WITHIN = {
     ("medv_ray.settings", "medv_ray.setting_errors"),
     ("medv_ray.settings", "medv_ray.windows"),
     ("medv_ray.tables", "medv_ray.errors"),
+    ("medv_ray.tables", "medv_ray.formats"),
     ("medv_ray.dicomweb", "medv_ray.errors"),
     ("medv_ray.dicomweb", "medv_ray.loopback"),
     ("jobs", "medv_ray.cli"),

@@ -1,8 +1,12 @@
+import contextlib
 import errno
+import inspect
 import io
 import json
 import os
+import socket
 import struct
+import sys
 import tarfile
 
 import pytest
@@ -238,6 +242,36 @@ def test_a_folder_of_a_run_that_cannot_be_listed_is_not_taken_for_empty(tmp_path
     with pytest.raises(RunError) as caught:
         Store(str(tmp_path)).listing()
     assert caught.value.code == "E1511"
+
+
+def test_folders_deeper_than_pythons_stack(make, monkeypatch):
+    make.text("1.png", b"one")
+    monkeypatch.chdir(make.archive)
+    for _ in range(400):  # not 1000: what removes them again has a frame a folder
+        os.mkdir("d")
+        os.chdir("d")
+    usual = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 300)
+    try:
+        planned = make.plan(question="What?")
+    finally:
+        sys.setrecursionlimit(usual)
+    assert [row.id for row in make.rows(planned)] == ["1.png"]
+
+
+def test_a_table_that_is_a_pipe_is_named_as_one(make):
+    make.text("1.png", b"one")
+    os.mkfifo(make.archive / "q.csv")
+    with pytest.raises(DataError, match=r"left out: 1 file \(1 \.csv no regular file\)"):
+        make.plan(questions=str(make.archive / "q.csv"))
+
+
+def test_a_row_that_names_a_socket(make):
+    with socket.socket(socket.AF_UNIX) as one, contextlib.chdir(make.archive):
+        one.bind("1.png")
+        make.text("q.csv", "image,question\n1.png,a?\n")
+        (row,) = make.rows(make.plan())
+    assert (row.error.code, row.error.detail) == ("E1108", "the image path is not a regular file.")
 
 
 def shut_off(monkeypatch, *names: str) -> None:

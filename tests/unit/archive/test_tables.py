@@ -68,6 +68,16 @@ def test_every_form_of_a_table_gives_the_same_rows(make, images, name, content):
     assert codes(rows) == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [(b"PK\x03\x04", "ZIP"), (b"\xd0\xcf\x11\xe0", "Office"), (b"\x1f\x8b\x08", "gzip")],
+)
+def test_a_spreadsheet_named_csv_is_not_taken_for_another_encoding(make, images, start, kind):
+    with pytest.raises(DataError, match=f"look like .*{kind}.*Save a spreadsheet as csv") as caught:
+        rows_of(make, images, "q.csv", start + b"\xa4\x9d" * 200)
+    assert caught.value.code == "E1105"
+
+
 def test_text_beyond_ascii_keeps_its_byte_spans(make, images):
     records = [{"image": "0.png", "question": q} for q in ("größer?", "腫瘍？", "🫁 ok?", "plain?")]
     for name, content in (

@@ -175,6 +175,18 @@ def test_damaged_headers_never_escape_the_catalogue(make):
         assert len(make.rows(planned)) == planned.rows == 6
 
 
+@pytest.mark.parametrize("size", [-1, -512])
+def test_a_member_of_a_size_below_0_ends_its_shard_alone(make, size):
+    make.tar([("k.jpg", b"image", {}), ("k.txt", b"what?", {})], "good.tar")
+    header = bytearray(tarfile.TarInfo("a.png").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = size.to_bytes(12, "big", signed=True)
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * ord(" ") + sum(header[156:]))
+    make.text("bad.tar", bytes(header) + bytes(1024))
+    planned = make.plan()
+    assert [(one.name, one.code) for one in planned.unreadable] == [("bad.tar", "E1105")]
+    assert [row.id for row in make.rows(planned)] == ["k"]
+
+
 def test_thousands_of_long_names_in_front_of_one_member(make):
     info = tarfile.TarInfo("././@LongLink")
     info.type, info.size = tarfile.GNUTYPE_LONGNAME, 5

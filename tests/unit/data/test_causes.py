@@ -67,7 +67,27 @@ def forget() -> Iterator[None]:
     dicom_decoders.works.cache_clear()
 
 
+def subsampled() -> bytes:
+    """A grey JPEG 2000, each sample of which stands for 2 x 2 pixels."""
+    data = bytearray(encode("JPEG2000"))
+    siz = data.index(b"\xff\x4f\xff\x51") + 8
+    for at in (0, 4, 16, 20):  # sizes of picture and tile
+        struct.pack_into(">I", data, siz + at, 2 * struct.unpack_from(">I", data, siz + at)[0])
+    data[siz + 35 : siz + 37] = b"\2\2"
+    return bytes(data)
+
+
+def many_colours() -> bytes:
+    """A BMP of 8 bits a pixel whose palette has 300 entries."""
+    palette, pixels = bytes(4 * 300), bytes(64 * 48)
+    head = struct.pack("<IiiHHIIiiII", 40, 64, 48, 1, 8, 0, len(pixels), 0, 0, 300, 0)
+    start = 14 + len(head) + len(palette)
+    size = start + len(pixels)
+    return b"BM" + struct.pack("<IHHI", size, 0, 0, start) + head + palette + pixels
+
+
 NOT_READ = {
+    "300 colours in a BMP": (many_colours(), "E1211", "of a kind not decoded"),
     "12 bits": (frame(0xC1, 12), "E1211", "12-bit extended JPEG, which imagecodecs"),
     "lossless of 16 bits": (frame(0xC3, 16), "E1211", "16-bit lossless JPEG"),
     "JPEG-LS": (frame(0xF7), "E1211", "JPEG-LS, which pyjpegls"),
@@ -97,6 +117,13 @@ def test_what_is_not_read_is_not_called_damaged(data: bytes, code: str, message:
     found = raised(data)
     assert found.code == code
     assert re.search(message, found.detail)
+
+
+def test_subsampled_grey_is_not_called_damaged() -> None:
+    found = raised(subsampled(), formats=("JPEG2000",))
+    assert found.code == "E1211"
+    assert "subsampled grey, which OpenJPEG reads" in found.detail
+    assert raised(subsampled()[:-20], formats=("JPEG2000",)).code == "E1203"
 
 
 def without(monkeypatch: pytest.MonkeyPatch, codec: str) -> None:

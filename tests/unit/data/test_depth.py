@@ -194,6 +194,16 @@ def test_depths_without_a_rule_are_refused() -> None:
         assert caught.value.code == "E1211"
 
 
+def test_pixels_of_16_bits_are_not_deep() -> None:
+    # a BMP of 5, 6 and 5 bits: green, from the bottom row up
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    pixels = struct.pack("<H", 0x07E0) * (SIDE * SIDE)
+    head = struct.pack("<IiiHHIIiiII", 40, SIDE, SIDE, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    file = struct.pack("<IHHI", 66 + len(pixels), 0, 0, 66)
+    picture, words = decode(b"BM" + file + head + masks + pixels, ImageSettings())
+    assert (picture.getcolors(), words) == ([(SIDE * SIDE, (0, 255, 0))], [])
+
+
 @pytest.mark.parametrize(
     ("wide", "word"),
     [(1, "palette8"), (256, None), (257, None), (16, "palette16_scaled:0..4080")],
