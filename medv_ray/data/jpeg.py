@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 SOF0, SOF1, SOF2, SOF3 = 0xC0, 0xC1, 0xC2, 0xC3
+HUFFMAN_DCT = (SOF0, SOF1, SOF2)
 ARITHMETIC = (0xC9, 0xCA, 0xCB)
 JPEG_LS = 0xF7
 _FRAMES = {
@@ -46,7 +47,7 @@ class Coding(NamedTuple):
     @property
     def plain(self) -> bool:
         """Whether it is coded in a way that every JPEG decoder reads."""
-        return self.marker in (SOF0, SOF1, SOF2) and self.bits == 8
+        return self.marker in HUFFMAN_DCT and self.bits == 8
 
 
 class Markers(NamedTuple):
