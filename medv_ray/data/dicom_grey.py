@@ -232,6 +232,8 @@ def _numbers(ds: Dataset, name: str) -> list[float]:
         value = ds.get(name)
         several = not (value is None or np.isscalar(value)) and hasattr(value, "__len__")
         values = list(value) if several else [] if value in (None, "") else [value]
+        while values and values[-1] in (None, ""):  # behind a last backslash
+            del values[-1]
         numbers = [float(one) for one in values]
     except Exception:  # conversion of a damaged element raises many types
         numbers = [np.nan]

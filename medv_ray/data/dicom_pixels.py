@@ -6,6 +6,7 @@ Uncompressed pixels: PS3.5 section 8 and annex D. H rows, W columns.
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from medv_ray.errors import DataError
 
 _UNDEFINED = 0xFFFFFFFF
 _BY_PILLOW = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
+_J2K_HEAD = 2**16  # boxes of a JP2 file may stand in front of its codestream
 _CUT = "the DICOM object's JPEG ends before its picture does."
 _ITEM, _ITEMS_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
@@ -196,11 +198,21 @@ def decoded(frame: bytes | memoryview, syntax: str, layout: Layout) -> tuple[NDA
             raise DataError("E1211", f"the frames are a {coding}; imagecodecs may read it.")
         if markers.end is None or jpeg.uncoded(markers):
             raise DataError("E1203", _CUT)
+    bits, samples, (width, height) = _coded(frame, syntax, layout, coding)
+    if (width, height or layout.rows) != (layout.columns, layout.rows):
+        detail = f"{width} x {height}, the header announces {layout.columns} x {layout.rows}."
+        raise DataError("E1207", f"the frames are of {detail}")
+    if samples != layout.samples:  # gdcm ends the process by some of these
+        detail = f"hold {samples} samples per pixel, the header announces {layout.samples}."
+        raise DataError("E1207", f"the frames {detail}")
+    if bits > layout.allocated:
+        detail = f"are of {bits} bits, the header allocates {layout.allocated}."
+        raise DataError("E1207", f"the frames {detail}")
     # bits below the stored ones are in a frame that codes whole words
-    unused = layout.high + 1 - layout.stored
-    if unused and _bits(frame, syntax, layout, coding) <= layout.stored:
-        unused = 0
+    unused = layout.high + 1 - layout.stored if bits > layout.stored else 0
     layout = replace(layout, stored=layout.stored + unused)
+    if syntax in _BY_PILLOW and bits == 8:
+        layout = replace(layout, allocated=8, stored=min(layout.stored, 8))
     if syntax == RLE and _has_another_row(frame, layout):
         raise DataError("E1207", "the RLE data hold more rows than the header announces.")
     values, colours = _read(frame, syntax, layout, coding)
@@ -212,14 +224,24 @@ def decoded(frame: bytes | memoryview, syntax: str, layout: Layout) -> tuple[NDA
     return values >> unused if unused else values, colours
 
 
-def _bits(
+def _coded(
     frame: bytes | memoryview, syntax: str, layout: Layout, coding: jpeg.Coding | None
-) -> int:
-    """Of a sample as it is coded."""
-    if coding is not None or syntax == RLE:
-        return layout.allocated if coding is None else coding.bits
-    start = bytes(frame).find(b"\xff\x4f\xff\x51")  # JPEG 2000: T.800 A.5.1, Ssiz
-    return (frame[start + 42] & 127) + 1 if start >= 0 else 0
+) -> tuple[int, int, tuple[int, int]]:
+    """Bits of a sample, samples of a pixel, width and height by the frame's own head; the header's
+    where it has none.
+    """
+    if coding is not None:
+        return coding.bits, len(coding.components), coding.size
+    size = layout.columns, layout.rows
+    if syntax == RLE and _begins(frame):  # a segment for each byte of a pixel
+        return layout.allocated, int.from_bytes(frame[:4], "little") * 8 // layout.allocated, size
+    head = bytes(frame[:_J2K_HEAD])
+    start = head.find(b"\xff\x4f\xff\x51")
+    if start < 0 or len(head) < start + 43:
+        return layout.stored, layout.samples, size
+    right, low, left, top = struct.unpack_from(">4L", head, start + 8)  # T.800 A.5.1
+    samples, bits = struct.unpack_from(">HB", head, start + 40)
+    return (bits & 127) + 1, samples, (right - left, low - top)
 
 
 def _may_be_filled(values: NDArray[Any], markers: jpeg.Markers) -> bool:

@@ -225,6 +225,51 @@ def test_rle_words_of_more_rows_than_announced(rows: int) -> None:
         seen(ds, min_side=1)
 
 
+def test_compressed_frames_that_are_not_what_the_header_says_are_refused_as_such() -> None:
+    """Some were shown in part, some called damaged, and gdcm ended the process by others."""
+    wide = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    grey = (wide >> 4).astype(np.uint8)
+    rgb = np.stack([grey, grey.T, grey], -1)
+
+    def coded(array: np.ndarray, syntax: str) -> bytes:
+        if syntax == JPEG:
+            return picture(array, "JPEG")
+        if syntax == LOSSLESS:
+            bits = 8 * array.dtype.itemsize
+            return jpeg8_encode(array, lossless=True, bitspersample=bits)
+        ds = dataset(array, "RGB" if array.ndim == 3 else "MONOCHROME2")
+        ds.compress(syntax)
+        return next(generate_frames(ds.PixelData, number_of_frames=1))
+
+    for syntax in (JPEG, LOSSLESS, JPEG_LS, JPEG_2000, RLE):
+        cases = [(rgb, grey, "1 samples per pixel"), (grey, rgb, "3 samples per pixel")]
+        if syntax != RLE:
+            cases.append((grey[:32], grey, "of 64 x 64, the header announces 64 x 32"))
+        if syntax not in (JPEG, RLE):
+            cases.append((grey, wide, "of 16 bits, the header allocates 8"))
+        for said, held, text in cases:
+            with pytest.raises(DataError, match=text) as caught:
+                seen(encapsulated(said, syntax, [coded(held, syntax)]))
+            assert caught.value.code == "E1207"
+
+
+def test_a_jpeg_of_8_bits_under_16_allocated_is_read() -> None:
+    smooth = np.add.outer(np.arange(32) * 5, np.arange(40) * 2).astype(np.uint8)
+    wide = smooth.astype(np.uint16)
+    for elements in ({"BitsStored": 8, "HighBit": 7}, {"BitsStored": 12, "HighBit": 11}):
+        for syntax in (JPEG, EXTENDED):
+            data = encapsulated(wide, syntax, [picture(smooth, "JPEG", quality=95)], **elements)
+            assert np.abs(seen(data)[0] - scaled(smooth)).max() <= 4
+
+
+def test_a_number_with_a_backslash_behind_it_is_one_number() -> None:
+    data = encode(dataset(SIGNED, **WINDOW))
+    old = b"\x28\0\x50\x10DS\2\x0040"
+    assert old in data
+    got = seen(data.replace(old, b"\x28\0\x50\x10DS\4\x0040\\ "))
+    assert got[1] == ["dicom_window:1:40:400"]
+
+
 def test_a_window_of_zeros_is_none() -> None:
     """As scanners write it where there is none. A centre with a width of 0 is refused."""
     got, words = seen(dataset(SIGNED, WindowCenter="0", WindowWidth="0"))
