@@ -26,7 +26,7 @@ from PIL import Image
 from medv_ray.data import dicom_overlay as overlay
 from medv_ray.data.causes import broken
 from medv_ray.data.dicom_colour import by_palette, to_rgb
-from medv_ray.data.dicom_decoders import FAMILY, check_available, why
+from medv_ray.data.dicom_decoders import FAMILY, JPEG_LS, RETIRED, check_available, why
 from medv_ray.data.dicom_grey import Look, to_grey
 from medv_ray.data.dicom_header import (
     burned_in,
@@ -82,7 +82,8 @@ class DicomFile:
         self._goes_on = False  # the header was read up to an element behind its part
         with _own_words(len(data)):
             # not left to pydicom, which inflates without a limit
-            self._syntax, self._start = file_meta(io.BytesIO(data), data[:HEAD_BYTES])
+            syntax, self._start = file_meta(io.BytesIO(data), data[:HEAD_BYTES])
+            self._syntax = RETIRED.get(syntax, syntax)
             head = self._read(_BURNED_IN, _HEADER_BYTES)
             self._words = burned_in(head, image.burned_in)
             check_object(head, image.maps, self._goes_on)
@@ -168,8 +169,9 @@ class DicomFile:
 
         ds = _elements(stream, syntax, is_pixels)
         if not found:
-            code = "E1211" if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds else "E1203"
-            raise DataError(code, "the DICOM object holds no PixelData.")
+            if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds:
+                raise DataError("E1211", "no rule for DICOM pixels that are floats.")
+            raise DataError("E1203", "the DICOM object holds no PixelData.")
         at, kind, length = found[0]
         return ds, PixelData(
             body=body,
@@ -212,7 +214,8 @@ class DicomFile:
         if named == "PALETTE COLOR":
             return by_palette(values, ds)
         if not named.startswith("MONOCHROME"):
-            array, words = to_rgb(values, colours, self._layout.stored, syntax.startswith(FAMILY))
+            from_jpeg = syntax.startswith(FAMILY) and syntax not in JPEG_LS
+            array, words = to_rgb(values, colours, self._layout.stored, from_jpeg)
             return array, (["ycbcr"] if named.startswith("YBR") else []) + words
         words = []
         if "RedPaletteColorLookupTableDescriptor" in ds:

@@ -80,8 +80,8 @@ def to_rgb(
         if is_ybr:
             strip = _from_ybr(strip, colours, bits, from_jpeg)
         result[rows] = strip if bits == 8 else stretch(strip, 0, 2**bits - 1)
-    words = [f"colour{16 if bits > 8 else 8}_scaled:0..{2**bits - 1}"] if bits != 8 else []
-    return result, words
+    size = 8 if bits <= 8 else 16 if bits <= 16 else 32
+    return result, [f"colour{size}_scaled:0..{2**bits - 1}"] if bits != 8 else []
 
 
 def _from_ybr(values: NDArray[Any], colours: str, bits: int, from_jpeg: bool) -> NDArray[Any]:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 RLE = "1.2.840.10008.1.2.5"
 FAMILY = "1.2.840.10008.1.2.4."
 """What the transfer syntaxes of the JPEG committee's codings begin with."""
+JPEG_LS = (f"{FAMILY}80", f"{FAMILY}81")
+RETIRED = {f"{FAMILY}{number}": f"{FAMILY}51" for number in (53, 55)}
+"""Progressive JPEGs by their old identifiers, which are read as JPEG Extended is."""
 _OPENJPEG = "`medv-ray[dicom]` brings pylibjpeg-openjpeg, which reads it"
 _GDCM = "`medv-ray[dicom]` brings python-gdcm, which reads it"
 _READERS = {
@@ -119,7 +122,7 @@ def _reads(coding: jpeg.Coding) -> bool:
     """Whether what is installed reads this way of coding, so that a frame is damaged."""
     if coding.marker in (jpeg.SOF3, jpeg.JPEG_LS):
         return find_spec("gdcm") is not None
-    return coding.bits == 12 and coding.marker in (jpeg.SOF0, jpeg.SOF1)
+    return coding.bits == 12 and coding.marker in jpeg.HUFFMAN_DCT
 
 
 @cache

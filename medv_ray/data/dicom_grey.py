@@ -87,6 +87,8 @@ class Look:
         signed = negative or (self.modality is None and ds.get("PixelRepresentation") == 1)
         voi = _table(shown, "VOILUTSequence", signed) if number == 1 else None
         window = (centres[number - 1], widths[number - 1]) if count and voi is None else None
+        if window == (0, 0):  # some writers' way to say none
+            window, words = None, (*words, "window_unset")
         if window is not None and (window[1] <= 0 or (function == "LINEAR" and window[1] < 1)):
             detail = f"{window[1]:.10g}, which shows nothing."
             raise DataError("E1207", f"the DICOM header's WindowWidth is {detail}")
@@ -230,6 +232,8 @@ def _numbers(ds: Dataset, name: str) -> list[float]:
         value = ds.get(name)
         several = not (value is None or np.isscalar(value)) and hasattr(value, "__len__")
         values = list(value) if several else [] if value in (None, "") else [value]
+        while values and values[-1] in (None, ""):  # behind a last backslash
+            del values[-1]
         numbers = [float(one) for one in values]
     except Exception:  # conversion of a damaged element raises many types
         numbers = [np.nan]

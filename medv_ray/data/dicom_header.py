@@ -19,6 +19,7 @@ _COLOURS = (
     *("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422"),
     *("YBR_ICT", "YBR_RCT"),
 )
+_OTHER_COLOURS = ("HSV", "ARGB", "CMYK", "YBR_PARTIAL_420", "XYB")
 
 
 def burned_in(head: Dataset, policy: str) -> list[str]:
@@ -88,7 +89,11 @@ def layout_of(head: Dataset, frames: int) -> Layout:
     if not colours:
         raise DataError("E1207", "the DICOM header has no PhotometricInterpretation.")
     grey = colours in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
-    if not (grey or colours in _COLOURS) or allocated not in ((1, 8, 16, 32) if grey else (8, 16)):
+    if not (grey or colours in _COLOURS):
+        named = f" ({colours})" if colours in _OTHER_COLOURS else ""
+        detail = f"no rule for the colours that the DICOM header names{named}; RGB has one."
+        raise DataError("E1211", detail)
+    if allocated not in ((1, 8, 16, 32) if grey else (8, 16, 32)):
         raise DataError("E1211", f"no rule for these DICOM pixels ({allocated} bits allocated).")
     if samples != (1 if grey else 3):
         raise DataError("E1207", f"{samples} samples per pixel do not fit the colours named.")

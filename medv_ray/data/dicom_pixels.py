@@ -6,7 +6,8 @@ Uncompressed pixels: PS3.5 section 8 and annex D. H rows, W columns.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import struct
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from medv_ray.errors import DataError
 
 _UNDEFINED = 0xFFFFFFFF
 _BY_PILLOW = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
+_J2K_HEAD = 2**16  # boxes of a JP2 file may stand in front of its codestream
 _CUT = "the DICOM object's JPEG ends before its picture does."
 _ITEM, _ITEMS_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
@@ -120,6 +122,9 @@ class PixelData:
             return pieces[index]
         if layout.frames == 1:
             return b"".join(pieces)
+        begins = [place for place, piece in enumerate(pieces) if _begins(piece)]
+        if len(begins) == layout.frames and begins[0] == 0:
+            return b"".join(pieces[begins[index] : [*begins, None][index + 1]])
         stream = io.BytesIO(self.body)  # shares the bytes
         stream.seek(self.start)
         return get_frame(stream, index, number_of_frames=layout.frames)
@@ -193,6 +198,21 @@ def decoded(frame: bytes | memoryview, syntax: str, layout: Layout) -> tuple[NDA
             raise DataError("E1211", f"the frames are a {coding}; imagecodecs may read it.")
         if markers.end is None or jpeg.uncoded(markers):
             raise DataError("E1203", _CUT)
+    bits, samples, (width, height) = _coded(frame, syntax, layout, coding)
+    if (width, height or layout.rows) != (layout.columns, layout.rows):
+        detail = f"{width} x {height}, the header announces {layout.columns} x {layout.rows}."
+        raise DataError("E1207", f"the frames are of {detail}")
+    if samples != layout.samples:  # gdcm ends the process by some of these
+        detail = f"hold {samples} samples per pixel, the header announces {layout.samples}."
+        raise DataError("E1207", f"the frames {detail}")
+    if bits > layout.allocated:
+        detail = f"are of {bits} bits, the header allocates {layout.allocated}."
+        raise DataError("E1207", f"the frames {detail}")
+    # bits below the stored ones are in a frame that codes whole words
+    unused = layout.high + 1 - layout.stored if bits > layout.stored else 0
+    layout = replace(layout, stored=layout.stored + unused)
+    if syntax in _BY_PILLOW and bits == 8:
+        layout = replace(layout, allocated=8, stored=min(layout.stored, 8))
     if syntax == RLE and _has_another_row(frame, layout):
         raise DataError("E1207", "the RLE data hold more rows than the header announces.")
     values, colours = _read(frame, syntax, layout, coding)
@@ -201,7 +221,27 @@ def decoded(frame: bytes | memoryview, syntax: str, layout: Layout) -> tuple[NDA
         longer = jpeg.prolonged(bytes(frame), markers.end or 0, coding.marker != jpeg.SOF3)
         if not np.array_equal(values, _read(longer, syntax, layout, coding)[0]):
             raise DataError("E1203", _CUT)
-    return values, colours
+    return values >> unused if unused else values, colours
+
+
+def _coded(
+    frame: bytes | memoryview, syntax: str, layout: Layout, coding: jpeg.Coding | None
+) -> tuple[int, int, tuple[int, int]]:
+    """Bits of a sample, samples of a pixel, width and height by the frame's own head; the header's
+    where it has none.
+    """
+    if coding is not None:
+        return coding.bits, len(coding.components), coding.size
+    size = layout.columns, layout.rows
+    if syntax == RLE and _begins(frame):  # a segment for each byte of a pixel
+        return layout.allocated, int.from_bytes(frame[:4], "little") * 8 // layout.allocated, size
+    head = bytes(frame[:_J2K_HEAD])
+    start = head.find(b"\xff\x4f\xff\x51")
+    if start < 0 or len(head) < start + 43:
+        return layout.stored, layout.samples, size
+    right, low, left, top = struct.unpack_from(">4L", head, start + 8)  # T.800 A.5.1
+    samples, bits = struct.unpack_from(">HB", head, start + 40)
+    return (bits & 127) + 1, samples, (right - left, low - top)
 
 
 def _may_be_filled(values: NDArray[Any], markers: jpeg.Markers) -> bool:
@@ -221,10 +261,14 @@ def _may_be_filled(values: NDArray[Any], markers: jpeg.Markers) -> bool:
 def _read(
     frame: bytes | memoryview, syntax: str, layout: Layout, coding: jpeg.Coding | None
 ) -> tuple[NDArray[Any], str]:
-    if coding is not None and coding.bits == 12 and coding.marker in (jpeg.SOF0, jpeg.SOF1):
+    if coding is not None and coding.bits == 12 and coding.marker in jpeg.HUFFMAN_DCT:
         grey = twelve_bits(bytes(frame), layout.samples)
         return (grey << 4).view(np.int16) >> 4 if layout.signed else grey, layout.colours
     return _by_pydicom(frame, syntax, layout, layout.rows)
+
+
+class _OverrunError(ValueError):
+    """For the panic of pylibjpeg-rle, which is written in Rust, by data that are too long."""
 
 
 def _by_pydicom(
@@ -252,9 +296,14 @@ def _by_pydicom(
     # pydicom pads what is odd, and cannot pad a view
     pieces: list[Any] = [bytes(frame) if len(frame) % 2 else frame]
     # raw: colours are converted by strips later
-    array, found = get_decoder(UID(syntax)).as_array(
-        encapsulate(pieces, has_bot=False), index=0, raw=True, decoding_plugin=plugin, **options
-    )
+    try:
+        array, found = get_decoder(UID(syntax)).as_array(
+            encapsulate(pieces, has_bot=False), index=0, raw=True, decoding_plugin=plugin, **options
+        )
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise _OverrunError from None
+        raise
     return array, str(found["photometric_interpretation"])
 
 
@@ -262,6 +311,8 @@ def _has_another_row(frame: bytes | memoryview, layout: Layout) -> bool:
     """Decoders leave surplus RLE data out in silence; JPEG and JPEG 2000 know their size."""
     try:
         _by_pydicom(frame, RLE, layout, layout.rows + 1)
+    except _OverrunError:
+        return True
     except Exception:  # RuntimeError of pydicom, for whatever its plugins raised
         return False
     return True

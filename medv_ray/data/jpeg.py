@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 SOF0, SOF1, SOF2, SOF3 = 0xC0, 0xC1, 0xC2, 0xC3
+HUFFMAN_DCT = (SOF0, SOF1, SOF2)
 ARITHMETIC = (0xC9, 0xCA, 0xCB)
 JPEG_LS = 0xF7
 _FRAMES = {
@@ -39,6 +40,8 @@ class Coding(NamedTuple):
     """Of a sample."""
     components: tuple[int, ...]
     """Their identifiers."""
+    size: tuple[int, int]
+    """Width and height; height 0 where it comes behind the first scan."""
 
     def __str__(self) -> str:
         return f"{self.bits}-bit {_FRAMES[self.marker]}"
@@ -46,7 +49,7 @@ class Coding(NamedTuple):
     @property
     def plain(self) -> bool:
         """Whether it is coded in a way that every JPEG decoder reads."""
-        return self.marker in (SOF0, SOF1, SOF2) and self.bits == 8
+        return self.marker in HUFFMAN_DCT and self.bits == 8
 
 
 class Markers(NamedTuple):
@@ -68,7 +71,9 @@ def read(data: bytes) -> Markers:
             return Markers(coding, tuple(scans), stop)
         body = data[start:stop]
         if marker in _FRAMES and coding is None and len(body) >= 6:
-            coding = Coding(marker, body[0], tuple(body[6 : 6 + 3 * body[5] : 3]))
+            names = tuple(body[6 : 6 + 3 * body[5] : 3])
+            height, width = (int.from_bytes(body[at : at + 2], "big") for at in (1, 3))
+            coding = Coding(marker, body[0], names, (width, height))
         if marker == _SOS and body and len(body) >= 2 * body[0] + 4:
             first, last, bits = body[1 + 2 * body[0] :][:3]
             scans.append((tuple(body[1 : 1 + 2 * body[0] : 2]), first, last, bits & 15))
@@ -103,7 +108,8 @@ def uncoded(markers: Markers) -> tuple[int, ...]:
 
     T.81 has every component in a scan, and of a progressive one its DC coefficients at least.
     """
-    marker, _, named = markers.coding or (None, 0, ())
+    coding = markers.coding
+    marker, named = (coding.marker, coding.components) if coding else (None, ())
     # the first number of a lossless scan is its predictor
     scans = [names for names, first, _, _ in markers.scans if first == 0 or marker == SOF3]
     present = {one for names in scans for one in names}

@@ -446,7 +446,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "56 random JPEG": (random_frame(JPEG), "E1203"),
     "56 JPEG of 12 bits, cut": (lambda: encapsulated(GREY, EXTENDED, [TWELVE[:400]]), "E1203"),
     "56 JPEG of 12 bits and colours": (
-        lambda: encapsulated(COLOUR, EXTENDED, [TWELVE_RGB]),
+        lambda: encapsulated(COLOUR.astype(np.uint16), EXTENDED, [TWELVE_RGB]),
         "E1211",
     ),
     "56 arithmetic-coded JPEG": (lambda: encapsulated(GREY, JPEG, [ARITHMETIC]), "E1211"),
