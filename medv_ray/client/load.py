@@ -131,7 +131,7 @@ class Load:
             outcome.error = "timeout"
         except httpx2.TransportError as error:
             outcome.error = type(error).__name__
-        except (ValueError, KeyError, TypeError, AttributeError, httpx2.HTTPError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, httpx2.HTTPError):
             outcome.error = "bad_answer"
         outcome.seconds = time.monotonic() - begun_s
         self.outcomes.append(outcome)
@@ -147,7 +147,7 @@ class Load:
             await self._read_stream(response, outcome)
         else:
             whole = json.loads(await response.aread())
-            outcome.tokens = whole["usage"]["completion_tokens"]
+            outcome.tokens = int(whole["usage"]["completion_tokens"])
             if not whole["choices"]:
                 raise ValueError("no answer")
 
@@ -165,7 +165,7 @@ class Load:
             if said and outcome.first_text_s is None:
                 outcome.first_text_s = time.monotonic() - outcome.begun_s
             if chunk.get("usage"):
-                outcome.tokens = chunk["usage"]["completion_tokens"]
+                outcome.tokens = int(chunk["usage"]["completion_tokens"])
 
 
 def _code(error: Any) -> str:

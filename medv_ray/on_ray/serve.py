@@ -82,6 +82,11 @@ class Replica:
     def __serve_build_asgi_app__(self) -> App:
         return InlineBody(make_app(self._service, self._keys, self._audit))
 
+    def __del__(self) -> None:
+        """Serve's last call, when all are answered: traces that wait are sent, batches stop."""
+        if hasattr(self, "_service"):  # else it has not loaded
+            self._service.close()
+
     def check_health(self) -> None:
         """Raises RunError E1708 when the scheduler's thread is stuck or gone."""
         self._service.sample()

@@ -24,6 +24,8 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
+STREAM_HEADERS = HEADERS | {"x-accel-buffering": "no"}
+"""nginx would gather a stream's events and hand them on late."""
 WRITE_S = 30.0
 """For a stream's last bytes, beyond `limits.request_seconds`."""
 Chunks = list[dict[str, Any]]
@@ -109,7 +111,7 @@ class Stream(StreamingResponse):
 
     def __init__(self, events: AsyncIterator[bytes], held: AsyncExitStack, seconds: float) -> None:
         """`seconds`: after which it is cut; a client that reads nothing would hold it for ever."""
-        super().__init__(events, media_type="text/event-stream", headers=HEADERS)
+        super().__init__(events, media_type="text/event-stream", headers=STREAM_HEADERS)
         self._held, self._seconds = held, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -181,6 +181,8 @@ def what_is_taken(loc: Sequence[int | str], tables: Tables, lists: str) -> str |
     `tables`: of the request, of an entry of its list named `lists`, and of a part of that.
     """
     name = str(loc[-1])
+    if len(loc) > 1 and not any(isinstance(one, int) for one in loc[-3:-1]):
+        return None  # of an object inside of a request, an entry or a part
     table = tables[0]
     if lists in loc[:-1]:
         table = tables[2] if "content" in loc[:-1] else tables[1]

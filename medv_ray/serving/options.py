@@ -68,9 +68,9 @@ class LimitSettings(Settings):
 class FetchSettings(Settings):
     """Images by URL. Nothing is fetched unless hosts are named here."""
 
-    hosts: tuple[str, ...] = ()
-    """Host names that https images may come from. Each is resolved once, must be a public
-    address, and no redirect is followed."""
+    hosts: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], ...] = ()
+    """Host names that https images may come from, images.example.org say: no address, no port. Each
+    is resolved once, must be a public address, and no redirect is followed."""
     max_bytes: PositiveInt = 10 * 2**20
     """Of a fetched picture; a longer one is refused."""
     seconds: PositiveFloat = 10.0

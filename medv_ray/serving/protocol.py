@@ -77,9 +77,10 @@ class ImagePart(Wire):
 
 PART_TYPES = ("text", "image_url", "input_text", "output_text", "input_image")
 MAX_FIELDS = 1000
-"""Of an object in a body."""
+"""Of an object in a body. Of a list (`fail_fast`) the entries behind the first error are not looked
+at: a body has room for tens of thousands, each of which would become an error of its own."""
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-Parts = list[Part]
+Parts = Annotated[list[Part], Field(fail_fast=True)]
 Stops = Annotated[list[str], Field(max_length=4)]
 # by hand, so that an error speaks of what was sent, and not of both
 _kind = Discriminator(lambda value: "(list)" if isinstance(value, list) else "(text)")
@@ -135,7 +136,7 @@ class Prompted(Wire):
     """What both kinds of request say of model, dialogue and denoising."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     diffusion: dict[str, Any] | None = None
     """Sampler settings by their names (docs/sampler.md), over the endpoint's own; and `canvas`,
     `choices` or `json_schema` (docs/canvas.md)."""
@@ -167,7 +168,7 @@ class ChatRequest(Prompted):
     def _consistent(self) -> Self:
         given = (self.max_tokens, self.max_completion_tokens)
         if None not in given and given[0] != given[1]:
-            raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
+            raise ValueError("max_tokens: max_completion_tokens differs from it; give one of them")
         if not self.stream and (self.wants_usage or self.wants_denoise):
             raise ValueError("stream_options: needs stream=true")
         if self.top_logprobs and not self.logprobs:
@@ -198,7 +199,7 @@ class ChatRequest(Prompted):
 class InspectRequest(Prompted):
     """The body of /v1/inspect: a state of an answer, and the position to look at."""
 
-    tokens: Annotated[list[Annotated[int, Field(ge=0)] | None], Field(min_length=1)]
+    tokens: Annotated[list[Annotated[int, Field(ge=0)] | None], Field(min_length=1, fail_fast=True)]
     """L ids, null where the mask is."""
     position: Annotated[int, Field(ge=0)]
 

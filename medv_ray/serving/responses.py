@@ -47,7 +47,9 @@ class InputImage(Wire):
 InputPart = Annotated[InputText | OutputText | InputImage, Field(discriminator="type")]
 _kind = Discriminator(lambda value: "(list)" if isinstance(value, list) else "(text)")
 InputContent = Annotated[
-    Annotated[str, Tag("(text)")] | Annotated[list[InputPart], Tag("(list)")], _kind
+    Annotated[str, Tag("(text)")]
+    | Annotated[list[InputPart], Field(fail_fast=True), Tag("(list)")],
+    _kind,
 ]
 
 
@@ -61,7 +63,7 @@ class InputItem(Wire):
     status: Literal["in_progress", "completed", "incomplete"] | None = None
 
 
-Items = Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
+Items = Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 Input = Annotated[Annotated[str, Tag("(text)")] | Annotated[Items, Tag("(list)")], _kind]
 
 

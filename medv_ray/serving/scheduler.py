@@ -69,7 +69,7 @@ class Scheduler:
         job = Job(model, request, sink, watched)
         self._inbox.put(lambda: self._admit(job))
         if self._over:  # the thread may not look again
-            sink(_over(self.failed))
+            sink(self.over())
         return job
 
     def cancel(self, job: Job) -> None:
@@ -123,6 +123,12 @@ class Scheduler:
         """Whether the thread admits nobody any more."""
         return self._over or not self._running
 
+    def over(self) -> RunError:
+        """What is said of a request that the thread can not answer any more."""
+        failed = self.failed
+        why = "is ending" if failed is None else f"has stopped ({failed}) and is being replaced"
+        return RunError("E1708", f"this replica {why}.")
+
     def counters(self) -> dict[str, int]:
         """What all engines have done so far, added up."""
         total: dict[str, int] = {}
@@ -157,7 +163,7 @@ class Scheduler:
         for future, _ in self._calls:
             future.cancel()
         for job in list(self._jobs.values()):
-            self._end(job, _over(self.failed))
+            self._end(job, self.over())
 
     def _take(self) -> None:
         """Do what others have asked for; wait for it while there is nothing to step."""
@@ -176,7 +182,7 @@ class Scheduler:
 
     def _admit(self, job: Job) -> None:
         if self._over:
-            job.sink(_over(self.failed))
+            job.sink(self.over())
             return
         try:
             job.ticket = self._engines[job.model].admit(job.request)
@@ -218,11 +224,6 @@ class Scheduler:
             if view is not None and view.step != job.seen_step:
                 job.seen_step = view.step
                 job.sink(view)
-
-
-def _over(failed: str | None) -> RunError:
-    why = "is ending" if failed is None else f"has stopped ({failed}) and is being replaced"
-    return RunError("E1708", f"this replica {why}.")
 
 
 def sink_to(loop: Any, put: Callable[[Event], None]) -> Callable[[Event], None]:

@@ -107,9 +107,9 @@ class Service:
         except TimeoutError:
             raise RunError("E1708", f"no answer within {seconds:g} s.") from None
         except asyncio.CancelledError:
-            if self.scheduler.failed is None:
+            if not self.scheduler.is_over:
                 raise
-            raise RunError("E1708", "this replica is being replaced.") from None
+            raise self.scheduler.over() from None
 
     @asynccontextmanager
     async def asked(
@@ -138,8 +138,10 @@ class Service:
     ) -> AsyncIterator[tuple[int, View | Answer]]:
         while left:
             try:
-                wait_s = max(0.0, deadline - time.monotonic())
-                number, event = await asyncio.wait_for(events.get(), wait_s)
+                # no wait_for: before Python 3.12 it forgets that its client left if an event comes
+                # at that moment
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    number, event = await events.get()
             except TimeoutError:
                 seconds = self.settings.limits.request_seconds
                 raise RunError("E1708", f"no answer within {seconds:g} s.") from None

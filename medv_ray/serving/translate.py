@@ -168,4 +168,5 @@ def _data_of(url: str, field: str) -> bytes:
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
-        raise BadRequest("E1701", f"{field}: this is no base64.", field) from None
+        rule = "base64 in one piece is expected: A-Z, a-z, 0-9, +, /, = to fill up, no line breaks"
+        raise BadRequest("E1701", f"{field}: {rule}.", field) from None

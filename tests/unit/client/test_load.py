@@ -32,6 +32,11 @@ def bench(served: Any, *arguments: str, code: int = 0) -> dict[str, Any]:
     return json.loads(result.output)
 
 
+def uncounted(tokens: object) -> dict[str, Any]:
+    """A chunk whose usage is none."""
+    return {"choices": [], "usage": {"completion_tokens": tokens}}
+
+
 @pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
 def test_closed_loop_counts(stream: str, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
@@ -121,6 +126,8 @@ def test_a_wait_beyond_the_end_is_cut() -> None:
         (Reply(events=({"error": SECRET},)), "error_event", "other"),
         (Reply(events=({"choices": SECRET},)), "bad_answer", None),
         (Reply(events=(SECRET,)), "bad_answer", None),
+        (Reply(events=(uncounted(None),)), "bad_answer", None),
+        (Reply(events=(uncounted(SECRET),)), "bad_answer", None),
         (Reply(400, code=SECRET), None, "other"),
     ],
 )

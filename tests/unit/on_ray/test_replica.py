@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.serve._private.http_util import ASGIReceiveProxy
 
-from medv_ray.on_ray.serve import BACKOFF_S, InlineBody, build
+from medv_ray.on_ray.serve import BACKOFF_S, InlineBody, Replica, build
 from medv_ray.serving.guard import BODY, Receive, Scope, Send
 
 
@@ -62,3 +63,14 @@ def test_settings_reach_the_deployment() -> None:
 
 async def _nothing(message: Any) -> None:
     raise AssertionError(message)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .*__del__")  # Serve's own, when it is collected
+def test_serves_last_call_ends_what_the_service_holds() -> None:
+    ended: list[str] = []
+    replica = Replica.__new__(Replica)  # type: ignore[call-overload]
+    asyncio.run(replica.__del__())  # it has not loaded
+    replica._service = SimpleNamespace(close=lambda: ended.append("closed"))
+    asyncio.run(replica.__del__())
+    assert ended == ["closed"]
+    del replica._service

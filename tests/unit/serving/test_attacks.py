@@ -6,6 +6,7 @@ only looks wrong is text like any other.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import pickle
@@ -151,6 +152,15 @@ def test_what_is_no_base64(app: App, url: str) -> None:
     body = body_of()
     body["messages"][0]["content"][0]["image_url"]["url"] = url
     refused(app, body, "E1701", "E1201")
+
+
+def test_base64_of_other_kinds_is_told_what_is_expected(app: App) -> None:
+    """Broken into lines, or of the alphabet for addresses: sound, but not what is read."""
+    body = body_of()
+    for other in (base64.encodebytes(PICTURE), base64.urlsafe_b64encode(b"\xff" * 9)):
+        url = f"data:image/png;base64,{other.decode()}"
+        body["messages"][0]["content"][0]["image_url"]["url"] = url
+        assert "A-Z, a-z, 0-9, +, /" in ask(app, body).error["message"]
 
 
 @pytest.mark.parametrize(("data", "codes"), PICTURES)

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from pydantic import ValidationError
 
 from medv_ray.errors import DataError
 from medv_ray.serving import fetch
@@ -81,6 +82,15 @@ def test_ipv6_is_taken_as_well(net: Net) -> None:
     net.addresses[HOST] = ["2606:2800:21f:cb07:6820:80da:af6b:8b2c"]
     assert get() == DATA
     assert net.requests[0].url.host == net.addresses[HOST][0]
+
+
+@pytest.mark.parametrize(
+    "host", ["https://a.org", "a.org/", "a.org:443", "*.a.org", "[::1]", "ä.org", ""]
+)
+def test_what_is_no_host_name_is_no_setting(host: str) -> None:
+    """No picture would ever come from it."""
+    with pytest.raises(ValidationError, match="hosts"):
+        FetchSettings(hosts=(host,))
 
 
 def test_without_hosts_nothing_is_fetched(net: Net) -> None:

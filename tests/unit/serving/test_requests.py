@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from medv_ray.serving.guard import App
 from medv_ray.serving.options import LimitSettings
-from medv_ray.serving.protocol import BadRequest, ChatRequest, parse
+from medv_ray.serving.protocol import BadRequest, ChatRequest, InspectRequest, Wire, parse
+from medv_ray.serving.responses import ResponsesRequest
 from medv_ray.serving.translate import sampler_of
 from medv_ray.settings import SamplerSettings
 from tests.unit.serving.client import MODEL, ask, encoded, tiles, url_of
@@ -38,6 +40,9 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
     (user(image_part(size=3)), "messages.0.content.0.image_url.size"),
     (user({**image_part(), "name": "a"}), "messages.0.content.0.name"),
     ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
+    # a name of `neutral`, where it stands for nothing
+    ({"stream": True, "stream_options": {"store": False}}, "stream_options.store"),
+    (user(image_part(cache_control=None)), "messages.0.content.0.image_url.cache_control"),
     ({"response_format": {"type": "text", "schema": {}}}, "response_format.schema"),
     ({"a\nb\u202e" + "c" * 200: 1}, "a?b?" + "c" * 76),
 ]
@@ -66,6 +71,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": 513}, "max_tokens"),
     ({"max_completion_tokens": 513}, "max_tokens"),
+    ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
     ({"temperature": 2.1}, "temperature"),
     ({"temperature": "hot"}, "temperature"),
     ({"temperature": 0.5, "diffusion": {"temperature": 0.6}}, "temperature"),
@@ -133,6 +139,22 @@ def test_fields_that_do_not_fit_each_other(app: App, fields: dict[str, Any], wor
     said = refused(app, {**TEXT, **fields})
     assert said["code"] == "E1701"
     assert words in said["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (ChatRequest, {"messages": [{}] * 4000}),
+        (ChatRequest, {"messages": [{"role": "user", "content": ["x"] * 60000}]}),
+        (InspectRequest, {**TEXT, "tokens": ["x"] * 60000, "position": 0}),
+        (ResponsesRequest, {"input": [{}] * 4000}),
+        (ResponsesRequest, {"input": [{"role": "user", "content": ["x"] * 60000}]}),
+    ],
+)
+def test_a_list_is_looked_at_up_to_its_first_error(kind: type[Wire], fields: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate({"model": MODEL, **fields})
+    assert caught.value.error_count() < 5
 
 
 NEUTRAL: list[dict[str, Any]] = [

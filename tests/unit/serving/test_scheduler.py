@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -19,7 +20,7 @@ from medv_ray.serving.app import make_app
 from medv_ray.serving.guard import App
 from medv_ray.serving.scheduler import Event, Scheduler
 from medv_ray.serving.service import Service
-from tests.unit.serving.client import ask, ask_all, get
+from tests.unit.serving.client import Connection, Reply, ask, ask_all, encoded, get
 from tests.unit.serving.conftest import NO_KEYS, settings_of, until
 
 SECRET = "Erika-Mustermann-4711"
@@ -383,8 +384,6 @@ def test_whoever_is_left_at_the_end_is_told(engine: FakeEngine) -> None:
 
 def test_events_for_a_loop_that_is_closed_are_dropped(service: Service, app: App) -> None:
     """A client's event loop ended while its request was in the engine."""
-    import asyncio
-
     from medv_ray.serving.scheduler import sink_to
 
     loop = asyncio.new_event_loop()
@@ -424,3 +423,31 @@ def test_failures_over_http(stream: bool, caplog: pytest.LogCaptureFixture) -> N
         assert ask(app, body("d")).status == 200
     assert SECRET not in caplog.text + str(replies) + str(failed)
     service.close()
+
+
+def test_an_inspection_is_told_that_the_replica_ends() -> None:
+    engine = FakeEngine()
+    service = Service(settings_of(), {"m": engine})  # type: ignore[dict-item]
+    app = make_app(service, NO_KEYS)
+    body = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
+    begun = threading.Event()
+
+    def stuck(_: Any) -> None:
+        begun.set()
+        engine.goes_on.wait(10)
+
+    async def run() -> Reply:
+        service.scheduler.call("m", stuck)
+        asking = Connection(encoded({**body, "tokens": [None], "position": 0}), path="/v1/inspect")
+        task = asyncio.ensure_future(asking.run(app))
+        await asyncio.to_thread(begun.wait, 10)
+        await asyncio.sleep(0.1)
+        closing = asyncio.ensure_future(asyncio.to_thread(service.close))
+        await asyncio.sleep(0.05)
+        engine.goes_on.set()
+        await closing
+        return await asyncio.wait_for(task, 10)
+
+    reply = asyncio.run(run())
+    assert (reply.status, reply.error["code"]) == (503, "E1708")
+    assert "is ending" in reply.error["message"]

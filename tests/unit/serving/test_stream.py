@@ -164,6 +164,28 @@ def test_who_leaves_frees_the_engine(app: App, service: Service, stream: bool, w
     assert ask(app, body_of()).status == 200
 
 
+@pytest.mark.parametrize("later", range(4))
+def test_who_leaves_as_an_event_comes_has_left(service: Service, later: int) -> None:
+    async def run() -> None:
+        queue: asyncio.Queue[Any] = asyncio.Queue()
+        task = asyncio.ensure_future(anext(service._events(queue, 1, time.monotonic() + 60)))  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        queue.put_nowait((0, "an event"))
+        for _ in range(later):
+            await asyncio.sleep(0)
+        if task.cancel():  # else it had come before
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
+
+
+def test_no_proxy_gathers_a_stream(app: App) -> None:
+    """nginx reads this header."""
+    assert ask(app, body_of(stream=True)).headers["x-accel-buffering"] == "no"
+    assert "x-accel-buffering" not in ask(app, body_of()).headers
+
+
 def test_many_leave_and_no_place_is_lost(service: Service, limited: Any) -> None:
     app = limited(ongoing=4)
 
