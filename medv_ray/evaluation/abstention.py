@@ -104,13 +104,13 @@ def p_value(wrong: NDArray[np.float64], rows: NDArray[Any], risk: float, most: i
     return min(1.0, math.exp(min(700.0, -top)) / float(np.exp(logs - top).mean()))
 
 
-def bound_of(
-    wrong: NDArray[np.float64], rows: NDArray[Any], chance: float, most: int
-) -> float:
+def bound_of(wrong: NDArray[np.float64], rows: NDArray[Any], chance: float, most: int) -> float:
     """The smallest risk at which so few wrong rows, float[G] of int[G], have a p-value of `chance`
     or less."""
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (low, middle) if p_value(wrong, rows, middle, most) <= chance else (middle, high)
+        low, high = (
+            (low, middle) if p_value(wrong, rows, middle, most) <= chance else (middle, high)
+        )
     return high
