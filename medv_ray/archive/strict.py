@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 WORD = re.compile(r"\w+", re.UNICODE)
 ARTICLES = frozenset({"a", "an", "the"})
@@ -10,8 +11,9 @@ YES_NO = frozenset({"yes", "no"})
 
 
 def words(text: str) -> list[str]:
-    """Words of a text in lower case, without articles; what ends it is none (hepatitis A)."""
-    every = WORD.findall(text.casefold())
+    """Words of a text in lower case, without articles; what ends it is none (hepatitis A). A letter
+    is the same in one character or with its accent in a second one."""
+    every = WORD.findall(unicodedata.normalize("NFC", text).casefold())
     return [word for word in every[:-1] if word not in ARTICLES] + every[-1:]
 
 

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 Option = typer.Option
 Text = str | None
+SPLIT = "validation"
 
 
 def calibrate_command(
     model: options.Model = None,
     adapter: options.Adapter = None,
     data: Annotated[Path | None, Option(help="Prepared dataset with known answers.")] = None,
-    split: Annotated[str, Option(help="Of it.")] = "validation",
+    split: Annotated[str, Option(help="Of it.")] = SPLIT,
     run: Annotated[
         Text, Option(help="In place of --data: a run of `medv score` on rows with known answers.")
     ] = None,
@@ -52,6 +53,13 @@ def calibrate_command(
 
     if (run is None) == (data is None):
         raise SettingsError("E1001", "give --data or --run, one of them.")
+    asking = {
+        "--split": split != SPLIT, "--limit": limit, "--set": assignments,
+        "--num-gpus": num_gpus, "--max-actors": max_actors,
+    }  # fmt: skip
+    if run is not None and (useless := [name for name, value in asking.items() if value]):
+        said = f"{', '.join(useless)}: only with --data; the rows of --run are answered already."
+        raise SettingsError("E1001", said)
     if not 0 < target_risk < 1:
         raise SettingsError("E1001", f"--target-risk {target_risk}: between 0 and 1, as 0.1.")
     if method not in (*METHODS, "auto"):
@@ -93,7 +101,7 @@ def consistency_command(
     data: Annotated[Path, Option(help="Prepared dataset with known answers.")],
     out: Annotated[Path, Option(help="Folder; the same line goes on. May be calibrate's.")],
     adapter: options.Adapter = None,
-    split: Annotated[str, Option(help="Of it.")] = "validation",
+    split: Annotated[str, Option(help="Of it.")] = SPLIT,
     answers: Annotated[int, Option(help="Samples of each answer.", min=2)] = 5,
     temperature: Annotated[float, Option(help="Of the samples, above 0.")] = 0.5,
     limit: options.FirstQuestions = None,

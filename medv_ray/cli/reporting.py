@@ -47,9 +47,14 @@ def report_command(
     stored = read_calibration(calibration) if calibration is not None else None
     if calibration is not None and stored is None:
         raise SettingsError("E1001", "--calibration: the folder has no calibration.json.")
+    flags = {
+        "--archive": archive, "--questions": questions, "--question": question,
+        "--images": images, "--token-file": token_file,
+    }  # fmt: skip
+    given = ", ".join(name for name, value in flags.items() if value is not None)
     if is_evaluation(Path(run)):
-        if archive is not None:
-            said = "--archive is for folders of `medv score`; --data for those of `medv eval`."
+        if given:
+            said = f"{given}: for folders of `medv score`; --data is for those of `medv eval`."
             raise SettingsError("E1001", said)
         text = eval_report(Path(run), blind, data, stored)
     elif blind or data:
@@ -61,6 +66,8 @@ def report_command(
             token_file=token_file,
         )  # fmt: skip
         text = report(run, plan_again(prior, settings), stored)
+    elif given:
+        raise SettingsError("E1001", f"{given}: only with --archive, which is read for pictures.")
     else:
         text = report(run, stored=stored)
     page = text.encode()

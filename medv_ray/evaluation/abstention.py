@@ -60,6 +60,7 @@ def abstain_below(
     sure, wrong = sure[order], wrong[order]
     names = np.arange(len(sure)) if groups is None else np.unique(groups, return_inverse=True)[1]
     names = names[order] if groups is not None else names
+    most = int(np.bincount(names).max()) if len(names) else 0
     ends = np.flatnonzero(np.append(sure[1:] != sure[:-1], True)) + 1 if len(sure) else sure[:0]
     chance = (1 - LEVEL) / STARTS
     best = 0
@@ -68,7 +69,7 @@ def abstain_below(
         while coverage < 1 + STEP / 2 and len(ends):
             wanted = max(1, math.floor(min(coverage, 1.0) * len(sure) + 1e-9))
             kept = int(ends[np.searchsorted(ends, wanted)])
-            if p_value(*by_picture(wrong[:kept], names[:kept]), target_risk) > chance:
+            if p_value(*by_picture(wrong[:kept], names[:kept]), target_risk, most) > chance:
                 break
             best = max(best, kept)
             coverage += STEP
@@ -76,7 +77,7 @@ def abstain_below(
         return None
     below = 0.0 if best == len(sure) else float(sure[best - 1] + sure[best]) / 2
     risk = float(wrong[:best].mean())
-    bound = bound_of(*by_picture(wrong[:best], names[:best]), chance)
+    bound = bound_of(*by_picture(wrong[:best], names[:best]), chance, most)
     return Abstention(below, best / len(sure), risk, bound, best)
 
 
@@ -88,25 +89,28 @@ def by_picture(
     return counts[sizes > 0].astype(np.float64), sizes[sizes > 0]
 
 
-def p_value(wrong: NDArray[np.float64], rows: NDArray[Any], risk: float) -> float:
+def p_value(wrong: NDArray[np.float64], rows: NDArray[Any], risk: float, most: int) -> float:
     """How likely, at most, so few wrong rows are where the risk is `risk` or above.
 
-    It holds for independent pictures of any sizes. `wrong`: float[G]; `rows`: int[G]. Where each
-    picture has one row the wrong ones are binomial, which tells more (Clopper and Pearson 1934).
+    It holds for independent pictures of which none may have more than `most` rows. `wrong`:
+    float[G]; `rows`: int[G]. Where `most` is 1 the wrong ones are binomial, which tells more
+    (Clopper and Pearson 1934).
     """
-    if rows.max() == 1:
+    if most == 1:
         return at_most(int(wrong.sum()), len(rows), risk)
-    won = (risk * rows - wrong) / ((1 - risk) * rows.max())  # not below -1
+    won = (risk * rows - wrong) / ((1 - risk) * most)  # not below -1
     logs = np.log1p(STAKES[:, None] * won).sum(1)
     top = float(logs.max())
     return min(1.0, math.exp(min(700.0, -top)) / float(np.exp(logs - top).mean()))
 
 
-def bound_of(wrong: NDArray[np.float64], rows: NDArray[Any], chance: float) -> float:
+def bound_of(wrong: NDArray[np.float64], rows: NDArray[Any], chance: float, most: int) -> float:
     """The smallest risk at which so few wrong rows, float[G] of int[G], have a p-value of `chance`
     or less."""
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (low, middle) if p_value(wrong, rows, middle) <= chance else (middle, high)
+        low, high = (
+            (low, middle) if p_value(wrong, rows, middle, most) <= chance else (middle, high)
+        )
     return high

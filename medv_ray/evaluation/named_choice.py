@@ -54,13 +54,16 @@ def named(answer: str, choices: Sequence[str]) -> set[int]:
 
 
 _LETTER = re.compile(r"(?<![\w'])[A-Z](?![\w'])")
+_NO_NOUN = re.compile(r"\s+(?:and|or|nor|is|are|because)\b", re.IGNORECASE)
+"""What follows neither an article nor, in an answer, `I`: so it was an option's letter."""
 _ANNOUNCED = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?\W*\Z", re.IGNORECASE)
 
 
 def _is_word(answer: str, letter: re.Match[str]) -> bool:
-    """Whether a capital A or I is an article or a pronoun: a word follows, and nothing says that it
-    is an option."""
-    if letter[0] not in "AI" or not re.match(r"\s+\w", answer[letter.end() :]):
+    """Whether a capital A or I is an article or a pronoun: a word follows that may stand behind
+    one, and nothing says that it is an option."""
+    rest = answer[letter.end() :]
+    if letter[0] not in "AI" or not re.match(r"\s+\w", rest) or _NO_NOUN.match(rest):
         return False
     return not _ANNOUNCED.search(answer[: letter.start()])
 

@@ -93,6 +93,7 @@ def report(out: str, plan: Plan | None = None, stored: StoredCalibration | None 
         total=sum(found.statuses.values()),
         whole=whole(out),
         shares=shares(found),
+        without=without(found),
         bars=found.bars,
         trust=trust(found.judged, stored),
         unused=unused,
@@ -190,6 +191,15 @@ def shares(found: Found) -> list[tuple[str, Interval]]:
             low, high = wilson(sum(hits), len(hits))
             rows.append((kind, Interval(sum(hits) / len(hits), low, high, len(hits))))
     return rows
+
+
+def without(found: Found) -> str:
+    """Rows that have no answer to compare, in words."""
+    counts = (
+        ("quarantined rows", found.statuses["quarantined"]),
+        ("empty answers", found.judged.empty),
+    )
+    return " and ".join(f"{count:,} {name}" for name, count in counts if count)
 
 
 def whole(out: str) -> bool:

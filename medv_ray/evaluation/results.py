@@ -51,9 +51,10 @@ def headline(
 
 
 def shown(of: Mapping[str, float]) -> dict[str, Any]:
-    """A mean with its interval."""
-    found: Interval = interval(list(of.values()))
-    return found._asdict()
+    """A mean with its interval: the bootstrap's, or Wilson's where all are right or all wrong, of
+    which a bootstrap has no width."""
+    values = list(of.values())
+    return narrow(values) if len(set(values)) == 1 else interval(values)._asdict()
 
 
 def narrow(of: Sequence[float]) -> dict[str, Any]:

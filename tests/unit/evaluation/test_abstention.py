@@ -18,10 +18,10 @@ def test_binomial_by_hand() -> None:
 
 def test_one_row_a_picture_is_clopper_and_pearsons() -> None:
     ones, none = np.ones(29, np.int64), np.zeros(29)
-    assert bound_of(none, ones, 0.05) == pytest.approx(1 - 0.05 ** (1 / 29))
-    assert bound_of(np.ones(5), ones[:5], 0.05) == pytest.approx(1.0)
+    assert bound_of(none, ones, 0.05, 1) == pytest.approx(1 - 0.05 ** (1 / 29))
+    assert bound_of(np.ones(5), ones[:5], 0.05, 1) == pytest.approx(1.0)
     two = np.array([1.0, 1.0] + [0.0] * 18)
-    assert bound_of(two, ones[:20], 0.025) == pytest.approx(0.31698, abs=1e-4)
+    assert bound_of(two, ones[:20], 0.025, 1) == pytest.approx(0.31698, abs=1e-4)
 
 
 def test_what_is_kept_stands_above_the_threshold() -> None:
@@ -57,13 +57,13 @@ def test_the_risk_of_new_rows_is_exceeded_as_seldom_as_promised() -> None:
 def test_pictures_and_not_rows_are_what_counts() -> None:
     twenty = np.full(30, 20)
     for wrong in (0.0, 1.0):
-        p = p_value(np.full(30, wrong), twenty, 0.1)
+        p = p_value(np.full(30, wrong), twenty, 0.1, 20)
         assert p > at_most(0, 30, 0.1), "no more is known than of 30 rows, whatever was seen"
-    assert p_value(np.zeros(1), np.array([300]), 0.1) > 0.5, "one picture"
-    assert p_value(np.full(30, 20.0), twenty, 0.1) == 1.0
-    assert p_value(np.zeros(200), np.full(200, 20), 0.1) < 1e-6
+    assert p_value(np.zeros(1), np.array([300]), 0.1, 300) > 0.5, "one picture"
+    assert p_value(np.full(30, 20.0), twenty, 0.1, 20) == 1.0
+    assert p_value(np.zeros(200), np.full(200, 20), 0.1, 20) < 1e-6
     # stakes by hand: a picture of m rows without an error wins risk / (1 - risk) of it
-    assert p_value(np.zeros(2), np.array([2, 2]), 0.5) == pytest.approx(
+    assert p_value(np.zeros(2), np.array([2, 2]), 0.5, 2) == pytest.approx(
         1 / np.mean([(1 + 0.99 / 2**i) ** 2 for i in range(5)])
     )
     wrong = np.repeat(np.arange(50) % 10 == 0, 8).astype(float)
@@ -92,3 +92,15 @@ def test_pictures_that_are_right_or_wrong_as_a_whole_fool_it_as_seldom(
         names = [str(i // size) for i in range(pictures * size)]
         fooled += abstain_below(sure, 1.0 - wrong, 0.1, names) is not None
     assert fooled <= 6, "5 % are promised; 15 % would be seen once in 200 tests"
+
+
+def test_a_new_picture_may_have_all_its_rows_above_the_threshold() -> None:
+    """Of 80 pictures of 20 rows two each lie above it, all right. Where one in 80 is sure and wrong
+    in all 20 the risk is above 0.1, and such a split is seen in a third of all cases."""
+    sure = np.tile(np.repeat([0.9, 0.3], [2, 18]), 80) - np.linspace(0, 0.01, 1600)
+    right = (sure > 0.5).astype(float)
+    names = [str(name) for name in np.repeat(np.arange(80), 20)]
+    assert abstain_below(sure, right, 0.1, names) is None
+    kept = [i for i in range(1600) if right[i]]
+    alone = abstain_below(sure[kept], right[kept], 0.1, [names[i] for i in kept])
+    assert alone is not None, "where no picture has more than two rows"

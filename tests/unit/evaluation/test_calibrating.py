@@ -99,6 +99,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         (("--run", run, "--data", "d"), "one of them"),
         (("--run", run, "--out", "o", "--target-risk", 1), "between 0 and 1"),
         (("--run", run, "--out", "o", "--method", "x"), "auto, temperature, logistic, isotonic"),
+        (("--run", run, "--out", "o", "--limit", 9, "--split", "test"), "--split, --limit: only"),
         (("--run", run, "--store"), "--store writes beside it"),
         (("--run", run, "--store", "--model", other), "not the model that answered"),
         (("--run", unknown, "--out", tmp_path / "o"), "0 answers with a known reference"),

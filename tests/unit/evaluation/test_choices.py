@@ -58,6 +58,15 @@ def test_choices_that_nearly_are_letters_numbers_and_each_other(
     assert named(answer, options) == want
 
 
+def test_an_article_is_followed_by_no_and() -> None:
+    """Who names two options is not right by the second of them."""
+    assert named("A and B", ("oedema", "tumour")) == {0, 1}
+    assert named("Either A or B.", ("oedema", "tumour")) == {0, 1}
+    assert named("A is correct", ("oedema", "tumour")) == {0}
+    assert named("A tumour is seen", ("oedema", "tumour")) == {1}
+    assert named("I see B", tuple("abcdefghi")) == {1}
+
+
 def test_choices_that_are_letters_are_named_by_their_own() -> None:
     assert named("C", ("C", "D", "A")) == {2}
     assert named("The answer is A", ("C", "D", "A")) == {0}

@@ -267,6 +267,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["report", str(folder), "--calibration", str(tmp_path)])
     assert result.exit_code == 2
     assert "no calibration.json" in result.output
+    result = CliRunner().invoke(app, ["report", str(folder), "--question", "Which?"])
+    assert result.exit_code == 2
+    assert "--question: for folders of `medv score`" in " ".join(result.output.split())
 
 
 def test_the_command_takes_an_evaluation(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from medv_ray.cli.evaluating import tables_by_group
 from medv_ray.evaluation.recipes import Question
-from medv_ray.evaluation.results import by_group, narrow
+from medv_ray.evaluation.results import by_group, narrow, shown
 
 
 def test_the_most_frequent_value_first_with_intervals() -> None:
@@ -40,3 +40,10 @@ def test_the_most_frequent_value_first_with_intervals() -> None:
 def test_right_or_wrong_ones_have_wilsons_interval() -> None:
     assert narrow([1.0] * 3)["low"] == pytest.approx(0.4385, abs=1e-3)
     assert narrow([0.5, 0.5])["low"] == 0.5
+
+
+def test_a_headline_that_is_right_throughout_has_a_width_too() -> None:
+    all_right, all_wrong = ({str(i): value for i in range(20)} for value in (1.0, 0.0))
+    assert shown(all_right)["low"] == pytest.approx(1 - shown(all_wrong)["high"])
+    assert 0.8 < shown(all_right)["low"] < 0.85
+    assert shown(all_right)["high"] == 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from medv_ray.archive import strict
@@ -128,3 +130,10 @@ def test_a_question_of_two_domains_counts_in_the_first() -> None:
     assert found["overall"].ratio_of_means == pytest.approx(100 * 4 / 6)
     with pytest.raises(ValueError, match="no reviews"):
         group([])
+
+
+def test_an_accent_in_a_character_of_its_own_is_the_same_letter() -> None:
+    joined, apart = (unicodedata.normalize(form, "Sjögren, née") for form in ("NFC", "NFD"))
+    assert joined != apart
+    assert strict.same(apart, joined)
+    assert strict.closed(f"It is {apart}.", joined)

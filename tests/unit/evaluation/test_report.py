@@ -22,7 +22,7 @@ from medv_ray.cli import app
 from medv_ray.errors import RunError
 from medv_ray.evaluation import report as module
 from medv_ray.evaluation.calibrators import Calibrator
-from medv_ray.evaluation.report import report
+from medv_ray.evaluation.report import Found, report, without
 from medv_ray.evaluation.stored_calibration import (
     StoredCalibration,
     decisive,
@@ -115,6 +115,15 @@ def test_what_is_counted_and_who_is_shown(run: str, tmp_path: Path) -> None:
     assert "has not ended" not in page
 
 
+def test_rows_that_are_not_compared_are_told(run: str) -> None:
+    page = report(run)
+    assert "Not compared here: 1 quarantined rows;" in page
+    found = Found()
+    found.judged.empty = 1200
+    assert without(found) == "1,200 empty answers"
+    assert without(Found()) == ""
+
+
 def test_nothing_in_it_runs_or_leads_elsewhere(run: str, tmp_path: Path) -> None:
     page = report(run, planned(tmp_path))
     seen = Seen(page)
@@ -185,5 +194,8 @@ def test_the_command_writes_into_the_run_or_elsewhere(run: str, tmp_path: Path) 
     result = CliRunner().invoke(app, ["report", run, "--out", str(tmp_path / "r.html"), *asked])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "r.html").read_text() == report(run, planned(tmp_path))
+    result = CliRunner().invoke(app, ["report", run, *asked[2:], "--question", "Which?"])
+    assert result.exit_code == 2
+    assert "--questions, --question: only with --archive" in " ".join(result.output.split())
     with pytest.raises(RunError, match="E1507"):
         report(str(tmp_path / "none"))

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from medv_ray.cli import app
 from medv_ray.cli.evaluating import table_of
 from medv_ray.data import synthetic
+from medv_ray.data.conversations import on_one_image
+from medv_ray.data.dataset_writer import Row, write_dataset
 from medv_ray.data.vqa.prepare import prepare
 from medv_ray.data.vqa.settings import PrepareSettings
 from medv_ray.errors import DataError, RunError, SettingsError
@@ -110,6 +112,25 @@ def test_a_benchmark_is_not_evaluated_under_anothers_name(tmp_path: Path) -> Non
     )
     with pytest.raises(DataError, match="E1122: the dataset is medxpertqa-mm, and the recipe"):
         evaluate([RECIPES["pathvqa"]], asked)
+
+
+def test_a_training_split_of_dialogues_gives_no_baselines_and_costs_nothing_else(
+    tmp_path: Path,
+) -> None:
+    """Baselines are made of single questions; what is evaluated is sound."""
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(json.dumps({"id": "q", "text": "yes"}))
+    folder, image = tmp_path / "lab", synthetic.grey_image()
+    turns = [("Is it grey?", "yes"), ("Is it red?", "no")]
+    splits = {
+        split: [Row("q", (image,), on_one_image(turns[:count]))]
+        for split, count in (("train", 2), ("test", 1))
+    }
+    write_dataset(folder, "lab", splits, licence="none")
+    asked = EvalSettings(folder, tmp_path / "out", predictions=answers, any_split=True)
+    one = evaluate([RECIPES["synthetic"]], asked)["recipes"]["synthetic"]
+    assert one["headline"]["closed"]["mean"] == 1.0
+    assert "majority" not in one
 
 
 @pytest.mark.parametrize("words", [["--limit", "0"], ["--limit", "-5"], ["--num-gpus", "-1"]])
