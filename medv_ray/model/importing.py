@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from medv_ray import __version__
 from medv_ray.errors import CheckpointError, SettingsError
