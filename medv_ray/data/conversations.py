@@ -50,6 +50,7 @@ def encode_conversation(
     settings: PromptSettings,
     num_images: int,
     template: Template = "llada",
+    drop_after_image: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Token ids with IMAGE_SLOT at the images, and as many labels: IGNORE, or the id itself.
 
@@ -57,6 +58,7 @@ def encode_conversation(
         num_images: images of the row. The human messages must mark as many images, or none: then
             all images go in front of the first human message. With 0 images the word `<image>` is
             plain text.
+        drop_after_image: of the chat template, see `encode_pieces`.
 
     Raises DataError E1109 for a malformed conversation or another number of marks, E1304
     for bad text.
@@ -66,7 +68,7 @@ def encode_conversation(
         return encode_plain(tokenizer, messages)
     if template == "pairs":
         return encode_pairs(tokenizer, messages)
-    return encode_chat(tokenizer, messages, settings)
+    return encode_chat(tokenizer, messages, settings, drop_after_image)
 
 
 def checked(conversation: Conversation) -> list[tuple[str, str]]:
@@ -121,13 +123,13 @@ def encode_chat(
     tokenizer: PreTrainedTokenizerFast,
     messages: list[tuple[str, list[int | str]]],
     settings: PromptSettings,
+    drop_after_image: bool,
 ) -> tuple[list[int], list[int]]:
     """Ids and labels by the chat template.
 
     All of an assistant message is a target, header and end of turn included. Of system and user
     messages the structural tokens are targets as well: LLaDA-V inherited that, and released weights
-    were trained so. Contents are not trimmed, and the token after an image stays, as in the
-    reference's training.
+    were trained so. Contents are not trimmed.
     """
     special = SpecialIds.of(tokenizer)
     structural = {special.bos, special.start_header, special.end_header, special.eot}
@@ -135,7 +137,7 @@ def encode_chat(
     system = SYSTEM_SENTENCES[settings.system]
     first: list[tuple[str, list[int | str]]] = [] if system is None else [("system", [system])]
     for role, content in first + messages:
-        encoded = encode_pieces(tokenizer, message(special, role, content))
+        encoded = encode_pieces(tokenizer, message(special, role, content), drop_after_image)
         ids += encoded
         labels += [
             token if role == "assistant" or token in structural else IGNORE for token in encoded

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml  # type: ignore[import-untyped]
 
 from medv_ray import __version__
 from medv_ray.errors import CheckpointError, SettingsError
@@ -203,11 +204,22 @@ def licence_of(folder: Path, given: str | None) -> dict[str, str | None]:
     for name in LICENCES:
         if (folder / name).is_file():
             return {"text": _text(folder / name), "from": name}
-    if (folder / "README.md").is_file():
-        match = re.search(r"^license:\s*(\S.*)$", _text(folder / "README.md"), re.MULTILINE)
-        if match:
-            return {"text": match[1].strip(), "from": "README.md"}
+    said = _text(folder / "README.md") if (folder / "README.md").is_file() else ""
+    if found := card_value(said, "license"):
+        return {"text": found, "from": "README.md"}
     return {"text": None, "from": None}
+
+
+def card_value(card: str, name: str) -> str | None:
+    """What a model card's YAML says of a name, of a list the first; None for nothing."""
+    match = re.search(rf"^{name}:[ \t]*(?:\n[ \t]*-[ \t]+)?(\S.*)$", card, re.MULTILINE)
+    if match is None:
+        return None
+    try:
+        value = yaml.safe_load(match[1])
+    except yaml.YAMLError:
+        value = match[1]
+    return value if isinstance(value, str | None) else match[1].strip()
 
 
 def _text(file: Path) -> str:

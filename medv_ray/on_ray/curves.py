@@ -17,6 +17,7 @@ MOST_POINTS = 200
 """Of the curve of the training loss; each is a mean over as many updates."""
 MOST_LINEAR = 5
 """Largest loss over smallest up to which the axis is linear."""
+NEEDED = {"step", "total_steps", "loss"}
 ACCURACIES = (
     ("accuracy", "all", "rows"),
     ("accuracy_open", "open", "rows_open"),
@@ -68,7 +69,7 @@ def no_matplotlib() -> str:
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Lines of steps and of validations; a half-written one is left out."""
+    """Lines of steps and of validations; a half-written or damaged one is left out."""
     found: tuple[list[dict[str, Any]], list[dict[str, Any]]] = [], []
     if path.is_file():
         for line in path.read_bytes().split(b"\n")[:-1]:
@@ -76,7 +77,7 @@ def read(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
                 event = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(event, dict):
+            if isinstance(event, dict) and event.keys() >= NEEDED:
                 found[event.get("kind") == "validation"].append(event)
     return found
 

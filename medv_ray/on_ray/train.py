@@ -384,7 +384,7 @@ def last_event(out: Path, kind: str | None = None) -> dict[str, Any]:
             whole = lines[1:-1] if start else lines[:-1]
             for line in reversed(whole):
                 event = json.loads(line)
-                if not isinstance(event, dict):
+                if not isinstance(event, dict) or "step" not in event:  # damaged
                     return {}
                 if event.get("kind") == kind:
                     return event

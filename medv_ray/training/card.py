@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 from medv_ray import hub
 from medv_ray.data.dataset import read_index
 from medv_ray.errors import DataError
-from medv_ray.model.importing import KNOWN_LICENCES, LICENCES, licence_of
+from medv_ray.model.importing import KNOWN_LICENCES, LICENCES, card_value, licence_of
 from medv_ray.model.weights import IMPORT_NOTE
+from medv_ray.settings import ImageSettings, PromptSettings
 from medv_ray.training.job import MODEL, TrainSettings
+from medv_ray.training.stages import StageSettings
 
 CARD = "README.md"
 LICENCE_NAME = "license_name"
@@ -22,6 +25,7 @@ SHOWN_CHARACTERS = 300
 RECIPE = (
     *("trainable", "lr", "projector_lr", "vision_lr", "batch_size", "epochs", "max_steps"),
     *("optimizer", "schedule", "warmup_ratio", "weight_decay", "clip", "template", "system"),
+    *("aspect", "merge", "token_after_image"),
     *("targets", "answer_fill", "padding", "attention", "lora", "seed"),
 )
 """Settings of the stage that the card names; run.json has all."""
@@ -79,6 +83,7 @@ def card(
         "|---|---|",
         *(f"| {name} | {json.dumps(recipe[name])} |" for name in RECIPE if name in recipe),
         "",
+        *asking_lines(stage),
         "## Results",
         "",
         *result_lines(looks),
@@ -116,6 +121,30 @@ def data_lines(settings: TrainSettings, identity: Mapping[str, Any], sha256: str
     said = one_line(str(index.get("licence") or "")) or "not stated"
     name = one_line(str(index.get("name") or "")) or "without a name"
     return [f"| dataset | {name} ({splits}) |", *lines, f"| licence of the data | {said} |"]
+
+
+def asking_lines(stage: StageSettings) -> list[str]:
+    """How to ask as the stage taught; nothing of a stage that taught no chat."""
+    if stage.template != "llada":
+        return []
+    prompt, image = PromptSettings(), ImageSettings()
+    taught: dict[str, Any] = {
+        "prompt.system": stage.system,
+        "prompt.token_after_image": stage.token_after_image,
+        **{f"image.{name}": value for name, value in stage.image.model_dump(mode="json").items()},
+        "image.aspect": stage.aspect,
+    }
+    usual = {
+        **{f"prompt.{name}": value for name, value in prompt.model_dump(mode="json").items()},
+        **{f"image.{name}": value for name, value in image.model_dump(mode="json").items()},
+    }
+    others = [(name, value) for name, value in taught.items() if value != usual[name]]
+    sets = [shlex.quote(f"{n}={v if isinstance(v, str) else json.dumps(v)}") for n, v in others]
+    said = " ".join(f"--set {one}" for one in sets)
+    text = "Scoring asks as the training did, by default."
+    if said:
+        text = f"To ask as the training did: `medv score ... {said}`, or the same of `medv serve`."
+    return ["## Asking", "", text, ""]
 
 
 def result_lines(looks: Mapping[str, Any]) -> list[str]:
@@ -160,8 +189,7 @@ def base_licence(base: Path) -> tuple[str | None, str | None]:
     name = found["text"]
     if name == "other":
         said = (base / CARD).read_text(encoding="utf-8", errors="replace")
-        more = re.search(rf"^{LICENCE_NAME}: (\".*\")$", said, re.MULTILINE)
-        name = json.loads(more[1]) if more else None
+        name = card_value(said, LICENCE_NAME)
     elif name is None and (base / IMPORT_NOTE).is_file():
         note = json.loads((base / IMPORT_NOTE).read_bytes()).get("licence") or {}
         name = note.get("text")

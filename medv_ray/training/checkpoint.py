@@ -48,13 +48,21 @@ class Checkpoints:
         """Write and publish the state after `step` updates; the oldest beyond `keep` go.
 
         All workers call it. Raises RunError E1503 or E1511 where the disk does not take it: on all
-        of them, and what was published before is whole.
+        of them; nothing of it is kept, and what was published before is whole.
         """
-        name = f"step-{step:08d}"
-        partial = self.folder / f"{name}.tmp"
+        partial = self.folder / f"step-{step:08d}.tmp"
+        try:
+            self._save(engine, step, about, partial)
+        except RunError:
+            if engine.rank == 0:  # all have written what they could
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
 
+    def _save(self, engine: Engine, step: int, about: Mapping[str, Any], partial: Path) -> None:
         def begin() -> None:
-            shutil.rmtree(partial, ignore_errors=True)
+            # of saves that were killed, whose step may never be saved again
+            for left in self.folder.glob("step-*.tmp"):
+                shutil.rmtree(left, ignore_errors=True)
             partial.mkdir(parents=True)
 
         self._together(engine, begin if engine.rank == 0 else None)
@@ -65,7 +73,7 @@ class Checkpoints:
                 manifest = {"format": FORMAT, "step": step, **about, **_gather(partial, engine)}
                 manifest["digest"] = _digest_of(manifest)
                 write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
-                _publish(partial, self.folder / name)
+                _publish(partial, self.at(step))
 
             self._together(engine, publish)
             # later ones are damaged: the run went on from an earlier step

@@ -11,7 +11,7 @@ from medv_ray.data.dataset import Dataset
 from medv_ray.data.prompts import SpecialIds
 from medv_ray.data.segments import assistant_header, segment_ends, spoken
 from medv_ray.errors import DataError
-from medv_ray.markers import IGNORE, IMAGE_SLOT
+from medv_ray.markers import IGNORE
 from medv_ray.settings import PromptSettings
 from medv_ray.training.stages import StageSettings
 
@@ -47,6 +47,7 @@ class RowEncoder:
         self._special = SpecialIds.of(tokenizer)
         self._header = assistant_header(tokenizer)
         self._prompt = PromptSettings(system=stage.system)
+        self._drop = stage.token_after_image == "reference"
         end = "eot" if stage.fill_token == "end_of_turn" else "eos"
         self._fill = int(getattr(self._special, end))
 
@@ -57,7 +58,7 @@ class RowEncoder:
         conversation."""
         stage = self._stage
         ids, labels = encode_conversation(
-            self._tokenizer, conversation, self._prompt, num_images, stage.template
+            self._tokenizer, conversation, self._prompt, num_images, stage.template, self._drop
         )
         if stage.template == "llada":
             ids, labels = self._fit(ids, labels, number)
@@ -74,10 +75,6 @@ class RowEncoder:
         length = len(ids) - said[-1][0]
         filling = [self._fill] * (fill_length(stage.answer_fill, length, number) - length)
         ids, labels = ids + filling, labels + filling
-        if stage.token_after_image == "reference":
-            lost = {index + 1 for index, token in enumerate(ids) if token == IMAGE_SLOT}
-            kept = [index for index in range(len(ids)) if index not in lost]
-            ids, labels = [ids[index] for index in kept], [labels[index] for index in kept]
         return ids, labels
 
 

@@ -115,6 +115,11 @@ class StageSettings(Settings):
                 f"padding=end_of_text needs attention=full, not {self.attention}: the reference "
                 "cuts attention in micro-batches of one row alone, which have no padding"
             )
+        if self.image.aspect != "checkpoint":
+            raise ValueError(
+                f"image.aspect={self.image.aspect} cuts no picture of a stage; "
+                f"use aspect={self.image.aspect}"
+            )
         if not self.trainable:
             raise ValueError(f"trainable must name at least one of {', '.join(PARTS)}")
         if self.lora is not None and "language" not in self.trainable:

@@ -138,8 +138,8 @@ def look(
 
 
 def has_empty_answer(example: Example) -> bool:
-    """Whether a message of the assistant says nothing."""
-    return any(m["from"] == "gpt" and not m["value"].strip() for m in example.conversations)
+    """Whether a message of the assistant says nothing; a first message of its is never taught."""
+    return any(m["from"] == "gpt" and not m["value"].strip() for m in example.conversations[1:])
 
 
 def shown(rows: Sequence[int]) -> str:

@@ -187,17 +187,16 @@ def _finite(value: float | None) -> float | None:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Cut a file of events behind `step`, and what a kill left half-written; absent is fine."""
+    """Cut a file of events behind `step`, and from a line that is none; absent is fine."""
     if not path.exists():
         return
     end = 0
     with path.open("rb") as file:
         for line in file:
             try:
-                event = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n") or event["step"] > step:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+            except (ValueError, KeyError, TypeError):  # damaged
                 break
             end += len(line)
     os.truncate(path, end)

@@ -89,7 +89,7 @@ THIRD_PARTY = {
         "openslide",
         "pydantic",
     },
-    "medv_ray.model": {"torch", "safetensors", "peft", "torchao", "huggingface_hub"},
+    "medv_ray.model": {"yaml", "torch", "safetensors", "peft", "torchao", "huggingface_hub"},
     "medv_ray.diffusion": {"torch", "numpy"},
     "medv_ray.archive": {"pyarrow", "pydantic", "numpy", "huggingface_hub", "httpx2"},
     "medv_ray.engine": {"torch", "numpy", "transformers"},  # transformers: the type of a tokenizer

@@ -19,7 +19,8 @@ def step(number: int, loss: float | None = 2.0) -> dict[str, Any]:
 
 
 def look(number: int, **values: Any) -> dict[str, Any]:
-    return {"kind": "validation", "step": number, "rows": 5, "loss": 1.5} | values
+    event = {"kind": "validation", "step": number, "total_steps": 9, "rows": 5, "loss": 1.5}
+    return event | values
 
 
 def write(out: Path, *events: dict[str, Any], tail: str = "") -> None:
@@ -30,6 +31,10 @@ def test_lines_of_both_kinds_are_read_and_half_ones_left_out(tmp_path: Path) -> 
     assert read(tmp_path / "events.jsonl") == ([], [])
     write(tmp_path, step(1), look(1), step(2), tail='{"step": 3, "lo')
     assert read(tmp_path / "events.jsonl") == ([step(1), step(2)], [look(1)])
+    for name in ("step", "total_steps", "loss"):  # a flipped bit in a name
+        hit = [{f"{n}x" if n == name else n: v for n, v in one(3).items()} for one in (step, look)]
+        write(tmp_path, step(1), *hit, look(1))
+        assert read(tmp_path / "events.jsonl") == ([step(1)], [look(1)])
 
 
 def test_many_steps_become_means(tmp_path: Path) -> None:

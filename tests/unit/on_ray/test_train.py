@@ -51,6 +51,7 @@ pytestmark = pytest.mark.integration
         ('{"step": 1}\n{"step": 1, "kind": "validation"}\n', 1),
         ('{"step": 1, "kind": "validation"}\n', None),
         ("7\n", None),
+        ('{"step": 1}\n{"stfp": 2}\n', None),
     ],
 )
 def test_the_last_event_is_the_last_whole_line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from medv_ray.data.dataset import Dataset
 from medv_ray.data.dataset_writer import write_dataset
 from medv_ray.model import weights
+from medv_ray.settings import override
 from medv_ray.training.card import base_licence, card
 from medv_ray.training.job import TrainSettings
+from medv_ray.training.stages import StageSettings
 from tests.unit.training import tiny
 
 FIGURES = {
@@ -70,6 +73,27 @@ def test_epochs_are_named_where_they_end_the_stage(settings: TrainSettings) -> N
     assert "| epochs | 1000.0 |" in write(settings, num_steps=5)
 
 
+def test_how_it_is_asked_as_it_was_taught(settings: TrainSettings) -> None:
+    def asking(**changed: Any) -> str:
+        stage = StageSettings.model_validate(settings.stage.model_dump() | changed)
+        said = write(settings.model_copy(update={"stage": stage}))
+        return said.partition("## Asking\n\n")[2].partition("\n")[0]
+
+    usual = {"system": "general", "token_after_image": "reference", "aspect": "checkpoint"}
+    assert asking(**usual) == "Scoring asks as the training did, by default."
+    other = {"system": "medical", "token_after_image": "training", "aspect": "square"}
+    said = asking(**other, image={"window": "40/400", "background": 0, "formats": ["PNG"]})
+    program, command, dots, *parts = shlex.split(said.split("`")[1])
+    assert (program, command, dots) == ("medv", "score", "...")
+    assert set(parts[::2]) == {"--set"}
+    values = override({}, parts[1::2])
+    assert values == {
+        "prompt": {"system": "medical", "token_after_image": "training"},
+        "image": {"aspect": "square", "window": "40/400", "background": 0, "formats": ["PNG"]},
+    }
+    assert asking(template="plain", trainable=["projector"]) == ""
+
+
 def test_results(settings: TrainSettings) -> None:
     state = {"by": "loss", "last": FIGURES, "best": FIGURES | {"step": 2, "loss": None}}
     said = write(settings, validation=state)
@@ -110,6 +134,23 @@ def test_the_licence_is_the_bases(settings: TrainSettings) -> None:
     assert "\nlicense: apache-2.0\n---" in write(settings)
     (base / "LICENSE").write_text("text")
     assert "the text is in [LICENSE](LICENSE)" in write(settings)
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        ("license: other\nlicense_name: llama3.1  # theirs", "llama3.1"),
+        ("license: other\nlicense_name: 'ours: \\q'", "ours: \\q"),
+        ('license: other\nlicense_name: "bad \\q"', '"bad \\q"'),
+        ("license: other", None),
+        ('license: "apache-2.0"', "apache-2.0"),
+        ("license:\n- apache-2.0\n- mit", "apache-2.0"),
+        ("license:\nlanguage: en", None),
+    ],
+)
+def test_a_licence_as_cards_of_the_hub_name_it(tmp_path: Path, head: str, name: str | None) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{head}\n---\n# A model\n")
+    assert base_licence(tmp_path) == (name, None)
 
 
 def test_the_card_is_no_part_of_the_digest(settings: TrainSettings) -> None:

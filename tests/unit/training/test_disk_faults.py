@@ -82,8 +82,8 @@ def test_a_disk_that_does_not_keep_what_it_took(
         error = ended(cut)
     assert error is not None
     assert error.code == code
-    published = sorted(path.name for path in (Path(cut.out) / "checkpoints").glob("step-????????"))
-    assert published == ["step-00000002"]
+    published = sorted(path.name for path in (Path(cut.out) / "checkpoints").iterdir())
+    assert published == ["step-00000002"]  # nothing half-written takes the room
     with monkeypatch.context() as patch:  # the name is there, and whether it stays is not known
         patch.setattr(checkpoint, "put_in_place", failing)
         error = ended(cut)

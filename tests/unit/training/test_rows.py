@@ -24,9 +24,15 @@ def tokenizer() -> Any:
     return load_tokenizer(TOY)
 
 
-def row(tokenizer: Any, talk: list[dict[str, str]] = TALK, number: int = 0, **stage: Any) -> Row:
+def row(
+    tokenizer: Any,
+    talk: list[dict[str, str]] = TALK,
+    number: int = 0,
+    num_images: int = 1,
+    **stage: Any,
+) -> Row:
     values = {"name": "x", "lr": 1.0, "batch_size": 1} | stage
-    return RowEncoder(tokenizer, StageSettings.model_validate(values))(talk, 1, number)
+    return RowEncoder(tokenizer, StageSettings.model_validate(values))(talk, num_images, number)
 
 
 def answers(tokenizer: Any, ids: list[int]) -> list[int]:
@@ -89,6 +95,26 @@ def test_the_token_after_an_image_is_lost_as_at_inference(tokenizer: Any) -> Non
     place = kept.ids.index(IMAGE_SLOT) + 1
     assert lost.ids == kept.ids[:place] + kept.ids[place + 1 :]
     assert lost.labels == kept.labels[:place] + kept.labels[place + 1 :]
+
+
+def test_an_aspect_that_no_picture_gets_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="image.aspect=pad cuts no picture .* use aspect=pad"):
+        row(tokenizer, image={"aspect": "pad"})
+
+
+@pytest.mark.parametrize("text", ["<image>", "<image><image>\nWhich?", "Which? <image><image>"])
+def test_only_a_token_of_text_is_lost_after_an_image(tokenizer: Any, text: str) -> None:
+    """No image, and no end of turn."""
+    talk = [{"from": "human", "value": text}, {"from": "gpt", "value": "yes"}]
+    count = text.count("<image>")
+    kept, lost = (
+        row(tokenizer, talk, num_images=count, token_after_image=how)
+        for how in ("training", "reference")
+    )
+    structure = {IMAGE_SLOT, *SpecialIds.of(tokenizer)}
+    of_kept, of_lost = ([t for t in one.ids if t in structure] for one in (kept, lost))
+    assert of_lost == of_kept
+    assert len(kept.ids) - len(lost.ids) == text.startswith("<image><image>\n")
 
 
 def test_segments_end_where_the_answers_do(tokenizer: Any) -> None:

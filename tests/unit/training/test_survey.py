@@ -20,7 +20,7 @@ from medv_ray.training import run
 from medv_ray.training.check import check
 from medv_ray.training.lengths import ImageTokens, tile_settings
 from medv_ray.training.stages import StageSettings
-from medv_ray.training.survey import survey
+from medv_ray.training.survey import has_empty_answer, survey
 from tests.unit.training import tiny
 
 pytestmark = pytest.mark.integration
@@ -86,6 +86,14 @@ def test_refusals(tmp_path: Path, answers: list[str], code: str, words: str) -> 
     assert caught.value.code == code
     assert caught.value.reason
     assert caught.value.detail.startswith(words)
+
+
+def test_a_first_message_of_the_assistant_may_be_empty() -> None:
+    """It is dropped, as the reference does."""
+    talk = [("gpt", " "), ("human", "q"), ("gpt", "a")]
+    said = [{"from": who, "value": value} for who, value in talk]
+    assert not has_empty_answer(Example("1", said, ()))
+    assert has_empty_answer(Example("1", [*said[:2], said[0]], ()))
 
 
 def test_missing_images(tmp_path: Path) -> None:

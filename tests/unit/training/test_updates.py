@@ -90,6 +90,7 @@ def test_the_last_checkpoints_are_kept(home: Path, tmp_path: Path) -> None:
     leftover = Path(settings.out) / "checkpoints" / "step-00000006.tmp"
     run.begin(settings, check(settings))
     leftover.mkdir(parents=True)
+    leftover.with_name("step-00000099.tmp").mkdir()  # a step that is not saved again
     (leftover / "rank-00007-000.safetensors").write_bytes(b"of a worker that was killed")
     train(settings)
     found = sorted(path.name for path in leftover.parent.iterdir())

@@ -56,6 +56,15 @@ def test_a_half_written_line_goes_even_where_no_step_does(tmp_path: Path) -> Non
     assert (tmp_path / EVENTS).read_bytes() == whole
 
 
+@pytest.mark.parametrize("line", ["7", "null", '{"stfp": 3}', '{"step": null}', "[1]", "\\xff"])
+def test_a_run_goes_on_over_a_damaged_line(tmp_path: Path, line: str) -> None:
+    write(tmp_path, range(1, 3))
+    whole = (tmp_path / EVENTS).read_text()
+    (tmp_path / EVENTS).write_text(f'{whole}{line}\n{{"step": 4}}\n')
+    keep_until(tmp_path / EVENTS, 10)
+    assert (tmp_path / EVENTS).read_text() == whole
+
+
 def test_a_new_run_starts_over(tmp_path: Path) -> None:
     write(tmp_path, range(1, 4))
     write(tmp_path, range(1, 3))
