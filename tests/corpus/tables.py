@@ -64,7 +64,8 @@ def twelve_bit_jpeg() -> bytes:
     frame = (
         frame[: place + 1] + b"\xc1" + frame[place + 2 : place + 4] + b"\x0c" + frame[place + 5 :]
     )
-    return dicoms.encapsulated("1.2.840.10008.1.2.4.51", frame, BitsStored=8)
+    bits = {"BitsAllocated": 16, "BitsStored": 12, "HighBit": 11}
+    return dicoms.encapsulated("1.2.840.10008.1.2.4.51", frame, **bits)
 
 
 def csv(
