@@ -131,8 +131,10 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     asked.add_argument("--model", default=str(TOY))
     asked.add_argument("--data")
-    for name, default in (("rows", 400), ("timed", 100), ("repeats", 5), ("length", 24)):
-        asked.add_argument(f"--{name}", type=int, default=default)
+    asked.add_argument("--rows", type=int, default=400)
+    asked.add_argument("--timed", type=int, default=100)
+    asked.add_argument("--repeats", type=int, default=5)
+    asked.add_argument("--length", type=int, default=24)
     given = asked.parse_args()
     torch.set_num_threads(1)
     rows = prepared(given.data, given.rows) if given.data else tiles(given.rows)

@@ -23,7 +23,15 @@ from pydantic import BaseModel, ValidationError
 from medv_ray.errors import MedvError
 from medv_ray.loopback import LOOPBACK
 from medv_ray.on_ray.machines import PROVIDERS
-from medv_ray.on_ray.manifests import KINDS, ClusterSpec, HeadGroup, PodSpec, WorkerGroup, amount
+from medv_ray.on_ray.manifests import (
+    GPU,
+    KINDS,
+    ClusterSpec,
+    HeadGroup,
+    PodSpec,
+    WorkerGroup,
+    amount,
+)
 from medv_ray.on_ray.options import serve_settings
 
 NO_NAMES = "there must be names and values"
@@ -49,6 +57,7 @@ UPLOADED = re.compile(r"\$\{RAY_RUNTIME_ENV_CREATE_WORKING_DIR\}(?:/([\w./-]+))?
 """The folder that Ray put the upload into: a file of it, or extras of the package in it."""
 SCALING = "~/ray_bootstrap_config.yaml"
 """Where `ray up` puts it on the head."""
+NUM_GPUS = re.compile(r"--num-gpus[= ]+(\d+(?:\.\d+)?)")
 PORTS = range(1, 2**16)
 SHARED = "/dev/shm"
 STORE_SHARE, STORE_MOST = 0.27, 10**10
@@ -148,7 +157,7 @@ def _said(error: ValidationError, model: type[BaseModel], place: str = "") -> It
             near = get_close_matches(str(one["loc"][-1]), known) or sorted(known)
             yield f"{where}: no such field; there are: {', '.join(near)}"
         else:
-            yield f"{where}: {one['msg'].removeprefix('Value error, ')}"
+            yield ": ".join(filter(None, (where, one["msg"].removeprefix("Value error, "))))
 
 
 def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
@@ -179,6 +188,8 @@ def _manifest(document: dict[str, Any]) -> Iterator[str]:
         inner = _inner(made.spec.runtimeEnvYAML or "{}")
         found = [NO_NAMES] if inner is None else _runtime_env(inner, local=False)
         yield from (f"spec.runtimeEnvYAML: {one}" for one in found)
+        for wanted in NUM_GPUS.findall(made.spec.entrypoint):
+            yield from _gpus(float(wanted), made.spec.rayClusterSpec, "spec.entrypoint: --num-gpus")
     elif document["kind"] == "RayService":
         yield from _groups(made.spec.rayClusterConfig)
         inner = _inner(made.spec.serveConfigV2)
@@ -226,6 +237,14 @@ def _on_disk(pod: PodSpec) -> Iterator[str]:
             )
 
 
+def _gpus(wanted: float, spec: ClusterSpec, what: str) -> Iterator[str]:
+    """An actor lies in one pod: one must have as many GPUs."""
+    containers = [one for group in _every_group(spec) for one in group.template.spec.containers]
+    most = max(amount(one.resources.limits.get(GPU, "0")) for one in containers)
+    if wanted > most:
+        yield f"{what} {wanted:g} is more than any pod has ({GPU}: {most:g} at most)"
+
+
 def _reached(serve: dict[str, Any], spec: ClusterSpec) -> Iterator[str]:
     """The endpoint of pods: its port, and the keys in every pod that may answer."""
     http = under(serve, "http_options")
@@ -235,7 +254,11 @@ def _reached(serve: dict[str, Any], spec: ClusterSpec) -> Iterator[str]:
     if http.get("host") in LOOPBACK:
         yield f"serveConfigV2: host {http['host']} is reached from no other pod: 0.0.0.0"
     apps = serve.get("applications")
-    given = [under(one, "args").get("keys_file") for one in apps or () if isinstance(one, dict)]
+    args = [under(one, "args") for one in apps or () if isinstance(one, dict)]
+    given = [one.get("keys_file") for one in args]
+    for gpus in [under(one, "scaling").get("num_gpus") for one in args]:
+        if isinstance(gpus, int | float):
+            yield from _gpus(gpus, spec, "serveConfigV2: scaling.num_gpus")
     for group in _every_group(spec):
         one = group.template.spec.containers[0]
         mounts = [mount.mountPath.rstrip("/") + "/" for mount in one.volumeMounts]
@@ -265,7 +288,9 @@ def _ray_up(document: dict[str, Any]) -> Iterator[str]:
     try:
         filled_out(document)
     except Exception as error:  # jsonschema's, Ray's
-        yield str(getattr(error, "message", error)).splitlines()[0]
+        where = ".".join(map(str, getattr(error, "absolute_path", ())))
+        what = str(getattr(error, "message", error)).splitlines()[0]
+        yield ": ".join(filter(None, (where, what)))
         return
     for name, kind in kinds.items():
         for what in sorted(kind["resources"].keys() - RESOURCES):
@@ -436,6 +461,9 @@ def _runtime_env(document: dict[str, Any], local: bool = True) -> Iterator[str]:
 def _uploaded(text: str, folder: Path) -> Iterator[str]:
     """What pip or uv takes of the uploaded folder."""
     project = folder / "pyproject.toml"
+    if not project.is_file() and UPLOADED.search(text):
+        yield "the working_dir, as seen from here, has no pyproject.toml"
+        return
     try:
         found = tomllib.loads(project.read_text()) if project.is_file() else {}
     except ValueError:  # of TOML, or of UTF-8

@@ -71,6 +71,8 @@ class Resources(Strict):
             raise ValueError(f"limits: {' and '.join(sorted(missing))} must be set")
         if self.requests.get(GPU) != self.limits.get(GPU):
             raise ValueError(f"{GPU} must be the same in requests and limits")
+        if amount(self.limits.get(GPU, "0")) % 1:
+            raise ValueError(f"{GPU}: a pod has whole ones")
         return self
 
 
@@ -257,7 +259,7 @@ class WorkerGroup(Strict):
     groupName: Name
     replicas: NonNegativeInt | None = None
     minReplicas: NonNegativeInt
-    maxReplicas: PositiveInt
+    maxReplicas: NonNegativeInt
     priority: int | None = None
     idleTimeoutSeconds: PositiveInt | None = None
     labels: dict[str, str] = {}

@@ -74,6 +74,7 @@ NOT_RUN = {
     "prometheus": "no package of Python's; test_observability.py reads its files",
     "pytest": "the tests themselves",
     "python benchmarks/bench_decode.py": "measures for minutes",
+    "python benchmarks/bench_choices.py": "measures for minutes",
     "python benchmarks/bench_engine.py": "measures for minutes",
     "python benchmarks/bench_ledger.py": "measures for minutes",
     "python benchmarks/bench_quant.py": "measures for minutes",

@@ -105,6 +105,7 @@ CHANGES = [
     ("aws.yaml", "start --address=", "start --adress=", "worker_start_ray_commands: `ray start` h"),
     ("aws.yaml", "  - ray stop\n", "  - ray start --head\n", "one `ray start` is needed"),
     ("aws.yaml", "    max_workers: 8\n", "", "it bounds what the cluster costs"),
+    ("aws.yaml", "workers: 8\n", "workers: x\n", "available_node_types.gpu_spot.max_workers: 'x'"),
     ("aws.yaml", "type: aws", "type: asw", "none of aws, gcp, local"),
     ("aws.yaml", "head_node_type: head", "head_node_type: hed", "head_node_type"),
     ("aws.yaml", "InstanceType: m6i.xlarge", "InstanceType: 4", "InstanceType"),
@@ -149,6 +150,7 @@ CHANGES = [
     ("runtime_env_pip.yaml", "}/constraints.txt", "}/constraint.txt", "there is no constraint.txt"),
     ("runtime_env_uv.yaml", "}/constraints.txt", "}/constraint.txt", "there is no constraint.txt"),
     ("runtime_env_pip.yaml", "[train,dicom]", "[train,dicm]", "there is no extra dicm"),
+    ("runtime_env_pip.yaml", "working_dir: .", "working_dir: jobs", "has no pyproject.toml"),
     ("runtime_env_uv.yaml", "CREATE_WORKING_DIR", "CREATE_WORKNG_DIR", "WORKING_DIR is near"),
     ("runtime_env.yaml", "kernels/medv_kernels", "kernels/medv_kernel", "no folder kernels/medv_k"),
     ("runtime_env.yaml", 'ENABLED: "0"', "ENABLED: 0", "str"),
@@ -193,6 +195,14 @@ CHANGES = [
         "    - RAY",
         "spec.runtimeEnvYAML: there must be names and values",
     ),
+    ("kuberay/score.yaml", "--num-gpus 1", "--num-gpus 2", "2 is more than any pod has (nvidia"),
+    (
+        "kuberay/endpoint.yaml",
+        " num_gpus: 1",
+        " num_gpus: 2",
+        "scaling.num_gpus 2 is more than any",
+    ),
+    ("kuberay/score.yaml", 'gpu: "1"', 'gpu: "1.5"', "nvidia.com/gpu: a pod has whole ones"),
     ("kuberay/cluster.yaml", "mode: token", "mode: disabled", "'token'"),
     ("kuberay/cluster.yaml", 'num-cpus: "0"', 'num-cpus: "1"', 'must be "0"'),
     ("kuberay/cluster.yaml", 'num-gpus: "0"', 'num-gpu: "0"', "has no --num-gpu"),
@@ -276,6 +286,13 @@ def test_a_mistake_is_found(tmp_path: Path, name: str, old: str, new: str, said:
     changed.write_text(text.replace(old, new))
     found = "\n".join(file_faults(changed))
     assert said in found
+    assert "\n:" not in f"\n{found}"  # a place is there, or no colon
+
+
+def test_a_group_that_is_off_for_now() -> None:
+    [made] = read_documents(ROOT / "cluster/kuberay/cluster.yaml")
+    made["spec"]["workerGroupSpecs"][0] |= {"minReplicas": 0, "maxReplicas": 0}
+    assert faults(made) == []
 
 
 @pytest.mark.parametrize(
