@@ -2,8 +2,6 @@
 
 Ray, Serve and Kubernetes take misspelt names silently in many places; each of those is looked at
 here. What is found is given as `place: what`, in the file's own words.
-
-Longer than a module should be: a function for each kind of file, and what they share.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from __future__ import annotations
 import ast
 import functools
 import re
-import tomllib
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from medv_ray.errors import MedvError
 from medv_ray.loopback import LOOPBACK
+from medv_ray.on_ray.file_checks import NO_NAMES, model_faults, schema_faults, under
 from medv_ray.on_ray.machines import PROVIDERS
 from medv_ray.on_ray.manifests import (
     GPU,
@@ -33,8 +31,8 @@ from medv_ray.on_ray.manifests import (
     amount,
 )
 from medv_ray.on_ray.options import serve_settings
+from medv_ray.on_ray.runtime_envs import runtime_env_faults
 
-NO_NAMES = "there must be names and values"
 OURS = "medv_ray.on_ray.serve:build"
 TOKEN_MODE = "RAY_AUTH_MODE=token"
 TOKEN_FILE = ".ray/auth_token"
@@ -53,8 +51,6 @@ VARIABLES = (
     *("RAY_enable_autoscaler_v2", "RAY_RUNTIME_ENV_CREATE_WORKING_DIR", "MEDV_API_KEYS_FILE"),
 )
 """Of the files in cluster/; others are let through, unless they are nearly one of these."""
-UPLOADED = re.compile(r"\$\{RAY_RUNTIME_ENV_CREATE_WORKING_DIR\}(?:/([\w./-]+))?(?:\[([\w,-]+)\])?")
-"""The folder that Ray put the upload into: a file of it, or extras of the package in it."""
 SCALING = "~/ray_bootstrap_config.yaml"
 """Where `ray up` puts it on the head."""
 NUM_GPUS = re.compile(r"--num-gpus[= ]+(\d+(?:\.\d+)?)")
@@ -84,7 +80,7 @@ def look(document: Any) -> Iterator[str]:
     elif "applications" in document:
         yield from _serve(document)
     elif document.keys() & {"working_dir", "py_modules", "env_vars", "pip", "uv"}:
-        yield from _runtime_env(document)
+        yield from runtime_env_faults(document)
     else:
         yield "no `ray up` file, Kubernetes manifest, Serve file or runtime environment"
 
@@ -142,35 +138,6 @@ def commands(document: dict[str, Any]) -> list[tuple[str, str]]:
     return [(place, one) for place, one in found if isinstance(one, str)]
 
 
-def under(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Named values under a name; empty for anything else, which a schema tells of."""
-    found = values.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def _said(error: ValidationError, model: type[BaseModel], place: str = "") -> Iterator[str]:
-    """Each error of pydantic's, with the names that may be meant."""
-    for one in error.errors(include_url=False):
-        where = ".".join(filter(None, (place, *map(str, one["loc"]))))
-        if one["type"] == "extra_forbidden":
-            known = _fields(model, one["loc"][:-1])
-            near = get_close_matches(str(one["loc"][-1]), known) or sorted(known)
-            yield f"{where}: no such field; there are: {', '.join(near)}"
-        else:
-            yield ": ".join(filter(None, (where, one["msg"].removeprefix("Value error, "))))
-
-
-def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    from medv_ray.setting_errors import kinds_of
-
-    for part in path:
-        if isinstance(part, int):
-            continue
-        kinds = kinds_of(model.model_fields[part].annotation) if part in model.model_fields else ()
-        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), model)
-    return list(model.model_fields)
-
-
 def _manifest(document: dict[str, Any]) -> Iterator[str]:
     model = KINDS.get(str(document["kind"]))
     if model is None:
@@ -179,14 +146,14 @@ def _manifest(document: dict[str, Any]) -> Iterator[str]:
     try:
         made: Any = model.model_validate(document)
     except ValidationError as error:
-        yield from _said(error, model)
+        yield from schema_faults(error, model)
         return
     if document["kind"] == "RayCluster":
         yield from _groups(made.spec)
     elif document["kind"] == "RayJob":
         yield from _groups(made.spec.rayClusterSpec)
         inner = _inner(made.spec.runtimeEnvYAML or "{}")
-        found = [NO_NAMES] if inner is None else _runtime_env(inner, local=False)
+        found = [NO_NAMES] if inner is None else runtime_env_faults(inner, local=False)
         yield from (f"spec.runtimeEnvYAML: {one}" for one in found)
         for wanted in NUM_GPUS.findall(made.spec.entrypoint):
             yield from _gpus(float(wanted), made.spec.rayClusterSpec, "spec.entrypoint: --num-gpus")
@@ -280,11 +247,13 @@ def _ray_up(document: dict[str, Any]) -> Iterator[str]:
         yield f"provider.type: {kind_of_cloud} is none of {', '.join(PROVIDERS)}"
         return
     fields, node = PROVIDERS[kind_of_cloud]
-    yield from _of(fields, provider, "provider")
+    yield from model_faults(fields, provider, "provider")
     kinds = under(document, "available_node_types")
     if node is not None:
         for name in kinds:
-            yield from _of(node, under(kinds, name).get("node_config"), f"{name}.node_config")
+            yield from model_faults(
+                node, under(kinds, name).get("node_config"), f"{name}.node_config"
+            )
     try:
         filled_out(document)
     except Exception as error:  # jsonschema's, Ray's
@@ -306,13 +275,6 @@ def _ray_up(document: dict[str, Any]) -> Iterator[str]:
     if provider["type"] == "local" and "ssh_private_key" not in under(document, "auth"):
         yield "auth: ssh_private_key is missing; the head reaches the workers with it"
     yield from _started(document)
-
-
-def _of(model: type[BaseModel], value: Any, place: str) -> Iterator[str]:
-    try:
-        model.model_validate(value)
-    except ValidationError as error:
-        yield from _said(error, model, place)
 
 
 def _started(document: dict[str, Any]) -> Iterator[str]:
@@ -374,7 +336,7 @@ def _serve(document: dict[str, Any]) -> Iterator[str]:
     try:
         ServeDeploySchema.model_validate(document)
     except ValidationError as error:
-        yield from _said(error, ServeDeploySchema)
+        yield from schema_faults(error, ServeDeploySchema)
         return
     http = under(document, "http_options")
     host = http.get("host", "0.0.0.0")
@@ -422,57 +384,3 @@ def unknown_names(node: Any, model: type[BaseModel], where: str = "") -> list[st
                 if isinstance(one, dict):
                     bad += unknown_names(one, inner[key], f"{where}{key}{at}.")
     return bad
-
-
-def _runtime_env(document: dict[str, Any], local: bool = True) -> Iterator[str]:
-    """`local`: folders are of this machine and must be there, as seen from where Ray is called."""
-    from ray.runtime_env import RuntimeEnv, RuntimeEnvConfig
-
-    known = sorted(one for one in RuntimeEnv.known_fields if not one.startswith("_"))
-    for key in document.keys() - set(known):
-        near = get_close_matches(str(key), known) or known
-        yield f"{key}: no such field; there are: {', '.join(near)}"
-    for key in ("env_vars", "config"):
-        if not isinstance(document.get(key, {}), dict):
-            yield f"{key}: must hold names and values"
-            return
-    for key in under(document, "config").keys() - RuntimeEnvConfig.known_fields:
-        yield f"config.{key}: no such field; Ray would pass over it"
-    modules = document.get("py_modules", [])
-    if not isinstance(modules, list):
-        yield "py_modules: must be a list of folders"
-        return
-    work = document.get("working_dir")
-    given = [work, *modules] if local else []
-    for folder in (one for one in given if isinstance(one, str) and "://" not in one):
-        if not Path(folder).is_dir():
-            yield f"there is no folder {folder}, as seen from here"
-        elif folder in modules and not Path(folder, "__init__.py").is_file():
-            yield f"py_modules: {folder} is no package; it has no __init__.py"
-    if local and isinstance(work, str) and Path(work).is_dir():
-        yield from _uploaded(str(document), Path(work))
-    shipped = ("working_dir", "py_modules")  # uploaded by the caller; Ray's check wants them there
-    try:
-        RuntimeEnv(**{k: v for k, v in document.items() if k in known and k not in shipped})
-    except Exception as error:
-        yield str(error).splitlines()[0]
-
-
-def _uploaded(text: str, folder: Path) -> Iterator[str]:
-    """What pip or uv takes of the uploaded folder."""
-    project = folder / "pyproject.toml"
-    if not project.is_file() and UPLOADED.search(text):
-        yield "the working_dir, as seen from here, has no pyproject.toml"
-        return
-    try:
-        found = tomllib.loads(project.read_text()) if project.is_file() else {}
-    except ValueError:  # of TOML, or of UTF-8
-        yield "the working_dir's pyproject.toml is no TOML"
-        return
-    extras = under(under(found, "project"), "optional-dependencies")
-    for path, names in UPLOADED.findall(text):
-        if path and not (folder / path).exists():
-            yield f"there is no {path} in the working_dir"
-        for name in names.split(",") if names else ():
-            if name not in extras:
-                yield f"there is no extra {name}; there are: {', '.join(sorted(extras))}"
