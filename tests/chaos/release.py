@@ -69,7 +69,7 @@ RUNS = {
     "round_trip": ["tests.chaos.orthanc_round_trip"],
     "corpus": ["tests.corpus", "--check", "docs/reliability.md"],
     "fuzz": ["tests.fuzz"],
-    "requests": ["tests.serving_fuzz", "--cases", "100000", "--seconds", "600"],
+    "requests": ["tests.serving_fuzz", "--cases", "100000", "--seconds", "7200"],
     "routes": ["tests.routes"],
     "canaries": ["tests.canary"],
 }
