@@ -307,11 +307,13 @@ def waiting(pool: PoolSettings) -> str:
     import ray
 
     free = ray.available_resources()  # type: ignore[no-untyped-call]
+    whole = ray.cluster_resources()  # type: ignore[no-untyped-call]
     decoders = f" {pool.decode_actors} that decode take 1 CPU each;" if pool.decode_actors else ""
     return (
         f"the workers load the model, or wait for room.{decoders} One takes "
         f"{pool.cpus:g} CPUs and {pool.num_gpus:g} GPUs; free in the whole cluster are "
-        f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g}."
+        f"{free.get('CPU', 0):g} of {whole.get('CPU', 0):g} and "
+        f"{free.get('GPU', 0):g} of {whole.get('GPU', 0):g}."
     )
 
 
