@@ -106,7 +106,7 @@ def test_what_is_wrong_with_a_form_stands_beside_it_and_nothing_is_lost(page: An
     box = write(page, "Text with blanks", "{{a:tokens=600}}")
     field(page).fill(QUESTION)
     page.keyboard.press("Enter")
-    expect(problem).to_have_text(re.compile("E1701.+the limit is 512"))
+    expect(problem).to_have_text(re.compile("E1309.+the limit is 512"))
     box = write(page, "JSON schema", "{")
     page.get_by_role("button", name="Ask", exact=True).click()
     expect(problem).to_contain_text("This is no JSON")

@@ -13,6 +13,7 @@ from medv_ray.evaluation.comparison import ANSWERS, RESULTS, compare, read_score
 from medv_ray.evaluation.metrics import Judged, values
 from medv_ray.evaluation.named_choice import named
 from medv_ray.evaluation.recipes import LETTERED, RECIPES, Choices, Question, Recipe
+from medv_ray.evaluation.statistics import wilson
 from medv_ray.on_ray.evaluate import write_answers
 
 OPTIONS = ("pneumonia", "viral pneumonia", "the left lung", "A mass of 2 cm")
@@ -148,8 +149,9 @@ def test_options_are_graded_by_a_metric_of_their_own() -> None:
     assert values([MULTIPLE.judged("A")], ["strict.choice"]) == {"strict.choice": {"m": 0.0}}
     assert rows[0] == Judged("m", "B. right", "right", "closed", ("left", "right"))
     found = results.figures(MCQ, [MULTIPLE], {"m": "right"})
+    low, _ = wilson(1, 1)
     assert found["headline"]["closed"] == {
-        "mean": 1.0, "low": 1.0, "high": 1.0, "n": 1, "metric": "strict.choice",
+        "mean": 1.0, "low": low, "high": 1.0, "n": 1, "metric": "strict.choice",
     }  # fmt: skip
     assert results.majority([MULTIPLE, MULTIPLE]) == {"closed": "right"}
     assert results.majority([MULTIPLE, YES, MULTIPLE], lettered=True) == {"closed": "B"}

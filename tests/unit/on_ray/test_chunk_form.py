@@ -107,7 +107,7 @@ def test_a_form_that_no_answer_can_have_is_refused_before_the_start(tmp_path: Pa
     values = settings.model_dump(exclude={"canvas"}) | {"model": {"path": str(TOY)}}
     for canvas, rule in (
         ("no blank", "has no blank"),
-        ("{{a:tokens=4000}}", "the model has"),
+        ("{{a:tokens=4000}}", "it takes 4001 tokens"),
         ('{"type": "string", "pattern": "x"}', "#/pattern"),
         ("[1]", "has no blank"),
     ):
