@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import unicodedata
 
-WORD = re.compile(r"\w+", re.UNICODE)
+WORD = re.compile(r"\w+")
+WORD_OR_SIGN = re.compile(r"\w+|[+<>\u2264\u2265]")
+"""HER2+ is not HER2-, nor is < 5 mm what > 5 mm is. A minus is not told from a hyphen."""
 ARTICLES = frozenset({"a", "an", "the"})
 YES_NO = frozenset({"yes", "no"})
 
 
 def words(text: str) -> list[str]:
-    """Words of a text in lower case, without articles; what ends it is none (hepatitis A). A letter
-    is the same in one character or with its accent in a second one."""
-    every = WORD.findall(unicodedata.normalize("NFC", text).casefold())
+    """Words and signs of a text in lower case, without articles; what ends it is none (hepatitis
+    A). A letter is the same in one character or with its accent in a second one."""
+    every = WORD_OR_SIGN.findall(unicodedata.normalize("NFC", text).casefold())
     return [word for word in every[:-1] if word not in ARTICLES] + every[-1:]
 
 

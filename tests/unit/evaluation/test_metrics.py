@@ -132,6 +132,14 @@ def test_a_question_of_two_domains_counts_in_the_first() -> None:
         group([])
 
 
+def test_a_sign_that_means_something_is_looked_at() -> None:
+    assert not strict.same("HER2+", "HER2-")
+    assert not strict.same("< 5 mm", "> 5 mm")
+    assert strict.same("HER2 +.", "her2+")
+    assert strict.same("X-ray", "x ray")
+    assert strict.closed("it is 5 mm, >= 2 of them", "5 mm")
+
+
 def test_an_accent_in_a_character_of_its_own_is_the_same_letter() -> None:
     joined, apart = (unicodedata.normalize(form, "Sjögren, née") for form in ("NFC", "NFD"))
     assert joined != apart
