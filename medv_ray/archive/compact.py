@@ -8,7 +8,7 @@ opening of the run removes them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import pyarrow as pa
@@ -28,13 +28,14 @@ def small_parts(ledger: Ledger) -> list[str]:
     return [name for name in ledger.files if name.startswith(f"{rows.FOLDER}/part-")]
 
 
-def compact(store: Store, ledger: Ledger) -> None:
+def compact(store: Store, ledger: Ledger, check: Callable[[], None] = lambda: None) -> None:
     """Merge small files until none is left to merge. A crash at any point loses nothing.
 
+    `check` is called before a merge counts: it raises where this writer has lost the folder.
     Raises RunError E1506 for a damaged part, E1503 when the disk is full.
     """
     for names in groups(ledger):
-        merge(store, ledger, names)
+        merge(store, ledger, names, check)
 
 
 def groups(ledger: Ledger) -> Iterator[list[str]]:
@@ -58,7 +59,9 @@ def groups(ledger: Ledger) -> Iterator[list[str]]:
         yield group
 
 
-def merge(store: Store, ledger: Ledger, names: list[str]) -> None:
+def merge(
+    store: Store, ledger: Ledger, names: list[str], check: Callable[[], None] = lambda: None
+) -> None:
     """Replace committed files by one, its rows sorted by file and row."""
 
     def rows_of(name: str) -> pa.Table:
@@ -71,6 +74,7 @@ def merge(store: Store, ledger: Ledger, names: list[str]) -> None:
     merged = f"{rows.FOLDER}/merged-{uuid4().hex[:16]}.parquet"
     store.write(merged, data)
     file = PartFile(hashlib.sha256(data).hexdigest(), len(data))
+    check()
     ledger.append(ledger.merge_record(names, merged, file))
     store.each(store.delete, names)
     ledger.forget_records(names)

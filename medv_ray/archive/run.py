@@ -314,6 +314,7 @@ class Run:
     def note_processor(self, name: str) -> None:
         """Record a kind of CPU or GPU that answers rows of this run, in run.json."""
         if name not in self.manifest["processors"]:
+            self.lock.check()
             self.manifest["processors"].append(name)
             manifests.write_manifest(self.store, self.manifest)
 
@@ -344,7 +345,7 @@ class Run:
         return file if self.pseudonyms is None else self.pseudonyms.of_file(file)
 
     def _compact(self) -> None:
-        compact(self.store, self.ledger)
+        compact(self.store, self.ledger, self.lock.check)
         self._parts = len(small_parts(self.ledger))
         if self.pseudonyms is not None and self.pseudonyms.mapping:
             merge_mapping(self.store, self.ledger.commits.keys())

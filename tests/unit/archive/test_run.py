@@ -282,6 +282,32 @@ def test_a_job_that_was_taken_over_cannot_commit(make, planned, tmp_path):
             assert len(other.todo()) == len(planned.chunks)
 
 
+@pytest.mark.parametrize("late", ["processor", "merge"])
+def test_a_job_that_was_taken_over_changes_nothing(make, planned, tmp_path, monkeypatch, late):
+    out = str(tmp_path / "run")
+    with Run.open(out, planned, IDENTITY) as run:
+        for chunk in run.todo():
+            run.commit(write_part(run.store, chunk, make.records(planned, chunk)))
+        if late == "processor":
+            os.unlink(run.store.path("lock"))
+        else:  # while the merged file is written
+
+            def take_over(store, name, data, write=Store.write):
+                write(store, name, data)
+                os.unlink(store.path("lock"))
+
+            monkeypatch.setattr(Store, "write", take_over)
+        before = {file.name: file for file in run.store.listing() if file.name != "lock"}
+        refused(
+            "E1501", lambda: run.note_processor("a CPU") if late == "processor" else run.finish()
+        )
+        after = {file.name: file for file in run.store.listing()}
+        assert before.items() <= after.items()
+    monkeypatch.undo()
+    with Run.open(out, planned, IDENTITY) as other:
+        assert other.finish().exit_code == 0
+
+
 def test_a_changed_question_is_named_and_not_shown():
     asked = [{"archive": {"question": q, "limit": n}} for q, n in (("a lump?", 1), ("no?", 2))]
     assert identity_changes(*asked) == ["archive.question changed", "archive.limit: 1 -> 2"]
