@@ -22,8 +22,6 @@ from medv_ray.archive.parquet import (
     BROKEN,
     STREAM_BYTES,
     Footer,
-    cells_of,
-    is_bytes,
     open_parquet,
     read_footer,
 )
@@ -31,6 +29,7 @@ from medv_ray.archive.pictures import give_images, inside
 from medv_ray.archive.sources import Archive, check_unchanged, file_path
 from medv_ray.archive.store import is_local
 from medv_ray.errors import DataError
+from medv_ray.tables.arrow_cells import cells_of, is_bytes, value_of
 
 BASE64_RATIO = 1.5  # of text to the bytes that it stands for, line ends included
 
@@ -197,18 +196,18 @@ class Images:
             self._names = cells_of(array)
 
     def name(self, offset: int) -> Any:
-        """The path of a picture, where its column has one."""
-        return self._names[offset] if self._names is not None else None
+        """The path of a picture, where its column has one that is text."""
+        name = self._names[offset] if self._names is not None else None
+        return name if isinstance(name, str) else None
 
     def cell(self, offset: int, limit: int) -> Any:
         """As `tables.cells.pictures_of` takes it. Raises DataError E1112."""
-        name = self.name(offset)
         if self._held is not None:
-            held = self._held[offset]
+            name, held = self.name(offset), self._held[offset]
             if not held.is_valid:
                 return name
             if is_bytes(self._held.type) and held.as_buffer().size > limit * BASE64_RATIO:
                 message = f"the image has {held.as_buffer().size} bytes; at most {limit}."
                 raise DataError("E1112", message)
-            return {"bytes": held.as_py(), "path": name}
-        return self._array[offset].as_py() if self._kind == "list" else name
+            return {"bytes": value_of(held), "path": name}
+        return value_of(self._array[offset]) if self._names is None else self._names[offset]

@@ -18,9 +18,9 @@ from pyarrow import csv as arrow_csv
 from pyarrow import parquet as pq
 
 from medv_ray.archive.kinds import PARQUET_ENDINGS
-from medv_ray.archive.parquet import cells_of, is_bytes, is_text
 from medv_ray.archive.store import TROUBLE, reason_of, resolve, writing
 from medv_ray.errors import DataError, SettingsError
+from medv_ray.tables.arrow_cells import batch_records, cells_of, is_bytes, is_text
 from medv_ray.tables.columns import Asked, is_row
 from medv_ray.tables.encoding import known_encoding
 from medv_ray.tables.ids import id_text
@@ -68,7 +68,7 @@ def csv_cells(table: pa.Table) -> pa.Table:
         if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
             column = _joined(column)
         elif pa.types.is_nested(kind):
-            texts = [None if v is None else _json(v) for v in column.to_pylist()]
+            texts = [None if v is None else _json(v) for v in _cells(column)]
             column = pa.chunked_array([pa.array(texts, pa.string())])
         if pa.types.is_string(column.type):
             column = guarded(column)
@@ -102,7 +102,7 @@ def write_jsonl(path: str, tables: Iterator[pa.Table]) -> int:
     with _new(path) as file:
         for table in tables:
             for batch in _without_bytes(table).to_batches(JSON_ROWS):
-                lines = "".join(_json(row) + "\n" for row in batch.to_pylist())
+                lines = "".join(_json(row) + "\n" for row in batch_records(batch))
                 file.write(lines.encode())
             count += table.num_rows
     return count

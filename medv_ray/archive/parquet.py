@@ -22,6 +22,7 @@ from medv_ray.archive.settings import ArchiveSettings
 from medv_ray.archive.sources import Archive, file_path
 from medv_ray.archive.store import TROUBLE, reason_of
 from medv_ray.errors import DataError
+from medv_ray.tables.arrow_cells import cells_of, is_bytes, is_list, is_text
 from medv_ray.tables.columns import ANSWER_TYPE, Columns, find
 
 STREAM_BYTES = 2**20  # read-ahead of one column
@@ -106,9 +107,10 @@ def image_kind(kind: pa.DataType, name: str, file: str) -> str:
     if is_list(kind):
         image_kind(kind.value_type, name, file)
         return "list"
-    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+    held = field_kind(kind, "bytes")
+    if held is not None and (is_bytes(held) or is_text(held) or types.is_null(held)):
         return "struct"
-    if types.is_struct(kind) and kind.get_field_index("path") >= 0:
+    if held is None and field_kind(kind, "path") is not None:
         return "list"  # of one
     if is_bytes(kind):
         return "binary"
@@ -118,21 +120,12 @@ def image_kind(kind: pa.DataType, name: str, file: str) -> str:
     raise DataError("E1109", f"{file}: column {name!r} is {kind}; {message}.")
 
 
-def is_list(kind: pa.DataType) -> bool:
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    return bool(
-        types.is_binary(kind)
-        or types.is_large_binary(kind)
-        or types.is_fixed_size_binary(kind)
-        or types.is_binary_view(kind)
-    )
-
-
-def is_text(kind: pa.DataType) -> bool:
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+def field_kind(kind: pa.DataType, name: str) -> pa.DataType | None:
+    """The type of a struct's field; None where there is none."""
+    if not types.is_struct(kind) or kind.get_field_index(name) < 0:
+        return None
+    held = kind.field(name).type
+    return held.value_type if types.is_dictionary(held) else held
 
 
 def check_cell_type(kind: pa.DataType, name: str, file: str, what: str) -> None:
@@ -158,31 +151,6 @@ def read_column(opened: pq.ParquetFile, column: str, limit: int) -> Iterator[lis
             return
 
 
-def cells_of(array: pa.Array) -> list[Any]:
-    """Python values; text that is not UTF-8 stays bytes."""
-    if types.is_dictionary(array.type):
-        array = array.cast(array.type.value_type)
-    if is_list(array.type) and is_text(array.type.value_type):
-        try:
-            return array.to_pylist()  # type: ignore[no-any-return]
-        except UnicodeDecodeError:
-            lists = array.cast(pa.large_list(pa.large_binary())).to_pylist()
-            return [None if one is None else [as_text(cell) for cell in one] for one in lists]
-    if not is_text(array.type):
-        return array.to_pylist()  # type: ignore[no-any-return]
-    try:
-        return array.to_pylist()  # type: ignore[no-any-return]
-    except UnicodeDecodeError:
-        return [as_text(cell) for cell in array.cast(pa.large_binary()).to_pylist()]
-
-
-def as_text(cell: bytes | None) -> str | bytes | None:
-    try:
-        return None if cell is None else cell.decode()
-    except UnicodeDecodeError:
-        return cell
-
-
 def named_files(opened: pq.ParquetFile, footer: Footer, limit: int) -> Iterator[str]:
     """The paths in the first `limit` image cells that stand for files.
 
@@ -195,8 +163,9 @@ def named_files(opened: pq.ParquetFile, footer: Footer, limit: int) -> Iterator[
     while types.is_dictionary(kind) or is_list(kind):
         kind = kind.value_type
     named: Callable[[pq.ParquetFile, Footer, int, int], Iterator[str]] = named_in_text
-    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        if kind.get_field_index("path") < 0:
+    if field_kind(kind, "bytes") is not None:
+        path = field_kind(kind, "path")
+        if path is None or not is_text(path):
             return
         if not any_path(opened, footer):
             return
@@ -242,7 +211,7 @@ def named_beside_bytes(
         return
     wanted = [path] if nulls == facts.num_values else [path, held]
     for array in read_group(opened, footer, number, wanted):
-        for cell in array.slice(0, max(left, 0)).to_pylist():
+        for cell in cells_of(array.slice(0, max(left, 0))):
             yield from named_in(cell)
         left -= len(array)
 

@@ -76,7 +76,7 @@ THIRD_PARTY = {
     "medv_ray.tiff_walk": set(),
     "medv_ray.dicom_objects": {"pydicom"},  # the type of a header
     "medv_ray.windows": set(),
-    "medv_ray.tables": set(),
+    "medv_ray.tables": {"pyarrow"},
     "medv_ray.dicomweb": {"httpx2"},
     "medv_ray.data": {
         "numpy",

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from medv_ray.data.vqa.entries import Read
 from medv_ray.errors import DataError
 from medv_ray.tables import columns
+from medv_ray.tables.arrow_cells import batch_records
 from medv_ray.tables.columns import Asked
 from medv_ray.tables.records import ENDINGS, Reading, open_table
 
@@ -46,7 +47,7 @@ def parquet_records(path: Path) -> Iterator[Read]:
             said = f"a row group of {path.name} unpacks to {largest} bytes"
             raise DataError("E1112", f"{said}, over {BOMB_RATIO} times the file.")
         for batch in opened.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
-            for row in batch.to_pylist():
+            for row in batch_records(batch):
                 yield Read(number, row)
                 number += 1
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:

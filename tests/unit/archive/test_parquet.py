@@ -425,3 +425,72 @@ def test_real_vqa_rad_parquet(make, vqa_rad):
     assert len(rows) == 120
     assert codes(rows) == [None] * 120
     assert all(row.image[:2] == b"\xff\xd8" for row in rows)
+
+
+def text_of(cells: list[bytes]) -> pa.Array:
+    """Text as writers leave it that do not check it."""
+    return pa.Array.from_buffers(pa.string(), len(cells), pa.array(cells).buffers())
+
+
+def one_each(values: pa.Array) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(range(len(values) + 1), pa.int32()), values)
+
+
+DAYS = pa.array([1, 3_000_000, 2], pa.int32()).cast(pa.date32())
+TWICE = pa.StructArray.from_arrays([DAYS, DAYS], ["x", "x"])
+TEXTS = text_of([b"ok", b"\xff\xfe", b"fine"])
+OWN = pa.array([b"first", b"second", b"third"])
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        ("answer", DAYS),
+        ("id", DAYS),
+        ("answer", pa.array([1, 2**62, 5], pa.duration("ms"))),
+        ("answer", pa.array([1, 2, 3], pa.timestamp("us", tz="Mars/City"))),
+        ("answer", TWICE),
+        ("answer", pa.StructArray.from_arrays([TEXTS], ["text"])),
+        ("image", one_each(pa.StructArray.from_arrays([OWN, TEXTS], ["bytes", "path"]))),
+    ],
+)
+def test_a_cell_that_python_has_no_value_for_costs_nothing_else(make, column, cells):
+    make.parquet(rows=3, **{column: cells})
+    rows = make.rows(make.plan())
+    assert codes(rows) == [None] * 3
+    said = {"answer": "answer_is_no_text", "id": "id_unusable"}.get(column)
+    assert said is None or said in rows[1].warnings
+    assert column != "id" or [row.id for row in rows] == ["1970-01-02", "a:1", "1970-01-03"]
+
+
+def test_a_message_that_is_not_utf8_costs_its_own_row(make):
+    said = pa.StructArray.from_arrays([pa.array(["user"] * 3), TEXTS], ["role", "content"])
+    make.parquet(rows=3, question=None, messages=one_each(said))
+    assert codes(make.rows(make.plan())) == [None, "E1109", None]
+
+
+def test_names_beside_one_that_is_not_utf8_are_looked_up(make):
+    make.text("ok", b"first")
+    make.text("fine", b"last")
+    make.parquet(rows=3, image=pa.StructArray.from_arrays([TEXTS], ["path"]))
+    planned = make.plan()
+    assert planned.images.distinct == 2
+    assert [row.image for row in make.rows(planned)] == [b"first", None, b"last"]
+
+
+def test_a_struct_whose_bytes_are_none_is_refused_by_its_type(make):
+    make.parquet(rows=3, image=pa.array([{"bytes": [1, 2], "path": "p"}] * 3))
+    with pytest.raises(DataError) as caught:
+        make.plan()
+    assert caught.value.code == "E1109"
+    assert "list<element: int64>" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", [["p"], 1, b"\xff"])
+def test_a_struct_whose_path_is_no_text_has_its_bytes_alone(make, path):
+    paths = text_of([path] * 3) if isinstance(path, bytes) else pa.array([path] * 3)
+    make.parquet(rows=3, image=pa.StructArray.from_arrays([OWN, paths], ["bytes", "path"]))
+    assert [row.image for row in make.rows(make.plan())] == OWN.to_pylist()
+    rows = make.rows(make.plan(max_image_bytes=1))
+    assert codes(rows) == ["E1112"] * 3
+    assert {row.image_names for row in rows} == {(None,)}

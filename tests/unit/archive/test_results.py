@@ -221,6 +221,16 @@ def test_no_number_breaks_the_json(tmp_path):
     ]
 
 
+def test_a_date_that_python_has_not_ends_no_export(tmp_path):
+    days = pa.array([1, 3_000_000], pa.int32()).cast(pa.date32())
+    table = pa.table({"day": days, "days": pa.ListArray.from_arrays([0, 1, 2], days)})
+    exports.write_jsonl(str(tmp_path / "x"), iter([table]))
+    lines = list(map(json.loads, (tmp_path / "x").read_text().splitlines()))
+    assert lines[0] == {"day": "1970-01-02", "days": ["1970-01-02"]}
+    assert lines[1] == {"day": "a date out of range", "days": ["a date out of range"]}
+    exports.write_csv(str(tmp_path / "y"), iter([table]))
+
+
 RECORDS = [{"key": "a", "age": "007", "status": "x"}, {"key": "h", "age": "8", "status": "y"}]
 TABLES = {
     "t.csv": 'key,age,status\na,"007",x\nh,8,y\nzz,9,z\n',

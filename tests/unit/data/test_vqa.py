@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from medv_ray.data.dataset import Dataset, Example
+from medv_ray.data.vqa.files import parquet_records
 from medv_ray.data.vqa.prepare import KINDS, find_form, prepare
 from medv_ray.data.vqa.published import PUBLISHED, count_table
 from medv_ray.data.vqa.settings import PrepareSettings
 from medv_ray.errors import DataError, SettingsError
 from medv_ray.tables import json_text
+from medv_ray.tables.arrow_cells import NoDate
 from tests.unit.data.releases import (
     official_row,
     picture,
@@ -116,6 +119,16 @@ def test_shards_are_read_in_order(tmp_path: Path) -> None:
     _, rows = made(settings("pathvqa-hf", source))
     assert [said(row)[0][8:] for row in rows["train"]] == ["first?", "second?"]
     assert [row.id for row in rows["train"]] == ["train-0", "train-1"]
+
+
+def test_parquet_cells_that_python_has_no_value_for(tmp_path: Path) -> None:
+    texts = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a", b"\xff"]).buffers())
+    days = pa.array([1, 3_000_000], pa.int32()).cast(pa.date32())
+    pq.write_table(pa.table({"day": days, "text": texts}), tmp_path / "a.parquet")
+    first, second = (read.values for read in parquet_records(tmp_path / "a.parquet"))
+    assert first == {"day": date(1970, 1, 2), "text": "a"}
+    assert second["text"] == b"\xff"
+    assert isinstance(second["day"], NoDate)
 
 
 def test_a_parquet_file_of_something_else(tmp_path: Path) -> None:

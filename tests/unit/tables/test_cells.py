@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from medv_ray.archive.parquet import cells_of
 from medv_ray.data.vqa import entries
 from medv_ray.errors import DataError
+from medv_ray.tables.arrow_cells import cells_of
 from medv_ray.tables.cells import (
     Picture,
     cell_text,
