@@ -29,7 +29,8 @@ _SIGNED = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "Qk", "SUkq", "TU0AKg", "Ukl
 _EXACT = 2**53  # up to here a float tells whole numbers apart
 _MOST_PYTHON = 2**20  # characters of a list as Python writes it
 _FRONT = re.compile(rf"\s*(?:{IMAGE_MARK}\s*)+")
-_BACK = re.compile(rf"(?:\s*{IMAGE_MARK})+\s*\Z")
+_BACK = re.compile(rf"\s*(?:{IMAGE_MARK[::-1]}\s*)+")
+"""Of the text from its end, as a search from its beginning takes the square of a row of blanks."""
 _USERS, _MODELS = ("human", "user"), ("gpt", "assistant")
 
 
@@ -207,11 +208,13 @@ def distinct(choices: Sequence[str]) -> tuple[str, ...]:
     """The same choices. Raises DataError E1308 for a single one, blanks and repetitions."""
     if len(choices) == 1:
         raise DataError("E1308", "there is one choice; two are needed to compare.")
+    earlier: set[str] = set()
     for number, one in enumerate(choices, 1):
         if not one:
             raise DataError("E1308", f"choice {number} is empty.")
-        if one in choices[: number - 1]:
+        if one in earlier:
             raise DataError("E1308", f"choice {number} is an earlier one again.")
+        earlier.add(one)
     return tuple(choices)
 
 
@@ -222,7 +225,10 @@ def without_marks(text: str) -> tuple[str, int]:
     """
     if IMAGE_MARK not in text:
         return text, 0
-    bare = _BACK.sub("", _FRONT.sub("", text, count=1) if _FRONT.match(text) else text)
+    front = _FRONT.match(text)
+    bare = text[front.end() :] if front else text
+    back = _BACK.match(bare[::-1])
+    bare = bare[: len(bare) - back.end()] if back else bare
     if IMAGE_MARK in bare:
         raise DataError("E1307", "the question has '<image>' inside its text.")
     return bare, text.count(IMAGE_MARK)

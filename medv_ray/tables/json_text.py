@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -33,8 +34,8 @@ class Repeated:
 def _pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(found)
     if len(values) < len(found):
-        names = [name for name, _ in found]
-        values |= {name: Repeated() for name in values if names.count(name) > 1}
+        counts = Counter(name for name, _ in found)
+        values |= {name: Repeated() for name, count in counts.items() if count > 1}
     return values
 
 

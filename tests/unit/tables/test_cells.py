@@ -1,6 +1,7 @@
 """Cells: pictures in every form, marks, dialogues."""
 
 import base64
+import time
 from datetime import date
 from typing import Any
 
@@ -14,12 +15,14 @@ from medv_ray.tables.cells import (
     Picture,
     cell_text,
     check_marks,
+    distinct,
     is_no_answer,
     last_exchange,
     pictures_of,
     without_marks,
 )
 from medv_ray.tables.ids import id_text
+from medv_ray.tables.json_text import Repeated, strict_json
 
 HEADS = {
     "png": b"\x89PNG\r\n\x1a\n", "jpeg": b"\xff\xd8\xff\xe0", "gif": b"GIF89a", "bmp": b"BM6\0",
@@ -64,9 +67,37 @@ def test_what_is_no_picture(value: Any, code: str) -> None:
     assert caught.value.code == code
 
 
+def many_keys(count: int) -> None:
+    keys = "".join(f'"{number}": 1, ' for number in range(count))
+    found = strict_json(f'{{{keys} "0": 2}}')
+    assert isinstance(found["0"], Repeated)
+    assert found["1"] == 1
+
+
+def many_blanks(count: int) -> None:
+    text = "a" + " " * count + "b"
+    assert without_marks(f"{text} <image>") == (text, 1)
+
+
+def many_choices(count: int) -> None:
+    choices = list(map(str, range(count)))
+    assert len(distinct(choices)) == count
+    with pytest.raises(DataError, match=f"choice {count + 1} is an earlier one"):
+        distinct([*choices, "0"])
+
+
+@pytest.mark.parametrize("read", [many_keys, many_blanks, many_choices])
+def test_a_large_cell_does_not_take_the_square_of_its_length(read) -> None:
+    began = time.process_time()
+    read(60_000)
+    assert time.process_time() - began < 3
+
+
 def test_marks() -> None:
     assert without_marks("<image>\n <image>a b?\n<image>") == ("a b?", 3)
     assert without_marks(" a? ") == (" a? ", 0)
+    assert without_marks("a?  <image> \n<image>\t") == ("a?", 2)
+    assert without_marks(" <image> ") == ("", 1)
     with pytest.raises(DataError, match="E1307"):
         without_marks("<image> a <image> b")
     check_marks(1, 3)
