@@ -88,8 +88,18 @@ def inside(archive: Archive, name: Any) -> Any:
 def named_images(archive: Archive, name: object) -> list[tuple[names.Found, bytes]]:
     """The image files that a name means: one, but for several names in one.
 
-    Raises DataError E1108, E1111, E1112, and E1107 for one that is there but cannot be read now.
+    Raises DataError E1108, E1111, E1112, and E1107 for one that is there but cannot be read now, or
+    is gone with all others.
     """
+    try:
+        return _named_images(archive, name)
+    except DataError as error:
+        if error.code != "E1111" or not is_gone(archive):
+            raise
+    raise DataError("E1107", "the folder of the images is gone or empty; at planning it had some.")
+
+
+def _named_images(archive: Archive, name: object) -> list[tuple[names.Found, bytes]]:
     try:
         path = names.relative(inside(archive, name))
         return [_read(archive, names.Found(posixpath.normpath(path)))]
@@ -100,6 +110,18 @@ def named_images(archive: Archive, name: object) -> list[tuple[names.Found, byte
         if not found:
             raise
     return [_read(archive, one) for one in found]
+
+
+def is_gone(archive: Archive) -> bool:
+    """Whether the image folder had images and has nothing now: a disk that was unmounted, say, is
+    no fault of the rows."""
+    if not archive.has_images or not is_local(archive.images_uri):
+        return False
+    try:
+        with os.scandir(place_of(archive.images_uri)[1]) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return True
 
 
 def _read(archive: Archive, found: names.Found) -> tuple[names.Found, bytes]:

@@ -159,6 +159,7 @@ def plan(
     duplicates = names_count.census.duplicates()
     chunks = Chunks(settings_digest, entries, duplicates)
     named = pictures.look_up(archive, set().union(*(entry.draft.images for entry in entries)))
+    archive = replace(archive, has_images=named.distinct > 0)
     if not archive.by_image:
         inputs = [Image(*file) for file in named.files]
         kept = {entry.file.name for entry in entries if entry.pieces and entry.file.pieces}

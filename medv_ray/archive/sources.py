@@ -70,6 +70,8 @@ class Archive:
     """Of a PACS, what the names of `images` stand for. An actor's copy has none."""
     salt: str = field(default="", repr=False, compare=False)
     """With which these names were made."""
+    has_images: bool = field(default=False, compare=False)
+    """Whether planning has found images that rows name."""
 
     @property
     def by_image(self) -> bool:

@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medv_ray.archive.rows import image_paths
+from medv_ray.errors import DataError
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -96,6 +97,36 @@ def test_bytes_beside_paths_are_not_read_for_their_names(make, monkeypatch):
     paths = (4096, [0], ["image.path"])  # looked through for the file, then for the row group
     assert [a[1:] for a in read] == [paths, paths, (1, [0], ["image.bytes"])]
     assert len(make.plan(limit=1).chunks) == 1
+
+
+@pytest.mark.parametrize("fate", ["one", "all", "folder"])
+def test_images_that_go_together_are_no_fault_of_their_rows(make, tmp_path, fate):
+    make.text("a.csv", "image,question\n0.png,a?\n1.png,b?\n2.png,c?\n")
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("0.png", "1.png"):
+        (images / name).write_bytes(b"png")
+    planned = make.plan(images=str(images))
+    assert [row.error is None for row in make.rows(planned)] == [True, True, False]
+    for name in ("0.png", "1.png") if fate != "one" else ("0.png",):
+        (images / name).unlink()
+    if fate == "folder":
+        images.rmdir()
+    if fate == "one":
+        assert [row.error and row.error.code for row in make.rows(planned)] == [
+            *("E1111", None, "E1111")
+        ]
+        return
+    with pytest.raises(DataError) as caught:
+        make.rows(planned)
+    assert caught.value.code == "E1107"
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_folder_that_never_had_the_images_is_a_fault_of_the_rows(make, tmp_path):
+    make.text("a.csv", "image,question\n0.png,a?\n")
+    planned = make.plan(images=str(tmp_path / "none"))
+    assert [row.error.code for row in make.rows(planned)] == ["E1111"]
 
 
 def test_names_behind_the_limit_are_nobodys(make):
