@@ -170,9 +170,11 @@ def cell_text(value: Any, what: str, limit: int | None = None) -> str | None:
             raise DataError("E1304", f"the {what} is not UTF-8.") from None
     if isinstance(value, float) and math.isinf(value):
         raise DataError("E1109", f"the {what} is no finite number.")
-    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+    if isinstance(value, float | Decimal) and abs(value) < _EXACT and value == int(value):
         value = int(value)
-    if isinstance(value, int | float | Decimal | date | time):
+    if isinstance(value, Decimal):
+        value = format(value, "f")  # not 1E-7
+    if isinstance(value, int | float | date | time):
         return str(value)
     if not isinstance(value, str):
         raise DataError("E1109", f"the {what} is a {type(value).__name__}, not text.")

@@ -3,6 +3,7 @@
 import base64
 import time
 from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -65,6 +66,13 @@ def test_what_is_no_picture(value: Any, code: str) -> None:
     with pytest.raises(DataError) as caught:
         pictures_of(value)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"), [("4.00", "4"), ("0E-8", "0"), ("1E-7", "0.0000001"), ("4.50", "4.50")]
+)
+def test_decimals_are_written_as_numbers(cell: str, text: str) -> None:
+    assert cell_text(Decimal(cell), "answer") == text
 
 
 def many_keys(count: int) -> None:
