@@ -60,7 +60,7 @@ def scan_json(lines: Lines, file: str, is_row: IsRow) -> Iterator[Record]:
     """A list of objects, an object of objects, an object around a list, or an object a line."""
     offset, head = lines.offset, lines.read(HEAD)
     if re.match(r"\s*\[\s*([{\]]|$)" if is_lines(file) else r"\s*\[", head):
-        return scan_values(lines, file, head, offset, 1)
+        return scan_values(lines, file, head, offset, 1, is_all=True)
     head += "" if head.endswith("\n") else lines.read_line()
     found = [line for line in io.StringIO(head, newline="") if line.strip()]
     while len(found) < 2 and (more := lines.read_line()):
@@ -173,8 +173,11 @@ def scan_lines(lines: Lines, head: str, offset: int) -> Iterator[Record]:
         offset += size
 
 
-def scan_values(lines: Lines, file: str, buffer: str, offset: int, line: int) -> Iterator[Record]:
-    """Members of a JSON list or object that begins in `buffer`, without holding it whole."""
+def scan_values(
+    lines: Lines, file: str, buffer: str, offset: int, line: int, is_all: bool = False
+) -> Iterator[Record]:
+    """Members of a JSON list or object that begins in `buffer`, without holding it whole. Where it
+    `is_all` that the file has, DataError E1105 for what is behind it: rows may be."""
     number = done = 0  # members, and the characters of the buffer that are behind us
     at = _space(buffer, 0)
     closing = {"[": "]", "{": "}"}[buffer[at]]
@@ -184,7 +187,7 @@ def scan_values(lines: Lines, file: str, buffer: str, offset: int, line: int) ->
         try:
             start = _member(buffer, at, closing, number)
             if start is None:
-                return
+                break
             end = _member_end(buffer, start, closing)
         except (StopIteration, IndexError):
             end = len(buffer)
@@ -205,6 +208,18 @@ def scan_values(lines: Lines, file: str, buffer: str, offset: int, line: int) ->
         if not more:
             raise _incomplete(file, number)
         buffer, at, done, size = buffer[done:] + more, at - done, 0, 2 * size
+    if is_all:
+        check_end(lines, file, buffer[_space(buffer, at) + 1 :], number)
+
+
+def check_end(lines: Lines, file: str, rest: str, number: int) -> None:
+    """Raises DataError E1105 for more than blanks behind a list of `number` entries."""
+    while not rest.strip():
+        rest = lines.read(PIECE)
+        if not rest:
+            return
+    message = f"there is more behind its list of {number} entries"
+    raise DataError("E1105", f"{file}: {message}; a file holds one list, or an object a line.")
 
 
 def _incomplete(file: str, number: int) -> DataError:

@@ -92,6 +92,16 @@ def test_what_separates_columns(head: str, names: tuple[str, ...]) -> None:
     assert scan("a.csv", f"{head}\n".encode())[0].header == names
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("gap", ["\n", " " * 2**21, "x"])
+def test_what_is_behind_a_list_is_not_passed_over(name: str, gap: str) -> None:
+    one = json.dumps(ROWS[:2])
+    with pytest.raises(DataError, match="more behind its list of 2 entries") as caught:
+        scan(name, f"{one}{gap}{one}".encode())
+    assert caught.value.code == "E1105"
+    assert len(scan(name, f"{one} \n\n{' ' * 2**21}".encode())[1]) == 2
+
+
 def test_a_repeated_key_looks_alike_in_every_process() -> None:
     """Digests of rows are made of it."""
     first, second = (strict_json('{"a": 1, "a": 2}') for _ in range(2))
