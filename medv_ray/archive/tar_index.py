@@ -31,6 +31,8 @@ READ_AHEAD = 2**18
 BLOCK = 512
 NONE = (-1, 0)
 KNOWN = {*ENDINGS, TEXT, JSON}
+NO_MEMBERS = (b"V", b"D")
+"""GNU's label of the whole archive, and a folder in one of its incremental backups."""
 BROKEN = (
     *(tarfile.TarError, ValueError, LookupError, OverflowError, EOFError, OSError, MemoryError),
     RecursionError,  # of a thousand long names, one behind the other
@@ -77,7 +79,7 @@ class Index:
 
     def add(self, info: tarfile.TarInfo, stream: Any) -> None:
         """One member: part of a row, or left out."""
-        if info.isdir():
+        if info.isdir() or info.type in NO_MEMBERS:
             return
         name = info.name.removeprefix("./")
         sort, why = self._sort_of(name, info, stream)

@@ -74,6 +74,14 @@ def test_a_key_that_comes_twice_is_two_pairs(make, order):
     assert len({row.id for row in rows}) == 3
 
 
+def test_labels_and_folders_of_backups_are_no_rows(make):
+    folder = ("dir/", b"Ya.jpg\0", {"type": b"D"})
+    make.tar([("ward 7", b"", {"type": b"V"}), folder, ("dir/a.jpg", b"x", {})])
+    planned = make.plan(question="What?")
+    assert [(row.id, row.image) for row in make.rows(planned)] == [("dir:a", b"x")]
+    assert planned.ignored == 0
+
+
 def test_attacks_become_quarantined_rows(make):
     make.tar(
         [
