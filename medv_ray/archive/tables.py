@@ -21,6 +21,8 @@ from medv_ray.tables.record import Style
 from medv_ray.tables.records import open_table, read_again
 
 MAX_COLUMNS = 64
+"""Names that are kept of a table whose records have names of their own; those that are asked for
+are kept whenever they come."""
 WINDOW = 4096  # rows inside which questions on one image are brought together
 
 
@@ -47,10 +49,12 @@ def draft(archive: Archive, file: SourceFile, limit: int | None) -> Draft:
         for record in table.records:
             if limit is not None and result.rows >= limit:
                 break
-            if record.names != names and len(found) < MAX_COLUMNS:
+            chosen = columns.resolve(asked, record.names)
+            if record.names != names:
                 names = record.names
-                found |= Counter(names)
-            cells = pick(columns.resolve(asked, record.names), record.values)
+                known = names if len(found) < MAX_COLUMNS else (chosen.image, *chosen.cells)
+                found |= Counter(name for name in known if name is not None)
+            cells = pick(chosen, record.values)
             if result.rows in borders:
                 made += cuts(window, archive.settings.chunk_rows)
                 window = []

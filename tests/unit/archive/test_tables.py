@@ -635,3 +635,16 @@ def test_an_id_that_is_no_name_harms_no_row_unless_it_is_asked_for(make, images,
 def test_an_empty_answer_is_none(make, images):
     _, rows = rows_of(make, images, "q.csv", "image,question,answer\n1.png,a?,\n1.png,a?, \n")
     assert [row.reference for row in rows] == [None, None]
+
+
+@pytest.mark.parametrize("settings", [{}, {"id_column": "id", "answer_column": "late"}])
+def test_a_column_counts_however_late_it_comes(make, settings):
+    records = [
+        {"image": "1.png", "question": "a?", **{f"{row}-{n}": n for n in range(10)}}
+        for row in range(20)
+    ]
+    records.append({"image": "1.png", "question": "a?", "id": "me", "late": "yes"})
+    make.text("1.png", b"png")
+    make.text("a.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    rows = make.rows(make.plan(**settings))
+    assert sorted(row.id for row in rows)[-1] == "me"
