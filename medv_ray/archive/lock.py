@@ -21,7 +21,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
-from medv_ray.archive.store import Store, writing
+from medv_ray.archive.store import Store, reading, writing
 from medv_ray.errors import RunError
 
 NAME = "lock"
@@ -74,11 +74,13 @@ class Lock:
         with writing(path, 256):
             handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_same_file(path, handle):
-                return handle
-        except BlockingIOError:
-            pass
+            with writing(path, 0), contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_same_file(path, handle):
+                    return handle
+        except RunError:  # a shared disk that has no locks, say
+            os.close(handle)
+            raise
         owner = owner_of(os.pread(handle, 4096, 0))
         os.close(handle)
         raise in_use(owner)
@@ -196,9 +198,10 @@ def machine(owner: dict[str, Any]) -> str:
 
 
 def is_same_file(path: str, handle: int) -> bool:
-    """Whether the file of this name is the one that was opened."""
+    """Whether the file of this name is the one that was opened. Raises RunError E1511."""
     try:
-        return os.path.samestat(os.stat(path), os.fstat(handle))
+        with reading(NAME):
+            return os.path.samestat(os.stat(path), os.fstat(handle))
     except FileNotFoundError:
         return False
 

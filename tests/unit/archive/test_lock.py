@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -51,6 +52,31 @@ def refused(store, **options) -> RunError:
     assert caught.value.exit_code == 4
     assert time.monotonic() - start < 5
     return caught.value
+
+
+@pytest.mark.parametrize("call", ["flock", "stat"])
+def test_a_disk_without_locks_is_told(store, monkeypatch, call):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, "no locks", store.root)
+
+    lock = Lock(store)
+    if call == "flock":
+        monkeypatch.setattr("fcntl.flock", fail)
+        asked = lock.acquire
+    else:
+        lock.acquire()
+        monkeypatch.setattr("os.path.samestat", fail)
+        asked = lock.check
+    if store.local:
+        with pytest.raises(RunError, match="E1511: lock") as caught:
+            asked()
+        assert "ENOLCK" in str(caught.value)
+        assert store.root not in str(caught.value)
+    else:
+        asked()
+    monkeypatch.undo()
+    lock.release()
+    Lock(store).acquire()
 
 
 def test_a_second_writer_is_refused_and_told_who_writes(store):
