@@ -242,7 +242,7 @@ def summary_of(outcome: Outcome, settings: ScoreSettings) -> dict[str, Any]:
         "counters": dict(session.counters),
         "worker_deaths": session.deaths,
         "files_not_scored": [*session.skipped_files, *outcome.unreadable],
-        "nothing_left": session.rows == 0 and summary is not None,
+        "nothing_left": session.rows == 0 and summary is not None and not summary.not_scored,
     }
 
 

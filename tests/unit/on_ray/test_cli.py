@@ -206,6 +206,15 @@ def test_the_last_line_has_the_accuracy_and_what_was_left_out(
         assert line["left_out"]["groups"] == [{**group, "examples": ["a.txt"]}]
 
 
+@pytest.mark.parametrize(
+    ("rows", "not_scored", "left"), [(0, 0, True), (0, 2, False), (2, 0, False)]
+)
+def test_nothing_is_left_where_no_row_is(rows: int, not_scored: int, left: bool) -> None:
+    summary = Summary(4, 4 - not_scored, 0, 0, not_scored, 0, {})
+    outcome = Outcome(summary, Session(rows), 4 - not_scored, 4, ())
+    assert summary_of(outcome, score_settings(None, BASE, []))["nothing_left"] is left
+
+
 def test_eval_as_json_prints_one_document(monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluated(*_: object) -> dict[str, int]:
         print('{"progress": 0.5}')
