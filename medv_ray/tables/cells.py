@@ -170,7 +170,7 @@ def cell_text(value: Any, what: str, limit: int | None = None) -> str | None:
             raise DataError("E1304", f"the {what} is not UTF-8.") from None
     if isinstance(value, float) and math.isinf(value):
         raise DataError("E1109", f"the {what} is no finite number.")
-    if isinstance(value, float | Decimal) and abs(value) < _EXACT and value == int(value):
+    if isinstance(value, float | Decimal) and -_EXACT < value < _EXACT and value == int(value):
         value = int(value)
     if isinstance(value, Decimal):
         value = format(value, "f")  # not 1E-7
