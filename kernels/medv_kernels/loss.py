@@ -89,7 +89,8 @@ class _Given(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         logits, targets, tops, totals = ctx.saved_tensors
-        out = logits.detach() if ctx.reuse else torch.empty_like(logits)
+        # the kernel writes rows of unit stride
+        out = logits.detach() if ctx.reuse and logits.stride(1) == 1 else _rows_like(logits)
         used = out[:, : ctx.size]
         _gradient(logits[:, : ctx.size], used, targets, tops, totals, grad)
         out[:, used.shape[1] :] = 0
@@ -143,6 +144,11 @@ def _scratch(rows: Tensor, head: Tensor) -> Tensor:
     """float[chunk, V], room for the logits of a chunk; of one row whatever its size."""
     most = max(1, SCRATCH_BYTES // (len(head) * rows.element_size()))
     return rows.new_empty(min(most, max(1, len(rows))), len(head))
+
+
+def _rows_like(logits: Tensor) -> Tensor:
+    """Room for float[M, V], row after row, whatever the layout of the logits."""
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
 def _chunks(count: int, height: int) -> list[slice]:

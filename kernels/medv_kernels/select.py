@@ -87,8 +87,12 @@ class _Draws(NamedTuple):
     keys: Tensor | None
 
     def of(self, piece: slice) -> _Draws:
+        # kernels walk along a row, and from key to key, in steps of one number
         uniform = None if self.uniform is None else self.uniform[piece].double()
-        return _Draws(self.temperature, uniform, None if self.keys is None else self.keys[piece])
+        if uniform is not None and uniform.stride(1) != 1:
+            uniform = uniform.contiguous()
+        keys = None if self.keys is None else self.keys[piece].contiguous()
+        return _Draws(self.temperature, uniform, keys)
 
 
 def _pieces(

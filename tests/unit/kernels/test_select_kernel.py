@@ -378,3 +378,14 @@ def test_wrong_use_is_refused(device: torch.device, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="reference"):
         select(rows.cpu())
+
+
+def test_draws_of_any_layout(few: None, device: torch.device) -> None:
+    """A slice of keys, draws column by column, one row of draws for all."""
+    logits = logits_of(4, 300)
+    keys = noise.row_keys(1, 2, torch.arange(8))[::2]
+    assert not keys.is_contiguous()
+    check(logits, None, device, temperature=1.0, keys=keys)
+    draws = torch.rand(300, 4, dtype=torch.float64, generator=torch.manual_seed(1))
+    check(logits, None, device, temperature=1.0, uniform=draws.T)
+    check(logits, None, device, temperature=1.0, uniform=draws.T[:1].expand(4, 300))
