@@ -51,6 +51,8 @@ from medv_ray.model.medv import Medv
 from reference_structure import sample as reference_sample
 
 FORBIDDEN = 4
+CUT = 126_464 - 126_349
+"""Rows of the head that len(tokenizer), the default of `model.logit_size`, leaves out."""
 HALF_ERROR = 0.05
 """Of hidden states in bfloat16, relative: about 0.01 is rounding."""
 
@@ -60,6 +62,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "loss": (),  # checks itself
     "select": ("select", "commit"),
     "scratch_64": ("select",),
+    "head_cut": ("select",),
     "fused_head": ("select",),
 }
 """Checks without which a part is not timed; of other parts all."""
@@ -519,6 +522,19 @@ def scratch(clock: Clock, size: Size, model: Medv, batch: int) -> dict[str, Any]
     return {"rows": rows, "bytes": torch.cuda.max_memory_allocated() - before}
 
 
+def time_cut(clock: Clock, size: Size, model: Medv) -> dict[str, Any]:
+    """Choosing tokens of a batch's rows with all of the head, and with an odd number of its rows,
+    as is the default: loads and products of an odd width are slower, unless room is left."""
+    rows = size.batch * size.length
+    hidden = torch.randn(rows, size.language.hidden_size, device=clock.device, dtype=model.dtype)
+    heads = {"whole": model.head, "cut": model.head[:-CUT]}
+    took = clock.arms(
+        {n: partial(ops.select, hidden, head, check=False) for n, head in heads.items()}, calls=3
+    )
+    over = took["cut"]["median"] / took["whole"]["median"]
+    return {"rows": rows, "seconds": took, "cut_over_whole": over}
+
+
 def timings(
     clock: Clock, size: Size, dtype: torch.dtype
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -537,6 +553,7 @@ def timings(
     yield "dual_1", partial(batch, **one, **short, steps=every, refresh=every)
     yield "dual_1_long", partial(batch, **one, **long, steps=size.long, refresh=every)
     yield "scratch_64", partial(scratch, clock, size, model, 64)
+    yield "head_cut", partial(time_cut, clock, size, model)
     yield "fused_head", partial(time_fused, size, clock.device.type)
     yield "loss", partial(time_loss, size, clock.device.type)
     yield (

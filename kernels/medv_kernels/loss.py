@@ -22,7 +22,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
-from medv_kernels.launch import cdiv, check_device, on, power_of_two
+from medv_kernels.launch import aligned, cdiv, check_device, on, power_of_two
 from medv_kernels.select import split
 
 SCRATCH_BYTES = 512 * 2**20
@@ -143,7 +143,8 @@ class _Linear(Function):
 def _scratch(rows: Tensor, head: Tensor) -> Tensor:
     """float[chunk, V], room for the logits of a chunk; of one row whatever its size."""
     most = max(1, SCRATCH_BYTES // (len(head) * rows.element_size()))
-    return rows.new_empty(min(most, max(1, len(rows))), len(head))
+    height = min(most, max(1, len(rows)))
+    return rows.new_empty(height, aligned(len(head)))[:, : len(head)]
 
 
 def _rows_like(logits: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from medv_kernels.reference import Selection
 
 PARTS = {
     *("peaks", "select", "exact_batch_1", "dual_batch", "dual_batch_4_tokens", "dual_1"),
-    *("dual_1_long", "scratch_64", "fused_head", "full_batch_4_tokens", "loss"),
+    *("dual_1_long", "scratch_64", "head_cut", "fused_head", "full_batch_4_tokens", "loss"),
 }
 
 CHECK_SELECT = run_gpu.check_select

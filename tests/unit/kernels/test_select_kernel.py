@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medv_kernels import fused, launch, noise, reference, triton_select
+from medv_kernels import fused, launch, loss, noise, reference, triton_select
 from medv_kernels import select as kernel
 from medv_kernels.reference import Selection
 from medv_kernels.select import select
@@ -354,6 +354,26 @@ def test_scratch_is_bounded(monkeypatch: pytest.MonkeyPatch, device: torch.devic
     assert {shape[0] for shape in made} == {5, 3}
     monkeypatch.setattr(kernel, "SCRATCH_BYTES", 1)
     check(rows[:2], head, device, 1e-4)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_logits_of_an_odd_vocabulary_begin_at_even_addresses(
+    device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products are slow otherwise; 126,349, which LLaDA-V cuts to, is odd."""
+    made: list[Tensor] = []
+    real = torch.mm
+
+    def watched(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        made.append(out)
+        return real(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", watched)
+    head, rows = (logits_of(n, 8, n).to(device, dtype) for n in (211, 5))
+    select(rows, head, logit_size=201, unconditional=rows, cfg_scale=1.0)
+    loss.token_losses(rows, head, torch.zeros(5, device=device).long(), 201)
+    assert [out.shape for out in made] == [(5, 201)] * 3
+    assert all(out[1:].data_ptr() % 16 == out.data_ptr() % 16 == 0 for out in made)
 
 
 def test_no_rows_give_nothing(device: torch.device) -> None:
