@@ -500,6 +500,7 @@ def time_batch(
         "TPF": length / steps,
         "r": refresh,
         "S": size.prompt + length,
+        "graph": made.denoiser.captured,
         "seconds": took,
         "answers_s": batch / took["median"],
         "TPS_to_L": batch * length / took["median"],
