@@ -229,6 +229,8 @@ def main() -> None:
     parser.add_argument("--fused", action="store_true")
     args = parser.parse_args()
     gpu = args.device == "cuda"
+    if not gpu:
+        torch.set_num_threads(1)
     common = {
         "vocabulary": args.vocabulary,
         "device": torch.cuda.get_device_name() if gpu else "cpu",
@@ -241,8 +243,6 @@ def main() -> None:
             print(json.dumps({"bench": "select_fused", **found, **common}), flush=True)
         return
     dtype = torch.bfloat16 if gpu else torch.float32
-    if not gpu:
-        torch.set_num_threads(1)
     for batch in args.batch or ([1, 8, 64] if gpu else [1]):
         for kind in KINDS if not gpu else KINDS[:1]:
             found = {"dtype": str(dtype).removeprefix("torch.")}

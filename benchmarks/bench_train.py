@@ -31,7 +31,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from circumstances import circumstances
-from medv_ray.diffusion.loss import masked_loss
+from medv_kernels import reference_loss
+from medv_ray.diffusion.loss import masked_loss, row_losses
 from medv_ray.diffusion.noise import forward_noise
 from medv_ray.markers import IGNORE
 
@@ -57,7 +58,10 @@ def build_arms(t: float) -> tuple[dict[str, Arm], int]:
     def on_all_rows(hidden: Tensor, head: Tensor) -> Tensor:
         at = hidden.device
         logits = (hidden @ head.T).float()  # the reference's: every position, in float32
-        return masked_loss(logits, None, labels.to(at), masked.to(at), p_mask.to(at))
+        # not masked_loss: on a GPU both arms would be one kernel's
+        losses = reference_loss.token_losses(logits[masked.to(at)], None, labels[masked].to(at))
+        row_of = masked.nonzero()[:, 0].to(at)
+        return row_losses(losses / p_mask.to(at)[row_of], row_of, labels.to(at)).mean()
 
     return {"full": on_all_rows, "masked": on_masked_rows}, int(masked.sum())
 

@@ -7,10 +7,10 @@ Needs torch, triton, numpy, pillow, pydantic, safetensors and this repository; n
 deepspeed. Model: LLaDA-8B's shape in bfloat16 with random weights, prompts of 779 random embeddings
 (729 of an image, 50 of text). So tokens per forward pass are forced by the number of steps, and
 speak of speed alone.
-First every kernel is compared with its plain reference, and running batches of the engine with the
-sampler; a part that needs what is wrong is not timed. Then each part is timed until the minutes are
-over: parts left out stand under `left_out`, those that ended with an error under `failed`. Arms of
-a comparison alternate.
+First every kernel is compared with its plain reference, running batches of the engine with the
+sampler, and padded rows in half precision with float32; a part that needs what is wrong is not
+timed. Then each part is timed until the minutes are over: parts left out stand under `left_out`,
+those that ended with an error under `failed`. Arms of a comparison alternate.
 """
 
 from __future__ import annotations
@@ -44,12 +44,17 @@ from medv_ray.diffusion.sample import blank, sample
 from medv_ray.diffusion.spec import SampleSpec
 from medv_ray.engine.denoisers import SideBySide
 from medv_ray.engine.running import RunningBatch
+from medv_ray.model.batched import Batched
 from medv_ray.model.config import LanguageConfig, ModelConfig
 from medv_ray.model.denoise import FullRecompute
 from medv_ray.model.medv import Medv
 from reference_structure import sample as reference_sample
 
 FORBIDDEN = 4
+CUT = 126_464 - 126_349
+"""Rows of the head that len(tokenizer), the default of `model.logit_size`, leaves out."""
+HALF_ERROR = 0.05
+"""Of hidden states in bfloat16, relative: about 0.01 is rounding."""
 
 
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -57,6 +62,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "loss": (),  # checks itself
     "select": ("select", "commit"),
     "scratch_64": ("select",),
+    "head_cut": ("select",),
     "fused_head": ("select",),
 }
 """Checks without which a part is not timed; of other parts all."""
@@ -264,6 +270,38 @@ def check_batch(size: Size, device: torch.device) -> dict[str, Any]:
     return {"right": not wrong, "runs": runs + len(prompts), "wrong": wrong}
 
 
+@torch.inference_mode()
+def check_half(_: Size, device: torch.device) -> dict[str, Any]:
+    """Hidden states of rows side by side in half precision, whose attention is another library's
+    than float32's, against each row alone in float32 on the CPU. A short prompt beside a long one
+    has whole tiles of padding."""
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}  # as wide as LLaDA's
+    language = replace(TOY.language, hidden_size=256, **heads)
+    model = random_model(language, torch.float32, torch.device("cpu"))
+    length, lengths = 32, (300, 5, 40)
+    prompts = [random_prompt(language, n, n, torch.float32) for n in lengths]
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randint(language.vocab_size, (len(prompts), length), generator=generator)
+    all_of = torch.ones(x.shape, dtype=torch.bool)
+    want = FullRecompute(model, prompts, together=False)(x, all_of).unflatten(0, x.shape)
+    errors = {}
+    for dtype in (torch.bfloat16, torch.float16):
+        half = random_model(language, dtype, device)
+        half.load_state_dict(model.state_dict())
+        batch = Batched(half, len(prompts), 320, length, keep=True)
+        for row, prompt in enumerate(prompts):
+            batch.enter(row, prompt.to(device, dtype))
+        there = x.to(device)
+        whole = batch.full(range(len(prompts)), there)
+        at = torch.arange(8, 24, device=device).expand(len(prompts), 16)
+        window = batch.window(there.gather(1, at), at)
+        for name, got, part in (("whole", whole, want), ("window", window, want[:, 8:24])):
+            off = (got.float().cpu() - part).norm(dim=(1, 2)) / part.norm(dim=(1, 2))
+            errors[f"{name} {str(dtype).removeprefix('torch.')}"] = off.tolist()
+    right = all(off < HALF_ERROR for found in errors.values() for off in found)
+    return {"right": right, "errors": errors}
+
+
 def run_alone(model: Medv, spec: SampleSpec, prompt: Tensor) -> list[int]:
     denoising = blank(spec)
     with torch.inference_mode():
@@ -287,15 +325,21 @@ def make_batch(
 def run_batch(
     head: Tensor, batch: RunningBatch, spec: SampleSpec, prompts: list[Tensor]
 ) -> list[list[int]]:
-    """Responses of all prompts, which enter at once; the batch is empty again behind."""
+    """Responses of all prompts, which enter at once; the batch is empty again behind.
+
+    Raises FloatingPointError where a row has failed: it stops early, and its time is no answer's.
+    """
     for row, prompt in enumerate(prompts):
         batch.denoiser.enter(row, prompt)
         batch.denoising.enter(row, spec)
     while batch.denoising.running:
         batch.step(head)
     x: list[list[int]] = batch.denoising.x.tolist()
+    failed = [row for row in range(len(prompts)) if batch.denoising.row(row).failed]
     for row in range(len(prompts)):
         batch.leave(row)
+    if failed:
+        raise FloatingPointError(f"NaN or infinity in {len(failed)} of {len(prompts)} rows")
     return x[: len(prompts)]
 
 
@@ -456,6 +500,7 @@ def time_batch(
         "TPF": length / steps,
         "r": refresh,
         "S": size.prompt + length,
+        "graph": made.denoiser.captured,
         "seconds": took,
         "answers_s": batch / took["median"],
         "TPS_to_L": batch * length / took["median"],
@@ -478,6 +523,19 @@ def scratch(clock: Clock, size: Size, model: Medv, batch: int) -> dict[str, Any]
     return {"rows": rows, "bytes": torch.cuda.max_memory_allocated() - before}
 
 
+def time_cut(clock: Clock, size: Size, model: Medv) -> dict[str, Any]:
+    """Choosing tokens of a batch's rows with all of the head, and with an odd number of its rows,
+    as is the default: loads and products of an odd width are slower, unless room is left."""
+    rows = size.batch * size.length
+    hidden = torch.randn(rows, size.language.hidden_size, device=clock.device, dtype=model.dtype)
+    heads = {"whole": model.head, "cut": model.head[:-CUT]}
+    took = clock.arms(
+        {n: partial(ops.select, hidden, head, check=False) for n, head in heads.items()}, calls=3
+    )
+    over = took["cut"]["median"] / took["whole"]["median"]
+    return {"rows": rows, "seconds": took, "cut_over_whole": over}
+
+
 def timings(
     clock: Clock, size: Size, dtype: torch.dtype
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -496,10 +554,11 @@ def timings(
     yield "dual_1", partial(batch, **one, **short, steps=every, refresh=every)
     yield "dual_1_long", partial(batch, **one, **long, steps=size.long, refresh=every)
     yield "scratch_64", partial(scratch, clock, size, model, 64)
+    yield "head_cut", partial(time_cut, clock, size, model)
     yield "fused_head", partial(time_fused, size, clock.device.type)
     yield "loss", partial(time_loss, size, clock.device.type)
     yield (
-        "full_batch_8_steps",
+        "full_batch_4_tokens",
         partial(batch, batch=min(8, size.batch), **short, steps=every // 4, refresh=None),
     )
 
@@ -528,7 +587,12 @@ def main() -> None:
         "left_out": [],
         "failed": {},
     }
-    checks = {"select": check_select, "commit": check_commit, "batch": check_batch}
+    checks = {
+        "select": check_select,
+        "commit": check_commit,
+        "batch": check_batch,
+        "half": check_half,
+    }
     for name, check in checks.items():
         found = tried(partial(check, size, device), name, result["failed"])
         result["checks"][name] = found or {"right": False}

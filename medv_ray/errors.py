@@ -154,8 +154,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "E1121": Entry(
         "no_single_questions",
-        "A benchmark asks single questions with known answers; the split has dialogues.",
-        "Prepare the dataset as single questions, a row each.",
+        "The rows are no single questions with known answers (dialogues, say), or too few.",
+        "Prepare the dataset as single questions, a row each; a calibration takes 50 or more.",
     ),
     "E1122": Entry(
         "other_split",

@@ -57,7 +57,7 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("seconds", pa.float32()),  # from the first look at the request to its end
         pa.field(
             "warnings", pa.list_(pa.string())
-        ),  # how the picture was converted; empty for plain RGB
+        ),  # what was changed to read picture or row; empty for plain RGB and grey
         pa.field("image_sha256", pa.string()),  # of the encoded bytes; several with blanks between
         pa.field(
             "prompt_sha256", pa.string()

@@ -276,8 +276,9 @@ class SlideSettings(Settings):
     """How slides of a folder of images are read: as one picture each, or in tiles."""
 
     read: Literal["thumbnail", "tiles"] = "thumbnail"
-    """`thumbnail`: the whole slide in one row. `tiles`: a row for each tile that shows tissue. Both
-    need the extra `medv-ray[wsi]`; without it a slide is read as any other TIFF or DICOM file."""
+    """`thumbnail`: the whole slide in one row; without the extra `medv-ray[wsi]`, its first page as
+    of any other TIFF or DICOM file. `tiles`: a row for each tile that shows tissue; needs the
+    extra."""
     thumbnail_side: Annotated[int, Field(ge=16, le=8192)] = 1536
     """Longer side of a thumbnail in pixels."""
     magnification: Annotated[Finite | None, Field(gt=0)] = None
@@ -299,8 +300,8 @@ class SlideSettings(Settings):
     """Images beside the scan that get a row each. Label and macro may show patient data: none is
     read unless it is named here."""
     seconds: PositiveFloat = 60.0
-    """Wall time for one look at a slide (its plan, a thumbnail, a tile), after which the reader's
-    child process is ended."""
+    """For one look at a slide (its plan, a thumbnail, a tile): CPU time, or time in which nothing
+    moves, as `image.decode_seconds`, after which the reader's child process is ended."""
 
     @model_validator(mode="after")
     def _one_resolution(self) -> Self:

@@ -10,6 +10,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+ALIGNED = 64
+"""Rows of logits that are made here begin at multiples of so many numbers. LLaDA-V's vocabulary is
+odd, and products are slow where rows begin at odd addresses."""
 PROGRAMS = 4 * 132
 """Programs that a launch should at least have: four for each processor of an H100 or H200."""
 
@@ -54,6 +57,11 @@ def constant(values: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
 def number(value: float, device: torch.device) -> Tensor:
     """float64[1], as kernels take single precision only. Nothing is copied from the host."""
     return torch.full((1,), value, dtype=torch.float64, device=device)
+
+
+def aligned(width: int) -> int:
+    """Numbers from one row of so many to the next."""
+    return cdiv(width, ALIGNED) * ALIGNED
 
 
 def cdiv(a: int, b: int) -> int:

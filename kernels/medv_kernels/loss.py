@@ -22,7 +22,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
-from medv_kernels.launch import cdiv, check_device, on, power_of_two
+from medv_kernels.launch import aligned, cdiv, check_device, on, power_of_two
 from medv_kernels.select import split
 
 SCRATCH_BYTES = 512 * 2**20
@@ -89,7 +89,8 @@ class _Given(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         logits, targets, tops, totals = ctx.saved_tensors
-        out = logits.detach() if ctx.reuse else torch.empty_like(logits)
+        # the kernel writes rows of unit stride
+        out = logits.detach() if ctx.reuse and logits.stride(1) == 1 else _rows_like(logits)
         used = out[:, : ctx.size]
         _gradient(logits[:, : ctx.size], used, targets, tops, totals, grad)
         out[:, used.shape[1] :] = 0
@@ -142,7 +143,13 @@ class _Linear(Function):
 def _scratch(rows: Tensor, head: Tensor) -> Tensor:
     """float[chunk, V], room for the logits of a chunk; of one row whatever its size."""
     most = max(1, SCRATCH_BYTES // (len(head) * rows.element_size()))
-    return rows.new_empty(min(most, max(1, len(rows))), len(head))
+    height = min(most, max(1, len(rows)))
+    return rows.new_empty(height, aligned(len(head)))[:, : len(head)]
+
+
+def _rows_like(logits: Tensor) -> Tensor:
+    """Room for float[M, V], row after row, whatever the layout of the logits."""
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
 def _chunks(count: int, height: int) -> list[slice]:

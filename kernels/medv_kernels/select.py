@@ -17,7 +17,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from medv_kernels.launch import PROGRAMS, cdiv, check_device, constant, number, on, power_of_two
+from medv_kernels.launch import (
+    PROGRAMS,
+    aligned,
+    cdiv,
+    check_device,
+    constant,
+    number,
+    on,
+    power_of_two,
+)
 from medv_kernels.reference import Selection, check_draws
 
 SCRATCH_BYTES = 64 * 2**20
@@ -87,8 +96,12 @@ class _Draws(NamedTuple):
     keys: Tensor | None
 
     def of(self, piece: slice) -> _Draws:
+        # kernels walk along a row, and from key to key, in steps of one number
         uniform = None if self.uniform is None else self.uniform[piece].double()
-        return _Draws(self.temperature, uniform, None if self.keys is None else self.keys[piece])
+        if uniform is not None and uniform.stride(1) != 1:
+            uniform = uniform.contiguous()
+        keys = None if self.keys is None else self.keys[piece].contiguous()
+        return _Draws(self.temperature, uniform, keys)
 
 
 def _pieces(
@@ -103,8 +116,8 @@ def _pieces(
         return
     kinds = [rows] if unconditional is None else [rows, unconditional]
     height = max(1, SCRATCH_BYTES // (len(kinds) * len(head) * rows.element_size()))
-    shape = (len(kinds), min(height, len(rows)), len(head))
-    scratch = torch.empty(shape, dtype=rows.dtype, device=rows.device)
+    shape = (len(kinds), min(height, len(rows)), aligned(len(head)))
+    scratch = torch.empty(shape, dtype=rows.dtype, device=rows.device)[:, :, : len(head)]
     for start in range(0, len(rows), height):
         piece = slice(start, min(start + height, len(rows)))
         made = scratch[:, : piece.stop - start]

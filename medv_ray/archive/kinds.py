@@ -71,7 +71,7 @@ def choose(
         raise SettingsError(
             "E1001",
             "archive is a dataset prepared for training, whose pictures have no names: give what it"
-            " was made of, or use `medv evaluate --data`.",
+            " was made of, or use `medv eval --data`.",
         )
     kind: Kind
     if sorts["parquet"] or sorts["tar"]:

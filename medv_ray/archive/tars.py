@@ -134,7 +134,8 @@ class Reader:
 
     def _member(self, offset: int, size: int) -> bytes:
         if size > MAX_TEXT_BYTES:
-            raise DataError("E1109", f"the text member has {size} bytes.")
+            limit = f"the limit is {MAX_TEXT_BYTES}"
+            raise DataError("E1109", f"the text member has {size} bytes; {limit}.")
         self.stream.seek(offset)
         data: bytes = self.stream.read(size)
         self.read += data

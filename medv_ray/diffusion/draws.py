@@ -38,8 +38,9 @@ class Draws:
 
     @property
     def seed(self) -> int:
-        """For noise="keyed"."""
-        return 0 if self.generator is None else self.generator.initial_seed()
+        """For noise="keyed": the generator's 64 bits as a number that an int64 holds."""
+        seed = 0 if self.generator is None else self.generator.initial_seed()
+        return seed - 2**64 if seed >= 2**63 else seed
 
     def tokens(self, need: Sequence[int], vocabulary: int) -> Iterator[Tensor]:
         """float64[n, V] for needed positions of x, ascending, at most PIECE at a time.

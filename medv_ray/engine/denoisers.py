@@ -7,6 +7,7 @@ Shapes: B rows, L response positions, W block, P prompt positions, D width, V vo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,8 @@ from medv_ray.model.cache import Cached, PromptStore, Refresh
 from medv_ray.model.denoise import FullRecompute, Prompt
 from medv_ray.model.medv import Medv
 from medv_ray.settings import SamplerSettings
+
+log = logging.getLogger(__name__)
 
 
 class RowByRow:
@@ -139,6 +142,11 @@ class SideBySide:
         """Bytes of the keys and values of all rows, free ones too."""
         return sum(batch.nbytes for batch in self._batches)
 
+    @property
+    def captured(self) -> bool:
+        """Whether steps between refreshes are replayed as a CUDA graph."""
+        return self._graph is not None and self._graph.ready
+
     def enter(self, b: int, embeds: Tensor, prompt: Prompt | None = None) -> None:
         """The embeddings float[P, D] of a prompt for row b, which does not cut attention."""
         for batch in self._batches:
@@ -231,31 +239,49 @@ class Captured:
 
     The first call compiles kernels and makes constants. A capture computes nothing, so it is
     replayed at once. The step is not kept: a batch that kept itself would not free its memory.
+    Where a capture fails, but for lack of memory, each call launches its kernels, which is slower.
     """
 
     def __init__(self) -> None:
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._warm = False
+        self._warm = self._refused = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether calls replay a graph from now on."""
+        return self._graph is not None
 
     def run(self, step: Callable[[], None]) -> None:
-        """Take the step, the same one at every call."""
-        if not self._warm:
+        """Take the step, the same one at every call. Raises what says that memory is short."""
+        if self._warm and self._graph is None and not self._refused:
+            self._graph = self._capture(step)
+            self._refused = self._graph is None
+        if self._graph is None:
             step()
             self._warm = True
-            return
-        if self._graph is None:
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            try:
-                # other threads may use the GPU meanwhile
-                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                    step()
-            except Exception as error:
-                # a capture that is left early ends with an error of its own
-                cause = error.__context__
-                raise cause if cause is not None and is_out_of_memory(cause) else error from None
-            self._graph = graph
-        self._graph.replay()
+        else:
+            self._graph.replay()
+
+    def _capture(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        """The step as a graph, or None, which is said in the log."""
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # other threads may use the GPU meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                step()
+        except Exception as error:
+            # a capture that is left early ends with an error of its own over the first
+            first = error.__context__ or error
+            if is_out_of_memory(first) or not isinstance(first, Exception):
+                raise first from None
+            if is_out_of_memory(error):
+                raise
+            log.warning(
+                "no CUDA graph of a step with cache=dual (%s): slower", type(first).__name__
+            )
+            return None
+        return graph
 
 
 def _joined(rows: list[Tensor], model: Medv) -> Tensor:

@@ -40,7 +40,7 @@ class StoredCalibration(Settings):
     coverage: float | None = None
     risk: float | None = None
     risk_bound: float | None = None
-    """What the risk does not exceed for new rows, at 95 %."""
+    """What the risk does not exceed for rows of new pictures, at 95 %."""
 
     def differs(self, identity: Mapping[str, Any]) -> str | None:
         """Why it does not hold for the answers of a run of this identity, in words; None where it

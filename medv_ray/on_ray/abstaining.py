@@ -42,6 +42,6 @@ def in_words(found: StoredCalibration) -> str:
     return (
         f"abstain_below={found.abstain_below:.6g}, from the calibration beside the model: on "
         f"{found.n} validation answers it keeps {found.coverage:.1%}, of which "
-        f"{found.risk:.1%} are wrong (new rows: at most {found.risk_bound:.1%}, at 95 %). "
+        f"{found.risk:.1%} are wrong (of new pictures: at most {found.risk_bound:.1%}, at 95 %). "
         f"{GIVEN} takes none."
     )

@@ -167,8 +167,8 @@ class ServeSettings(AnswerSettings):
     """File of API keys, one `name key` a line. None: the environment's MEDV_API_KEYS_FILE; without
     any, only clients on the same machine are answered."""
     audit_log: str | None = None
-    """File that gets one line a chat or inspection: time, key's name, digests of prompt and images,
-    outcome. Never what was asked or answered. None: none is written."""
+    """File that gets one line a chat, inspection or picture: time, key's name, digests of prompt
+    and images, outcome. Never what was asked or answered. None: none is written."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

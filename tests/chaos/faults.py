@@ -222,11 +222,13 @@ FAULTS = (
     ),
     Fault(
         14,
-        "a name of the hub in place of a folder, with and without a network; half a download; "
+        "a name of the hub without its revision, with and without a network; half a download; "
         "another revision",
-        "E1401: models are local folders, and nothing is fetched; E1401 or E1407 names the file; "
-        "E1502, as the weights have another digest",
+        "E1001, which names `@main`, and nothing is fetched; half a file is gone on with, or named "
+        "by E1401, E1407 or E1418; E1502, as the weights have another digest",
         (
+            "unit/test_hub.py::test_a_mistyped_folder_asks_no_network",
+            "unit/test_hub.py::test_half_a_file_is_gone_on_with",
             "unit/model/test_no_network.py::test_a_name_of_the_hub_is_refused",
             "unit/model/test_weights.py::test_missing_files",
             "unit/model/test_weights.py::test_corrupt_files",

@@ -1,5 +1,6 @@
 """README and docs name programs, options, settings and files that there are."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -112,6 +113,18 @@ def test_what_is_typed_can_be(page: Path) -> None:
 
 def test_what_sentences_name_is_there(page: Path) -> None:
     wrong = {(line, span): span_fault(span) for line, span in spans(page.read_text())}
+    assert {place: said for place, said in wrong.items() if said} == {}
+
+
+def test_what_messages_name_is_there() -> None:
+    wrong = {}
+    for path in [*ROOT.glob("medv_ray/**/*.py"), *ROOT.glob("jobs/*.py")]:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+        texts = {node for node in nodes if isinstance(node, ast.Constant)} - docstrings
+        for text in texts:
+            for span in re.findall(r"`((?:medv |--set )[^`]*)`", str(text.value)):
+                wrong[path.name, text.lineno, span] = span_fault(" ".join(span.split()))
     assert {place: said for place, said in wrong.items() if said} == {}
 
 

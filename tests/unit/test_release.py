@@ -18,6 +18,12 @@ def test_the_documents_table_is_that_of_the_kept_figures() -> None:
     assert written(text, kept()) == text, "python -m tests.chaos.release --table"
 
 
+def test_results_are_lines_of_json() -> None:
+    for path in (release.DOCS.parents[1] / "benchmarks" / "results").glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            assert json.loads(line), path.name
+
+
 def test_no_cell_is_empty_and_no_figure_is_made_up() -> None:
     for figure in FIGURES:
         assert figure.run in RUNS

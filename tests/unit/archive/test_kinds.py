@@ -27,7 +27,7 @@ def test_a_dataset_prepared_for_training_is_no_archive(make):
     said = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "yes"}]
     folder = make.archive / "prepared"
     write_dataset(folder, "toy", {"train": [Row("r0", (b"a picture",), said, "closed")]})
-    with pytest.raises(SettingsError, match="prepared for training.*medv evaluate --data"):
+    with pytest.raises(SettingsError, match="prepared for training.*medv eval --data"):
         make.plan(archive=str(folder))
     (folder / "dataset.json").unlink()
     assert make.plan(archive=str(folder)).chunks  # nothing else than its index tells

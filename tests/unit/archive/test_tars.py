@@ -122,6 +122,7 @@ def test_rows_that_lack_a_part(make):
     )  # fmt: skip
     rows = make.rows(make.plan(max_image_bytes=100))
     assert codes(rows) == ["E1301", "E1111", "E1109", "E1109", "E1304", "E1109", "E1112"]
+    assert rows[5].error.detail.endswith(f"{2**20 + 1} bytes; the limit is {2**20}.")
 
 
 def test_a_member_that_claims_gigabytes_is_never_read(make):

@@ -383,3 +383,12 @@ def test_what_does_not_fit_a_batch_is_refused() -> None:
     for position in (-1, 4):
         with pytest.raises(ValueError, match="outside"):
             batch.enter(0, SampleSpec(4, 2, 4, MASK), canvas=Canvas({position: 1}))
+
+
+@pytest.mark.parametrize("seed", [5, 2**63 + 5, -5])
+def test_any_seed_of_a_generator_keys_its_draws(denoiser: Any, seed: int) -> None:
+    spec = SampleSpec(4, 4, 4, MASK, temperature=1.0, noise="keyed", forbidden_ids=(MASK,))
+    denoisers = [denoiser(7), denoiser(8)]
+    got = together(denoisers, [spec] * 2, [seed] * 2, side_by_side=True)
+    for b in (0, 1):
+        assert_same(got, b + 1, alone(denoisers[b], spec, seed))

@@ -633,3 +633,37 @@ def test_memory_that_is_short_in_a_capture_is_found(monkeypatch: pytest.MonkeyPa
     graph.run(step)
     with pytest.raises(torch.OutOfMemoryError):
         graph.run(step)
+
+
+def test_a_step_that_no_graph_takes_goes_on_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once, and computed at every call."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    recording, ran = [False], []
+
+    @contextlib.contextmanager
+    def record(*_: object, **__: object) -> Iterator[None]:
+        recording[0] = True
+        try:
+            yield
+        finally:
+            recording[0] = False
+            raise torch.AcceleratorError("operation failed due to a previous error", 901)
+
+    def step() -> None:
+        if recording[0]:
+            raise torch.AcceleratorError("operation not permitted when stream is capturing", 900)
+        ran.append(1)
+
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    graph = denoisers.Captured()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(4):
+            graph.run(step)
+    assert len(ran) == 4
+    assert not graph.ready
+    assert [r.getMessage() for r in caplog.records] == [
+        "no CUDA graph of a step with cache=dual (AcceleratorError): slower"
+    ]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from medv_kernels import commit as kernel
-from medv_kernels import reference, triton_commit
+from medv_kernels import ops, reference, triton_commit
 from medv_kernels.reference import ResponseState
 
 REST = st.sampled_from([0.0, 1e-30, 0.1, 0.25, 0.25, 1.0, 1.0, 3.0, 1e300, math.inf, math.nan])
@@ -130,6 +130,20 @@ def test_a_row_of_the_longest_length(device: torch.device, monkeypatch: pytest.M
     assert chosen.nonzero()[:, 1].tolist() == [*range(4), *range(4000, 4096)]
     with pytest.raises(ValueError, match="at most 4096"):
         kernel.commit(*(torch.zeros(1, 4097, device=device).long() for _ in range(4)), [1])
+
+
+def test_a_longer_row_takes_plain_torch(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "takes_kernels", lambda tensor: True)
+    x = torch.zeros(1, kernel.MOST + 1, dtype=torch.int64, device=device)
+    rest, one = torch.ones(x.shape, device=device), torch.ones(1, device=device).long()
+    rest[0, -1] = 0.5
+    chosen = ops.commit(x, x == 0, x + 1, rest, one)[1]
+    assert chosen.nonzero().tolist() == [[0, kernel.MOST]]
+    state = reference.ResponseState.begin(x, x == 0)
+    ops.commit_step(state, x + 1, rest, one * x.shape[1], one, one, mask_id=0)
+    assert state.masked.logical_not().nonzero().tolist() == [[0, kernel.MOST]]
 
 
 def test_counts_alone() -> None:

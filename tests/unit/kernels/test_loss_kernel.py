@@ -182,3 +182,16 @@ def test_rows_that_are_not_finite(device: torch.device) -> None:
 def test_float64_is_refused(device: torch.device) -> None:
     with pytest.raises(TypeError, match="float64"):
         loss.token_losses(torch.zeros(1, 2, device=device).double(), None, torch.zeros(1).long())
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_logits_that_lie_column_by_column(device: torch.device, reused: bool) -> None:
+    hidden, head, targets, _ = inputs(5, 12, 900)
+
+    def run(module: Any, a: Tensor, b: Tensor) -> Tensor:
+        there = targets.to(a.device)
+        if reused and module is loss:
+            return module.token_losses(a, lambda rows: (b @ rows.T).T, there)
+        return module.token_losses((b @ a.T).T, None, there)
+
+    check(both(hidden, head, device, run), 1e-5)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medv_kernels import fused, launch, noise, reference, triton_select
+from medv_kernels import fused, launch, loss, noise, reference, triton_select
 from medv_kernels import select as kernel
 from medv_kernels.reference import Selection
 from medv_kernels.select import select
@@ -356,6 +356,26 @@ def test_scratch_is_bounded(monkeypatch: pytest.MonkeyPatch, device: torch.devic
     check(rows[:2], head, device, 1e-4)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_logits_of_an_odd_vocabulary_begin_at_even_addresses(
+    device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products are slow otherwise; 126,349, which LLaDA-V cuts to, is odd."""
+    made: list[Tensor] = []
+    real = torch.mm
+
+    def watched(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        made.append(out)
+        return real(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", watched)
+    head, rows = (logits_of(n, 8, n).to(device, dtype) for n in (211, 5))
+    select(rows, head, logit_size=201, unconditional=rows, cfg_scale=1.0)
+    loss.token_losses(rows, head, torch.zeros(5, device=device).long(), 201)
+    assert [out.shape for out in made] == [(5, 201)] * 3
+    assert all(out[1:].data_ptr() % 16 == out.data_ptr() % 16 == 0 for out in made)
+
+
 def test_no_rows_give_nothing(device: torch.device) -> None:
     for head in (None, torch.zeros(5, 5, device=device)):
         got = select(torch.zeros(0, 5, device=device), head, second=True, temperature=1.0)
@@ -378,3 +398,14 @@ def test_wrong_use_is_refused(device: torch.device, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="reference"):
         select(rows.cpu())
+
+
+def test_draws_of_any_layout(few: None, device: torch.device) -> None:
+    """A slice of keys, draws column by column, one row of draws for all."""
+    logits = logits_of(4, 300)
+    keys = noise.row_keys(1, 2, torch.arange(8))[::2]
+    assert not keys.is_contiguous()
+    check(logits, None, device, temperature=1.0, keys=keys)
+    draws = torch.rand(300, 4, dtype=torch.float64, generator=torch.manual_seed(1))
+    check(logits, None, device, temperature=1.0, uniform=draws.T)
+    check(logits, None, device, temperature=1.0, uniform=draws.T[:1].expand(4, 300))
