@@ -6,7 +6,6 @@ Uncompressed pixels: PS3.5 section 8 and annex D. H rows, W columns.
 from __future__ import annotations
 
 import io
-import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from medv_ray.data import jpeg
 from medv_ray.data.dicom_decoders import RLE, twelve_bits
+from medv_ray.data.encoded import components_of, size_of
 from medv_ray.errors import DataError
 
 _UNDEFINED = 0xFFFFFFFF
@@ -236,12 +236,10 @@ def _coded(
     if syntax == RLE and _begins(frame):  # a segment for each byte of a pixel
         return layout.allocated, int.from_bytes(frame[:4], "little") * 8 // layout.allocated, size
     head = bytes(frame[:_J2K_HEAD])
-    start = head.find(b"\xff\x4f\xff\x51")
-    if start < 0 or len(head) < start + 43:
+    parts, coded = components_of(head), size_of(head)
+    if not parts or coded is None:
         return layout.stored, layout.samples, size
-    right, low, left, top = struct.unpack_from(">4L", head, start + 8)  # T.800 A.5.1
-    samples, bits = struct.unpack_from(">HB", head, start + 40)
-    return (bits & 127) + 1, samples, (right - left, low - top)
+    return parts[0][0], len(parts), coded
 
 
 def _may_be_filled(values: NDArray[Any], markers: jpeg.Markers) -> bool:

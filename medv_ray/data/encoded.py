@@ -36,6 +36,8 @@ _ADAM7 = (
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
 )
 _INFLATE_STEP = 2**20
+SOC_SIZ = b"\xff\x4f\xff\x51"
+"""How a JPEG 2000 codestream begins."""
 
 
 def open_header(data: bytes, formats: Sequence[str]) -> ImageFile.ImageFile:
@@ -93,10 +95,19 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         offset = end + 4
 
 
+def size_of(head: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG 2000 (ISO 15444-1, A.5.1); None where its head is not there."""
+    start = head.find(SOC_SIZ)
+    if start < 0 or len(head) < start + 24:
+        return None
+    right, low, left, top = struct.unpack_from(">4L", head, start + 8)
+    return right - left, low - top
+
+
 def components_of(head: bytes) -> list[tuple[int, int, int]]:
     """Bits, and steps between samples right and down, of each component of a JPEG 2000
     (ISO 15444-1, A.5.1)."""
-    start = head.find(b"\xff\x4f\xff\x51")
+    start = head.find(SOC_SIZ)
     if start < 0:
         return []
     end = start + 42 + 3 * int.from_bytes(head[start + 40 : start + 42], "big")

@@ -19,6 +19,7 @@ from rich.progress import Progress as Bar
 
 from medv_ray.schema import STATUSES
 
+PATIENCE_S = 60.0
 INTERVAL_S = 10.0
 
 
@@ -142,3 +143,22 @@ def interrupts(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         yield asked
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Patience:
+    """Is over every `PATIENCE_S` anew."""
+
+    def __init__(self) -> None:
+        self._began_s = self._next_s = time.monotonic()
+        self._next_s += PATIENCE_S
+
+    @property
+    def waited_s(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began_s
+
+    def is_over(self) -> bool:
+        """Whether to say something now."""
+        over = time.monotonic() > self._next_s
+        self._next_s += PATIENCE_S if over else 0
+        return over

@@ -36,7 +36,7 @@ from medv_ray.model.weights import read_headers
 from medv_ray.on_ray.cluster import OBJECT_STORE_BYTES, Lost, cluster_address, running_ray
 from medv_ray.on_ray.options import PoolSettings, ScoreSettings, model_digests
 from medv_ray.on_ray.preflight import size_pool
-from medv_ray.on_ray.progress import Progress, interrupts
+from medv_ray.on_ray.progress import Patience, Progress, interrupts
 from medv_ray.schema import STATUSES
 from medv_ray.settings import identity_digest
 
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 PASS_CHUNKS = 50_000
 """Ray Data keeps about 6 kB for each block that went through; a new pass forgets them."""
 IDLE_PASSES = 3
-PATIENCE_S = 60.0
 DEFECTS = 100  # rows of this session that ended for one of these reasons, before it gives up
 GIVE_UP = {"internal_error": "E1509", "out_of_memory": "E1508"}
 
@@ -281,25 +280,6 @@ def tiles_of(settings: ScoreSettings) -> TileSettings | None:
     need not have the model's folder. Raises CheckpointError E14xx."""
     config = read_headers(here(settings.model.path))[0]
     return None if config.vision is None else config.tiling(settings.image.aspect)
-
-
-class Patience:
-    """Is over every `PATIENCE_S` anew."""
-
-    def __init__(self) -> None:
-        self._began_s = self._next_s = time.monotonic()
-        self._next_s += PATIENCE_S
-
-    @property
-    def waited_s(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self._began_s
-
-    def is_over(self) -> bool:
-        """Whether to say something now."""
-        over = time.monotonic() > self._next_s
-        self._next_s += PATIENCE_S if over else 0
-        return over
 
 
 def waiting(pool: PoolSettings) -> str:

@@ -16,7 +16,7 @@ from medv_ray.archive.run import Run
 from medv_ray.archive.sources import open_archive
 from medv_ray.errors import CheckpointError, RunError
 from medv_ray.model import lora
-from medv_ray.on_ray import job_meters, options
+from medv_ray.on_ray import job_meters, options, progress
 from medv_ray.on_ray import score as scoring
 from medv_ray.on_ray.cluster import Lost
 from medv_ray.on_ray.job_meters import ScoreMeters
@@ -309,7 +309,7 @@ def test_a_job_that_has_ended_has_no_row_to_go(
 
 
 def test_who_waits_is_told_until_the_first_row(drive: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "PATIENCE_S", -1.0)
+    monkeypatch.setattr(progress, "PATIENCE_S", -1.0)
     monkeypatch.setattr(scoring, "waiting", lambda pool: "for room.")
     passes = Passes(10)
 
@@ -328,8 +328,8 @@ def test_who_waits_is_told_until_the_first_row(drive: Any, monkeypatch: pytest.M
 
 def test_patience_is_over_every_minute_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
-    monkeypatch.setattr(scoring.time, "monotonic", lambda: now_s)
-    patience = scoring.Patience()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now_s)
+    patience = progress.Patience()
     over = []
     for now_s in (159.0, 161.0, 162.0, 219.0, 221.0):  # noqa: B007  which the clock says
         over.append(patience.is_over())
