@@ -61,6 +61,9 @@ def test_pictures_and_not_rows_are_what_counts() -> None:
         assert p > at_most(0, 30, 0.1), "no more is known than of 30 rows, whatever was seen"
     assert p_value(np.zeros(1), np.array([300]), 0.1, 300) > 0.5, "one picture"
     assert p_value(np.full(30, 20.0), twenty, 0.1, 20) == 1.0
+    # one row of each picture was kept, but a new one may have twenty
+    one = np.ones(30, np.int64)
+    assert p_value(np.zeros(30), one, 0.1, 20) > at_most(0, 30, 0.1)
     assert p_value(np.zeros(200), np.full(200, 20), 0.1, 20) < 1e-6
     # stakes by hand: a picture of m rows without an error wins risk / (1 - risk) of it
     assert p_value(np.zeros(2), np.array([2, 2]), 0.5, 2) == pytest.approx(
